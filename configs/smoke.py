@@ -1,0 +1,40 @@
+"""A tiny Mixer on the shipped digits: seconds on a CPU.
+
+  python train.py --config=configs/smoke.py --workdir=/tmp/smoke
+
+Shows that an installation works, end to end; says nothing about accuracy.
+"""
+
+from mixer import config as config_lib
+
+
+def get_config() -> config_lib.Config:
+  """The recipe."""
+  c = config_lib.default()
+  c.batch_size = 32
+  c.total = "60 steps"
+  c.image_size = 16
+  c.model.variant = "S/4"
+  c.model.num_blocks = 2
+  c.model.hidden_dim = 32
+  c.model.tokens_mlp_dim = 16
+  c.model.channels_mlp_dim = 64
+  c.model.dropout = 0.1
+  c.model.stochastic_depth = 0.1
+  c.model.dtype = "float32"
+  c.data.name = "digits"
+  c.data.eval_split = "test"
+  c.data.crop_area_min = 0.5
+  c.data.flip = False
+  c.data.eval_short_side = 16
+  c.data.threads = 2
+  c.loss.mixup = 0.2
+  c.optimizer.learning_rate = 3e-3
+  c.optimizer.weight_decay = 0.05
+  c.optimizer.ema_decay = 0.9
+  c.schedule.warmup = "5 steps"
+  c.schedule.decay = "cosine"
+  c.log_every = "10 steps"
+  c.eval_every = "30 steps"
+  c.checkpoint_every = "20 steps"
+  return c

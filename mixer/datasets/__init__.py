@@ -1,0 +1,1 @@
+"""Data sets: the builders that TFDS lacks, and how sets are opened."""

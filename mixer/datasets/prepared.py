@@ -1,0 +1,144 @@
+"""Opens prepared TFDS data sets; prepares the shipped ones on first use."""
+
+import fcntl
+import importlib
+import os
+import pathlib
+import shutil
+import sys
+from typing import Any
+
+from mixer.errors import UserError
+
+# Built from what the installed packages contain, without a network:
+# data set -> (module, class).
+SHIPPED = {
+  "digits": ("mixer.datasets.digits", "Digits"),
+  "glyphs": ("mixer.datasets.glyphs", "Glyphs"),
+}
+
+# What a user has to know to prepare a set that the recipes name.
+_HOW_TO = {
+  "imagenet2012": (
+    "Get ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from "
+    "image-net.org and run `tfds build imagenet2012 --file_format=array_record "
+    "--manual_dir=DIR` (needs TensorFlow: pip install "
+    '-e ".[tensorflow]").'
+  ),
+  "imagenet21k": (
+    "TFDS has no builder for ImageNet-21k: docs/data.md shows how to write "
+    "your copy as a TFDS data set of that name."
+  ),
+}
+
+
+def resolve_data_dir(data_dir: str) -> pathlib.Path:
+  """The folder that holds data sets, TFDS's own default for ""."""
+  default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+  return pathlib.Path(data_dir or default).expanduser()
+
+
+def open_source(
+  name: str, split: str, data_dir: str
+) -> tuple[Any, tuple[str, ...]]:
+  """Random access to the encoded records of a split.
+
+  Args:
+    name: of a TFDS data set, with `/config` and `:version` where it has any.
+    split: TFDS split expression.
+    data_dir: where data sets lie, "" for TFDS's default.
+
+  Returns:
+    A sequence of `{"image": bytes, "label": int}`, and the class names.
+
+  Raises:
+    UserError: not prepared, not readable by index, not for classification, or
+      without such a split.
+  """
+  # TFDS is imported late: tools that read no data start faster.
+  import tensorflow_datasets as tfds
+
+  root = resolve_data_dir(data_dir)
+  if name in SHIPPED:
+    builder = _shipped(name, root)
+  else:
+    builder = _prepared(name, root)
+  features = builder.info.features
+  if not features or not {"image", "label"} <= features.keys():
+    raise UserError(
+      f"data set {name} in {root} has no features `image` and `label`; name "
+      "one for image classification in data.name."
+    )
+  try:
+    source = builder.as_data_source(
+      split, decoders={"image": tfds.decode.SkipDecoding()}
+    )
+  except NotImplementedError as e:
+    kind = builder.info.file_format
+    raise UserError(
+      f"data set {name} in {root} is stored as {kind.value if kind else '?'}, "
+      "which can't be read by index; convert it to array_record with `python "
+      "-m tensorflow_datasets.scripts.convert_format "
+      f"--dataset_dir={builder.data_dir} --out_file_format=array_record "
+      "--out_dir=NEW_DIR`."
+    ) from e
+  except (ValueError, KeyError) as e:
+    sizes = {k: v.num_examples for k, v in builder.info.splits.items()}
+    raise UserError(
+      f"data set {name} has no split {split!r} ({str(e).splitlines()[0]}); it "
+      "has "
+      + ", ".join(f"{k} ({v:,} examples)" for k, v in sizes.items())
+      + ', or parts of these as in "train[:98%]".'
+    ) from e
+  return source, tuple(features["label"].names)
+
+
+def _prepared(name: str, root: pathlib.Path) -> Any:
+  from tensorflow_datasets.core import read_only_builder, registered
+
+  try:
+    return read_only_builder.builder_from_files(name, data_dir=str(root))
+  except (registered.DatasetNotFoundError, ValueError) as e:
+    base = name.split("/")[0].split(":")[0]
+    raise UserError(
+      f"data set {name} is not prepared in {root}. "
+      + _HOW_TO.get(
+        base,
+        f"If TFDS knows it: `tfds build {name} --file_format=array_record "
+        f"--data_dir={root}`; docs/data.md says more.",
+      )
+      + " If it lies elsewhere, name the place with --config.data.data_dir=DIR."
+      + f" Without any preparation: {', '.join(SHIPPED)}."
+    ) from e
+
+
+def _shipped(name: str, root: pathlib.Path) -> Any:
+  """The builder of a shipped data set, prepared if it wasn't."""
+  import tensorflow_datasets as tfds
+
+  module, class_name = SHIPPED[name]
+  make = getattr(importlib.import_module(module), class_name)
+  try:
+    root.mkdir(parents=True, exist_ok=True)
+    builder = make(data_dir=str(root), file_format="array_record")
+    if builder.is_prepared():
+      return builder
+    # One process prepares, others of this machine wait; the lock goes with
+    # the process, however that ends.
+    with open(root / f".{name}.lock", "w") as lock:
+      fcntl.flock(lock, fcntl.LOCK_EX)
+      builder = make(data_dir=str(root), file_format="array_record")
+      if builder.is_prepared():
+        return builder
+      for leftover in (root / name).glob("*incomplete*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+      print(f"preparing data set {name} in {root} (once)", flush=True)
+      if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+      builder.download_and_prepare(file_format="array_record")
+  except OSError as e:
+    raise UserError(
+      f"data set {name} can't be prepared in {root}: {e.strerror or e}. Make "
+      "room there or name another place with --config.data.data_dir=DIR."
+    ) from e
+  return builder

@@ -1,0 +1,89 @@
+"""Exact metrics, and features, over a whole split."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mixer import sharding
+from mixer import step as step_lib
+
+Batches = Iterable[dict[str, np.ndarray]]
+
+
+def _one_late(
+  step: Callable[[Any, step_lib.Batch], Any],
+  params: Any,
+  batches: Batches,
+  mesh: Mesh,
+  interrupt: Callable[[], None],
+) -> Iterator[Any]:
+  """Results of every batch, on the host.
+
+  Each is read after the next one has been started, so that the device always
+  has work, and never holds more than two batches.
+  """
+  pending = None
+  for batch in batches:
+    interrupt()
+    result = step(params, sharding.put_batch(mesh, batch))
+    if pending is not None:
+      yield jax.device_get(pending)
+    pending = result
+  yield jax.device_get(pending)
+
+
+def evaluate(
+  trainer: step_lib.Trainer,
+  params: Any,
+  batches: Batches,
+  mesh: Mesh,
+  interrupt: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+  """Counts every example of a split exactly once.
+
+  Args:
+    trainer: of the run.
+    params: to be evaluated.
+    batches: this host's, of `input_pipeline.eval_batches`.
+    mesh: of all devices.
+    interrupt: called before each batch; may raise.
+
+  Returns:
+    `accuracy` and `accuracy_top5` in [0, 1], the mean `loss` in nats, and the
+    `examples` counted.
+  """
+  sums = {"count": 0, "correct": 0, "correct_top5": 0, "loss_sum": 0.0}
+  for result in _one_late(trainer.eval_step, params, batches, mesh, interrupt):
+    for name, value in result.items():
+      sums[name] += value.item()
+  count = sums["count"]
+  return {
+    "accuracy": sums["correct"] / count,
+    "accuracy_top5": sums["correct_top5"] / count,
+    "loss": sums["loss_sum"] / count,
+    "examples": count,
+  }
+
+
+def features(
+  trainer: step_lib.Trainer,
+  params: Any,
+  batches: Batches,
+  mesh: Mesh,
+  interrupt: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+  """Pre-logits float32 `[N, C]` of a split, in its order, on every host.
+
+  Args: as for `evaluate`.
+  """
+  return np.concatenate(
+    [
+      rows[mask]
+      for rows, mask in _one_late(
+        trainer.features, params, batches, mesh, interrupt
+      )
+    ]
+  )

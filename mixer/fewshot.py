@@ -1,0 +1,106 @@
+"""Few-shot evaluation: ridge regression on frozen features.
+
+The protocol of the paper (section 3) in the form of the authors' code:
+pre-logits of N labelled examples a class, whitened one by one, with a constant
+feature of 100 for the bias; targets -1 and 1; the class with the highest
+prediction counts.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mixer.datasets import split as split_lib
+
+_BIAS = 100.0
+
+
+class Task:
+  """A data set with its draws of labelled examples.
+
+  Args:
+    train: where labelled examples are drawn from.
+    test: what accuracy is measured on.
+    shots: numbers of labelled examples a class.
+    seeds: how many draws of each number.
+    l2: weight of the squared norm of the solution.
+
+  Raises:
+    UserError: a class has too few examples.
+  """
+
+  def __init__(
+    self,
+    train: split_lib.Split,
+    test: split_lib.Split,
+    shots: Sequence[int],
+    seeds: int,
+    l2: float,
+  ):
+    self._train, self._test, self._l2 = train, test, l2
+    self._draws = {
+      n: [train.per_class(n, seed) for seed in range(seeds)] for n in shots
+    }
+
+  def accuracies(
+    self, extract: Callable[[split_lib.Split], np.ndarray]
+  ) -> dict[int, list[float]]:
+    """Accuracy on the test split: shots -> one value a draw.
+
+    Args:
+      extract: gives the features `[N, C]` of a split, in its order.
+    """
+    drawn = [d.records for draws in self._draws.values() for d in draws]
+    used = np.unique(np.concatenate(drawn))
+    features = extract(dataclasses.replace(self._train, indices=used))
+    test = extract(self._test)
+    return {
+      shots: [
+        ridge_accuracy(
+          features[np.searchsorted(used, draw.records)],
+          draw.labels,
+          test,
+          self._test.labels,
+          len(self._train.class_names),
+          self._l2,
+        )
+        for draw in draws
+      ]
+      for shots, draws in self._draws.items()
+    }
+
+
+def ridge_accuracy(
+  train_x: np.ndarray,
+  train_y: np.ndarray,
+  test_x: np.ndarray,
+  test_y: np.ndarray,
+  num_classes: int,
+  l2: float,
+) -> float:
+  """Accuracy on the test features of a ridge regression on the others.
+
+  Args:
+    train_x: `[N, C]`.
+    train_y: int `[N]`.
+    test_x: `[M, C]`.
+    test_y: int `[M]`.
+    num_classes: K.
+    l2: weight of the squared norm of the solution.
+  """
+  mean = train_x.mean(axis=0, dtype=np.float64)
+  std = train_x.std(axis=0, dtype=np.float64) + 1e-5
+
+  def prepare(x: np.ndarray) -> np.ndarray:
+    white = (x - mean) / std
+    return np.pad(white, ((0, 0), (0, 1)), constant_values=_BIAS)
+
+  x, targets = prepare(train_x), 2.0 * np.eye(num_classes)[train_y] - 1.0
+  n, dim = x.shape
+  # The smaller of the two systems that have the same solution.
+  if n >= dim:
+    w = np.linalg.solve(x.T @ x + l2 * np.eye(dim), x.T @ targets)
+  else:
+    w = x.T @ np.linalg.solve(x @ x.T + l2 * np.eye(n), targets)
+  return float(np.mean((prepare(test_x) @ w).argmax(axis=1) == test_y))

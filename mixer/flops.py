@@ -1,0 +1,48 @@
+"""Operations per image, and what a device can do a second at most."""
+
+from mixer import model as model_lib
+
+# bfloat16 matmul peak per device as JAX counts devices, FLOP/s, without
+# sparsity, by a part of `device_kind`; from the vendors' data sheets.
+_PEAKS = (
+  ("TPU v3", 61.5e12),  # One core.
+  ("TPU v4", 275e12),
+  ("TPU v5 lite", 197e12),
+  ("TPU v5e", 197e12),
+  ("TPU v5p", 459e12),
+  ("TPU v5", 459e12),
+  ("TPU v6 lite", 918e12),
+  ("TPU v6e", 918e12),
+  ("H200", 989e12),
+  ("H100", 989e12),
+  ("A100", 312e12),
+  ("L4", 121e12),
+  ("V100", 125e12),
+)
+
+
+def peak(device_kind: str) -> float | None:
+  """FLOP/s of a device in bfloat16, None where it isn't known."""
+  for name, value in _PEAKS:
+    if name in device_kind:
+      return value
+  return None
+
+
+def forward_macs(model: model_lib.MlpMixer, image_size: int) -> tuple[int, int]:
+  """Multiply-accumulates of one image: (all, those of the stem)."""
+  s = (image_size // model.patch_size) ** 2
+  c, t, f = model.hidden_dim, model.tokens_mlp_dim, model.channels_mlp_dim
+  stem = s * 3 * model.patch_size**2 * c
+  blocks = model.num_blocks * 2 * s * c * (t + f)
+  return stem + blocks + c * model.num_classes, stem
+
+
+def training(model: model_lib.MlpMixer, image_size: int) -> int:
+  """FLOP to train on one image: forward, and twice that backward.
+
+  The stem needs no gradient for its input. Recomputation is not counted, nor
+  is anything elementwise.
+  """
+  macs, stem = forward_macs(model, image_size)
+  return 6 * macs - 2 * stem

@@ -1,0 +1,175 @@
+"""Where numbers go: metrics.jsonl, TensorBoard, the terminal."""
+
+import json
+import math
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+
+from mixer.errors import UserError
+
+FILE = "metrics.jsonl"
+
+
+def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """The records of a run, in order; a line cut off by a kill is left out."""
+  records = []
+  try:
+    text = (workdir / FILE).read_text()
+  except FileNotFoundError:
+    return []
+  for line in text.splitlines():
+    try:
+      records.append(json.loads(line))
+    except ValueError:
+      continue
+  return records
+
+
+class Writer:
+  """Appends records of metrics, on the first host alone.
+
+  A run that goes on from step N first drops the records after N, which it
+  will write again: so the file reads as if nothing had happened.
+  """
+
+  def __init__(self, workdir: pathlib.Path, start_step: int):
+    """Opens the files.
+
+    Args:
+      workdir: of the run.
+      start_step: updates done.
+    """
+    self._active = jax.process_index() == 0
+    self.records = [r for r in read(workdir) if r["step"] <= start_step]
+    if not self._active:
+      return
+    # Imported late: it takes a while, and reading records doesn't need it.
+    import tensorboardX
+
+    path = workdir / FILE
+    temporary = path.with_name(f".{FILE}")
+    with open(temporary, "w") as f:
+      f.writelines(json.dumps(r) + "\n" for r in self.records)
+    temporary.replace(path)
+    self._file = open(path, "a")
+    self._board = tensorboardX.SummaryWriter(
+      str(workdir / "tensorboard"), purge_step=start_step + 1, flush_secs=10
+    )
+
+  def has(self, step: int, name: str) -> bool:
+    """Whether a record of that step with that metric is there."""
+    return any(r["step"] == step and name in r for r in self.records)
+
+  def last(self, name: str) -> dict[str, float]:
+    """The values of the newest record that has that metric."""
+    found = [r for r in self.records if name in r]
+    return {k: v for k, v in found[-1].items() if k != "step"} if found else {}
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    """Appends one record; a value that is not finite becomes null.
+
+    Raises:
+      UserError: the disk doesn't take it.
+    """
+    record = {"step": step} | {
+      k: v if math.isfinite(v) else None for k, v in values.items()
+    }
+    self.records.append(record)
+    if not self._active:
+      return
+    try:
+      self._file.write(json.dumps(record) + "\n")
+      self._file.flush()
+      for name, value in values.items():
+        self._board.add_scalar(name, value, step)
+    except OSError as e:
+      raise UserError(
+        f"metrics can't be written to {self._file.name}: {e.strerror}. Mend "
+        "the cause and start the same command again: it goes on from the "
+        "newest checkpoint."
+      ) from e
+
+  def close(self) -> None:
+    """Flushes and closes the files."""
+    if self._active:
+      self._board.close()
+      self._file.close()
+
+
+class Terminal:
+  """Progress for people: one live line on a terminal, plain lines in a file.
+
+  Only the first host prints.
+  """
+
+  def __init__(self, total: int):
+    self._total = total
+    self._live = sys.stdout.isatty()
+    self._active = jax.process_index() == 0
+    self._last = 0.0
+    self._open = False
+
+  def say(self, text: str) -> None:
+    """A line that stays."""
+    if self._active:
+      end = "\r\x1b[K" if self._open else ""
+      print(f"{end}{text}", flush=True)
+      self._open = False
+
+  def end(self) -> None:
+    """Leaves the live line as it is and goes below it."""
+    if self._active and self._open:
+      print(flush=True)
+      self._open = False
+
+  def progress(
+    self, step: int, values: dict[str, float], *, logged: bool
+  ) -> None:
+    """Step, loss, speed and time left.
+
+    Args:
+      step: updates done.
+      values: named as in metrics.jsonl.
+      logged: whether they have been written as a record too; a file gets a
+        line only then.
+    """
+    if not self._active:
+      return
+    if self._live:
+      now = time.monotonic()
+      if now - self._last > 0.1 or logged:
+        self._last = now
+        print(f"\r\x1b[K{self._line(step, values)}", end="", flush=True)
+        self._open = True
+    elif logged:
+      print(self._line(step, values), flush=True)
+
+  def _line(self, step: int, values: dict[str, float]) -> str:
+    width = len(str(self._total))
+    parts = [f"step {step:{width}d}/{self._total}"]
+    parts.append(f"loss {values['train/loss']:.4f}")
+    speed = values.get("train/images_per_second")
+    if speed:
+      parts.append(f"{speed:,.0f} images/s")
+    if "train/mfu" in values:
+      parts.append(f"MFU {values['train/mfu']:.1%}")
+    if "train/seconds_per_step" in values:
+      left = (self._total - step) * values["train/seconds_per_step"]
+      parts.append(f"{duration(left)} left")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+  """`42s`, `3m07s`, `5h02m`, `2d03h`."""
+  s = round(seconds)
+  if s < 60:
+    return f"{s}s"
+  if s < 3600:
+    return f"{s // 60}m{s % 60:02d}s"
+  if s < 86400:
+    return f"{s // 3600}h{s % 3600 // 60:02d}m"
+  return f"{s // 86400}d{s % 86400 // 3600:02d}h"

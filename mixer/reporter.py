@@ -1,0 +1,146 @@
+"""What a running training tells: losses one step late, speed, evaluations."""
+
+import contextlib
+import math
+import pathlib
+import time
+from collections.abc import Iterator
+
+import jax
+
+from mixer import config as config_lib
+from mixer import flops, metrics
+from mixer import step as step_lib
+
+
+class NotFinite(Exception):
+  """A metric became NaN or infinite.
+
+  Attributes:
+    step: the update in which it did.
+    name: of the metric.
+    value: its value.
+  """
+
+  def __init__(self, step: int, name: str, value: float):
+    super().__init__(f"{name} is {value} at step {step}")
+    self.step, self.name, self.value = step, name, value
+
+
+class Stopwatch:
+  """Time of training alone, since it was last read."""
+
+  def __init__(self):
+    self._start = time.perf_counter()
+    self._step = 0
+    self._paused = 0.0
+
+  @contextlib.contextmanager
+  def pause(self) -> Iterator[None]:
+    """What happens inside (evaluating, saving) doesn't count."""
+    start = time.perf_counter()
+    try:
+      yield
+    finally:
+      self._paused += time.perf_counter() - start
+
+  def restart(self, step: int) -> None:
+    """Starts anew, `step` updates done."""
+    self._start, self._step, self._paused = time.perf_counter(), step, 0.0
+
+  def seconds_per_step(self, step: int) -> float:
+    """Since it was restarted."""
+    passed = time.perf_counter() - self._start - self._paused
+    return max(passed, 1e-9) / max(step - self._step, 1)
+
+
+class Reporter:
+  """Reads the metrics of an update after the next one has been started.
+
+  So the device always has work. `settle` reads what is left: before the state
+  is saved or evaluated, so that neither ever happens to a broken one.
+
+  Attributes:
+    writer: of the records.
+    terminal: for further lines.
+  """
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    config: config_lib.Config,
+    plan: config_lib.Plan,
+    trainer: step_lib.Trainer,
+    start_step: int,
+  ):
+    self.writer = metrics.Writer(workdir, start_step)
+    self.terminal = metrics.Terminal(plan.total)
+    self._plan = plan
+    self._batch_size = config.batch_size
+    self._flops = flops.training(trainer.model, config.image_size)
+    peak = flops.peak(jax.devices()[0].device_kind)
+    self._peak = peak and peak * jax.device_count()
+    self._watch = Stopwatch()
+    self._first = start_step + 1
+    self._pending: tuple[int, step_lib.Metrics] | None = None
+    self._speed: dict[str, float] = {}
+
+  def update(self, step: int, values: step_lib.Metrics) -> None:
+    """Takes an update's metrics, still being computed; reads those before.
+
+    Raises:
+      NotFinite: in those before.
+    """
+    self.settle()
+    self._pending = (step, values)
+
+  def settle(self) -> None:
+    """Reads what hasn't been read.
+
+    Raises:
+      NotFinite: loss or gradient.
+    """
+    if self._pending is None:
+      return
+    (step, pending), self._pending = self._pending, None
+    values = {k: v.item() for k, v in jax.device_get(pending).items()}
+    values = {f"train/{k}": v for k, v in values.items()}
+    logged = step % self._plan.log_every == 0 or step in (1, self._plan.total)
+    if step == self._first:
+      self._watch.restart(step)  # The first update includes compilation.
+    elif logged:
+      self._measure(step)
+    if logged:
+      self.writer.write(step, values | self._speed)
+    self.terminal.progress(step, values | self._speed, logged=logged)
+    for name in ("train/loss", "train/grad_norm"):
+      if not math.isfinite(values[name]):
+        raise NotFinite(step, name, values[name])
+
+  def _measure(self, step: int) -> None:
+    seconds = self._watch.seconds_per_step(step)
+    self._watch.restart(step)
+    rate = self._batch_size / seconds
+    self._speed = {
+      "train/images_per_second": rate,
+      "train/seconds_per_step": seconds,
+    }
+    if self._peak:
+      self._speed["train/mfu"] = rate * self._flops / self._peak
+
+  @contextlib.contextmanager
+  def pause(self) -> Iterator[None]:
+    """What happens inside doesn't count as training time."""
+    with self._watch.pause():
+      yield
+
+  def evaluation(self, step: int, values: dict[str, float]) -> None:
+    """Writes an evaluation's record and line."""
+    self.writer.write(step, values)
+    shown = [f"{k} {v:.4f}" for k, v in values.items() if k != "eval/examples"]
+    self.terminal.say(f"step {step}: " + "  ".join(shown))
+
+  def close(self) -> None:
+    """Ends the live line, closes the files."""
+    self.terminal.end()
+    self.writer.close()

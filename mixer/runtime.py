@@ -1,0 +1,157 @@
+"""Everything between the process and the program: start, signals, exit."""
+
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import platform as platform_lib
+import signal
+import sys
+import threading
+import warnings
+from types import FrameType
+from typing import Any
+
+import absl.logging
+import jax
+
+from mixer import __version__
+from mixer.errors import UserError
+
+# Exit codes, documented in README.md.
+DONE, FAILED, PREEMPTED = 0, 1, 42
+
+# XLA's CPU backend may fuse matmuls through YNNPACK, which in jaxlib 0.10.2
+# can return wrong values (jax issue 39103): we keep it off. XLA reads the
+# variable when the backend starts.
+_CPU_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
+
+
+def set_xla_flags() -> None:
+  """Turns off the XLA features that we don't trust; call before any array.
+
+  A flag that the user has set stays as it is. Where libtpu is installed all
+  are left alone: it reads the same variable and needn't know the same flags.
+  """
+  flags = os.environ.get("XLA_FLAGS", "")
+  tpu = importlib.util.find_spec("libtpu") is not None
+  if "ynn_fusion_type" not in flags and not tpu:
+    os.environ["XLA_FLAGS"] = f"{flags} {_CPU_FLAG}".strip()
+
+
+def start(platform: str = "") -> None:
+  """Starts JAX on the platform that the user asked for.
+
+  Args:
+    platform: "cpu", "gpu", "tpu", or "" for the best that is there.
+
+  Raises:
+    UserError: JAX finds no such device.
+  """
+  set_xla_flags()
+  if platform:
+    jax.config.update("jax_platforms", {"gpu": "cuda"}.get(platform, platform))
+  try:
+    # Without a word from the user JAX falls back to the CPU, with a warning
+    # of its own where an accelerator is there but fails to start.
+    jax.devices()
+  except (RuntimeError, AssertionError) as e:
+    asked = platform or os.environ.get("JAX_PLATFORMS", "")
+    lines = str(e).splitlines()
+    raise UserError(
+      f"JAX finds no device of the platform {asked!r} here"
+      + (f" ({lines[0]})" if lines else "")
+      + ". For an accelerator install JAX's build for it "
+      '(pip install -e ".[gpu]" or ".[tpu]"), or leave --platform and '
+      "JAX_PLATFORMS out to run on what is there."
+    ) from e
+  cache = os.environ.get(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(pathlib.Path("~/.cache/mixer/xla").expanduser()),
+  )
+  jax.config.update("jax_compilation_cache_dir", cache)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def versions() -> dict[str, str]:
+  """Of Python, this code and the libraries that results depend on."""
+  names = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "pillow",
+    "tensorflow-datasets",
+  )
+  return {
+    "mixer": __version__,
+    "python": platform_lib.python_version(),
+  } | {n: importlib.metadata.version(n) for n in names}
+
+
+def environment() -> dict[str, Any]:
+  """What this run runs on, for its log and its checkpoints."""
+  device = jax.devices()[0]
+  return {
+    "platform": device.platform,
+    "device_kind": device.device_kind,
+    "num_devices": jax.device_count(),
+    "num_processes": jax.process_count(),
+    "host": platform_lib.node(),
+    "cpu_count": os.cpu_count(),
+    "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    "versions": versions(),
+  }
+
+
+class Preempted(Exception):
+  """A signal asked for a stop; says which."""
+
+
+class StopSignal:
+  """Turns the first SIGTERM or Ctrl-C into a flag, the second into an exit.
+
+  Use as a context manager; outside the main thread it listens to nothing.
+
+  Attributes:
+    name: of the signal that came, or "".
+  """
+
+  _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+  def __init__(self):
+    self.name = ""
+    self._previous = {}
+
+  def check(self) -> None:
+    """Raises `Preempted` if a signal has come."""
+    if self.name:
+      raise Preempted(
+        f"{self.name}: stopped and saved; the same command goes on from here"
+      )
+
+  def _handle(self, number: int, frame: FrameType | None) -> None:
+    if self.name:
+      print("\nsecond signal: exiting at once, not saved", file=sys.stderr)
+      os._exit(128 + number)
+    self.name = signal.Signals(number).name
+
+  def __enter__(self) -> "StopSignal":
+    if threading.current_thread() is threading.main_thread():
+      for number in self._SIGNALS:
+        self._previous[number] = signal.signal(number, self._handle)
+    return self
+
+  def __exit__(self, *unused: object) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+
+def quiet_libraries() -> None:
+  """Keeps our own lines readable: third-party chatter only from errors up."""
+  absl.logging.set_verbosity(absl.logging.ERROR)
+  warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -1,0 +1,233 @@
+"""The training state, and the jitted functions that use it."""
+
+import enum
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from mixer import config as config_lib
+from mixer import model as model_lib
+from mixer import objective, optim, sharding
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class Purpose(enum.IntEnum):
+  """What a random key is for; folded into the seed, so never renumber."""
+
+  INIT = 0
+  MIXUP = 1
+  DROPOUT = 2
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that training carries from step to step.
+
+  Attributes:
+    step: int32, updates done.
+    params: float32 tree.
+    opt_state: optax's.
+    ema: an average of `params`, or None where the config wants none.
+  """
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+  ema: Any
+
+  @property
+  def eval_params(self) -> Any:
+    """What evaluation uses: the average where there is one."""
+    return self.params if self.ema is None else self.ema
+
+
+def key_for(
+  seed: int, purpose: Purpose, step: jax.Array | int = 0
+) -> jax.Array:
+  """The random key of a purpose at a step: no key lives in the state."""
+  key = jax.random.fold_in(jax.random.key(seed), purpose)
+  return jax.random.fold_in(key, step)
+
+
+def build_model(
+  config: config_lib.Config, num_classes: int
+) -> model_lib.MlpMixer:
+  """The module that a config describes."""
+  m = config.model
+  shape = {
+    k: m[k]
+    for k in (
+      "num_blocks",
+      "hidden_dim",
+      "tokens_mlp_dim",
+      "channels_mlp_dim",
+    )
+    if m[k]
+  }
+  return model_lib.build(
+    m.variant,
+    num_classes,
+    dropout=m.dropout,
+    stochastic_depth=m.stochastic_depth,
+    head_bias=m.head_bias,
+    dtype=jnp.dtype(m.dtype),
+    remat=m.remat,
+    **shape,
+  )
+
+
+class Trainer:
+  """The jitted functions of a run, and the state's shape and place.
+
+  Attributes:
+    model: the Flax module.
+    num_classes: K.
+    abstract: the state as `jax.ShapeDtypeStruct`s that carry shardings.
+    init: `() -> TrainState`, made where it is to lie.
+    train_step: `(state, batch) -> (state, metrics)`; the state is donated.
+    eval_step: `(params, batch) -> metrics` (see `_eval_step`).
+    features: `(params, batch) -> ([B, C], [B])`, pre-logits and mask, whole on
+      every device.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.Config,
+    plan: config_lib.Plan,
+    num_classes: int,
+    mesh: Mesh,
+  ):
+    self.model = build_model(config, num_classes)
+    self.num_classes = num_classes
+    optimizer = optim.make(config, plan)
+    lr = optim.schedule(config, plan)
+
+    def init() -> TrainState:
+      side = config.image_size
+      images = jnp.zeros((1, side, side, 3), self.model.dtype)
+      key = key_for(config.seed, Purpose.INIT)
+      params = self.model.init(key, images)["params"]
+      return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        # A copy, as a donated buffer must not be given away twice.
+        ema=jax.tree.map(jnp.copy, params)
+        if config.optimizer.ema_decay
+        else None,
+      )
+
+    abstract = jax.eval_shape(init)
+    where = sharding.state(mesh, abstract)
+    self.abstract = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      abstract,
+      where,
+    )
+    everywhere, split = sharding.replicated(mesh), sharding.batch(mesh)
+    self.init = jax.jit(init, out_shardings=where)
+    self.train_step = jax.jit(
+      _train_step(config, self.model, num_classes, optimizer, lr),
+      in_shardings=(where, split),
+      out_shardings=(where, everywhere),
+      donate_argnums=0,
+    )
+    self.eval_step = jax.jit(
+      _eval_step(config, self.model, num_classes),
+      in_shardings=(where.params, split),
+      out_shardings=everywhere,
+    )
+    self.features = jax.jit(
+      lambda params, batch: (
+        model_lib.apply(
+          self.model,
+          params,
+          objective.scale(batch["image"], self.model.dtype),
+          pre_logits=True,
+        ),
+        batch["mask"],
+      ),
+      in_shardings=(where.params, split),
+      out_shardings=everywhere,
+    )
+
+
+def _train_step(
+  config: config_lib.Config,
+  model: model_lib.MlpMixer,
+  num_classes: int,
+  optimizer: optax.GradientTransformation,
+  lr: optax.Schedule,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+  """One update; metrics are of the weights before it."""
+
+  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    images, targets = objective.training_inputs(
+      key_for(config.seed, Purpose.MIXUP, state.step),
+      batch,
+      config,
+      num_classes,
+    )
+    dropout_key = key_for(config.seed, Purpose.DROPOUT, state.step)
+
+    def loss_fn(params: Any) -> jax.Array:
+      logits = model_lib.apply(model, params, images, key=dropout_key)
+      return objective.losses(config.loss.name, logits, targets).mean()
+
+    loss, grads = jax.value_and_grad(loss_fn)(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+      ema = optax.incremental_update(
+        params, ema, 1.0 - config.optimizer.ema_decay
+      )
+    metrics = {
+      "loss": loss,
+      "learning_rate": jnp.asarray(lr(state.step), jnp.float32),
+      "grad_norm": optax.global_norm(grads),
+      "param_norm": optax.global_norm(state.params),
+    }
+    return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+  return train_step
+
+
+def _eval_step(
+  config: config_lib.Config,
+  model: model_lib.MlpMixer,
+  num_classes: int,
+) -> Callable[[Any, Batch], Metrics]:
+  """Sums over the examples that `mask` marks as real.
+
+  A class counts as ranked above the label if its logit is higher, or equal
+  with a lower index: so that ties have one answer, and top-1 is `argmax`.
+  """
+
+  def eval_step(params: Any, batch: Batch) -> Metrics:
+    images = objective.scale(batch["image"], model.dtype)
+    logits = model_lib.apply(model, params, images)
+    labels, mask = batch["label"], batch["mask"]
+    targets = objective.one_hot(labels, num_classes)
+    losses = objective.losses(config.loss.name, logits, targets)
+    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    tied_before = jnp.arange(num_classes)[None, :] < labels[:, None]
+    above = (logits > own) | ((logits == own) & tied_before)
+    rank = above.sum(axis=-1)
+    # No comparison with NaN holds, which would put the label first.
+    sound = mask & ~jnp.isnan(logits).any(axis=-1)
+    return {
+      "count": mask.sum(dtype=jnp.int32),
+      "correct": (sound & (rank < 1)).sum(dtype=jnp.int32),
+      "correct_top5": (sound & (rank < 5)).sum(dtype=jnp.int32),
+      "loss_sum": jnp.where(mask, losses, 0).sum(),
+    }
+
+  return eval_step

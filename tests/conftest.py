@@ -1,0 +1,81 @@
+"""What every test runs under."""
+
+import os
+
+# Before JAX starts: eight devices on any machine, so that sharding is real.
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from configs import smoke
+from mixer import runtime
+
+runtime.set_xla_flags()
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+  """Where the tests' data sets lie; `digits` is prepared on first use."""
+  return str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def smoke_config(data_dir: str):
+  """configs/smoke.py with the tests' data."""
+  config = smoke.get_config()
+  config.data.data_dir = data_dir
+  return config
+
+
+class TrainCommand:
+  """Runs train.py as a user does: a process of its own, one CPU device."""
+
+  def __init__(self, data_dir: str):
+    self._data_dir = data_dir
+
+  def start(self, workdir: pathlib.Path, *args: str) -> subprocess.Popen:
+    """Starts it; `args` come last."""
+    env = dict(os.environ)
+    env["XLA_FLAGS"] = ""
+    return subprocess.Popen(
+      [
+        sys.executable,
+        "train.py",
+        "--config=configs/smoke.py",
+        f"--workdir={workdir}",
+        f"--config.data.data_dir={self._data_dir}",
+        *args,
+      ],
+      cwd=ROOT,
+      env=env,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  def __call__(
+    self, workdir: pathlib.Path, *args: str
+  ) -> subprocess.CompletedProcess:
+    """Runs it to its end."""
+    process = self.start(workdir, *args)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(
+      process.args, process.returncode, out, err
+    )
+
+
+@pytest.fixture
+def train_command(data_dir: str) -> TrainCommand:
+  """To run train.py on the smoke config."""
+  return TrainCommand(data_dir)

@@ -1,0 +1,536 @@
+"""Preprocessing against its definitions, in float64 and by counting."""
+
+import io
+import struct
+import zlib
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from PIL import Image
+
+from mixer import errors, images, preprocess, randaugment
+
+
+def picture(height, width, seed=0):
+  """Smooth colours and some noise, uint8 [H, W, 3]."""
+  rng = np.random.default_rng(seed)
+  y, x, _ = np.mgrid[:height, :width, :1]
+  waves = 128 + 80 * np.sin(x / 31 + np.arange(3)) * np.cos(y / 23)
+  noisy = waves + rng.normal(0, 10, (height, width, 3))
+  return noisy.clip(0, 255).astype(np.uint8)
+
+
+def encode(image, kind="png", mode=None, **options):
+  pil = image if isinstance(image, Image.Image) else Image.fromarray(image)
+  buffer = io.BytesIO()
+  (pil.convert(mode) if mode else pil).save(buffer, kind, **options)
+  return buffer.getvalue()
+
+
+def grey16_png(values):
+  """A 16-bit grey PNG, written by hand: uint16 [H, W] to bytes."""
+
+  def chunk(kind, data):
+    check = zlib.crc32(kind + data)
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
+
+  height, width = values.shape
+  header = struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0)
+  rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+  return (
+    b"\x89PNG\r\n\x1a\n"
+    + chunk(b"IHDR", header)
+    + chunk(b"IDAT", zlib.compress(rows))
+    + chunk(b"IEND", b"")
+  )
+
+
+def area_matrix(size, new_size):
+  """float64 [new, old]: how much of each old pixel a new one covers."""
+  edge = np.arange(new_size + 1)[:, None] * size / new_size
+  old = np.arange(size)
+  cover = np.minimum(edge[1:], old + 1) - np.maximum(edge[:-1], old)
+  return cover.clip(0) * new_size / size
+
+
+def area_resize(image, height, width):
+  rows = area_matrix(image.shape[0], height)
+  columns = area_matrix(image.shape[1], width)
+  image = image.astype(float)
+  return np.einsum("hy,yxc,wx->hwc", rows, image, columns, optimize=True)
+
+
+def bilinear_enlarge(image, height, width):
+  """Interpolates between pixel centres, the border repeated."""
+  for axis, size in enumerate((height, width)):
+    old = image.shape[axis]
+    place = ((np.arange(size) + 0.5) * old / size - 0.5).clip(0, old - 1)
+    low = np.floor(place).astype(int)
+    part = (place - low).reshape([-1, 1, 1] if axis == 0 else [1, -1, 1])
+    high = np.minimum(low + 1, old - 1)
+    image = (1 - part) * image.take(low, axis) + part * image.take(high, axis)
+  return image
+
+
+# Decoding.
+
+
+@pytest.mark.parametrize("kind", ["png", "bmp", "tiff", "webp", "ppm"])
+def test_decode_gives_the_pixels_back(kind):
+  image = picture(37, 53)
+  options = {"lossless": True} if kind == "webp" else {}
+  got = preprocess.decode(encode(image, kind, **options))
+  np.testing.assert_array_equal(got, image)
+  assert got.dtype == np.uint8 and got.flags.c_contiguous
+
+
+def test_decode_grey():
+  image = picture(37, 53)[..., 0]
+  for encoded in (encode(image), encode(image, mode="LA")):
+    got = preprocess.decode(encoded)
+    np.testing.assert_array_equal(got, np.stack([image] * 3, -1))
+  got = preprocess.decode(encode(image > 128))
+  np.testing.assert_array_equal(got[..., 1], (image > 128) * np.uint8(255))
+
+
+def test_decode_drops_transparency():
+  image = picture(37, 53)
+  alpha = np.random.default_rng(0).integers(0, 256, (37, 53, 1), np.uint8)
+  got = preprocess.decode(encode(np.concatenate([image, alpha], -1)))
+  np.testing.assert_array_equal(got, image)
+
+
+@pytest.mark.parametrize(
+  ("kind", "transparency"),
+  [("png", None), ("png", 3), ("png", b"\1\2\3"), ("gif", None), ("gif", 3)],
+  ids=range(5),
+)
+def test_decode_palette(kind, transparency):
+  options = {} if transparency is None else {"transparency": transparency}
+  pil = Image.fromarray(picture(37, 53)).quantize(16)
+  got = preprocess.decode(encode(pil, kind, **options))
+  np.testing.assert_array_equal(got, np.array(pil.convert("RGB")))
+
+
+def test_decode_cmyk():
+  image = picture(64, 48)
+  inks = np.dstack([255 - image, np.full((64, 48), 60, np.uint8)])
+  pil = Image.fromarray(inks, "CMYK")
+  want = (255.0 - inks[..., :3]) * (255 - 60) / 255
+  got = preprocess.decode(encode(pil, "tiff"))
+  assert np.abs(got - want).max() <= 1
+  got = preprocess.decode(encode(pil, "jpeg", quality=95, subsampling=0))
+  assert np.abs(got - want).mean() < 2
+
+
+def test_decode_16_bits_keeps_the_high_byte():
+  values = np.random.default_rng(0).integers(0, 2**16, (19, 23))
+  want = np.stack([values >> 8] * 3, -1)
+  np.testing.assert_array_equal(preprocess.decode(grey16_png(values)), want)
+  grey = Image.fromarray(values.astype(np.uint16))
+  got = preprocess.decode(encode(grey, "tiff"))
+  np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_decode_refuses_values_without_a_range(dtype):
+  values = np.full((4, 4), 1_000_000, dtype)
+  with pytest.raises(ValueError, match="no agreed range; save it as 8-bit"):
+    preprocess.decode(encode(values, "tiff"))
+
+
+def test_decode_ignores_the_orientation_in_exif():
+  image = picture(40, 64)
+  exif = Image.Exif()
+  exif[0x0112] = 6  # Turn by 90 degrees.
+  turned = preprocess.decode(encode(image, "jpeg", exif=exif))
+  np.testing.assert_array_equal(
+    turned, preprocess.decode(encode(image, "jpeg"))
+  )
+  assert turned.shape == (40, 64, 3)
+
+
+def test_decode_takes_the_first_frame():
+  frames = [Image.fromarray(picture(20, 30, s)).quantize(16) for s in (0, 1)]
+  encoded = encode(frames[0], "gif", save_all=True, append_images=frames[1:])
+  want = np.array(frames[0].convert("RGB"))
+  np.testing.assert_array_equal(preprocess.decode(encoded), want)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png"])
+@pytest.mark.parametrize("part", [0.05, 0.5, 0.9])
+def test_truncated_images_are_refused(kind, part):
+  encoded = encode(picture(200, 300), kind)
+  cut = encoded[: int(part * len(encoded))]
+  for function in (preprocess.decode, preprocess.evaluation):
+    with pytest.raises(
+      ValueError, match="^cannot decode the image: .*[Tt]runcated"
+    ):
+      function(cut)
+
+
+def test_what_is_no_image_is_refused():
+  with pytest.raises(ValueError, match="^the image is empty: 0 bytes$"):
+    preprocess.decode(b"")
+  page = b"<html>404 Not Found</html>"
+  with pytest.raises(ValueError, match="26 bytes that begin with b'<html>404"):
+    preprocess.decode(page)
+  options = preprocess.TrainOptions()
+  with pytest.raises(ValueError, match="^not an image in any format"):
+    preprocess.train(page, np.random.default_rng(0), options)
+
+
+def test_decompression_bombs_are_refused():
+  encoded = encode(picture(8, 8), "bmp")
+  bomb = encoded[:18] + struct.pack("<ii", 40_000, 40_000) + encoded[26:]
+  with pytest.raises(ValueError, match="cannot decode .*1600000000 pixels"):
+    preprocess.decode(bomb)
+
+
+@hypothesis.given(st.data())
+@hypothesis.settings(max_examples=200, deadline=None)
+def test_damaged_bytes_give_an_image_or_a_value_error(data):
+  kind = data.draw(st.sampled_from(["jpeg", "png", "gif", "bmp", "webp"]))
+  encoded = bytearray(encode(picture(16, 24), kind))
+  for _ in range(data.draw(st.integers(1, 4))):
+    place = data.draw(st.integers(0, len(encoded) - 1))
+    encoded[place] = data.draw(st.integers(0, 255))
+  hypothesis.assume(_declared_pixels(bytes(encoded)) < 10**6)
+  try:
+    got = preprocess.decode(bytes(encoded))
+  except ValueError as error:
+    assert str(error)
+  else:
+    assert got.dtype == np.uint8 and got.ndim == 3 and got.shape[2] == 3
+
+
+def _declared_pixels(encoded):
+  """Keeps the test from allocating what a damaged header asks for."""
+  try:
+    size = Image.open(io.BytesIO(encoded)).size
+  except Exception:
+    return 0
+  return size[0] * size[1]
+
+
+# Random crops.
+
+
+def crop_boxes(height, width, count, area=(0.05, 1.0), aspect=(3 / 4, 4 / 3)):
+  rng = np.random.default_rng(0)
+  draw = [
+    images.crop_box(height, width, rng, area, aspect) for _ in range(count)
+  ]
+  return np.array(draw).T
+
+
+def area_distribution(height, width, fraction):
+  """P(crop's area <= fraction), from the law that the docstring states."""
+  ratio = np.linspace(3 / 4, 4 / 3, 2001)
+  pixels = height * width
+  high = np.minimum(np.sqrt(pixels / ratio), np.minimum(height, width / ratio))
+  low = np.sqrt(0.05 * pixels / ratio)
+  below = np.sqrt(fraction * pixels / ratio)
+  return ((below - low) / (high - low)).clip(0, 1).mean()
+
+
+@pytest.mark.parametrize("shape", [(1000, 1000), (750, 1000), (1600, 800)])
+def test_inception_crop_follows_its_law(shape):
+  height, width = shape
+  left, top, right, bottom = crop_boxes(height, width, 20_000)
+  got = (right - left) * (bottom - top) / (height * width)
+  for fraction in np.linspace(0.05, 1, 20):
+    want = area_distribution(height, width, fraction)
+    # Five standard deviations of 20,000 draws are below 0.018.
+    assert abs((got <= fraction).mean() - want) < 0.02, fraction
+  ratio = (right - left) / (bottom - top)
+  for r in np.linspace(3 / 4, 4 / 3, 20):
+    want = (r - 3 / 4) / (4 / 3 - 3 / 4)
+    assert abs((ratio <= r).mean() - want) < 0.02, r
+  # Its place is uniform among those that it can take.
+  for start, free in (
+    (left, width - right + left),
+    (top, height - bottom + top),
+  ):
+    place = start[free > 50] / free[free > 50]
+    assert abs(place.mean() - 0.5) < 0.02
+    assert abs(place.var() - 1 / 12) < 0.01
+
+
+def test_mean_area_of_a_crop():
+  left, top, right, bottom = crop_boxes(375, 500, 20_000)
+  mean = ((right - left) * (bottom - top)).mean() / (375 * 500)
+  assert mean == pytest.approx(0.343, abs=0.01)  # See the docstring.
+
+
+@hypothesis.given(
+  st.integers(1, 300),
+  st.integers(1, 300),
+  st.floats(0.01, 1),
+  st.floats(0.01, 1),
+  st.floats(0.2, 5),
+  st.floats(0.2, 5),
+  st.integers(0, 2**32),
+)
+@hypothesis.settings(max_examples=300, deadline=None)
+def test_crops_lie_inside_and_within_the_limits(h, w, a, b, r, s, seed):
+  area, aspect = (min(a, b), max(a, b)), (min(r, s), max(r, s))
+  rng = np.random.default_rng(seed)
+  left, top, right, bottom = images.crop_box(h, w, rng, area, aspect)
+  assert 0 <= left < right <= w and 0 <= top < bottom <= h
+  pixels = (right - left) * (bottom - top)
+  whole = (left, top, right, bottom) == (0, 0, w, h)
+  assert whole or area[0] * h * w <= pixels <= area[1] * h * w
+  # The width is the rounded product of the height and a ratio in range.
+  tall = bottom - top
+  wide = right - left
+  assert whole or aspect[0] * tall - 0.5 <= wide <= aspect[1] * tall + 0.5
+
+
+@pytest.mark.parametrize("shape", [(10, 400), (400, 10)])
+def test_a_strip_is_squashed_whole(shape):
+  image = picture(*shape)
+  got = preprocess.inception_crop(image, np.random.default_rng(0), 32)
+  np.testing.assert_array_equal(got, preprocess.resize(image, 32))
+
+
+def test_inception_crop_resizes_its_box_alone():
+  image = picture(120, 90)
+  box = images.crop_box(
+    120, 90, np.random.default_rng(5), (0.05, 1.0), (3 / 4, 4 / 3)
+  )
+  left, top, right, bottom = box
+  want = preprocess.resize(image[top:bottom, left:right], (40, 24))
+  got = preprocess.inception_crop(image, np.random.default_rng(5), (40, 24))
+  np.testing.assert_array_equal(got, want)
+
+
+# Flips, resizing, affine.
+
+
+def test_flip_mirrors_half_of_the_images():
+  image = picture(4, 6)
+  rng = np.random.default_rng(0)
+  flipped = 0
+  for _ in range(4000):
+    got = preprocess.flip(image, rng)
+    same = np.array_equal(got, image)
+    assert same or np.array_equal(got, image[:, ::-1])
+    flipped += not same
+  assert 1850 < flipped < 2150  # Within five standard deviations.
+
+
+def test_resize_enlarges_bilinearly():
+  image = picture(24, 17)
+  got = preprocess.resize(image, (61, 50))
+  assert np.abs(got - bilinear_enlarge(image, 61, 50)).max() <= 1
+  np.testing.assert_array_equal(preprocess.resize(image, (24, 17)), image)
+
+
+def test_resize_shrinks_without_aliasing():
+  stripes = np.zeros((64, 64, 3), np.uint8)
+  stripes[:, ::2] = 254
+  got = preprocess.resize(stripes, 16)[:, 1:-1]
+  assert np.abs(got.astype(int) - 127).max() <= 1
+
+
+def test_affine_that_does_nothing():
+  image = picture(16, 16)
+  rng = np.random.default_rng(0)
+  got = preprocess.affine(image, rng, 0, 0, 0)
+  np.testing.assert_array_equal(got, image)
+
+
+def test_affine_scales_about_the_middle():
+  image = np.zeros((33, 33, 3), np.uint8)
+  image[12:21, 12:21] = 255  # 9 x 9.
+  rng = np.random.default_rng(0)
+  sides = []
+  for _ in range(300):
+    got = preprocess.affine(image, rng, 0, 0.5, 0)
+    np.testing.assert_allclose(got, got[::-1, ::-1], atol=2)
+    sides.append(got[16, :, 0].sum() / 255)
+  assert 4.4 < min(sides) < 5.2 and 12.8 < max(sides) < 13.7
+  assert np.mean(sides) == pytest.approx(9, abs=0.8)
+
+
+def test_affine_shifts_by_whole_images_leave_black():
+  image = np.full((16, 16, 3), 255, np.uint8)
+  rng = np.random.default_rng(0)
+  bright = [preprocess.affine(image, rng, 0, 0, 1).mean() for _ in range(999)]
+  # Each axis keeps 1 - |u| of its length, u uniform in [-1, 1]: a half.
+  assert np.mean(bright) == pytest.approx(255 / 4, rel=0.15)
+
+
+def test_affine_turns_both_ways():
+  image = np.zeros((31, 31, 3), np.uint8)
+  image[15, 15:] = 255
+  rng = np.random.default_rng(0)
+  angles = []
+  for _ in range(300):
+    got = preprocess.affine(image, rng, 40, 0, 0)[..., 0].astype(float)
+    y, x = np.mgrid[:31, :31] - 15
+    angles.append(np.degrees(np.arctan2((got * y).sum(), (got * x).sum())))
+  assert -41 < min(angles) < -36 and 36 < max(angles) < 41
+  assert abs(np.mean(angles)) < 6
+
+
+# Evaluation.
+
+
+@pytest.mark.parametrize(
+  "shape",
+  [(375, 500), (500, 375), (257, 256), (256, 256), (600, 601), (1000, 1500)]
+  + [(200, 340), (255, 130), (129, 400)],
+)
+def test_evaluation_is_the_area_filter_and_a_central_crop(shape):
+  image = picture(*shape)
+  factor = 256 / min(shape)
+  height, width = round(shape[0] * factor), round(shape[1] * factor)
+  top, left = (height - 224) // 2, (width - 224) // 2
+  want = area_resize(image, height, width)[top : top + 224, left : left + 224]
+  got = preprocess.evaluation(encode(image))
+  assert got.shape == (224, 224, 3) and got.dtype == np.uint8
+  # Rounded to the nearest value.
+  assert np.abs(got - want).max() <= 0.51
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_evaluation_of_other_modes(mode):
+  pil = Image.fromarray(picture(300, 410)).convert(mode)
+  encoded = encode(pil, "tiff" if mode == "CMYK" else "png")
+  rgb = np.array(pil.convert("RGB"))
+  want = area_resize(rgb, 256, 350)[16:240, 63:287]
+  assert np.abs(preprocess.evaluation(encoded) - want).mean() < 1
+
+
+def test_evaluation_of_16_bits():
+  values = picture(300, 410)[..., 0].astype(np.uint16) * 256 + 99
+  rgb = np.stack([values >> 8] * 3, -1)
+  want = area_resize(rgb, 256, 350)[16:240, 63:287]
+  got = preprocess.evaluation(grey16_png(values))
+  assert np.abs(got - want).mean() < 1
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (32, 32), (100, 128)])
+def test_thumbnails_are_enlarged_bilinearly(shape):
+  image = picture(*shape)
+  factor = 256 / min(shape)
+  height, width = round(shape[0] * factor), round(shape[1] * factor)
+  top, left = (height - 224) // 2, (width - 224) // 2
+  want = bilinear_enlarge(image, height, width)
+  want = want[top : top + 224, left : left + 224]
+  assert np.abs(preprocess.evaluation(encode(image)) - want).max() <= 0.51
+
+
+@hypothesis.given(
+  st.integers(1, 120),
+  st.integers(1, 120),
+  st.integers(1, 40),
+  st.integers(1, 40),
+  st.integers(0, 20),
+)
+@hypothesis.settings(max_examples=150, deadline=None)
+def test_evaluation_is_its_parts(height, width, crop_h, crop_w, more):
+  image = picture(height, width)
+  short = max(crop_h, crop_w) + more
+  got = preprocess.evaluation(encode(image, "bmp"), (crop_h, crop_w), short)
+  resized = preprocess.resize_short(image, short)
+  assert min(resized.shape[:2]) == short
+  want = preprocess.central_crop(resized, (crop_h, crop_w))
+  assert got.shape == (crop_h, crop_w, 3)
+  assert got.flags.c_contiguous and got.flags.writeable
+  np.testing.assert_array_equal(got, want)
+
+
+def test_evaluation_of_a_very_long_strip_needs_no_room():
+  # Resized whole it would have 3.9 billion pixels.
+  got = preprocess.evaluation(encode(picture(1, 60_000), "png"))
+  assert got.shape == (224, 224, 3)
+
+
+def test_evaluation_leaves_an_image_of_the_right_size_alone():
+  image = picture(16, 16)
+  got = preprocess.evaluation(encode(image), 16, 16)
+  np.testing.assert_array_equal(got, image)
+
+
+def test_a_flat_image_stays_flat():
+  for shape in [(11, 333), (700, 409)]:
+    got = preprocess.evaluation(encode(np.full((*shape, 3), 255, np.uint8)))
+    np.testing.assert_array_equal(got, 255)
+
+
+def test_central_crop():
+  image = picture(9, 12)
+  got = preprocess.central_crop(image, (4, 5))
+  np.testing.assert_array_equal(got, image[2:6, 3:8])
+  with pytest.raises(ValueError, match="cannot cut 10 x 10 .* of 9 x 12"):
+    preprocess.central_crop(image, 10)
+
+
+# The training chain and its options.
+
+
+def test_train_is_its_parts_in_order():
+  image = picture(90, 130)
+  options = preprocess.TrainOptions(
+    size=(40, 56),
+    crop_area=(0.2, 0.9),
+    crop_aspect=(0.5, 2.0),
+    affine=preprocess.Affine(20, 0.2, 0.3),
+    randaugment=preprocess.RandAugment(2, 15),
+  )
+  for seed in range(20):
+    rng = np.random.default_rng(seed)
+    want = preprocess.inception_crop(
+      image, rng, (40, 56), (0.2, 0.9), (0.5, 2.0)
+    )
+    want = preprocess.flip(want, rng)
+    want = preprocess.affine(want, rng, 20, 0.2, 0.3)
+    want = randaugment.apply(want, rng, 2, 15)
+    rng = np.random.default_rng(seed)
+    got = preprocess.train(encode(image), rng, options)
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("crop", ["inception", "resize"])
+@pytest.mark.parametrize("size", [16, (24, 40), [40, 24]])
+def test_train_shapes(crop, size):
+  options = preprocess.TrainOptions(size=size, crop=crop)
+  rng = np.random.default_rng(0)
+  got = preprocess.train(encode(picture(50, 31), "jpeg"), rng, options)
+  assert got.shape == ((16, 16, 3) if size == 16 else (*size, 3))
+  assert got.dtype == np.uint8
+  assert got.flags.c_contiguous and got.flags.writeable
+
+
+def test_train_without_anything_random():
+  image = picture(50, 31)
+  options = preprocess.TrainOptions(size=(20, 10), crop="resize", flip=False)
+  rng = np.random.default_rng(0)
+  state = rng.bit_generator.state
+  got = preprocess.train(encode(image), rng, options)
+  np.testing.assert_array_equal(got, preprocess.resize(image, (20, 10)))
+  assert rng.bit_generator.state == state
+
+
+@pytest.mark.parametrize(
+  ("options", "keys", "sentence"),
+  [
+    (preprocess.TrainOptions, {"size": 0}, "positive number or"),
+    (preprocess.TrainOptions, {"size": (1, 2, 3)}, "positive number or"),
+    (preprocess.TrainOptions, {"crop": "center"}, "Unknown crop 'center'"),
+    (preprocess.TrainOptions, {"crop_area": (0.5, 0.1)}, "crop_area="),
+    (preprocess.TrainOptions, {"crop_area": (5, 100)}, "crop_area="),
+    (preprocess.TrainOptions, {"crop_aspect": (0, 1)}, "crop_aspect="),
+    (preprocess.Affine, {"scale": 1.1}, "less than 1"),
+    (preprocess.EvalOptions, {"size": 448}, "short_side of at least 448"),
+  ],
+  ids=range(8),
+)
+def test_bad_options_are_refused(options, keys, sentence):
+  with pytest.raises(errors.UserError, match=sentence):
+    options(**keys)
