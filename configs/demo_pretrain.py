@@ -25,7 +25,7 @@ def get_config() -> config_lib.Config:
 
   c.data.name = "glyphs"
   c.data.eval_split = "test"
-  c.data.crop_area_min = 0.6
+  c.data.crop = "resize"
   c.data.flip = False
   c.data.eval_short_side = 16
   c.data.threads = 2

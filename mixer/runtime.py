@@ -1,9 +1,11 @@
 """Everything between the process and the program: start, signals, exit."""
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import os
 import pathlib
+import pkgutil
 import platform as platform_lib
 import signal
 import sys
@@ -49,6 +51,8 @@ def start(platform: str = "") -> None:
     UserError: JAX finds no such device.
   """
   set_xla_flags()
+  if _is_cpu_alone(platform):
+    keep_freed_memory()
   if platform:
     jax.config.update("jax_platforms", {"gpu": "cuda"}.get(platform, platform))
   try:
@@ -72,6 +76,38 @@ def start(platform: str = "") -> None:
   jax.config.update("jax_compilation_cache_dir", cache)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _is_cpu_alone(platform: str) -> bool:
+  """Whether JAX can only run on the CPU; asked before it starts."""
+  asked = platform or os.environ.get("JAX_PLATFORMS", "")
+  if asked:
+    return asked == "cpu"
+  installed = (m.name for m in pkgutil.iter_modules())
+  return not any(
+    name == "libtpu" or (name.startswith("jax_") and "plugin" in name)
+    for name in installed
+  )
+
+
+def keep_freed_memory() -> None:
+  """Lets glibc's malloc keep what is freed, in place of returning it.
+
+  XLA's CPU backend allocates its temporaries anew in every step; fetching
+  those pages from the kernel each time takes a good part of it (docs/log.md).
+  Does nothing where malloc is another. Call before JAX starts: its threads
+  would have heaps of their own by then.
+  """
+  try:
+    mallopt = ctypes.CDLL(None).mallopt
+  except (OSError, AttributeError):
+    return
+  # From malloc.h: one heap, large blocks in it too, and it is never cut.
+  trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8
+  mallopt(arena_max, 1)
+  mallopt(mmap_max, 0)
+  mallopt(trim_threshold, 2**31 - 1)
+  mallopt(top_pad, 64 * 2**20)
 
 
 def versions() -> dict[str, str]:

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mixer import errors
-from mixer.datasets import glyph_render
+from mixer.datasets import glyph_render, progress
 
 SEED = 0
 TRAIN_PER_CLASS = 360
@@ -254,7 +254,7 @@ class Glyphs(tfds.core.GeneratorBasedBuilder):
   ) -> Iterator[tuple[int, dict[str, Any]]]:
     # An open file, not an array: TFDS stores its bytes as they are, and needs
     # no TensorFlow to encode them.
-    for label, name in enumerate(CLASSES):
+    for label, name in enumerate(progress.bar(CLASSES, f"glyphs, {split}")):
       for k in range(per_class):
         encoded = draw(folder, name, split, k)
         yield (

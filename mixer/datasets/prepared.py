@@ -1,11 +1,13 @@
 """Opens prepared TFDS data sets; prepares the shipped ones on first use."""
 
+import contextlib
 import fcntl
 import importlib
+import io
 import os
 import pathlib
 import shutil
-import sys
+import time
 from typing import Any
 
 from mixer.errors import UserError
@@ -114,31 +116,49 @@ def _prepared(name: str, root: pathlib.Path) -> Any:
 
 def _shipped(name: str, root: pathlib.Path) -> Any:
   """The builder of a shipped data set, prepared if it wasn't."""
-  import tensorflow_datasets as tfds
-
   module, class_name = SHIPPED[name]
   make = getattr(importlib.import_module(module), class_name)
+
+  def builder() -> Any:
+    return make(data_dir=str(root), file_format="array_record")
+
   try:
     root.mkdir(parents=True, exist_ok=True)
-    builder = make(data_dir=str(root), file_format="array_record")
-    if builder.is_prepared():
-      return builder
-    # One process prepares, others of this machine wait; the lock goes with
+    if builder().is_prepared():
+      return builder()
+    # One process of this machine prepares, others wait; the lock goes with
     # the process, however that ends.
     with open(root / f".{name}.lock", "w") as lock:
       fcntl.flock(lock, fcntl.LOCK_EX)
-      builder = make(data_dir=str(root), file_format="array_record")
-      if builder.is_prepared():
-        return builder
-      for leftover in (root / name).glob("*incomplete*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-      print(f"preparing data set {name} in {root} (once)", flush=True)
-      if not sys.stderr.isatty():
-        tfds.disable_progress_bar()
-      builder.download_and_prepare(file_format="array_record")
+      if not builder().is_prepared():
+        _prepare(builder(), root)
   except OSError as e:
+    # Another host that shares the folder may have been faster.
+    if not builder().is_prepared():
+      raise UserError(
+        f"data set {name} can't be prepared in {root}: {e.strerror or e}. "
+        "Make room there or name another place with "
+        "--config.data.data_dir=DIR."
+      ) from e
+  return builder()
+
+
+def _prepare(builder: Any, root: pathlib.Path) -> None:
+  import tensorflow_datasets as tfds
+
+  here = pathlib.Path(builder.data_dir)
+  if here.exists():
+    # TFDS would take it as it is, and fail when reading.
     raise UserError(
-      f"data set {name} can't be prepared in {root}: {e.strerror or e}. Make "
-      "room there or name another place with --config.data.data_dir=DIR."
-    ) from e
-  return builder
+      f"data set {builder.name}: the folder {here} is there, but has no "
+      "dataset_info.json, so it is not whole; remove it and start again."
+    )
+  for leftover in here.parent.glob("incomplete.*"):
+    # Of a run that was killed; younger ones may be another host's work.
+    if time.time() - leftover.stat().st_mtime > 3600:
+      shutil.rmtree(leftover, ignore_errors=True)
+  print(f"preparing data set {builder.name} in {root} (once)", flush=True)
+  # Its own lines and bars say less than the builders' single bar.
+  tfds.disable_progress_bar()
+  with contextlib.redirect_stdout(io.StringIO()):
+    builder.download_and_prepare(file_format="array_record")
