@@ -16,6 +16,7 @@ from typing import Any, cast
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from mixer import config as config_lib
 from mixer import fewshot, preprocess
@@ -128,6 +129,10 @@ def _iterate(dataset: Any, threads: int, workers: int) -> Iterator[Batch]:
   )
   batches = dataset.to_iter_dataset(options)
   if workers:
+    # Grain asks absl for flags of its own, parsed only where a program is
+    # absl's: defaults do elsewhere.
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()
     batches = batches.mp_prefetch(
       grain.MultiprocessingOptions(num_workers=workers)
     )

@@ -13,7 +13,7 @@ def get_config() -> config_lib.Config:
   """The recipe."""
   c = config_lib.default()
   c.batch_size = 128
-  c.total = "700 steps"
+  c.total = "900 steps"
   c.image_size = 16
 
   c.model.variant = "S/4"
@@ -25,7 +25,7 @@ def get_config() -> config_lib.Config:
 
   c.data.name = "glyphs"
   c.data.eval_split = "test"
-  c.data.crop = "resize"
+  c.data.crop_area_min = 0.75
   c.data.flip = False
   c.data.eval_short_side = 16
   c.data.threads = 2
@@ -33,15 +33,15 @@ def get_config() -> config_lib.Config:
   c.loss.name = "softmax"
 
   c.optimizer.name = "adamw"
-  c.optimizer.learning_rate = 2e-3
+  c.optimizer.learning_rate = 3e-3
   c.optimizer.weight_decay = 0.05
   c.optimizer.clip_norm = 1.0
   c.schedule.warmup = "5%"
   c.schedule.decay = "cosine"
 
-  c.log_every = "20 steps"
-  c.eval_every = "175 steps"
-  c.checkpoint_every = "350 steps"
+  c.log_every = "25 steps"
+  c.eval_every = "150 steps"
+  c.checkpoint_every = "450 steps"
 
   c.fewshot.name = "digits"
   return c

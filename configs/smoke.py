@@ -29,7 +29,7 @@ def get_config() -> config_lib.Config:
   c.data.eval_short_side = 16
   c.data.threads = 2
   c.loss.mixup = 0.2
-  c.optimizer.learning_rate = 3e-3
+  c.optimizer.learning_rate = 1e-2
   c.optimizer.weight_decay = 0.05
   c.optimizer.ema_decay = 0.9
   c.schedule.warmup = "5 steps"

@@ -1,5 +1,6 @@
 """Flags, with a sentence where absl and ml_collections give a traceback."""
 
+import difflib
 import re
 import sys
 
@@ -34,36 +35,60 @@ def parse(argv: list[str]) -> list[str]:
 def _sentence(error: Exception, argv: list[str]) -> str:
   full = str(error.args[0] if error.args else error).strip()
   text = " ".join(full.split())
-  override = re.search(r"flag --config\.([\w.]+)=([^\s:]*)", text)
-  if override:
-    known = config_lib.flatten(config_lib.default())
-    key, value = override.groups()
-    if key in known:
-      kind = type(known[key]).__name__
-      return (
-        f"--config.{key}={value} is not of type {kind}; write it as in "
-        f"--config.{key}={known[key]}."
-      )
+  # One word or two, one dash or two: "--config=FILE", "-config FILE".
+  line = re.sub(r"(^|\n)(--?config)\n", r"\1\2=", "\n".join(argv))
+  overrides = dict(re.findall(r"(?m)^--?config\.([^\s=]+)=?(.*)$", line))
+  for key in overrides:
+    if key not in _KNOWN:
+      return _unknown(key)
+  wrong = re.search(r"flag --config\.([\w.]+)=", text)
+  if wrong and wrong.group(1) in overrides:
+    key = wrong.group(1)
+    return (
+      f"--config.{key}={overrides[key]} is not of type "
+      f"{type(_KNOWN[key]).__name__}; write it as in "
+      f"{config_lib.override(key, _KNOWN[key])}."
+    )
+  files = re.findall(r"(?m)^--?config=(.*)$", line)
+  if overrides and (not files or "before a value for --config" in text):
+    return "--config=FILE has to come first, before what changes its keys."
+  if files and "Error whilst parsing config file" in text:
+    return f"--config={files[-1]} can't be loaded: {full.splitlines()[-1]}."
+  if files and not isinstance(error, flags.Error):
+    return _not_loaded(f"--config={files[-1]}", error, text)
+  text = re.sub(r"\. Did you mean: (.*) \?$", r"; did you mean --\1?", text)
+  return text if text.endswith("?") else text.rstrip(".") + "."
+
+
+_KNOWN = config_lib.flatten(config_lib.default())
+
+
+def _unknown(key: str) -> str:
+  """About an override of a key that isn't there."""
+  inside = [k for k in _KNOWN if k.startswith(f"{key}.")]
+  if inside:
+    example = config_lib.override(inside[0], _KNOWN[inside[0]])
+    return f"{key} is a group of keys; set one of them, as in {example}."
+  close = difflib.get_close_matches(key, _KNOWN, n=1)
+  meant = f"did you mean {close[0]!r}? " if close else ""
+  return (
+    f"the config has no key {key!r}; {meant}mixer/config.py lists them all."
+  )
+
+
+def _not_loaded(flag: str, error: Exception, text: str) -> str:
+  """About a file that raised an error."""
+  if "No such file" in text:
+    return f"{flag}: there is no such file."
   meant = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text)
   if meant:
     return (
-      f"the config has no key {meant.group(2)!r}; did you mean "
-      f"{meant.group(1)!r}? mixer/config.py lists them all."
+      f"{flag} sets a key {meant.group(2)!r}, which the config hasn't; did you "
+      f"mean {meant.group(1)!r}? mixer/config.py lists them all."
     )
-  if isinstance(error, KeyError | AttributeError):
-    return f"the config has no key {text}; mixer/config.py lists them all."
-  if "Error whilst parsing config file" in text:
-    name = re.search(r"flag --config=(\S+):", text)
-    return (
-      f"--config={name.group(1) if name else ''} can't be loaded: "
-      + full.splitlines()[-1]
-    )
-  files = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
-  if files and not isinstance(error, flags.Error):
-    if "No such file" in text:
-      return f"--config={files[-1]}: there is no such file."
-    kind, where = type(error).__name__, ""
-    if isinstance(error, SyntaxError):
-      where = f", line {error.lineno}"
-    return f"--config={files[-1]} can't be loaded: {kind}: {text}{where}."
-  return text.rstrip(".") + "."
+  text = text.removeprefix(
+    "Configuration is not available because of an earlier failure to load: "
+  )
+  where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+  what = f"{type(error).__name__}: {text}".rstrip(":. ")
+  return f"{flag} can't be loaded: {what}{where}."

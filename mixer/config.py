@@ -8,6 +8,7 @@ turns durations into steps once the size of the data set is known.
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -146,6 +147,11 @@ def to_json(config: Config) -> dict[str, object]:
   }
 
 
+def override(key: str, value: Any) -> str:
+  """`--config.KEY=VALUE`, quoted where a shell needs it."""
+  return f"--config.{key}={shlex.quote(str(value))}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """Every duration of a run, in steps."""
@@ -158,14 +164,16 @@ class Plan:
 
 
 _UNITS = ("steps", "epochs", "examples", "%")
-_DURATION = re.compile(r"\s*([0-9][0-9_]*\.?[0-9]*(?:e[0-9]+)?)\s*(\S*)\s*")
+_DURATION = re.compile(
+  r"\s*([0-9]+(?:_[0-9]+)*\.?[0-9]*(?:e[0-9]{1,2})?)\s*(\S*)\s*"
+)
 
 
 def _parse_duration(key: str, text: str) -> tuple[float, str]:
   match = _DURATION.fullmatch(text)
   unit = match.group(2) if match else ""
   if match and unit != "%":
-    unit = (unit or "steps").rstrip("s") + "s"
+    unit = (unit or "steps").removesuffix("s") + "s"
   if not match or unit not in _UNITS:
     raise UserError(
       f"{key}={text!r} is not a duration: write a number and its unit, as in "
@@ -252,7 +260,7 @@ def _check_keys(config: Config, schema: Config, prefix: str = "") -> None:
     ):
       raise UserError(
         f"{name}={value!r} should be of type {type(expected).__name__}, as in "
-        f"--config.{name}={expected!r}."
+        f"{override(name, expected)}."
       )
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from mixer import config as config_lib
@@ -23,7 +24,10 @@ def schedule(
     "constant": optax.constant_schedule(peak),
   }[config.schedule.decay]
   warmup = optax.linear_schedule(0.0, peak, max(plan.warmup, 1))
-  return optax.join_schedules([warmup, decay], [plan.warmup])
+  joined = optax.join_schedules([warmup, decay], [plan.warmup])
+  # As float32, which counts exactly up to 2^24 steps: optax's cosine mixes it
+  # with floats, and strict promotion refuses that of integers.
+  return lambda step: joined(jnp.asarray(step, jnp.float32))
 
 
 def decay_mask(params: Any) -> Any:
@@ -49,4 +53,12 @@ def make(
   else:
     chain.append(optax.trace(c.momentum))
   chain.append(optax.scale_by_learning_rate(schedule(config, plan)))
-  return optax.chain(*chain)
+  whole = optax.chain(*chain)
+
+  def update(updates: Any, state: Any, params: Any = None) -> Any:
+    # optax's Adam mixes its count with floats, which strict promotion, under
+    # which our own code is tested, refuses.
+    with jax.numpy_dtype_promotion("standard"):
+      return whole.update(updates, state, params)
+
+  return optax.GradientTransformation(whole.init, update)

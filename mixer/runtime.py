@@ -74,7 +74,7 @@ def start(platform: str = "") -> None:
     str(pathlib.Path("~/.cache/mixer/xla").expanduser()),
   )
   jax.config.update("jax_compilation_cache_dir", cache)
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 

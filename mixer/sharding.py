@@ -3,7 +3,7 @@
 One axis, `data`: the batch is split along it and the state is replicated.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,10 +11,14 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
-def make_mesh() -> Mesh:
-  """All devices of all hosts on the axis `data`."""
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """These devices, or all of all hosts, on the axis `data`."""
+  devices = jax.devices() if devices is None else devices
   return jax.make_mesh(
-    (jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)
+    (len(devices),),
+    ("data",),
+    axis_types=(AxisType.Auto,),
+    devices=devices,
   )
 
 

@@ -191,9 +191,9 @@ def _train_step(
       )
     metrics = {
       "loss": loss,
-      "learning_rate": jnp.asarray(lr(state.step), jnp.float32),
-      "grad_norm": optax.global_norm(grads),
-      "param_norm": optax.global_norm(state.params),
+      "learning_rate": lr(state.step),
+      "grad_norm": optax.tree.norm(grads),
+      "param_norm": optax.tree.norm(state.params),
     }
     return TrainState(state.step + 1, params, opt_state, ema), metrics
 

@@ -34,7 +34,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
   path = workdir / _CONFIG
   try:
     content = json.loads(path.read_text())
-    return {k: content[k] for k in ("config", "resolved")}
+    return {k: dict(content[k]) for k in ("config", "resolved")}
   except FileNotFoundError:
     raise UserError(
       f"{workdir} is not a workdir of train.py: it has no {_CONFIG}."
@@ -95,8 +95,13 @@ def _check_drift(
   workdir: pathlib.Path, new: dict[str, Any], allow: tuple[str, ...]
 ) -> None:
   old = read_config(workdir)
-  known = config_lib.flatten(new["config"]) | {
-    f"resolved.{k}": v for k, v in new["resolved"].items()
+  known = {
+    key
+    for start in (old, new)  # A key may be gone since.
+    for key in (
+      *config_lib.flatten(start["config"]),
+      *(f"resolved.{k}" for k in start["resolved"]),
+    )
   }
   for key in allow:
     if key not in known:

@@ -1,0 +1,123 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import input_pipeline
+from mixer import config as config_lib
+from mixer import evaluate, model, objective, sharding
+from mixer import step as step_lib
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+  """A trainer of the smoke config and weights that are not special."""
+  from configs import smoke
+
+  config = smoke.get_config()
+  config.data.data_dir = str(tmp_path_factory.mktemp("evaluate"))
+  _, split = input_pipeline.open_splits(config)
+  mesh = sharding.make_mesh()
+  plan = config_lib.plan(config, 1400)
+  trainer = step_lib.Trainer(config, plan, 10, mesh)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda x: x + 0.3 * jnp.asarray(rng.standard_normal(x.shape), jnp.float32),
+    trainer.init().params,
+  )
+  return config, split, mesh, trainer, params
+
+
+def independent(config, split, trainer, params):
+  """Logits of the whole split, one example after the other, and labels."""
+  from mixer import preprocess
+
+  images, labels = [], []
+  for i in range(len(split)):
+    record = split[i]
+    images.append(preprocess.evaluation(record["image"], 16, 16))
+    labels.append(record["label"])
+  scaled = objective.scale(jnp.asarray(np.stack(images)), jnp.dtype("float32"))
+  logits = model.apply(trainer.model, params, scaled)
+  return np.asarray(logits, np.float64), np.array(labels)
+
+
+@pytest.mark.parametrize("batch_size", [8, 32, 200, 400])
+def test_equals_numpy_at_any_batch_size(parts, batch_size):
+  config, split, mesh, trainer, params = parts
+  config = config.copy_and_resolve_references()
+  config.batch_size = batch_size
+  batches = input_pipeline.eval_batches(split, config)
+  got = evaluate.evaluate(trainer, params, batches, mesh)
+  logits, labels = independent(config, split, trainer, params)
+  order = np.argsort(-logits, axis=-1, kind="stable")
+  assert got["examples"] == 397
+  assert got["accuracy"] == np.mean(order[:, 0] == labels)
+  top5 = (order[:, :5] == labels[:, None]).any(axis=-1)
+  assert got["accuracy_top5"] == np.mean(top5)
+  shifted = logits - logits.max(axis=-1, keepdims=True)
+  log_p = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+  loss = -log_p[np.arange(397), labels].mean()
+  np.testing.assert_allclose(got["loss"], loss, rtol=1e-5)
+
+
+def test_features_come_in_order_and_without_padding(parts):
+  config, split, mesh, trainer, params = parts
+  batches = input_pipeline.eval_batches(split, config)
+  got = evaluate.features(trainer, params, batches, mesh)
+  assert got.shape == (397, 32)
+  logits, _ = independent(config, split, trainer, params)
+  again = got @ np.asarray(params["head"]["kernel"]) + np.asarray(
+    params["head"]["bias"]
+  )
+  np.testing.assert_allclose(again, logits, atol=1e-3)
+
+
+def run_eval_step(trainer, mesh, params, labels, mask=None):
+  n = len(labels)
+  batch = {
+    "image": np.zeros((n, 16, 16, 3), np.uint8),
+    "label": np.asarray(labels, np.int32),
+    "mask": np.ones(n, bool) if mask is None else np.asarray(mask),
+  }
+  metrics = trainer.eval_step(params, sharding.put_batch(mesh, batch))
+  return {k: v.item() for k, v in jax.device_get(metrics).items()}
+
+
+def test_ties_go_to_the_lower_class(parts):
+  _, _, mesh, trainer, params = parts
+  tied = dict(params) | {"head": jax.tree.map(jnp.zeros_like, params["head"])}
+  got = run_eval_step(trainer, mesh, tied, [0, 1, 4, 5, 9, 0, 1, 2])
+  assert got["correct"] == 2
+  assert got["correct_top5"] == 6
+  assert got["count"] == 8
+
+
+def test_nan_is_never_right(parts):
+  _, _, mesh, trainer, params = parts
+  broken = jax.tree.map(lambda x: x * np.float32("nan"), params)
+  got = run_eval_step(trainer, mesh, broken, range(8))
+  assert got["correct"] == got["correct_top5"] == 0
+
+
+def test_masked_examples_do_not_count(parts):
+  _, _, mesh, trainer, params = parts
+  tied = dict(params) | {"head": jax.tree.map(jnp.zeros_like, params["head"])}
+  mask = [True, False, True, True, False, False, False, False]
+  got = run_eval_step(trainer, mesh, tied, [0] * 8, mask)
+  assert got["count"] == got["correct"] == 3
+  np.testing.assert_allclose(got["loss_sum"], 3 * np.log(10), rtol=1e-6)
+
+
+def test_interrupt_is_heard_before_each_batch(parts):
+  config, split, mesh, trainer, params = parts
+  calls = []
+
+  def interrupt():
+    calls.append(1)
+    if len(calls) == 2:
+      raise KeyboardInterrupt
+
+  batches = input_pipeline.eval_batches(split, config)
+  with pytest.raises(KeyboardInterrupt):
+    evaluate.evaluate(trainer, params, batches, mesh, interrupt)
