@@ -125,6 +125,8 @@ def train(
               save()
             if missing_evaluation():
               evaluation()
+        except checkpoints_lib.SaveError:
+          raise
         except (runtime.Preempted, UserError):
           save()  # Whatever it was, no update that is done is lost.
           raise

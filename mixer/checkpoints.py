@@ -30,6 +30,10 @@ def _parts(state: step_lib.TrainState) -> dict[str, Any]:
   return parts if state.ema is None else parts | {"ema": state.ema}
 
 
+class SaveError(UserError):
+  """A checkpoint could not be written."""
+
+
 class Checkpoints:
   """The checkpoints of one workdir.
 
@@ -61,12 +65,12 @@ class Checkpoints:
   def __exit__(self, kind: type | None, *unused: object) -> None:
     try:
       self.wait()
-    except UserError:
-      # The exception that brought us here comes first.
-      if kind is None:
-        raise
-    finally:
       self._orbax.close()
+    except Exception as e:
+      # Orbax raises a failed save's error once more when it is closed; what
+      # brought us here, that error or another, comes first.
+      if kind is None:
+        raise e if isinstance(e, SaveError) else self._failure(e) from e
 
   @property
   def latest(self) -> int | None:
@@ -86,7 +90,7 @@ class Checkpoints:
       metadata: JSON, saved beside it.
 
     Raises:
-      UserError: this save or the one before it failed.
+      SaveError: this save or the one before it failed.
     """
     self.wait()
     self._saving = step
@@ -104,7 +108,7 @@ class Checkpoints:
     """Returns when the save under way is whole on disk.
 
     Raises:
-      UserError: it failed.
+      SaveError: it failed.
     """
     response, self._response = self._response, None
     if response is None:
@@ -114,14 +118,14 @@ class Checkpoints:
     except Exception as e:
       raise self._failure(e) from e
 
-  def _failure(self, error: Exception) -> UserError:
+  def _failure(self, error: Exception) -> SaveError:
     whole = [c.step for c in self._orbax.checkpoints if c.step != self._saving]
     kept = (
       f"The newest whole one is that of step {whole[-1]}."
       if whole
       else "There is none yet."
     )
-    return UserError(
+    return SaveError(
       f"the checkpoint of step {self._saving} could not be written to "
       f"{self.directory}: {_reason(error)}. {kept} Mend the cause (most often "
       "a full disk or missing rights) and start the same command again: it "

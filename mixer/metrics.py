@@ -1,8 +1,10 @@
 """Where numbers go: metrics.jsonl, TensorBoard, the terminal."""
 
+import contextlib
 import json
 import math
 import pathlib
+import socket
 import sys
 import time
 from typing import Any
@@ -47,18 +49,13 @@ class Writer:
     self.records = [r for r in read(workdir) if r["step"] <= start_step]
     if not self._active:
       return
-    # Imported late: it takes a while, and reading records doesn't need it.
-    import tensorboardX
-
     path = workdir / FILE
     temporary = path.with_name(f".{FILE}")
     with open(temporary, "w") as f:
       f.writelines(json.dumps(r) + "\n" for r in self.records)
     temporary.replace(path)
     self._file = open(path, "a")
-    self._board = tensorboardX.SummaryWriter(
-      str(workdir / "tensorboard"), purge_step=start_step + 1, flush_secs=10
-    )
+    self._board = _Board(workdir / "tensorboard", start_step)
 
   def has(self, step: int, name: str) -> bool:
     """Whether a record of that step with that metric is there."""
@@ -84,8 +81,7 @@ class Writer:
     try:
       self._file.write(json.dumps(record) + "\n")
       self._file.flush()
-      for name, value in values.items():
-        self._board.add_scalar(name, value, step)
+      self._board.write(step, values)
     except OSError as e:
       raise UserError(
         f"metrics can't be written to {self._file.name}: {e.strerror}. Mend "
@@ -96,8 +92,56 @@ class Writer:
   def close(self) -> None:
     """Flushes and closes the files."""
     if self._active:
-      self._board.close()
-      self._file.close()
+      for file in (self._board, self._file):
+        # `write` has told of a full disk: what it said comes first.
+        with contextlib.suppress(OSError):
+          file.close()
+
+
+class _Board:
+  """TensorBoard's event file.
+
+  Written in the caller's thread: that of tensorboardX's SummaryWriter dies of
+  a full disk, and training then waits for it forever.
+  """
+
+  def __init__(self, directory: pathlib.Path, start_step: int):
+    # Imported late: it takes a while, and reading records doesn't need it.
+    from tensorboardX import record_writer
+    from tensorboardX.proto import event_pb2, summary_pb2
+
+    self._event: Any = event_pb2.Event
+    self._summary: Any = summary_pb2.Summary
+    session: Any = event_pb2.SessionLog
+    directory.mkdir(exist_ok=True)
+    # Unlike those of an earlier start, even one in the same second.
+    name = f"{time.time():.6f}.{socket.gethostname()}"
+    self._file = record_writer.RecordWriter(
+      str(directory / f"events.out.tfevents.{name}")
+    )
+    self._flushed = time.monotonic()
+    self._add(file_version="brain.Event:2")
+    # TensorBoard then forgets the steps that are written again.
+    log = session(status=session.START)
+    self._add(step=start_step + 1, session_log=log)
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    """Adds values; they are on the disk within some seconds."""
+    pairs = [
+      self._summary.Value(tag=k, simple_value=v) for k, v in values.items()
+    ]
+    self._add(step=step, summary=self._summary(value=pairs))
+    if time.monotonic() - self._flushed > 10:
+      self._file.flush()
+      self._flushed = time.monotonic()
+
+  def _add(self, **fields: Any) -> None:
+    event = self._event(wall_time=time.time(), **fields)
+    self._file.write(event.SerializeToString())
+
+  def close(self) -> None:
+    """Closes the file, whatever becomes of what isn't on the disk."""
+    self._file.close()
 
 
 class Terminal:

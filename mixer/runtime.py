@@ -188,6 +188,8 @@ class StopSignal:
 
 
 def quiet_libraries() -> None:
-  """Keeps our own lines readable: third-party chatter only from errors up."""
-  absl.logging.set_verbosity(absl.logging.ERROR)
+  """Keeps our own lines readable: no third-party chatter."""
+  # What they log as an error reaches us as an exception too, and Orbax logs
+  # one failed save with ten tracebacks.
+  absl.logging.set_verbosity(absl.logging.FATAL)
   warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -17,6 +17,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 import pathlib
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import pytest
@@ -44,18 +46,29 @@ def smoke_config(data_dir: str):
   return config
 
 
+def leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+  """(name, array) of a nested dict."""
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    yield jax.tree_util.keystr(path), leaf
+
+
 class TrainCommand:
   """Runs train.py as a user does: a process of its own, one CPU device."""
 
   def __init__(self, data_dir: str):
     self._data_dir = data_dir
 
-  def start(self, workdir: pathlib.Path, *args: str) -> subprocess.Popen:
-    """Starts it; `args` come last."""
-    env = dict(os.environ)
-    env["XLA_FLAGS"] = ""
+  def start(
+    self,
+    workdir: pathlib.Path,
+    *args: str,
+    env: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
+  ) -> subprocess.Popen:
+    """Starts it, behind the words of `prefix`; `args` come last."""
     return subprocess.Popen(
       [
+        *prefix,
         sys.executable,
         "train.py",
         "--config=configs/smoke.py",
@@ -64,7 +77,7 @@ class TrainCommand:
         *args,
       ],
       cwd=ROOT,
-      env=env,
+      env=dict(os.environ) | {"XLA_FLAGS": ""} | dict(env or {}),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,

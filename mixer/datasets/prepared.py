@@ -132,11 +132,12 @@ def _shipped(name: str, root: pathlib.Path) -> Any:
       fcntl.flock(lock, fcntl.LOCK_EX)
       if not builder().is_prepared():
         _prepare(builder(), root)
-  except OSError as e:
+  except (OSError, RuntimeError) as e:  # The latter from ArrayRecord.
     # Another host that shares the folder may have been faster.
     if not builder().is_prepared():
       raise UserError(
-        f"data set {name} can't be prepared in {root}: {e.strerror or e}. "
+        f"data set {name} can't be prepared in {root}: "
+        f"{str(e).splitlines()[0]}. "
         "Make room there or name another place with "
         "--config.data.data_dir=DIR."
       ) from e

@@ -1,0 +1,281 @@
+"""Start, signals, environment."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from mixer import runtime
+
+_ROOT = pathlib.Path(__file__).parent.parent
+
+
+def python(code: str, **env: str) -> subprocess.CompletedProcess:
+  """Runs code in a process of its own."""
+  return subprocess.run(
+    [sys.executable, "-c", code],
+    cwd=_ROOT,
+    env=os.environ | {"XLA_FLAGS": ""} | env,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+
+
+@pytest.fixture
+def handlers():
+  """Handlers of our own, to be found again; pytest's come back at the end."""
+  came = []
+
+  def own(number, frame):
+    came.append(number)
+
+  before = {n: signal.signal(n, own) for n in (signal.SIGTERM, signal.SIGINT)}
+  yield own, came
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_becomes_a_flag(handlers, number):
+  own, came = handlers
+  with runtime.StopSignal() as stop:
+    stop.check()
+    os.kill(os.getpid(), number)
+    assert stop.name == number.name
+    with pytest.raises(runtime.Preempted, match=number.name):
+      stop.check()
+    with pytest.raises(runtime.Preempted):  # Until it is obeyed.
+      stop.check()
+  assert came == []
+  assert signal.getsignal(signal.SIGTERM) is own
+  assert signal.getsignal(signal.SIGINT) is own
+  os.kill(os.getpid(), number)
+  assert came == [number]
+
+
+def test_handlers_come_back_after_an_exception(handlers):
+  own, _ = handlers
+  with pytest.raises(ValueError), runtime.StopSignal():
+    raise ValueError
+  assert signal.getsignal(signal.SIGTERM) is own
+  assert signal.getsignal(signal.SIGINT) is own
+
+
+def test_outside_the_main_thread_it_listens_to_nothing(handlers):
+  own, _ = handlers
+  seen = []
+
+  def work():
+    with runtime.StopSignal() as stop:
+      seen.append(signal.getsignal(signal.SIGTERM))
+      stop.check()
+
+  thread = threading.Thread(target=work)
+  thread.start()
+  thread.join()
+  assert seen == [own]
+  assert signal.getsignal(signal.SIGTERM) is own
+
+
+@pytest.mark.parametrize("second", ["SIGTERM", "SIGINT"])
+def test_a_second_signal_exits_at_once(second):
+  done = python(
+    "import os, signal\n"
+    "from mixer import runtime\n"
+    "with runtime.StopSignal() as stop:\n"
+    "  os.kill(os.getpid(), signal.SIGTERM)\n"
+    "  print(stop.name, flush=True)\n"
+    f"  os.kill(os.getpid(), signal.{second})\n"
+    "  print('still here', flush=True)\n"
+  )
+  assert done.returncode == 128 + getattr(signal, second)
+  assert done.stdout == "SIGTERM\n"
+  assert done.stderr.strip() == "second signal: exiting at once, not saved"
+
+
+_START = (
+  "from mixer import runtime, errors\n"
+  "import jax\n"
+  "try:\n"
+  "  runtime.start({!r})\n"
+  "  print(jax.devices()[0].platform)\n"
+  "except errors.UserError as e:\n"
+  "  print('refused:', e)\n"
+)
+
+
+def test_start_on_an_absent_platform_is_refused():
+  # A platform that no machine has: this one may have a GPU.
+  done = python(_START.format(""), JAX_PLATFORMS="abacus")
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.startswith(
+    "refused: JAX finds no device of the platform 'abacus' here ("
+  )
+  assert "leave --platform and JAX_PLATFORMS out" in done.stdout
+  assert "pip install -e" in done.stdout
+
+
+def test_start_prefers_the_flag_to_the_environment(tmp_path):
+  cache = str(tmp_path / "cache")
+  done = python(
+    _START.format("cpu")
+    + "print(jax.config.jax_compilation_cache_dir)\n"
+    + "import jax.numpy as jnp\n"
+    + "jax.jit(lambda x: x @ x)(jnp.ones((8, 8))).block_until_ready()\n",
+    JAX_PLATFORMS="abacus",
+    JAX_COMPILATION_CACHE_DIR=cache,
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.splitlines() == ["cpu", cache]
+  assert list((tmp_path / "cache").iterdir())  # Used from the start.
+
+
+def find_no_libtpu(monkeypatch):
+  find = runtime.importlib.util.find_spec
+  monkeypatch.setattr(
+    runtime.importlib.util,
+    "find_spec",
+    lambda name, *a: None if name == "libtpu" else find(name, *a),
+  )
+
+
+@pytest.mark.parametrize(
+  "before", ["", "--xla_force_host_platform_device_count=8"]
+)
+def test_xla_flags_are_added(monkeypatch, before):
+  find_no_libtpu(monkeypatch)
+  monkeypatch.setenv("XLA_FLAGS", before)
+  runtime.set_xla_flags()
+  once = os.environ["XLA_FLAGS"]
+  added = "--xla_cpu_experimental_ynn_fusion_type="
+  assert once.split() == [*before.split(), added]
+  runtime.set_xla_flags()
+  assert os.environ["XLA_FLAGS"] == once
+
+
+def test_xla_flags_need_not_exist(monkeypatch):
+  find_no_libtpu(monkeypatch)
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
+  runtime.set_xla_flags()
+  assert "ynn_fusion_type=" in os.environ["XLA_FLAGS"]
+
+
+def test_xla_flags_of_the_user_stay(monkeypatch):
+  find_no_libtpu(monkeypatch)
+  own = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT --a=1"
+  monkeypatch.setenv("XLA_FLAGS", own)
+  runtime.set_xla_flags()
+  assert os.environ["XLA_FLAGS"] == own
+
+
+def test_xla_flags_are_left_alone_beside_libtpu(monkeypatch):
+  monkeypatch.setattr(
+    runtime.importlib.util, "find_spec", lambda name, *a: object()
+  )
+  monkeypatch.setenv("XLA_FLAGS", "--own=1")
+  runtime.set_xla_flags()
+  assert os.environ["XLA_FLAGS"] == "--own=1"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_freed_memory_is_kept():
+  done = python(
+    "import ctypes, json, platform\n"
+    "from mixer import runtime\n"
+    "c = ctypes.CDLL(None)\n"
+    "c.malloc.restype = ctypes.c_void_p\n"
+    "c.malloc.argtypes = c.free.argtypes = [ctypes.c_size_t]\n"
+    "def resident():\n"
+    "  with open('/proc/self/statm') as f:\n"
+    "    return int(f.read().split()[1]) * 4096 / 2**20\n"
+    "def kept():\n"
+    "  before = resident()\n"
+    "  block = c.malloc(100 * 2**20)\n"
+    "  ctypes.memset(block, 1, 100 * 2**20)\n"
+    "  full = resident()\n"
+    "  c.free(block)\n"
+    "  return full - before, resident() - before\n"
+    "first = kept()\n"
+    "runtime.keep_freed_memory()\n"
+    "print(json.dumps([platform.libc_ver()[0], first, kept()]))\n"
+  )
+  assert done.returncode == 0, done.stderr
+  libc, (took, left), (took_then, left_then) = json.loads(done.stdout)
+  if libc != "glibc":
+    pytest.skip("another malloc")
+  assert took > 90 and left < 10  # MiB; returned to the kernel.
+  assert took_then > 90 and left_then > 90
+
+
+def test_without_mallopt_nothing_happens(monkeypatch):
+  monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: object())
+  runtime.keep_freed_memory()
+
+  def fail(name):
+    raise OSError
+
+  monkeypatch.setattr(runtime.ctypes, "CDLL", fail)
+  runtime.keep_freed_memory()
+
+
+@pytest.mark.parametrize(
+  ("asked", "variable", "installed", "alone"),
+  [
+    ("cpu", "", ["jax_cuda13_plugin"], True),
+    ("gpu", "", [], False),
+    ("tpu", "cpu", [], False),
+    ("cpu", "cuda", [], True),
+    ("", "cpu", ["libtpu"], True),
+    ("", "cuda", [], False),
+    ("", "cuda,cpu", [], False),
+    ("", "", [], True),
+    ("", "", ["jax", "jaxlib", "numpy"], True),
+    ("", "", ["jax_cuda13_plugin"], False),
+    ("", "", ["jax_cuda12_plugin", "jax"], False),
+    ("", "", ["libtpu"], False),
+  ],
+)
+def test_memory_is_kept_on_cpus_alone(
+  monkeypatch, asked, variable, installed, alone
+):
+  class Module:
+    def __init__(self, name):
+      self.name = name
+
+  monkeypatch.setenv("JAX_PLATFORMS", variable)
+  monkeypatch.setattr(
+    runtime.pkgutil, "iter_modules", lambda: [Module(n) for n in installed]
+  )
+  assert runtime._is_cpu_alone(asked) == alone
+
+
+def test_versions_are_those_installed():
+  import jax
+  import numpy as np
+
+  got = runtime.versions()
+  assert got["jax"] == jax.__version__ and got["numpy"] == np.__version__
+  assert got["python"] == ".".join(map(str, sys.version_info[:3]))
+  assert all(isinstance(v, str) and v for v in got.values())
+  assert json.loads(json.dumps(got)) == got
+
+
+def test_environment_is_json():
+  got = runtime.environment()
+  assert json.loads(json.dumps(got, allow_nan=False)) == got
+  assert (got["platform"], got["num_devices"]) == ("cpu", 8)
+  assert got["num_processes"] == 1
+  assert "device_count=8" in got["xla_flags"]
+  assert got["versions"] == runtime.versions()
+
+
+def test_exit_codes():
+  # Scripts of users depend on them.
+  codes = (runtime.DONE, runtime.FAILED, runtime.PREEMPTED)
+  assert codes == (0, 1, 42)

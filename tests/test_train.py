@@ -1,0 +1,254 @@
+"""train.py as a user meets it: what it writes, how it ends, how it goes on."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import train
+from mixer import checkpoints, runtime
+from mixer.datasets import prepared
+from mixer.errors import UserError
+from tests import conftest
+
+
+def records(workdir):
+  return [
+    json.loads(line)
+    for line in (workdir / "metrics.jsonl").read_text().splitlines()
+  ]
+
+
+def exact(workdir):
+  """The records without what depends on the clock."""
+  timed = ("train/images_per_second", "train/seconds_per_step", "train/mfu")
+  return [
+    {k: v for k, v in r.items() if k not in timed} for r in records(workdir)
+  ]
+
+
+def assert_same_run(one, two):
+  """Bits of weights, average and metrics."""
+  for averaged in (False, True):
+    a, _ = checkpoints.load_params(str(one), averaged=averaged)
+    b, _ = checkpoints.load_params(str(two), averaged=averaged)
+    a, b = dict(conftest.leaves(a)), dict(conftest.leaves(b))
+    assert a.keys() == b.keys()
+    for name, array in a.items():
+      np.testing.assert_array_equal(array, b[name], err_msg=name)
+  assert exact(one) == exact(two)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory, data_dir):
+  """A finished smoke run, and what it printed."""
+  workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+  done = conftest.TrainCommand(data_dir)(workdir)
+  assert done.returncode == 0, done.stderr
+  return workdir, done
+
+
+def test_a_run_writes_config_metrics_and_checkpoints(undisturbed):
+  workdir, done = undisturbed
+  assert done.stderr == ""
+  assert "Mixer S/4 at 16 px, 10 classes" in done.stdout
+  content = json.loads((workdir / "config.json").read_text())
+  assert content["config"]["model"]["variant"] == "S/4"
+  assert content["resolved"]["total"] == 60
+  assert content["resolved"]["train_examples"] == 1400
+  found = records(workdir)
+  trained = [r["step"] for r in found if "train/loss" in r]
+  assert trained == [1, 10, 20, 30, 40, 50, 60]
+  assert {
+    "train/loss",
+    "train/learning_rate",
+    "train/grad_norm",
+    "train/images_per_second",
+  } <= found[-2].keys()
+  evaluated = {r["step"]: r for r in found if "eval/accuracy" in r}
+  assert evaluated.keys() == {30, 60}
+  assert evaluated[60]["eval/examples"] == 397
+  assert 0.2 < evaluated[60]["eval/accuracy"] <= 1
+  assert evaluated[60]["eval/accuracy_top5"] > evaluated[60]["eval/accuracy"]
+  assert checkpoints.locate(str(workdir))[1] == 60
+  assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_a_finished_run_stays_as_it_is(undisturbed, train_command):
+  workdir, _ = undisturbed
+  before = (workdir / "metrics.jsonl").read_bytes()
+  done = train_command(workdir)
+  assert done.returncode == 0
+  assert "after step 60 of 60" in done.stdout
+  assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def wait_for(process, workdir, step):
+  """Until the metrics say so."""
+  path = workdir / "metrics.jsonl"
+  deadline = time.monotonic() + 200
+  while time.monotonic() < deadline:
+    if path.exists() and f'"step": {step},' in path.read_text():
+      return
+    assert process.poll() is None, process.communicate()[1]
+    time.sleep(0.01)
+  raise AssertionError("no progress")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_with_42(
+  undisturbed, train_command, tmp_path, number
+):
+  workdir = tmp_path / "run"
+  process = train_command.start(workdir)
+  wait_for(process, workdir, 1)
+  process.send_signal(number)
+  _, err = process.communicate(timeout=200)
+  assert process.returncode == runtime.PREEMPTED == 42
+  assert number.name in err
+  assert "Traceback" not in err
+  step = checkpoints.locate(str(workdir))[1]
+  # At once, not at the next of the checkpoints that come every 20 steps.
+  assert 1 <= step < 60
+  assert train_command(workdir).returncode == 0
+  assert_same_run(workdir, undisturbed[0])
+
+
+def test_nan_stops_at_its_step_and_keeps_the_last_good_checkpoint(
+  train_command, tmp_path
+):
+  done = train_command(
+    tmp_path / "run",
+    "--config.optimizer.name=sgd",
+    "--config.optimizer.weight_decay=0",
+    "--config.optimizer.clip_norm=0",
+    "--config.optimizer.learning_rate=1e6",
+    "--config.checkpoint_every=1 steps",
+  )
+  assert done.returncode == 1
+  message = re.search(
+    r"error: train/\w+ is (?:nan|inf) at step (\d+): training stops there. The "
+    r"newest checkpoint, of step (\d+), is from before",
+    done.stderr,
+  )
+  assert message, done.stderr
+  bad, good = map(int, message.groups())
+  assert good == bad - 1
+  assert checkpoints.locate(str(tmp_path / "run"))[1] == good
+  params, _ = checkpoints.load_params(str(tmp_path / "run"), averaged=False)
+  assert all(np.isfinite(x).all() for _, x in conftest.leaves(params))
+
+
+def test_a_damaged_record_stops_training_and_loses_nothing(
+  smoke_config, tmp_path, monkeypatch
+):
+  real = prepared.open_source
+  good, names = real("digits", "train", smoke_config.data.data_dir)
+
+  class Damaged:
+    def __len__(self):
+      return len(good)
+
+    def __getitem__(self, i):
+      record = dict(good[i])
+      if i == 77:
+        record["image"] = record["image"][:40]
+      return record
+
+  def open_source(name, split, data_dir):
+    if split == "train":
+      return Damaged(), names
+    return real(name, split, data_dir)
+
+  monkeypatch.setattr(prepared, "open_source", open_source)
+  with pytest.raises(UserError, match="split train, record 77 can't be dec"):
+    train.train(smoke_config, tmp_path / "run")
+  step = checkpoints.locate(str(tmp_path / "run"))[1]
+  assert 0 < step < 44  # The epoch's 44th batch is its last.
+  monkeypatch.undo()
+  assert train.train(smoke_config, tmp_path / "run")["eval/examples"] == 397
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_with_a_sentence(
+  undisturbed, train_command, tmp_path
+):
+  del undisturbed  # It has prepared the data.
+  # The kernel refuses files over 20 kB: what a full disk is to a save.
+  limit = ("bash", "-c", 'ulimit -f 20 && exec "$@"', "bash")
+  process = train_command.start(tmp_path / "run", prefix=limit)
+  _, err = process.communicate(timeout=200)
+  assert process.returncode == 1
+  assert re.search(
+    r"error: the checkpoint of step \d+ could not be written to .*There is "
+    r"none yet",
+    err,
+  ), err
+  assert "Traceback" not in err
+  done = train_command(tmp_path / "run")
+  assert done.returncode == 0, done.stderr
+
+
+def test_an_accelerator_that_is_not_there_is_missed(train_command, tmp_path):
+  environment = {"JAX_PLATFORMS": ""}
+  process = train_command.start(
+    tmp_path / "run", "--platform=gpu", env=environment
+  )
+  _, err = process.communicate(timeout=100)
+  assert process.returncode == 1
+  assert err.startswith("error: JAX finds no device of the platform 'gpu'")
+  assert not (tmp_path / "run").exists()
+
+
+def test_drift_is_refused_with_a_diff(undisturbed, train_command):
+  done = train_command(undisturbed[0], "--config.batch_size=64")
+  assert done.returncode == 1
+  assert "batch_size: 32 -> 64" in done.stderr
+
+
+def test_fine_tuning_starts_from_a_workdir(
+  undisturbed, train_command, tmp_path
+):
+  done = train_command(
+    tmp_path / "run",
+    f"--config.init_from={undisturbed[0]}",
+    "--config.optimizer.name=sgd",
+    "--config.optimizer.weight_decay=0",
+  )
+  assert done.returncode == 0, done.stderr
+  assert "starting from the weights of" in done.stdout
+  # A fresh head: the first loss is that of a guess.
+  assert records(tmp_path / "run")[0]["train/loss"] == pytest.approx(
+    np.log(10), rel=1e-5
+  )
+
+
+def test_tensorflow_is_never_imported(train_command, tmp_path):
+  fake = tmp_path / "fake" / "tensorflow"
+  fake.mkdir(parents=True)
+  marker = tmp_path / "imported"
+  (fake / "__init__.py").write_text(
+    f"open({str(marker)!r}, 'w').close()\nraise ImportError('not here')\n"
+  )
+  environment = {"PYTHONPATH": str(tmp_path / "fake")}
+  process = train_command.start(tmp_path / "run", env=environment)
+  _, err = process.communicate(timeout=200)
+  assert process.returncode == 0, err
+  assert not marker.exists()
+
+
+def test_importing_train_starts_no_backend():
+  code = (
+    "import train, sys, jax._src.xla_bridge as b;"
+    "assert not b._backends;"
+    "heavy = {'matplotlib', 'sklearn', 'tensorboardX', 'tensorflow'};"
+    "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+  )
+  subprocess.run(
+    [sys.executable, "-c", code], cwd=conftest.ROOT, check=True, env=os.environ
+  )
