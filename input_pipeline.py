@@ -7,7 +7,6 @@ records by their place in the endless shuffled sequence; that is then cut into
 pieces of `batch_size / hosts`, and host p of P takes pieces p, p + P, p + 2P...
 """
 
-import collections
 import dataclasses
 import enum
 from collections.abc import Iterator
@@ -208,13 +207,3 @@ def eval_batches(
     grain.MapDataset.range(padded).map(load).batch(config.batch_size // count)
   )
   return _iterate(dataset[p::count], config.data.threads, workers=0)
-
-
-def prefetch(batches: Iterator[Any], size: int = 2) -> Iterator[Any]:
-  """Keeps `size` items made ahead (on their way to the device)."""
-  queue = collections.deque()
-  for item in batches:
-    queue.append(item)
-    if len(queue) > size:
-      yield queue.popleft()
-  yield from queue

@@ -24,14 +24,14 @@ import numpy as np
 import input_pipeline
 import train
 from configs import demo_finetune, demo_pretrain
-from mixer import checkpoints, metrics, objective, runtime
+from mixer import checkpoints, metrics, model, objective, runtime
 from mixer import config as config_lib
 from mixer import step as step_lib
 from mixer.errors import UserError
 
 # Labels a class (0: all of them) -> draws of them, that is runs.
 DRAWS = {5: 3, 10: 3, 25: 2, 0: 1}
-STEPS = {5: 150, 10: 200, 25: 300, 0: 600}
+STEPS = {5: 100, 10: 150, 25: 250, 0: 600}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,18 +123,18 @@ def check(fonts: float, rows: list[Row]) -> list[str]:
 
 
 def _predictions(
-  workdir: pathlib.Path, count: int
+  workdir: pathlib.Path,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Test images, their labels, and what the fully fine-tuned model says."""
   params, _ = checkpoints.load_params(str(workdir / "finetune_all_0"))
   config = demo_finetune.get_config()
   config.data.data_dir = str(workdir / "data")
-  config.batch_size = count
   _, split = input_pipeline.open_splits(config)
+  config.batch_size = len(split)
   batch = next(input_pipeline.eval_batches(split, config))
-  model = step_lib.build_model(config, len(split.class_names))
-  images = objective.scale(jax.numpy.asarray(batch["image"]), model.dtype)
-  logits = jax.jit(model.apply)({"params": params}, images)
+  module = step_lib.build_model(config, len(split.class_names))
+  images = objective.scale(jax.numpy.asarray(batch["image"]), module.dtype)
+  logits = model.apply(module, params, images)
   return batch["image"], batch["label"], np.asarray(jax.nn.softmax(logits))
 
 
@@ -181,22 +181,30 @@ def plot(workdir: pathlib.Path, rows: list[Row]) -> pathlib.Path:
     right.bar(places + offset, means, 0.38, label=label, yerr=spread, capsize=3)
   right.set_xticks(places, [row.name for row in rows])
   right.set(title="Handwritten digits", xlabel="labels a class")
-  right.set_ylim(0.5, 1)
-  right.legend(loc="lower right")
+  right.set_ylim(0.5, 1.1)
+  right.set_yticks(np.arange(0.5, 1.01, 0.1))
+  right.legend(loc="upper center", ncols=2)
 
-  images, labels, scores = _predictions(workdir, 24)
-  for axis, image, label, score in zip(
-    lower.subplots(2, 12).flat, images, labels, scores, strict=True
+  images, labels, scores = _predictions(workdir)
+  guesses, sure = scores.argmax(axis=-1), scores.max(axis=-1)
+  evenly = np.linspace(0, len(images) - 1, 12).astype(int)
+  doubtful = np.lexsort((sure, guesses == labels))[:12]
+  for axis, i in zip(
+    lower.subplots(2, 12).flat, (*evenly, *doubtful), strict=True
   ):
-    guess = int(score.argmax())
-    axis.imshow(image)
+    axis.imshow(images[i])
     axis.set_axis_off()
     axis.set_title(
-      f"{guess}  {score[guess]:.0%}",
+      f"{guesses[i]}  {sure[i]:.0%}",
       fontsize=9,
-      color="black" if guess == label else "red",
+      color="black" if guesses[i] == labels[i] else "red",
     )
-  lower.suptitle("Test digits as the fine-tuned model reads them (red: wrong)")
+  wrong = int((guesses != labels).sum())
+  lower.suptitle(
+    "Test digits as the fine-tuned model reads them. Above: every "
+    f"{len(images) // 12}th; below: the {wrong} wrong ones (red), then the "
+    "least certain"
+  )
   path = workdir / "demo.png"
   figure.savefig(path, dpi=110)
   plt.close(figure)
@@ -220,7 +228,8 @@ def demo(workdir: pathlib.Path) -> list[str]:
     "\n2. Fine-tuning on digits, and training from scratch:\n$ python train.py "
     f"--config=configs/demo_finetune.py --workdir={workdir / 'finetune_all_0'}"
     f" --config.data.data_dir={data_dir} --config.init_from="
-    f"{workdir / 'pretrain'} ...",
+    f"{workdir / 'pretrain'} ...\n"
+    "  (kind, labels a class, draw of labels; accuracy on the test split)",
     flush=True,
   )
   rows = [
