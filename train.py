@@ -22,12 +22,14 @@ import input_pipeline
 from mixer import checkpoints as checkpoints_lib
 from mixer import (
   command_line,
+  durations,
   evaluate,
   fewshot,
   finetune,
   reporter,
   runtime,
   sharding,
+  validation,
 )
 from mixer import config as config_lib
 from mixer import step as step_lib
@@ -56,10 +58,10 @@ def train(
   """
   with runtime.StopSignal() as stop:
     # What can be refused is refused before anything is allocated.
-    config_lib.validate(config, jax.device_count())
+    validation.validate(config, jax.device_count())
     train_split, eval_split = input_pipeline.open_splits(config)
     fewshot_task = input_pipeline.open_fewshot(config)
-    plan = config_lib.plan(config, len(train_split))
+    plan = durations.plan(config, len(train_split))
     num_classes = len(train_split.class_names)
     resolved = dataclasses.asdict(plan) | {
       "train_examples": len(train_split),

@@ -19,6 +19,8 @@ from mixer.errors import UserError
 
 # Orbax's annotations don't fit its own classes.
 ocp: Any = orbax.checkpoint.experimental.v1
+# Orbax writes it last, before it gives the folder its name.
+_COMMITTED = "commit_success.txt"
 
 
 def _parts(state: step_lib.TrainState) -> dict[str, Any]:
@@ -76,8 +78,7 @@ class Checkpoints:
   def latest(self) -> int | None:
     """The newest step that is whole on disk, None if there is none."""
     self.wait()
-    newest = self._orbax.latest
-    return None if newest is None else newest.step
+    return max(_committed(self.directory), default=None)
 
   def save(
     self, step: int, state: step_lib.TrainState, metadata: dict[str, Any]
@@ -144,6 +145,7 @@ class Checkpoints:
     parts = _parts(abstract)
     try:
       saved = self._orbax.checkpointables_metadata(step).metadata
+      _check_readable(saved)
       _check_same(where, saved, parts)
       found = self._orbax.load_checkpointables(step, parts)
     except UserError:
@@ -186,6 +188,13 @@ def shorten(lines: list[str]) -> str:
   """The first eight, and how many more there are."""
   more = f"; and {len(lines) - 8} more" if len(lines) > 8 else ""
   return "; ".join(lines[:8]) + more
+
+
+def _check_readable(saved: dict[str, Any]) -> None:
+  # Orbax has None for the metadata of a part that it can't open.
+  for part, metadata in saved.items():
+    if metadata is None:
+      raise ValueError(f"its part `{part}` can't be opened")
 
 
 def _check_same(where: pathlib.Path, saved: Any, parts: Any) -> None:
@@ -233,7 +242,7 @@ def locate(path: str) -> tuple[pathlib.Path, int]:
     step = found[-1]
   if step not in found:
     raise UserError(
-      f"there is no whole checkpoint{f' {step}' if step else ''} in "
+      f"there is no whole checkpoint{'' if step is None else f' {step}'} in "
       f"{directory}; there are: {', '.join(map(str, found)) or 'none'}."
     )
   return workdir, step
@@ -243,7 +252,7 @@ def _committed(directory: pathlib.Path) -> list[int]:
   return sorted(
     int(d.name)
     for d in directory.iterdir()
-    if d.name.isdigit() and ocp.is_orbax_checkpoint(d)
+    if d.name.isdigit() and (d / _COMMITTED).is_file()
   )
 
 
@@ -269,6 +278,7 @@ def load_params(
     metadata = ocp.checkpointables_metadata(where)
     saved = metadata.metadata or {}
     part = "ema" if averaged and "ema" in saved else "params"
+    _check_readable({part: saved[part]})
     host = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), saved[part])
     found = ocp.load_checkpointables(where, {part: host})[part]
   except Exception as e:

@@ -1,25 +1,20 @@
-"""The config: its keys with their defaults, its checks, its durations.
+"""The config: its keys with their defaults.
 
 A recipe in `configs/` starts from `default()` and sets what it changes; the
-command line overrides single keys (`--config.batch_size=64`). `validate`
-refuses what cannot work before anything is allocated, in sentences; `plan`
-turns durations into steps once the size of the data set is known.
+command line overrides single keys (`--config.batch_size=64`).
+`mixer.validation` refuses what cannot work; `mixer.durations` turns durations
+into steps.
 """
 
-import dataclasses
-import re
 import shlex
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import ml_collections
 
-from mixer import model as model_lib
-from mixer.errors import UserError
-
 # ml_collections.ConfigDict; what its attributes hold defies static types.
 Config: TypeAlias = Any
-_GROUPS = (Mapping, ml_collections.ConfigDict)
+GROUPS = (Mapping, ml_collections.ConfigDict)
 
 
 def default() -> Config:
@@ -120,7 +115,7 @@ def flatten(config: Config) -> dict[str, Any]:
   """`{"model.variant": "B/16", ...}` from a nested config."""
   flat: dict[str, Any] = {}
   for key, value in config.items():
-    if isinstance(value, _GROUPS):
+    if isinstance(value, GROUPS):
       flat |= {f"{key}.{k}": v for k, v in flatten(value).items()}
     else:
       flat[key] = list(value) if isinstance(value, tuple) else value
@@ -141,7 +136,7 @@ def to_json(config: Config) -> dict[str, object]:
   """The config as plain JSON values."""
   return {
     key: to_json(value)
-    if isinstance(value, _GROUPS)
+    if isinstance(value, GROUPS)
     else (list(value) if isinstance(value, tuple) else value)
     for key, value in config.items()
   }
@@ -150,247 +145,3 @@ def to_json(config: Config) -> dict[str, object]:
 def override(key: str, value: Any) -> str:
   """`--config.KEY=VALUE`, quoted where a shell needs it."""
   return f"--config.{key}={shlex.quote(str(value))}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """Every duration of a run, in steps."""
-
-  total: int
-  warmup: int
-  log_every: int
-  eval_every: int
-  checkpoint_every: int
-
-
-_UNITS = ("steps", "epochs", "examples", "%")
-_DURATION = re.compile(
-  r"\s*([0-9]+(?:_[0-9]+)*\.?[0-9]*(?:e[0-9]{1,2})?)\s*(\S*)\s*"
-)
-
-
-def _parse_duration(key: str, text: str) -> tuple[float, str]:
-  match = _DURATION.fullmatch(text)
-  unit = match.group(2) if match else ""
-  if match and unit != "%":
-    unit = (unit or "steps").removesuffix("s") + "s"
-  if not match or unit not in _UNITS:
-    raise UserError(
-      f"{key}={text!r} is not a duration: write a number and its unit, as in "
-      f'--config.{key}="500 steps", "3 epochs", "1e6 examples" or "5%".'
-    )
-  return float(match.group(1)), unit
-
-
-def plan(config: Config, num_examples: int) -> Plan:
-  """Turns the config's durations into steps.
-
-  Args:
-    config: a valid config.
-    num_examples: of the training split.
-
-  Raises:
-    UserError: a run of no steps, or a warm-up as long as the whole.
-  """
-
-  def steps(key: str, total: int | None) -> int:
-    node = config
-    for part in key.split("."):
-      node = node[part]
-    value, unit = _parse_duration(key, node)
-    if unit == "%":
-      if total is None:
-        raise UserError(
-          f"{key}={node!r}: the whole run can't be a share of itself; give "
-          f'steps, epochs or examples, as in --config.{key}="500 steps".'
-        )
-      return round(value / 100 * total)
-    if unit == "epochs":
-      value = value * num_examples / config.batch_size
-    elif unit == "examples":
-      value = value / config.batch_size
-    return round(value)
-
-  total = steps("total", None)
-  if total < 1:
-    raise UserError(
-      f"total={config.total!r} comes to less than one step with "
-      f"{num_examples} training examples and batch_size={config.batch_size}; "
-      'make it longer, as in --config.total="500 steps".'
-    )
-  warmup = steps("schedule.warmup", total)
-  if warmup >= total:
-    raise UserError(
-      f"schedule.warmup={config.schedule.warmup!r} ({warmup} steps) is not "
-      f"shorter than total={config.total!r} ({total} steps); lower it, as in "
-      '--config.schedule.warmup="5%".'
-    )
-  every = (
-    max(1, steps(k, total))
-    for k in ("log_every", "eval_every", "checkpoint_every")
-  )
-  return Plan(total, warmup, *every)
-
-
-def _check_keys(config: Config, schema: Config, prefix: str = "") -> None:
-  """Refuses unknown, missing and ill-typed keys."""
-  for key in config:
-    if key not in schema:
-      close = ", ".join(sorted(schema))
-      raise UserError(
-        f"{prefix}{key} is not a key of the config; there are: {close}."
-      )
-  for key, expected in schema.items():
-    name = prefix + key
-    if key not in config:
-      raise UserError(
-        f"the config has no {name}; start it from mixer.config.default(), "
-        f"where it is {expected!r}."
-      )
-    value = config[key]
-    if isinstance(expected, _GROUPS):
-      if not isinstance(value, _GROUPS):
-        raise UserError(f"{name}={value!r} should be a group of keys.")
-      _check_keys(value, expected, name + ".")
-      continue
-    kinds = {float: (float, int), tuple: (tuple, list)}
-    allowed = kinds.get(type(expected), (type(expected),))
-    if not isinstance(value, allowed) or (
-      isinstance(value, bool) and not isinstance(expected, bool)
-    ):
-      raise UserError(
-        f"{name}={value!r} should be of type {type(expected).__name__}, as in "
-        f"{override(name, expected)}."
-      )
-
-
-def validate(config: Config, num_devices: int) -> None:
-  """Refuses a config that cannot work, before anything is allocated.
-
-  Args:
-    config: to be checked.
-    num_devices: over all hosts.
-
-  Raises:
-    UserError: names the key and a valid value.
-  """
-  _check_keys(config, default())
-  for key in (
-    "total",
-    "schedule.warmup",
-    "log_every",
-    "eval_every",
-    "checkpoint_every",
-  ):
-    _parse_duration(key, str(flatten(config)[key]))
-
-  def one_of(key: str, allowed: tuple[str, ...]) -> None:
-    value = flatten(config)[key]
-    if value not in allowed:
-      raise UserError(
-        f"{key}={value!r} is not known; it can be "
-        + " or ".join(f"--config.{key}={a}" for a in allowed)
-        + "."
-      )
-
-  def between(key: str, low: float, high: float, example: object) -> None:
-    value = flatten(config)[key]
-    if not low <= value < high:
-      raise UserError(
-        f"{key}={value!r} should be at least {low:g}"
-        + (f" and below {high:g}" if high < float("inf") else "")
-        + f", as in --config.{key}={example}."
-      )
-
-  one_of("model.dtype", ("bfloat16", "float32"))
-  one_of("data.crop", ("inception", "resize"))
-  one_of("loss.name", ("softmax", "sigmoid"))
-  one_of("optimizer.name", ("adamw", "sgd"))
-  one_of("schedule.decay", ("linear", "cosine", "constant"))
-  inf = float("inf")
-  for key, low, high, example in (
-    ("seed", 0, 2**32, 0),
-    ("batch_size", 1, inf, 64),
-    ("image_size", 1, inf, 224),
-    ("model.num_blocks", 0, inf, 12),
-    ("model.hidden_dim", 0, inf, 768),
-    ("model.tokens_mlp_dim", 0, inf, 384),
-    ("model.channels_mlp_dim", 0, inf, 3072),
-    ("model.dropout", 0, 1, 0.1),
-    ("model.stochastic_depth", 0, 1, 0.1),
-    ("data.examples_per_class", 0, inf, 10),
-    ("data.subset_seed", 0, 2**32, 0),
-    ("data.crop_area_min", 0, 1, 0.05),
-    ("data.randaugment_layers", 0, inf, 2),
-    ("data.randaugment_magnitude", 0, 31, 15),
-    ("data.affine_degrees", 0, 181, 10),
-    ("data.affine_scale", 0, 1, 0.1),
-    ("data.affine_translate", 0, 1, 0.1),
-    ("data.threads", 1, inf, 16),
-    ("data.workers", 0, inf, 0),
-    ("loss.label_smoothing", 0, 1, 0.1),
-    ("loss.mixup", 0, inf, 0.5),
-    ("optimizer.learning_rate", 0, inf, 1e-3),
-    ("optimizer.weight_decay", 0, inf, 0.1),
-    ("optimizer.b1", 0, 1, 0.9),
-    ("optimizer.b2", 0, 1, 0.999),
-    ("optimizer.eps", 0, inf, 1e-8),
-    ("optimizer.momentum", 0, 1, 0.9),
-    ("optimizer.clip_norm", 0, inf, 1),
-    ("optimizer.ema_decay", 0, 1, 0.9999),
-    ("keep_checkpoints", 1, inf, 3),
-    ("fewshot.seeds", 1, inf, 3),
-    ("fewshot.l2", 0, inf, 1024),
-  ):
-    between(key, low, high, example)
-  _check_together(config, num_devices)
-
-
-def _check_together(config: Config, num_devices: int) -> None:
-  """Refuses settings that contradict one another."""
-  b = config.batch_size
-  if b % num_devices:
-    near = [max(1, b // num_devices) * num_devices]
-    near.append(near[0] + num_devices)
-    raise UserError(
-      f"batch_size={b} can't be divided among {num_devices} devices; use "
-      + " or ".join(f"--config.batch_size={n}" for n in near)
-      + "."
-    )
-  spec = model_lib.parse_variant(config.model.variant)
-  side, patch = config.image_size, spec.patch_size
-  if side % patch:
-    near = [max(1, side // patch) * patch]
-    near.append(near[0] + patch)
-    raise UserError(
-      f"image_size={side} can't be divided into patches of {patch} pixels "
-      f"(model.variant={config.model.variant}); use "
-      + " or ".join(f"--config.image_size={n}" for n in near)
-      + "."
-    )
-  if config.data.eval_short_side < side:
-    raise UserError(
-      f"data.eval_short_side={config.data.eval_short_side} is smaller than "
-      f"the central crop, image_size={side}; use "
-      f"--config.data.eval_short_side={side} or more."
-    )
-  if config.loss.name == "sigmoid" and config.loss.label_smoothing:
-    raise UserError(
-      "loss.label_smoothing is defined for the softmax loss and "
-      "loss.name='sigmoid'; use --config.loss.label_smoothing=0 or "
-      "--config.loss.name=softmax."
-    )
-  if config.optimizer.name == "sgd" and config.optimizer.weight_decay:
-    raise UserError(
-      "optimizer.weight_decay is the decoupled decay of AdamW and "
-      "optimizer.name='sgd'; use --config.optimizer.weight_decay=0 or "
-      "--config.optimizer.name=adamw."
-    )
-  shots = config.fewshot.shots
-  if config.fewshot.name and (
-    not shots or not all(isinstance(s, int) and s > 0 for s in shots)
-  ):
-    raise UserError(
-      f"fewshot.shots={shots!r} should be numbers of examples, as in "
-      '--config.fewshot.shots="(1, 5, 10, 25)".'
-    )

@@ -110,9 +110,10 @@ class _Board:
     from tensorboardX import record_writer
     from tensorboardX.proto import event_pb2, summary_pb2
 
-    self._event: Any = event_pb2.Event
-    self._summary: Any = summary_pb2.Summary
-    session: Any = event_pb2.SessionLog
+    events: Any = event_pb2  # Generated: no checker sees into it.
+    summaries: Any = summary_pb2
+    self._event, self._summary = events.Event, summaries.Summary
+    session = events.SessionLog
     directory.mkdir(exist_ok=True)
     # Unlike those of an earlier start, even one in the same second.
     name = f"{time.time():.6f}.{socket.gethostname()}"

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from mixer import config as config_lib
+from mixer import durations
 
 
-def schedule(
-  config: config_lib.Config, plan: config_lib.Plan
-) -> optax.Schedule:
+def schedule(config: config_lib.Config, plan: durations.Plan) -> optax.Schedule:
   """Learning rate by the number of updates done before.
 
   It rises linearly from 0 over the warm-up, then falls to 0 at the end of
@@ -38,7 +37,7 @@ def decay_mask(params: Any) -> Any:
 
 
 def make(
-  config: config_lib.Config, plan: config_lib.Plan
+  config: config_lib.Config, plan: durations.Plan
 ) -> optax.GradientTransformation:
   """Clipping, then AdamW or SGD with momentum, then the learning rate.
 

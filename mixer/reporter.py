@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import jax
 
 from mixer import config as config_lib
-from mixer import flops, metrics
+from mixer import durations, flops, metrics
 from mixer import step as step_lib
 
 
@@ -69,7 +69,7 @@ class Reporter:
     self,
     workdir: pathlib.Path,
     config: config_lib.Config,
-    plan: config_lib.Plan,
+    plan: durations.Plan,
     trainer: step_lib.Trainer,
     start_step: int,
   ):

@@ -11,8 +11,8 @@ import optax
 from jax.sharding import Mesh
 
 from mixer import config as config_lib
+from mixer import durations, objective, optim, sharding
 from mixer import model as model_lib
-from mixer import objective, optim, sharding
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -100,7 +100,7 @@ class Trainer:
   def __init__(
     self,
     config: config_lib.Config,
-    plan: config_lib.Plan,
+    plan: durations.Plan,
     num_classes: int,
     mesh: Mesh,
   ):

@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from mixer import command_line
+from mixer import command_line, validation
 from mixer import config as config_lib
 
 # ml_collections 1.1 loads config files that way.
@@ -111,7 +111,7 @@ def test_what_is_right_passes(parse):
   assert rest == ["train.py", "rest"]
   assert values["workdir"].value == "/somewhere"
   config = values["config"].value
-  config_lib.validate(config, 8)
+  validation.validate(config, 8)
   flat = config_lib.flatten(config)
   assert (flat["batch_size"], flat["model.variant"]) == (8, "B/4")
   assert (flat["optimizer.learning_rate"], flat["data.flip"]) == (2.0, True)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from ml_collections import config_flags
 
 from mixer import config as config_lib
+from mixer import durations, validation
 from mixer.errors import UserError
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -77,13 +78,13 @@ def suggestions(message: str) -> list[str]:
 
 def refusal(config, num_devices: int = 1) -> str:
   with pytest.raises(UserError) as caught:
-    config_lib.validate(config, num_devices)
+    validation.validate(config, num_devices)
   return str(caught.value)
 
 
 def test_the_default_is_valid():
-  config_lib.validate(config_lib.default(), 1)
-  config_lib.validate(config_lib.default(), 8)
+  validation.validate(config_lib.default(), 1)
+  validation.validate(config_lib.default(), 8)
 
 
 def test_defaults_are_not_shared():
@@ -100,8 +101,8 @@ def test_recipes_are_found():
 @pytest.mark.parametrize("name", _RECIPES)
 def test_recipes_are_valid(name, num_devices):
   config = recipe(name)
-  config_lib.validate(config, num_devices)
-  plan = config_lib.plan(config, 10**6)
+  validation.validate(config, num_devices)
+  plan = durations.plan(config, 10**6)
   assert 0 <= plan.warmup < plan.total
   assert config.batch_size % num_devices == 0
 
@@ -174,8 +175,8 @@ def test_recipes_have_the_papers_values(name):
 
 def test_length_of_the_papers_runs():
   # Steps by hand: 300 epochs x examples / 4096.
-  assert config_lib.plan(recipe("mixer_b16_i21k"), _I21K).total == 963_391
-  plan = config_lib.plan(recipe("mixer_b16_i1k"), _I1K)
+  assert durations.plan(recipe("mixer_b16_i21k"), _I21K).total == 963_391
+  plan = durations.plan(recipe("mixer_b16_i1k"), _I1K)
   assert (plan.total, plan.warmup) == (93_835, 10_000)
   assert plan.eval_every == 1564
 
@@ -183,8 +184,8 @@ def test_length_of_the_papers_runs():
 def plan_of(text: str, key: str = "log_every", examples: int = 10_000):
   config = changed(batch_size=100, total="1000 steps", schedule__warmup="0%")
   set_key(config, key, text)
-  config_lib.validate(config, 1)
-  return config_lib.plan(config, examples)
+  validation.validate(config, 1)
+  return durations.plan(config, examples)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +238,7 @@ def test_conversion(number, batch, examples, unit):
     "examples": Fraction(number, batch),
     "%": Fraction(12345 * number, 100),
   }[unit]
-  got = config_lib.plan(config, examples).log_every
+  got = durations.plan(config, examples).log_every
   # Rounded to a whole step, at least one; up to float's own rounding.
   assert got >= 1
   assert abs(got - max(exact, 1)) <= Fraction(1, 2) + exact * Fraction(
@@ -250,7 +251,7 @@ def test_all_spellings_of_a_number_agree(number):
   config = changed(schedule__warmup="0 steps", total="1 steps")
   for text in (f"{number}", f"{number:_} steps", f"{number}.0 step"):
     config.log_every = text
-    assert config_lib.plan(config, 1).log_every == max(number, 1)
+    assert durations.plan(config, 1).log_every == max(number, 1)
 
 
 _NO_DURATIONS = [
@@ -281,7 +282,7 @@ def test_what_is_no_duration_is_refused(key, text):
   message = refusal(config)
   assert message.startswith(f"{key}={text!r} is not a duration")
   (argument,) = suggestions(message)
-  config_lib.validate(override(config, argument), 1)
+  validation.validate(override(config, argument), 1)
 
 
 @given(st.text(max_size=12))
@@ -289,31 +290,31 @@ def test_any_text_is_a_duration_or_refused(text):
   config = changed(schedule__warmup="0 steps", total="7 steps")
   config.log_every = text
   try:
-    config_lib.validate(config, 1)
+    validation.validate(config, 1)
   except UserError:
     return
-  assert config_lib.plan(config, 100).log_every >= 1
+  assert durations.plan(config, 100).log_every >= 1
 
 
 @pytest.mark.parametrize("text", ["0 steps", "0.4 steps", "0 epochs", "50%"])
 def test_a_run_of_no_steps_is_refused(text):
   config = changed(total=text, schedule__warmup="5%")
-  config_lib.validate(config, 1)  # Only the plan can know.
+  validation.validate(config, 1)  # Only the plan can know.
   with pytest.raises(UserError, match=f"^total='{text}'") as caught:
-    config_lib.plan(config, 1000)
+    durations.plan(config, 1000)
   (argument,) = suggestions(str(caught.value))
-  assert config_lib.plan(override(config, argument), 1000).total == 500
+  assert durations.plan(override(config, argument), 1000).total == 500
 
 
 @pytest.mark.parametrize("warmup", ["60 steps", "100%", "61 steps", "2 epochs"])
 def test_a_warmup_as_long_as_the_run_is_refused(warmup):
   config = changed(total="60 steps", schedule__warmup=warmup, batch_size=10)
   with pytest.raises(UserError, match=r"^schedule\.warmup=") as caught:
-    config_lib.plan(config, 1000)
+    durations.plan(config, 1000)
   (argument,) = suggestions(str(caught.value))
-  assert config_lib.plan(override(config, argument), 1000).warmup == 3
+  assert durations.plan(override(config, argument), 1000).warmup == 3
   config.schedule.warmup = "59 steps"
-  assert config_lib.plan(config, 1000).warmup == 59
+  assert durations.plan(config, 1000).warmup == 59
 
 
 _NAN, _INF = float("nan"), float("inf")
@@ -392,7 +393,7 @@ def test_out_of_range_is_refused_with_a_value_that_works(key):
     assert offered, message
     for argument in offered:
       assert argument.startswith(f"--config.{key}=")
-      config_lib.validate(override(config, argument), 1)
+      validation.validate(override(config, argument), 1)
 
 
 @pytest.mark.parametrize("key", _RANGES)
@@ -400,7 +401,7 @@ def test_the_borders_of_a_range_are_valid(key):
   for value in _RANGES[key][1]:
     config = config_lib.default()
     set_key(config, key, value)
-    config_lib.validate(config, 1)
+    validation.validate(config, 1)
 
 
 # What is changed, devices, and the keys that offer a way out.
@@ -455,14 +456,14 @@ def test_contradictions_are_refused_with_ways_out(case):
   offered = suggestions(message)
   assert {a.split("=")[0].removeprefix("--config.") for a in offered} == keys
   for argument in offered:
-    config_lib.validate(override(config, argument), num_devices)
+    validation.validate(override(config, argument), num_devices)
 
 
 @given(st.integers(1, 10**6), st.integers(1, 4096))
 def test_batches_that_cannot_be_divided(batch, num_devices):
   config = changed(batch_size=batch)
   if batch % num_devices == 0:
-    config_lib.validate(config, num_devices)
+    validation.validate(config, num_devices)
     return
   near = [
     int(a.split("=")[1]) for a in suggestions(refusal(config, num_devices))
@@ -475,7 +476,7 @@ def test_batches_that_cannot_be_divided(batch, num_devices):
 
 
 def test_shots_of_no_task_do_not_matter():
-  config_lib.validate(changed(fewshot__shots=()), 1)
+  validation.validate(changed(fewshot__shots=()), 1)
 
 
 @pytest.mark.parametrize("key", ["batchsize", "data.nam", "model.variants.x"])
@@ -545,11 +546,11 @@ def test_an_ill_typed_key_is_refused_with_a_value_that_works(key):
     name, text = argument.split("=", 1)
     assert name == f"--config.{key}"
     # On the command line, where the type of the default rules.
-    config_lib.validate(override(default, argument), 1)
+    validation.validate(override(default, argument), 1)
     # And in the file.
     (text,) = shlex.split(text)
     set_key(config, key, text if kind is str else ast.literal_eval(text))
-    config_lib.validate(config, 1)
+    validation.validate(config, 1)
 
 
 def _get(config, key: str) -> Any:
@@ -559,7 +560,7 @@ def _get(config, key: str) -> Any:
 
 
 def test_whole_numbers_and_lists_will_do():
-  config_lib.validate(
+  validation.validate(
     changed(optimizer__learning_rate=1, model__dropout=0, fewshot__shots=[1]),
     1,
   )
@@ -568,7 +569,7 @@ def test_whole_numbers_and_lists_will_do():
 def test_a_config_read_back_from_json_is_valid():
   config = config_lib.default()
   read = ml_collections.ConfigDict(json.loads(_dump(config)))
-  config_lib.validate(read, 8)
+  validation.validate(read, 8)
 
 
 def _dump(config) -> str:

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 import input_pipeline
-from mixer import config as config_lib
-from mixer import evaluate, model, objective, sharding
+from mixer import durations, evaluate, model, objective, sharding
 from mixer import step as step_lib
 
 
@@ -18,7 +17,7 @@ def parts(tmp_path_factory):
   config.data.data_dir = str(tmp_path_factory.mktemp("evaluate"))
   _, split = input_pipeline.open_splits(config)
   mesh = sharding.make_mesh()
-  plan = config_lib.plan(config, 1400)
+  plan = durations.plan(config, 1400)
   trainer = step_lib.Trainer(config, plan, 10, mesh)
   rng = np.random.default_rng(0)
   params = jax.tree.map(

@@ -5,12 +5,11 @@ import optax
 import pytest
 
 from configs import smoke
-from mixer import config as config_lib
-from mixer import optim
+from mixer import durations, optim
 
 
 def make_plan(total=100, warmup=10):
-  return config_lib.Plan(total, warmup, 1, 1, 1)
+  return durations.Plan(total, warmup, 1, 1, 1)
 
 
 def make_params(seed=0):

@@ -9,8 +9,7 @@ import jax
 import pytest
 
 from configs import smoke
-from mixer import config as config_lib
-from mixer import flops, metrics, reporter
+from mixer import durations, flops, metrics, reporter
 from mixer import step as step_lib
 
 _METRICS = ("loss", "learning_rate", "grad_norm", "param_norm")
@@ -57,7 +56,7 @@ class Run:
     model = step_lib.build_model(config, 10)
     self.model, self.read = model, []
     trainer: Any = types.SimpleNamespace(model=model)
-    plan = config_lib.plan(config, 1400)
+    plan = durations.plan(config, 1400)
     self.report = reporter.Reporter(workdir, config, plan, trainer, start_step)
 
   def update(self, step: int, **values: float) -> None:

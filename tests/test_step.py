@@ -6,11 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from mixer import config as config_lib
-from mixer import model, objective, optim, sharding
+from mixer import durations, model, objective, optim, sharding
 from mixer import step as step_lib
 
-PLAN = config_lib.Plan(
+PLAN = durations.Plan(
   total=20, warmup=2, log_every=1, eval_every=1, checkpoint_every=1
 )
 
