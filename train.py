@@ -70,7 +70,13 @@ def train(
     }
     path = pathlib.Path(workdir).expanduser()
     config_json = config_lib.to_json(config)
-    workdir_lib.claim(path, config_json, resolved, allow_change)
+    workdir_lib.claim(
+      path,
+      config_json,
+      resolved,
+      allow_change,
+      has_progress=bool(checkpoints_lib.committed(path)),
+    )
 
     mesh = sharding.make_mesh()
     trainer = step_lib.Trainer(config, plan, num_classes, mesh)

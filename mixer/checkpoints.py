@@ -78,7 +78,7 @@ class Checkpoints:
   def latest(self) -> int | None:
     """The newest step that is whole on disk, None if there is none."""
     self.wait()
-    return max(_committed(self.directory), default=None)
+    return max(committed(self.directory.parent), default=None)
 
   def save(
     self, step: int, state: step_lib.TrainState, metadata: dict[str, Any]
@@ -237,7 +237,7 @@ def locate(path: str) -> tuple[pathlib.Path, int]:
       f"there is no checkpoint in {path}: expected a workdir of train.py, "
       "with a folder `checkpoints`, or one of the folders in that."
     )
-  found = _committed(directory)
+  found = committed(workdir)
   if step is None and found:
     step = found[-1]
   if step not in found:
@@ -248,7 +248,11 @@ def locate(path: str) -> tuple[pathlib.Path, int]:
   return workdir, step
 
 
-def _committed(directory: pathlib.Path) -> list[int]:
+def committed(workdir: pathlib.Path) -> list[int]:
+  """The steps of the whole checkpoints in a workdir, in order."""
+  directory = workdir / "checkpoints"
+  if not directory.is_dir():
+    return []
   return sorted(
     int(d.name)
     for d in directory.iterdir()

@@ -51,6 +51,8 @@ def claim(
   config: dict[str, Any],
   resolved: dict[str, Any],
   allow: Iterable[str] = (),
+  *,
+  has_progress: bool = True,
 ) -> None:
   """Makes the workdir this run's, or checks that it is.
 
@@ -62,6 +64,8 @@ def claim(
     resolved: what the config comes to: durations in steps, classes.
     allow: keys, besides `config.FREE_KEYS`, that may differ from the config
       that the workdir was made with.
+    has_progress: whether it holds a checkpoint; if not, there is nothing to go
+      on with, and another config may have it (after a mistake in the first).
 
   Raises:
     UserError: it can't be made, is somebody else's, or its config differs.
@@ -80,7 +84,8 @@ def claim(
       "that can, or one that doesn't exist yet."
     ) from e
   if _CONFIG in names:
-    _check_drift(workdir, new, tuple(allow))
+    if has_progress:
+      _check_drift(workdir, new, tuple(allow))
   elif {n for n in names if not n.startswith(".")}:
     shown = ", ".join(sorted(names)[:5])
     raise UserError(

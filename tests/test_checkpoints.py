@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, and the same to the bit on any devices."""
 
 import dataclasses
+import gc
 import pathlib
 import resource
 import shutil
@@ -184,8 +185,8 @@ def test_there_is_none_at_first(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_the_newest_stay(tmp_path, keep):
-  state = make_trainer().init()
+def test_the_newest_stay(trainer, tmp_path, keep):
+  state = trainer.init()
   steps = range(1, 5)
   with checkpoints.Checkpoints(tmp_path, keep) as c:
     for step in steps:
@@ -259,13 +260,13 @@ def test_another_optimizer_is_refused(saved):
   assert "more. Use the config" in message and message.count(";") == 8
 
 
-def test_an_average_too_many_or_too_few_is_refused(saved, tmp_path):
+def test_an_average_too_many_or_too_few_is_refused(trainer, saved, tmp_path):
   plain = make_trainer(ema_decay=0.0)
   message = restore_refused(saved[0], plain)
   assert "ema/MixerBlock_0/LayerNorm_0/bias is unexpected" in message
   with checkpoints.Checkpoints(tmp_path) as c:
     c.save(3, plain.init(), {})
-  message = restore_refused(tmp_path, make_trainer())
+  message = restore_refused(tmp_path, trainer)
   assert "ema/MixerBlock_0/LayerNorm_0/bias is missing" in message
 
 
@@ -288,11 +289,20 @@ def test_long_lists_are_shortened(count, end):
   assert text.endswith(end) and text.count("x") == min(count, 8)
 
 
-# Of tensorstore, when Orbax has given up on what it can't read.
-_noisy = pytest.mark.filterwarnings(
-  "ignore::pytest.PytestUnraisableExceptionWarning",
-  "ignore:Sharding info not provided when restoring:UserWarning",
-)
+# What Orbax leaves behind when it gives up complains when it is collected.
+@pytest.fixture
+def collected():
+  """Lets the complaints come in the test that they are of."""
+  yield
+  gc.collect()
+
+
+def noisy(test):
+  quiet = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore:Sharding info not provided when restoring:UserWarning",
+  )
+  return quiet(pytest.mark.usefixtures("collected")(test))
 
 
 def empty(directory: pathlib.Path) -> None:
@@ -303,19 +313,10 @@ def empty(directory: pathlib.Path) -> None:
     path.write_bytes(b"")
 
 
-def flip_a_bit(directory: pathlib.Path) -> None:
-  """Changes the middle of the largest file, which is of some array."""
-  path = max(directory.rglob("d/*"), key=lambda p: p.stat().st_size)
-  data = bytearray(path.read_bytes())
-  data[len(data) // 2] ^= 1
-  path.write_bytes(data)
-
-
-@_noisy
-@pytest.mark.parametrize("damage", [empty, flip_a_bit])
+@noisy
 @pytest.mark.parametrize("part", ["params", "training", "ema"])
-def test_a_damaged_checkpoint_is_refused(trainer, workdir, part, damage):
-  damage(workdir / "checkpoints" / "3" / part)
+def test_a_damaged_checkpoint_is_refused(trainer, workdir, part):
+  empty(workdir / "checkpoints" / "3" / part)
   with checkpoints.Checkpoints(workdir, keep=3) as c:
     with pytest.raises(UserError, match="can't be read") as caught:
       c.restore(trainer.abstract)
@@ -392,10 +393,9 @@ def test_metadata_comes_with_the_weights(saved):
   assert_same(params, states[1].params)
 
 
-@_noisy
-@pytest.mark.parametrize("damage", [empty, flip_a_bit])
-def test_damaged_weights_are_not_loaded(saved, workdir, damage):
-  damage(workdir / "checkpoints" / "3" / "ema")
+@noisy
+def test_damaged_weights_are_not_loaded(saved, workdir):
+  empty(workdir / "checkpoints" / "3" / "ema")
   with pytest.raises(UserError, match=r"checkpoints/3 can't be read: "):
     checkpoints.load_params(str(workdir))
   params, info = checkpoints.load_params(str(workdir), averaged=False)
@@ -462,6 +462,7 @@ def test_what_went_wrong_first_is_what_is_told(trainer, tmp_path, monkeypatch):
     raise ZeroDivisionError
 
 
+@noisy
 def test_a_save_that_fails_in_earnest(trainer, tmp_path):
   state = trainer.init()
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -211,6 +211,18 @@ def test_drift_is_refused_with_a_diff(undisturbed, train_command):
   assert "batch_size: 32 -> 64" in done.stderr
 
 
+def test_a_wrong_first_command_can_be_mended(
+  undisturbed, train_command, tmp_path
+):
+  wrong = train_command(tmp_path / "run", "--config.init_from=nowhere")
+  assert wrong.returncode == 1
+  assert "there is no checkpoint in nowhere" in wrong.stderr
+  mended = train_command(
+    tmp_path / "run", f"--config.init_from={undisturbed[0]}"
+  )
+  assert mended.returncode == 0, mended.stderr
+
+
 def test_fine_tuning_starts_from_a_workdir(
   undisturbed, train_command, tmp_path
 ):

@@ -241,3 +241,10 @@ def test_write_json_reaches_the_disk_before_it_counts(tmp_path, monkeypatch):
   )
   workdir.write_json(tmp_path / "some.json", {})
   assert calls == ["sync", "replace"]
+
+
+def test_a_folder_without_progress_takes_another_config(tmp_path):
+  workdir.claim(tmp_path, config_json(), _RESOLVED)
+  new = config_json(init_from="elsewhere")
+  workdir.claim(tmp_path, new, _RESOLVED, has_progress=False)
+  assert written(tmp_path)["config"] == new
