@@ -236,6 +236,9 @@ def main(argv: Sequence[str]) -> int:
   except runtime.Preempted as e:
     print(e, file=sys.stderr)
     return runtime.PREEMPTED
+  except checkpoints_lib.SaveError as e:
+    print(f"error: {e}", file=sys.stderr)
+    runtime.exit_at_once(runtime.FAILED)
   except UserError as e:
     print(f"error: {e}", file=sys.stderr)
     return runtime.FAILED

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,6 +193,29 @@ def test_a_checkpoint_that_cannot_be_written_stops_with_a_sentence(
   assert "Traceback" not in err
   done = train_command(tmp_path / "run")
   assert done.returncode == 0, done.stderr
+
+
+def test_a_vanished_checkpoint_folder_ends_the_run(
+  undisturbed, train_command, tmp_path
+):
+  del undisturbed
+  workdir = tmp_path / "run"
+  process = train_command.start(
+    workdir, "--config.total=4000 steps", "--config.checkpoint_every=10 steps"
+  )
+  wait_for(process, workdir, 20)
+  # A file where the folder was: no save can even begin.
+  while True:
+    try:
+      (workdir / "checkpoints").rename(workdir / "away")
+      (workdir / "checkpoints").touch()
+      break
+    except OSError:  # Orbax has just made it anew.
+      shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+  # Its threads wait for each other: the process must end all the same.
+  _, err = process.communicate(timeout=120)
+  assert process.returncode == 1
+  assert "error: the checkpoint of step" in err
 
 
 def test_an_accelerator_that_is_not_there_is_missed(train_command, tmp_path):

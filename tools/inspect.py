@@ -35,7 +35,7 @@ def digest(params: Any) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params)
   }
   for name, leaf in sorted(leaves.items()):
-    leaf = np.ascontiguousarray(leaf, leaf.dtype.newbyteorder("<"))
+    leaf = np.asarray(leaf, leaf.dtype.newbyteorder("<"), order="C")
     sha.update(f"{name} {leaf.dtype.name} {leaf.shape}".encode() + b"\0")
     sha.update(leaf.tobytes())
   return sha.hexdigest()

@@ -96,14 +96,25 @@ def open_source(
 
 
 def _prepared(name: str, root: pathlib.Path) -> Any:
-  from tensorflow_datasets.core import read_only_builder, registered
+  from tensorflow_datasets.core import (
+    dataset_info,
+    read_only_builder,
+    registered,
+  )
 
   try:
     return read_only_builder.builder_from_files(name, data_dir=str(root))
-  except (registered.DatasetNotFoundError, ValueError) as e:
+  except (
+    registered.DatasetNotFoundError,
+    dataset_info.DatasetInfoFileError,  # A folder that is not whole.
+    ValueError,
+  ) as e:
     base = name.split("/")[0].split(":")[0]
+    half = isinstance(e, dataset_info.DatasetInfoFileError)
     raise UserError(
-      f"data set {name} is not prepared in {root}. "
+      f"data set {name} is not prepared in {root}"
+      + (f" ({e})" if half else "")
+      + ". "
       + _HOW_TO.get(
         base,
         f"If TFDS knows it: `tfds build {name} --file_format=array_record "
@@ -120,7 +131,13 @@ def _shipped(name: str, root: pathlib.Path) -> Any:
   make = getattr(importlib.import_module(module), class_name)
 
   def builder() -> Any:
-    return make(data_dir=str(root), file_format="array_record")
+    try:
+      return make(data_dir=str(root), file_format="array_record")
+    except ValueError as e:  # Prepared by other means, in another format.
+      raise UserError(
+        f"data set {name} in {root} can't be used: {e}. Remove {root / name}: "
+        "it is then prepared anew."
+      ) from e
 
   try:
     root.mkdir(parents=True, exist_ok=True)
