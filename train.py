@@ -133,6 +133,7 @@ def train(
               save()
             if missing_evaluation():
               evaluation()
+          report.terminal.say(f"{path}: done")
         except checkpoints_lib.SaveError:
           raise
         except (runtime.Preempted, UserError):
