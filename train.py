@@ -9,7 +9,6 @@ else, with a sentence on stderr where it is something that a user can mend.
 
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
@@ -223,7 +222,8 @@ _ALLOW_CHANGE = flags.DEFINE_list(
 
 def main(argv: Sequence[str]) -> int:
   """Runs the command line; returns the exit code."""
-  try:
+
+  def body() -> None:
     if len(argv) > 1:
       raise UserError(f"{argv[1]!r} is no flag; flags start with --.")
     if not _WORKDIR.value or _CONFIG.value is None:
@@ -234,16 +234,8 @@ def main(argv: Sequence[str]) -> int:
     runtime.quiet_libraries()
     runtime.start(_PLATFORM.value)
     train(_CONFIG.value, _WORKDIR.value, _ALLOW_CHANGE.value)
-  except runtime.Preempted as e:
-    print(e, file=sys.stderr)
-    return runtime.PREEMPTED
-  except checkpoints_lib.SaveError as e:
-    print(f"error: {e}", file=sys.stderr)
-    runtime.exit_at_once(runtime.FAILED)
-  except UserError as e:
-    print(f"error: {e}", file=sys.stderr)
-    return runtime.FAILED
-  return runtime.DONE
+
+  return command_line.run(body)
 
 
 if __name__ == "__main__":

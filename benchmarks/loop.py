@@ -1,6 +1,6 @@
 """What the training loop costs over its bare jitted step.
 
-  python -m benchmarks.loop [--steps 40] [--rounds 5]
+  python -m benchmarks.loop [--steps 20] [--rounds 5] [--demo]
 
 Trains the same model on the same machine in turn: through `train.train`, whole
 (data, metrics and progress of every step, files), and by calling the jitted
@@ -10,7 +10,7 @@ loader takes its time from the model's own cores, which an accelerator's
 doesn't.
 
 The model is S/32 at 224 px on rendered glyphs: small enough for a CPU, large
-enough that a step is no toy's. `--config` measures another recipe.
+enough that a step is no toy's. `--demo` measures the demo's instead.
 """
 
 import argparse

@@ -120,7 +120,7 @@ class Checkpoints:
       raise self._failure(e) from e
 
   def _failure(self, error: Exception) -> SaveError:
-    whole = [c.step for c in self._orbax.checkpoints if c.step != self._saving]
+    whole = [s for s in committed(self.directory.parent) if s != self._saving]
     kept = (
       f"The newest whole one is that of step {whole[-1]}."
       if whole

@@ -1,12 +1,15 @@
-"""Flags, with a sentence where absl and ml_collections give a traceback."""
+"""Flags and exit codes, with sentences in place of tracebacks."""
 
 import difflib
 import re
 import sys
+from collections.abc import Callable
 
 from absl import flags
 
+from mixer import checkpoints, runtime
 from mixer import config as config_lib
+from mixer.errors import UserError
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -30,6 +33,28 @@ def parse(argv: list[str]) -> list[str]:
     print(f"error: {_sentence(e, argv)}", file=sys.stderr)
     sys.exit(1)
   return rest
+
+
+def run(body: Callable[[], None]) -> int:
+  """Runs a command; what stops it is told in its own words.
+
+  Args:
+    body: the command's work.
+
+  Returns:
+    The exit code.
+  """
+  try:
+    body()
+  except runtime.Preempted as e:
+    print(e, file=sys.stderr)
+    return runtime.PREEMPTED
+  except UserError as e:
+    print(f"error: {e}", file=sys.stderr)
+    if isinstance(e, checkpoints.SaveError):
+      runtime.exit_at_once(runtime.FAILED)
+    return runtime.FAILED
+  return runtime.DONE
 
 
 def _sentence(error: Exception, argv: list[str]) -> str:

@@ -51,6 +51,7 @@ def validate(config: config_lib.Config, num_devices: int) -> None:
     UserError: names the key and a valid value.
   """
   _check_keys(config, config_lib.default())
+  flat = config_lib.flatten(config)
   for key in (
     "total",
     "schedule.warmup",
@@ -58,10 +59,10 @@ def validate(config: config_lib.Config, num_devices: int) -> None:
     "eval_every",
     "checkpoint_every",
   ):
-    durations.parse(key, str(config_lib.flatten(config)[key]))
+    durations.parse(key, flat[key])
 
   def one_of(key: str, allowed: tuple[str, ...]) -> None:
-    value = config_lib.flatten(config)[key]
+    value = flat[key]
     if value not in allowed:
       raise UserError(
         f"{key}={value!r} is not known; it can be "
@@ -70,7 +71,7 @@ def validate(config: config_lib.Config, num_devices: int) -> None:
       )
 
   def between(key: str, low: float, high: float, example: object) -> None:
-    value = config_lib.flatten(config)[key]
+    value = flat[key]
     if not low <= value < high:
       raise UserError(
         f"{key}={value!r} should be at least {low:g}"

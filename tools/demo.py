@@ -24,10 +24,9 @@ import numpy as np
 import input_pipeline
 import train
 from configs import demo_finetune, demo_pretrain
-from mixer import checkpoints, metrics, model, objective, runtime
+from mixer import checkpoints, command_line, metrics, model, objective, runtime
 from mixer import config as config_lib
 from mixer import step as step_lib
-from mixer.errors import UserError
 
 # Labels a class (0: all of them) -> draws of them, that is runs.
 DRAWS = {5: 3, 10: 3, 25: 2, 0: 1}
@@ -252,19 +251,17 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument("--workdir", default="runs/demo", type=pathlib.Path)
   args = parser.parse_args(argv)
-  try:
+  failures: list[str] = []
+
+  def body() -> None:
     runtime.quiet_libraries()
     runtime.start()
-    failures = demo(args.workdir)
-  except runtime.Preempted as e:
-    print(e, file=sys.stderr)
-    return runtime.PREEMPTED
-  except UserError as e:
-    print(f"error: {e}", file=sys.stderr)
-    return runtime.FAILED
+    failures.extend(demo(args.workdir))
+
+  code = command_line.run(body)
   for failure in failures:
     print(f"not as it should be: {failure}", file=sys.stderr)
-  return runtime.FAILED if failures else runtime.DONE
+  return runtime.FAILED if failures else code
 
 
 if __name__ == "__main__":
