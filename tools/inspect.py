@@ -18,8 +18,7 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from mixer import checkpoints, metrics, runtime
-from mixer.errors import UserError
+from mixer import checkpoints, command_line, metrics, runtime
 
 
 def digest(params: Any) -> str:
@@ -105,19 +104,18 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("path", help="workdir, or WORKDIR/checkpoints/STEP")
   parser.add_argument("--json", action="store_true", help="for programs")
   args = parser.parse_args(argv)
-  try:
+
+  def body() -> None:
     runtime.quiet_libraries()
     runtime.start("cpu")
     about = describe(args.path)
-  except UserError as e:
-    print(f"error: {e}", file=sys.stderr)
-    return runtime.FAILED
-  if args.json:
-    about.pop("_params")
-    print(json.dumps(about, indent=2))
-  else:
-    _print(about)
-  return runtime.DONE
+    if args.json:
+      about.pop("_params")
+      print(json.dumps(about, indent=2))
+    else:
+      _print(about)
+
+  return command_line.run(body)
 
 
 if __name__ == "__main__":
