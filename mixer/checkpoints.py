@@ -251,11 +251,13 @@ def locate(path: str) -> tuple[pathlib.Path, int]:
 def committed(workdir: pathlib.Path) -> list[int]:
   """The steps of the whole checkpoints in a workdir, in order."""
   directory = workdir / "checkpoints"
-  if not directory.is_dir():
+  try:
+    found = list(directory.iterdir())
+  except (FileNotFoundError, NotADirectoryError):
     return []
   return sorted(
     int(d.name)
-    for d in directory.iterdir()
+    for d in found
     if d.name.isdigit() and (d / _COMMITTED).is_file()
   )
 
