@@ -5,20 +5,21 @@ any number of hosts, threads and workers, and after any restart, so that there
 is no iterator to save. Shuffling, repetition and augmentation act on single
 records by their place in the endless shuffled sequence; that is then cut into
 pieces of `batch_size / hosts`, and host p of P takes pieces p, p + P, p + 2P...
+`mixer.loader` makes them.
 """
 
 import dataclasses
 import enum
-from collections.abc import Iterator
-from typing import Any, cast
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grain
 import jax
 import numpy as np
-from absl import flags
 
 from mixer import config as config_lib
-from mixer import fewshot, preprocess
+from mixer import fewshot, loader, preprocess
 from mixer.datasets import split as split_lib
 
 Split = split_lib.Split
@@ -84,58 +85,59 @@ def train_options(config: config_lib.Config) -> preprocess.TrainOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Augment:
-  """A record -> an augmented example; picklable, for workers."""
+class _Train:
+  """Places in the endless shuffled sequence -> augmented examples.
+
+  Attributes:
+    split: training examples.
+    options: augmentation.
+    order: place -> example of the split, a `grain.MapDataset`.
+    seed: of the augmentation.
+  """
 
   split: Split
   options: preprocess.TrainOptions
+  order: Any
+  seed: int
 
-  def __call__(
-    self, record: dict[str, Any], rng: np.random.Generator
-  ) -> dict[str, Any]:
-    try:
-      image = preprocess.train(record["image"], rng, self.options)
-    except ValueError as e:
-      raise self.split.decode_error(record["index"], e) from e
-    return {"image": image, "label": np.int32(record["label"])}
+  @property
+  def size(self) -> tuple[int, int]:
+    return self.options.pair
+
+  def __call__(self, places: Sequence[int]) -> Iterator[loader.Example]:
+    records = self.split.read([int(self.order[i]) for i in places])
+    for i, record in zip(places, records, strict=True):
+      # A generator of its own for each place: whoever draws before or beside.
+      rng = np.random.Generator(np.random.Philox(key=[self.seed, i]))
+      try:
+        image = preprocess.train(record["image"], rng, self.options)
+      except ValueError as e:
+        raise self.split.decode_error(record["index"], e) from e
+      yield image, record["label"], True
 
 
 @dataclasses.dataclass(frozen=True)
 class _Evaluate:
-  """An index -> an example, masked out beyond the end of the split."""
+  """Places in the split -> examples, masked out beyond its end."""
 
   split: Split
-  size: int
-  short_side: int
+  options: preprocess.EvalOptions
 
-  def __call__(self, i: int) -> dict[str, Any]:
-    if i >= len(self.split):
-      image = np.zeros((self.size, self.size, 3), np.uint8)
-      return {"image": image, "label": np.int32(0), "mask": np.bool_(False)}
-    record = self.split[i]
-    try:
-      image = preprocess.evaluation(record["image"], self.size, self.short_side)
-    except ValueError as e:
-      raise self.split.decode_error(record["index"], e) from e
-    label = np.int32(record["label"])
-    return {"image": image, "label": label, "mask": np.bool_(True)}
+  @property
+  def size(self) -> tuple[int, int]:
+    return self.options.pair
 
-
-def _iterate(dataset: Any, threads: int, workers: int) -> Iterator[Batch]:
-  # A thread makes a whole batch: some batches wait, ready, for the device.
-  options = grain.ReadOptions(
-    num_threads=threads, prefetch_buffer_size=threads + 2
-  )
-  batches = dataset.to_iter_dataset(options)
-  if workers:
-    # Grain asks absl for flags of its own, parsed only where a program is
-    # absl's: defaults do elsewhere.
-    if not flags.FLAGS.is_parsed():
-      flags.FLAGS.mark_as_parsed()
-    batches = batches.mp_prefetch(
-      grain.MultiprocessingOptions(num_workers=workers)
-    )
-  return iter(batches)
+  def __call__(self, places: Sequence[int]) -> Iterator[loader.Example]:
+    within = [i for i in places if i < len(self.split)]
+    size, short_side = self.options.size, self.options.short_side
+    for record in self.split.read(within):
+      try:
+        image = preprocess.evaluation(record["image"], size, short_side)
+      except ValueError as e:
+        raise self.split.decode_error(record["index"], e) from e
+      yield image, record["label"], True
+    blank = np.zeros((*self.size, 3), np.uint8)
+    yield from [(blank, 0, False)] * (len(places) - len(within))
 
 
 def train_batches(
@@ -144,7 +146,7 @@ def train_batches(
   start_step: int = 0,
   process_index: int | None = None,
   process_count: int | None = None,
-) -> Iterator[Batch]:
+) -> loader.Loader:
   """This host's parts of the global batches `start_step`, `start_step` + 1...
 
   Args:
@@ -154,26 +156,28 @@ def train_batches(
     process_index: p, this host; None: as JAX says.
     process_count: P; None: as JAX says.
 
-  Yields:
-    `image` uint8 `[B / P, H, W, 3]`, `label` int32 `[B / P]`; without end.
-
-  Raises:
-    UserError: a record can't be decoded.
+  Returns:
+    An iterator without end over `image` uint8 `[B / P, H, W, 3]`, `label`
+    int32 `[B / P]`. Its `next` raises UserError if a record can't be decoded.
   """
   p = jax.process_index() if process_index is None else process_index
   count = jax.process_count() if process_count is None else process_count
-  dataset = (
-    grain.MapDataset.source(cast(Any, split))
-    .shuffle(seed=_seed(config.seed, _Purpose.SHUFFLE))
-    .repeat()
-    .random_map(
-      _Augment(split, train_options(config)),
-      seed=_seed(config.seed, _Purpose.AUGMENT),
-    )
-    .batch(config.batch_size // count)
+  order = grain.MapDataset.range(len(split)).shuffle(
+    seed=_seed(config.seed, _Purpose.SHUFFLE)
   )
-  dataset = dataset[start_step * count + p :: count]
-  return _iterate(dataset, config.data.threads, config.data.workers)
+  examples = _Train(
+    split,
+    train_options(config),
+    order.repeat(),
+    _seed(config.seed, _Purpose.AUGMENT),
+  )
+  pieces = loader.Pieces(
+    examples, config.batch_size // count, config.data.threads, masked=False
+  )
+  numbers = range(start_step * count + p, sys.maxsize, count)
+  return loader.Loader(
+    pieces, numbers, config.data.prefetch_batches, config.data.workers
+  )
 
 
 def eval_batches(
@@ -181,7 +185,7 @@ def eval_batches(
   config: config_lib.Config,
   process_index: int | None = None,
   process_count: int | None = None,
-) -> Iterator[Batch]:
+) -> loader.Loader:
   """This host's parts of batches that hold every example exactly once.
 
   The last batch is filled up with examples whose `mask` is False, so that all
@@ -193,17 +197,20 @@ def eval_batches(
     process_index: p, this host; None: as JAX says.
     process_count: P; None: as JAX says.
 
-  Yields:
-    `image` uint8 `[B / P, H, W, 3]`, `label` int32, `mask` bool `[B / P]`.
-
-  Raises:
-    UserError: a record can't be decoded.
+  Returns:
+    An iterator over `image` uint8 `[B / P, H, W, 3]`, `label` int32, `mask`
+    bool `[B / P]`. Its `next` raises UserError if a record can't be decoded.
   """
   p = jax.process_index() if process_index is None else process_index
   count = jax.process_count() if process_count is None else process_count
-  padded = -(-len(split) // config.batch_size) * config.batch_size
-  load = _Evaluate(split, config.image_size, config.data.eval_short_side)
-  dataset = (
-    grain.MapDataset.range(padded).map(load).batch(config.batch_size // count)
+  examples = _Evaluate(
+    split,
+    preprocess.EvalOptions(config.image_size, config.data.eval_short_side),
   )
-  return _iterate(dataset[p::count], config.data.threads, workers=0)
+  pieces = loader.Pieces(
+    examples, config.batch_size // count, config.data.threads, masked=True
+  )
+  batches = -(-len(split) // config.batch_size)
+  return loader.Loader(
+    pieces, range(p, batches * count, count), config.data.prefetch_batches
+  )

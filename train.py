@@ -122,6 +122,7 @@ def train(
           if missing_evaluation():  # Stopped between save and evaluation.
             evaluation()
           batches = input_pipeline.train_batches(train_split, config, step)
+          report.loader = batches
           while step < plan.total:
             stop.check()
             batch = sharding.put_batch(mesh, next(batches))

@@ -63,6 +63,8 @@ def default() -> Config:
   d.eval_short_side = 256  # Resize to this before the central crop.
   d.threads = 16  # Decoding threads of a host (of each worker, if any).
   d.workers = 0  # Decoding processes of a host; 0: threads alone.
+  # Batches made ahead (by each worker, if any): what bounds host memory.
+  d.prefetch_batches = 2
 
   c.loss = o = ml_collections.ConfigDict()
   o.name = "softmax"  # Cross-entropy: "softmax" or "sigmoid".
@@ -105,6 +107,7 @@ FREE_KEYS = (
   "data.data_dir",
   "data.threads",
   "data.workers",
+  "data.prefetch_batches",
   "log_every",
   "checkpoint_every",
   "keep_checkpoints",

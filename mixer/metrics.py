@@ -145,6 +145,10 @@ class _Board:
     self._file.close()
 
 
+# The share of the time from which on waiting for data is worth a word.
+_WAITING = 0.05
+
+
 class Terminal:
   """Progress for people: one live line on a terminal, plain lines in a file.
 
@@ -202,6 +206,8 @@ class Terminal:
       parts.append(f"{speed:,.0f} images/s")
     if "train/mfu" in values:
       parts.append(f"MFU {values['train/mfu']:.1%}")
+    if values.get("data/wait", 0) >= _WAITING:
+      parts.append(f"waits for data {values['data/wait']:.0%}")
     if "train/seconds_per_step" in values:
       left = (self._total - step) * values["train/seconds_per_step"]
       parts.append(f"{duration(left)} left")

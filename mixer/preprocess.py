@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -87,6 +88,11 @@ class TrainOptions:
         "to height, the smaller one first, such as (3/4, 4/3)."
       )
 
+  @property
+  def pair(self) -> tuple[int, int]:
+    """(height, width) of the result."""
+    return _pair(self.size)
+
 
 @dataclasses.dataclass(frozen=True)
 class EvalOptions:
@@ -107,6 +113,11 @@ class EvalOptions:
         f"size={self.size} taken from it: give a short_side of at least "
         f"{max(_pair(self.size))} (the paper has 256 for a crop of 224)."
       )
+
+  @property
+  def pair(self) -> tuple[int, int]:
+    """(height, width) of the result."""
+    return _pair(self.size)
 
 
 def decode(encoded: bytes) -> np.ndarray:
@@ -130,7 +141,7 @@ def decode(encoded: bytes) -> np.ndarray:
       than 178,956,970 pixels, or one of a kind that has no 8-bit meaning; the
       message is a sentence that says which.
   """
-  return _array(images.open_rgb(encoded))
+  return images.open_image(encoded).pixels().copy()
 
 
 def inception_crop(
@@ -160,21 +171,24 @@ def inception_crop(
   Returns:
     uint8 [height, width, 3], resized as `resize` does.
   """
-  pil = Image.fromarray(image)
-  return _array(_inception_crop(pil, rng, _pair(size), area, aspect))
+  height, width = image.shape[:2]
+  left, top, right, bottom = images.crop_box(height, width, rng, area, aspect)
+  return resize(image[top:bottom, left:right], size)
 
 
 def flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   """Mirrors half of the images, left to right; uint8 [H, W, 3] to the same."""
-  return np.ascontiguousarray(image[:, ::-1]) if _heads(rng) else image
+  return cv2.flip(image, 1) if _heads(rng) else image
 
 
 def resize(image: np.ndarray, size: Size) -> np.ndarray:
   """Squashes the image to exactly `size`.
 
-  Bilinear, with the filter widened when the image shrinks (antialiasing), as
-  in Pillow and torchvision. The reference doesn't widen it; the difference is
-  aliasing in strongly reduced images, and nothing when they are enlarged.
+  Bilinear between the centres of pixels, the filter not widened: as
+  `tf.image.resize` did for the published runs, unlike Pillow and torchvision.
+  Only an image of at least twice `size` is reduced by 2, 4 or 8 before, by
+  taking means, so that what is skipped over stays less than one pixel; in the
+  reference photographs of a camera's full size turn to noise.
 
   Args:
     image: uint8 [H, W, 3].
@@ -183,7 +197,7 @@ def resize(image: np.ndarray, size: Size) -> np.ndarray:
   Returns:
     uint8 [height, width, 3].
   """
-  return _array(_resize(Image.fromarray(image), _pair(size)))
+  return images.reduce_and_resize(image, _pair(size))
 
 
 def affine(
@@ -268,24 +282,26 @@ def train(
   Raises:
     ValueError: the bytes don't decode, see `decode`.
   """
-  image = images.open_rgb(encoded)
+  opened = images.open_image(encoded)
   size = _pair(options.size)
+  box = (0, 0, opened.width, opened.height)
   if options.crop == "inception":
-    image = _inception_crop(
-      image, rng, size, options.crop_area, options.crop_aspect
+    box = images.crop_box(
+      opened.height, opened.width, rng, options.crop_area, options.crop_aspect
     )
-  else:
-    image = _resize(image, size)
-  if options.flip and _heads(rng):
-    image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+  image = images.resize(opened.crop(box, size), size)
+  if options.flip:
+    image = flip(image, rng)
+  if options.affine is None and options.randaugment is None:
+    return image
+  pil = Image.fromarray(image)
   if options.affine is not None:
     a = options.affine
-    image = images.affine(image, rng, a.degrees, a.scale, a.translate)
+    pil = images.affine(pil, rng, a.degrees, a.scale, a.translate)
   if options.randaugment is not None:
-    image = randaugment_lib.apply_to_pil(
-      image, rng, options.randaugment.layers, options.randaugment.magnitude
-    )
-  return _array(image)
+    r = options.randaugment
+    pil = randaugment_lib.apply_to_pil(pil, rng, r.layers, r.magnitude)
+  return _array(pil)
 
 
 def evaluation(
@@ -309,7 +325,7 @@ def evaluation(
     UserError: the crop is larger than what it is taken from.
   """
   crop = _pair(EvalOptions(size, short_side).size)
-  image = decode(encoded)
+  image = images.open_image(encoded).pixels()
   whole = images.short_size(image.shape[0], image.shape[1], short_side)
   start = (whole[0] - crop[0]) // 2, (whole[1] - crop[1]) // 2
   return images.resize_part(image, whole, start, crop)
@@ -333,20 +349,3 @@ def _heads(rng: np.random.Generator) -> bool:
 def _array(image: Image.Image) -> np.ndarray:
   """A writable uint8 [H, W, 3] copy."""
   return np.array(image)
-
-
-def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-  height, width = size
-  return image.resize((width, height), Image.Resampling.BILINEAR)
-
-
-def _inception_crop(
-  image: Image.Image,
-  rng: np.random.Generator,
-  size: tuple[int, int],
-  area: tuple[float, float],
-  aspect: tuple[float, float],
-) -> Image.Image:
-  box = images.crop_box(image.height, image.width, rng, area, aspect)
-  # Cropped first: resize(box=...) would let pixels around the box bleed in.
-  return _resize(image.crop(box), size)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import jax
 
 from mixer import config as config_lib
-from mixer import durations, flops, metrics
+from mixer import durations, flops, loader, metrics
 from mixer import step as step_lib
 
 
@@ -48,10 +48,14 @@ class Stopwatch:
     """Starts anew, `step` updates done."""
     self._start, self._step, self._paused = time.perf_counter(), step, 0.0
 
+  def steps(self, step: int) -> int:
+    """Since it was restarted; at least 1."""
+    return max(step - self._step, 1)
+
   def seconds_per_step(self, step: int) -> float:
     """Since it was restarted."""
     passed = time.perf_counter() - self._start - self._paused
-    return max(passed, 1e-9) / max(step - self._step, 1)
+    return max(passed, 1e-9) / self.steps(step)
 
 
 class Reporter:
@@ -63,6 +67,7 @@ class Reporter:
   Attributes:
     writer: of the records.
     terminal: for further lines.
+    loader: whose timing is told; None for none.
   """
 
   def __init__(
@@ -75,6 +80,7 @@ class Reporter:
   ):
     self.writer = metrics.Writer(workdir, start_step)
     self.terminal = metrics.Terminal(plan.total)
+    self.loader: loader.Loader | None = None
     self._plan = plan
     self._batch_size = config.batch_size
     self._flops = flops.training(trainer.model, config.image_size)
@@ -108,6 +114,8 @@ class Reporter:
     logged = step % self._plan.log_every == 0 or step in (1, self._plan.total)
     if step == self._first:
       self._watch.restart(step)  # The first update includes compilation.
+      if self.loader:
+        self.loader.timing()
     elif logged:
       self._measure(step)
     if logged:
@@ -118,6 +126,7 @@ class Reporter:
         raise NotFinite(step, name, values[name])
 
   def _measure(self, step: int) -> None:
+    steps = self._watch.steps(step)
     seconds = self._watch.seconds_per_step(step)
     self._watch.restart(step)
     rate = self._batch_size / seconds
@@ -125,6 +134,11 @@ class Reporter:
       "train/images_per_second": rate,
       "train/seconds_per_step": seconds,
     }
+    if self.loader:
+      timing = self.loader.timing()
+      # Images of this host alone, and the share of the time that it waited.
+      self._speed["data/images_per_second"] = timing.images_per_second
+      self._speed["data/wait"] = timing.waited / (seconds * steps)
     if self._peak:
       self._speed["train/mfu"] = rate * self._flops / self._peak
 

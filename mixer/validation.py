@@ -105,6 +105,7 @@ def validate(config: config_lib.Config, num_devices: int) -> None:
     ("data.affine_translate", 0, 1, 0.1),
     ("data.threads", 1, inf, 16),
     ("data.workers", 0, inf, 0),
+    ("data.prefetch_batches", 1, inf, 2),
     ("loss.label_smoothing", 0, 1, 0.1),
     ("loss.mixup", 0, inf, 0.5),
     ("optimizer.learning_rate", 0, inf, 1e-3),

@@ -343,6 +343,7 @@ _RANGES: dict[str, tuple[tuple, tuple]] = {
   "data.eval_short_side": ((223, 0, -1), (224, 256)),
   "data.threads": ((0, -1), (1,)),
   "data.workers": ((-1,), (0, 4)),
+  "data.prefetch_batches": ((0, -1), (1, 8)),
   "loss.name": (("hinge", ""), ("softmax", "sigmoid")),
   "loss.label_smoothing": ((-0.1, 1.0), (0.0, 0.5)),
   "loss.mixup": ((-0.1, _NAN, _INF), (0.0, 0.8)),

@@ -10,6 +10,7 @@ import shutil
 import time
 from typing import Any
 
+from mixer.datasets import records
 from mixer.errors import UserError
 
 # Built from what the installed packages contain, without a network:
@@ -72,8 +73,8 @@ def open_source(
       "one for image classification in data.name."
     )
   try:
-    source = builder.as_data_source(
-      split, decoders={"image": tfds.decode.SkipDecoding()}
+    raw = builder.as_data_source(
+      split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
     )
   except NotImplementedError as e:
     kind = builder.info.file_format
@@ -92,7 +93,7 @@ def open_source(
       + ", ".join(f"{k} ({v:,} examples)" for k, v in sizes.items())
       + ', or parts of these as in "train[:98%]".'
     ) from e
-  return source, tuple(features["label"].names)
+  return records.Records(raw), tuple(features["label"].names)
 
 
 def _prepared(name: str, root: pathlib.Path) -> Any:

@@ -14,12 +14,17 @@ from mixer.errors import UserError
 _NAMES = ("ant", "bee", "cat")
 
 
+class Source(list):
+  def __getitems__(self, indices):
+    return [self[i] for i in indices]
+
+
 def make(labels, **attributes) -> split.Split:
   """A split with those labels; the image of record i is b"i"."""
-  source = [
-    {"image": str(i).encode(), "label": np.int64(label)}
+  source = Source(
+    {"image": str(i).encode(), "label": int(label)}
     for i, label in enumerate(labels)
-  ]
+  )
   return split.Split("zoo", "train", source, _NAMES, **attributes)
 
 

@@ -1,0 +1,161 @@
+"""Decoding a part of a JPEG gives what decoding all of it gives."""
+
+import io
+
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mixer import jpeg
+
+
+def picture(height, width, seed=0):
+  """Smooth, as JPEGs are, and coloured."""
+  rng = np.random.default_rng(seed)
+  small = Image.fromarray(rng.integers(0, 256, (8, 8, 3)).astype(np.uint8))
+  return np.array(small.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def encode(image, **options):
+  file = io.BytesIO()
+  Image.fromarray(image).save(file, "JPEG", **options)
+  return file.getvalue()
+
+
+def pillow(encoded):
+  return np.array(Image.open(io.BytesIO(encoded)).convert("RGB"))
+
+
+KINDS = {
+  "4:4:4": dict(subsampling=0),
+  "4:2:2": dict(subsampling=1),
+  "4:2:0": dict(subsampling=2),
+  "progressive": dict(progressive=True),
+  "restart markers": dict(restart_marker_blocks=3),
+  "optimized": dict(optimize=True, quality=30),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(
+  height=st.integers(1, 120),
+  width=st.integers(1, 90),
+  part=st.floats(0, 1),
+)
+@settings(max_examples=25, deadline=None)
+def test_the_upper_rows_are_those_of_the_whole(kind, height, width, part):
+  encoded = encode(picture(height, width), **KINDS[kind])
+  head = jpeg.header(encoded)
+  assert (head.height, head.width) == (height, width)
+  bottom = max(1, round(part * height))
+  rows = jpeg.decode(encoded, head, bottom)
+  assert len(rows) >= bottom
+  np.testing.assert_array_equal(rows[:bottom], pillow(encoded)[:bottom])
+
+
+@pytest.mark.parametrize("sampling", ["420", "440", "411", "444", "422"])
+def test_every_sampling_of_colours(sampling):
+  encoded = simplejpeg.encode_jpeg(
+    picture(75, 101), 85, colorsubsampling=sampling
+  )
+  head = jpeg.header(encoded)
+  want = pillow(encoded)
+  for bottom in range(1, 76):
+    np.testing.assert_array_equal(
+      jpeg.decode(encoded, head, bottom)[:bottom], want[:bottom]
+    )
+
+
+def test_grey():
+  encoded = encode(picture(50, 40)[:, :, 0])
+  head = jpeg.header(encoded)
+  np.testing.assert_array_equal(
+    jpeg.decode(encoded, head, 20)[:20], pillow(encoded)[:20]
+  )
+
+
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+@pytest.mark.parametrize("shape", [(128, 96), (131, 97), (3, 5)])
+def test_reduced_pixels_are_means(reduction, shape):
+  image = picture(*shape)
+  encoded = encode(image, quality=95, subsampling=0)
+  head = jpeg.header(encoded)
+  reduced = jpeg.decode(encoded, head, None, reduction).copy()
+  assert reduced.shape == (*(-(-n // reduction) for n in shape), 3)
+  height, width = (n // reduction for n in shape)
+  if not height * width:
+    return
+  whole = image[: height * reduction, : width * reduction].astype(float)
+  means = whole.reshape(height, reduction, width, reduction, 3).mean((1, 3))
+  assert np.abs(reduced[:height, :width] - means).mean() < 1.5
+  some = jpeg.decode(encoded, head, shape[0] // 2, reduction)
+  rows = shape[0] // 2 // reduction
+  np.testing.assert_array_equal(some[:rows], reduced[:rows])
+
+
+def test_markers_before_the_frame_are_passed_over():
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  exif[0x010E] = "\xff\xc0" * 200  # Not a frame: inside another segment.
+  encoded = encode(picture(20, 30), exif=exif, comment=b"\xff\xc0" * 9)
+  filled = encoded[:2] + b"\xff\xff\xff" + encoded[3:]
+  for data in (encoded, filled):
+    head = jpeg.header(data)
+    assert (head.height, head.width) == (20, 30)
+
+
+def test_what_it_cannot_decode_has_no_header():
+  file = io.BytesIO()
+  Image.fromarray(picture(9, 9)).convert("CMYK").save(file, "JPEG")
+  assert jpeg.header(file.getvalue()) is None
+  file = io.BytesIO()
+  Image.fromarray(picture(9, 9)).save(file, "PNG")
+  assert jpeg.header(file.getvalue()) is None
+  encoded = encode(picture(9, 9))
+  at = encoded.index(b"\xff\xc0")
+  arithmetic = encoded[:at] + b"\xff\xc9" + encoded[at + 2 :]
+  assert jpeg.header(arithmetic) is None
+  no_height = encoded[: at + 5] + b"\0\0" + encoded[at + 7 :]
+  assert jpeg.header(no_height) is None
+
+
+@given(data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_any_bytes_have_a_header_or_none(data):
+  encoded = bytearray(encode(picture(30, 30)))
+  for _ in range(data.draw(st.integers(1, 4))):
+    encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(
+      st.integers(0, 255)
+    )
+  end = data.draw(st.integers(0, len(encoded)))
+  head = jpeg.header(bytes(encoded[:end]))
+  if head is not None and head.height * head.width < 1e6:
+    try:
+      jpeg.decode(bytes(encoded[:end]), head, 10)
+    except ValueError:
+      pass
+
+
+def test_a_file_that_ends_within_the_rows_is_refused():
+  encoded = encode(picture(200, 200), quality=95)
+  cut = encoded[: len(encoded) // 2]
+  with pytest.raises(ValueError, match="Premature end"):
+    jpeg.decode(cut, jpeg.header(cut))
+
+
+def test_bytes_too_many_are_forgiven_as_pillow_does():
+  encoded = encode(picture(64, 64))
+  padded = encoded[:-2] + b"\x12\x34" * 50 + encoded[-2:]
+  np.testing.assert_array_equal(
+    jpeg.decode(padded, jpeg.header(padded)), pillow(padded)
+  )
+
+
+def test_the_buffer_is_used_again():
+  encoded = encode(picture(64, 64))
+  head = jpeg.header(encoded)
+  first = jpeg.decode(encoded, head)
+  assert np.shares_memory(first, jpeg.decode(encoded, head, 10))
