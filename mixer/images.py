@@ -88,12 +88,9 @@ class _Jpeg:
     left, top, right, bottom = box
     n = _reduction(bottom - top, right - left, size)
     try:
-      image = jpeg.decode(self._encoded, self._head, bottom, n)
+      return jpeg.decode(self._encoded, self._head, box, n)
     except ValueError:
       return _Decoded(np.asarray(open_rgb(self._encoded))).crop(box, size)
-    # Whole pixels of the reduced image: those that the box covers mostly.
-    left, top, right, bottom = (round(x / n) for x in box)
-    return image[top:bottom, left:right]
 
 
 class _Decoded:

@@ -1,12 +1,15 @@
-"""Decodes of a JPEG what is needed: some rows, at some scale.
+"""Decodes of a JPEG what is needed: a box, at some scale.
 
 libjpeg-turbo, through simplejpeg, decodes whole images. Most of its time goes
-into the entropy code, which has no way in but from the beginning; it can stop
+into the entropy code, which has no way in but from the beginning. It can stop
 early, though: with a smaller height written into a copy of the header it
-decodes only so many rows.
+decodes only so many rows. And where the file has restart markers, at which the
+code starts afresh, the pieces between them that the box needs make a JPEG of
+their own (`tools.prepare` writes such markers into what it encodes).
 """
 
 import dataclasses
+import re
 import struct
 import threading
 
@@ -20,9 +23,19 @@ _FRAMES = frozenset((0xC0, 0xC1, 0xC2))
 _REFUSED = frozenset(
   (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xD9, 0xDA)
 )
+_SCAN = 0xDA
+_INTERVAL = 0xDD  # Of restart markers.
 # Warnings of libjpeg after which it goes on, and so do Pillow and TensorFlow:
 # bytes too many, bits that are no code. Not the end of the file in the middle.
 _HARMLESS = ("Corrupt JPEG data", "Invalid SOS parameters")
+_RESTART = re.compile(rb"\xff[\xd0-\xd7]")
+_MARKERS = tuple(bytes((0xFF, 0xD0 + i)) for i in range(8))
+_END = b"\xff\xd9"
+# Pixels around a box that its own depend on: colours are interpolated across
+# the edges of blocks.
+_MARGIN = 4
+# Bytes that have to be left out for it to be worth looking for the markers.
+_WORTH = 12_000
 # A thread's buffer for decoded pixels isn't kept beyond this.
 _KEPT_BYTES = 1 << 26
 _kept = threading.local()
@@ -30,23 +43,30 @@ _kept = threading.local()
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-  """What a JPEG's frame header says.
+  """What a JPEG's headers say.
 
   Attributes:
     height: pixels.
     width: pixels.
-    row: pixels in height of the smallest piece that is coded as one.
-    offset: of the two bytes of the height.
+    row: pixels in height of the smallest unit that is coded as one.
+    column: its pixels in width.
+    offset: of the two bytes of the height; the width follows.
+    data: offset of the entropy code of a single scan of all channels; 0 where
+      there are several.
+    restart: units between restart markers; 0 for no markers.
   """
 
   height: int
   width: int
   row: int
+  column: int
   offset: int
+  data: int
+  restart: int
 
 
 def header(encoded: bytes) -> Header | None:
-  """Reads the frame header.
+  """Reads the headers.
 
   Args:
     encoded: the bytes of a file.
@@ -58,24 +78,35 @@ def header(encoded: bytes) -> Header | None:
   if encoded[:2] != b"\xff\xd8":
     return None
   place, end = 2, len(encoded) - 10
+  frame, channels, restart = None, 0, 0
   while place < end and encoded[place] == 0xFF:
     marker = encoded[place + 1]
     if marker == 0xFF:  # Fill bytes may stand before a marker.
       place += 1
       continue
+    length = int.from_bytes(encoded[place + 2 : place + 4], "big")
+    if marker == _SCAN and frame:
+      # Other sequential files may have a scan for each channel.
+      single = encoded[place + 4] == channels and encoded[frame - 4] != 0xC2
+      data = place + 2 + length if single else 0
+      return _frame(encoded, frame, data, restart)
     if marker in _REFUSED:
       return None
     if marker in _FRAMES:
-      return _frame(encoded, place)
-    place += 2 + int.from_bytes(encoded[place + 2 : place + 4], "big")
+      frame, channels = place + 5, encoded[place + 9]
+    elif marker == _INTERVAL:
+      restart = int.from_bytes(encoded[place + 4 : place + 6], "big")
+    place += 2 + length
   return None
 
 
-def _frame(encoded: bytes, place: int) -> Header | None:
+def _frame(
+  encoded: bytes, offset: int, data: int, restart: int
+) -> Header | None:
   precision, height, width, channels = struct.unpack_from(
-    ">BHHB", encoded, place + 4
+    ">BHHB", encoded, offset - 1
   )
-  factors = encoded[place + 11 : place + 10 + 3 * channels : 3]
+  factors = encoded[offset + 6 : offset + 5 + 3 * channels : 3]
   if (
     precision != 8
     or channels not in (1, 3)
@@ -83,46 +114,52 @@ def _frame(encoded: bytes, place: int) -> Header | None:
     or not height * width  # A height of 0 is told only after the pixels.
   ):
     return None
-  row = 8 * max(1, *(f & 15 for f in factors)) if channels == 3 else 8
-  return Header(height, width, row, place + 5)
+  row = column = 8  # A single channel's units are its blocks.
+  if channels == 3:
+    row *= max(1, *(f & 15 for f in factors))
+    column *= max(1, *(f >> 4 for f in factors))
+  return Header(height, width, row, column, offset, data, restart)
 
 
 def decode(
   encoded: bytes,
   head: Header,
-  bottom: int | None = None,
+  box: tuple[int, int, int, int] | None = None,
   reduction: int = 1,
 ) -> np.ndarray:
-  """Decodes the upper rows of an image to RGB.
+  """Decodes a box of an image to RGB.
 
   Args:
     encoded: the bytes of a file.
     head: what `header` said of them.
-    bottom: rows needed, of the whole image; None for all.
+    box: (left, top, right, bottom) of the pixels wanted; None for all.
     reduction: 1, 2, 4 or 8: so many pixels become one, by a shorter transform
-      of each block, which is a mean of them but for rounding.
+      of each block, which is a mean of them but for rounding. The box's edges
+      are divided by it, and rounded.
 
   Returns:
-    uint8 [height, width, 3] of at least the rows needed, divided by the
-    reduction and rounded up. It lies in a buffer that the next call from the
+    uint8 [height, width, 3]. It lies in a buffer that the next call from the
     same thread overwrites.
 
   Raises:
     ValueError: libjpeg-turbo can't; the message is its own.
   """
-  height = head.height
-  if bottom is not None:
-    # One row of blocks more: colours are interpolated across their edges.
-    height = min(height, (-(-bottom // head.row) + 1) * head.row)
-  if height < head.height:
-    encoded = b"".join(
-      (
-        encoded[: head.offset],
-        height.to_bytes(2, "big"),
-        encoded[head.offset + 2 :],
-      )
+  left, top, right, bottom = box or (0, 0, head.width, head.height)
+  piece = (
+    _piece(encoded, head, (left, top, right, bottom)) if head.restart else None
+  )
+  if piece is None:
+    # One row of units more, for what lies across their edge.
+    height = min(head.height, (-(-bottom // head.row) + 1) * head.row)
+    piece = (
+      _resized(encoded, head, height, head.width),
+      height,
+      head.width,
+      0,
+      0,
     )
-  shape = (-(-height // reduction), -(-head.width // reduction), 3)
+  encoded, height, width, x, y = piece
+  shape = (-(-height // reduction), -(-width // reduction), 3)
   pixels = _buffer(shape[0] * shape[1] * 3)
   try:
     image = simplejpeg.decode_jpeg(
@@ -136,10 +173,78 @@ def decode(
     # The buffer is full all the same.
     if not str(error).startswith(_HARMLESS):
       raise
-    return pixels.reshape(shape)
+    image = pixels.reshape(shape)
   if image.shape != shape:
     raise ValueError(f"decoded to {image.shape} in place of {shape}")
-  return image
+  top, bottom, left, right = (
+    (edge + reduction // 2) // reduction
+    for edge in (top - y, bottom - y, left - x, right - x)
+  )
+  return image[top:bottom, left:right]
+
+
+def _resized(encoded: bytes, head: Header, height: int, width: int) -> bytes:
+  """The bytes with another size in the frame header."""
+  if (height, width) == (head.height, head.width):
+    return encoded
+  at = head.offset
+  return encoded[:at] + struct.pack(">HH", height, width) + encoded[at + 4 :]
+
+
+def _piece(
+  encoded: bytes, head: Header, box: tuple[int, int, int, int]
+) -> tuple[bytes, int, int, int, int] | None:
+  """A JPEG of the pieces between restart markers that a box needs.
+
+  Args:
+    encoded: the bytes of a file.
+    head: their headers.
+    box: (left, top, right, bottom).
+
+  Returns:
+    Its bytes, height and width, and the place (x, y) of its corner; None where
+    it isn't worth it, or where markers don't stand at the same columns of each
+    row.
+  """
+  left, top, right, bottom = box
+  across = -(-head.width // head.column)  # Units in a row.
+  if not head.data or across % head.restart:
+    return None
+  per_row = across // head.restart
+  wide = head.restart * head.column  # Pixels of a piece.
+  first = max(0, left - _MARGIN) // wide
+  last = min(per_row, -(-(right + _MARGIN) // wide))
+  above = max(0, top - _MARGIN) // head.row
+  below = min(-(-head.height // head.row), -(-(bottom + _MARGIN) // head.row))
+  x, y = first * wide, above * head.row
+  width = min(head.width, last * wide) - x
+  height = min(head.height, below * head.row) - y
+  saved = 1 - height * width / (head.height * head.width)
+  if saved * (len(encoded) - head.data) < _WORTH:
+    return None
+  # Where the pieces start, to the end of the last one needed.
+  starts = [head.data]
+  needed = (below - 1) * per_row + last
+  for found in _RESTART.finditer(encoded, head.data):
+    if found[0] != _MARKERS[(len(starts) - 1) % 8]:
+      return None  # One is missing.
+    starts.append(found.end())
+    if len(starts) > needed:
+      break
+  else:
+    end = encoded.rfind(_END)
+    if len(starts) != needed or end < starts[-1]:
+      return None
+    starts.append(end + 2)
+  parts = [_resized(encoded, head, height, width)[: head.data]]
+  number = 0
+  for row in range(above, below):
+    at = row * per_row
+    for k in range(at + first, at + last):
+      parts += encoded[starts[k] : starts[k + 1] - 2], _MARKERS[number % 8]
+      number += 1
+  parts[-1] = _END
+  return b"".join(parts), height, width, x, y
 
 
 def _buffer(size: int) -> np.ndarray:

@@ -184,7 +184,16 @@ def test_fewshot_is_opened_where_the_config_names_it(smoke_config):
     input_pipeline.open_fewshot(smoke_config)
 
 
-def test_workers_make_the_same_batches(train_split, smoke_config, expected):
-  smoke_config.data.workers = 2
+@pytest.mark.parametrize(
+  "workers",
+  [
+    4,
+    *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3)),
+  ],
+)
+def test_workers_make_the_same_batches(
+  train_split, smoke_config, expected, workers
+):
+  smoke_config.data.workers = workers
   batches = global_batches(train_split, smoke_config, 1)
   assert [digest(b) for b in batches] == expected

@@ -51,9 +51,8 @@ def test_the_upper_rows_are_those_of_the_whole(kind, height, width, part):
   head = jpeg.header(encoded)
   assert (head.height, head.width) == (height, width)
   bottom = max(1, round(part * height))
-  rows = jpeg.decode(encoded, head, bottom)
-  assert len(rows) >= bottom
-  np.testing.assert_array_equal(rows[:bottom], pillow(encoded)[:bottom])
+  rows = jpeg.decode(encoded, head, (0, 0, width, bottom))
+  np.testing.assert_array_equal(rows, pillow(encoded)[:bottom])
 
 
 @pytest.mark.parametrize("sampling", ["420", "440", "411", "444", "422"])
@@ -65,7 +64,7 @@ def test_every_sampling_of_colours(sampling):
   want = pillow(encoded)
   for bottom in range(1, 76):
     np.testing.assert_array_equal(
-      jpeg.decode(encoded, head, bottom)[:bottom], want[:bottom]
+      jpeg.decode(encoded, head, (0, 0, 101, bottom)), want[:bottom]
     )
 
 
@@ -73,7 +72,7 @@ def test_grey():
   encoded = encode(picture(50, 40)[:, :, 0])
   head = jpeg.header(encoded)
   np.testing.assert_array_equal(
-    jpeg.decode(encoded, head, 20)[:20], pillow(encoded)[:20]
+    jpeg.decode(encoded, head, (3, 9, 40, 20)), pillow(encoded)[9:20, 3:]
   )
 
 
@@ -84,16 +83,74 @@ def test_reduced_pixels_are_means(reduction, shape):
   encoded = encode(image, quality=95, subsampling=0)
   head = jpeg.header(encoded)
   reduced = jpeg.decode(encoded, head, None, reduction).copy()
-  assert reduced.shape == (*(-(-n // reduction) for n in shape), 3)
   height, width = (n // reduction for n in shape)
   if not height * width:
     return
   whole = image[: height * reduction, : width * reduction].astype(float)
   means = whole.reshape(height, reduction, width, reduction, 3).mean((1, 3))
   assert np.abs(reduced[:height, :width] - means).mean() < 1.5
-  some = jpeg.decode(encoded, head, shape[0] // 2, reduction)
-  rows = shape[0] // 2 // reduction
-  np.testing.assert_array_equal(some[:rows], reduced[:rows])
+  box = (0, reduction, width * reduction, shape[0] // 2)
+  some = jpeg.decode(encoded, head, box, reduction)
+  np.testing.assert_array_equal(some, reduced[1 : 1 + len(some), :width])
+
+
+@pytest.mark.parametrize("reduction", [1, 2, 4])
+@pytest.mark.parametrize("sampling", [0, 1, 2])
+@pytest.mark.parametrize("blocks", [1, 2, 4, 8, 5])
+def test_pieces_between_restart_markers(
+  monkeypatch, reduction, sampling, blocks
+):
+  monkeypatch.setattr(jpeg, "_WORTH", 1)
+  image = picture(250, 317)
+  encoded = encode(
+    image, subsampling=sampling, restart_marker_blocks=blocks, quality=90
+  )
+  head = jpeg.header(encoded)
+  assert head.restart == blocks
+  whole = jpeg.decode(encoded, head, None, reduction).copy()
+  if reduction == 1:
+    np.testing.assert_array_equal(whole, pillow(encoded))
+  used = 0
+  rng = np.random.default_rng(0)
+  for _ in range(60):
+    left, right = sorted(reduction * rng.integers(0, 317 // reduction + 1, 2))
+    top, bottom = sorted(reduction * rng.integers(0, 250 // reduction + 1, 2))
+    if left == right or top == bottom:
+      continue
+    box = (int(left), int(top), int(right), int(bottom))
+    used += jpeg._piece(encoded, head, box) is not None
+    got = jpeg.decode(encoded, head, box, reduction)
+    left, top, right, bottom = (edge // reduction for edge in box)
+    np.testing.assert_array_equal(got, whole[top:bottom, left:right])
+  # 40 units of 8 pixels in a row, 20 of 16: 5 and 8 divide only some.
+  across = -(-317 // (8 if sampling == 0 else 16))
+  assert bool(used) == (across % blocks == 0)
+
+
+def test_boxes_of_a_file_that_lacks_a_marker(monkeypatch):
+  monkeypatch.setattr(jpeg, "_WORTH", 1)
+  encoded = encode(picture(160, 160), restart_marker_blocks=2, subsampling=2)
+  head = jpeg.header(encoded)
+  marks = [m.start() for m in jpeg._RESTART.finditer(encoded, head.data)]
+  lost = encoded[: marks[-3]] + encoded[marks[-3] + 2 :]
+  # No crash, and the size asked for: what else is there to say?
+  image = jpeg.decode(lost, jpeg.header(lost), (80, 80, 160, 160))
+  assert image.shape == (80, 80, 3)
+
+
+@given(box=st.tuples(*[st.integers(0, 199)] * 4), blocks=st.integers(1, 13))
+@settings(max_examples=100, deadline=None)
+def test_boxes_are_those_of_the_whole(box, blocks):
+  left, top, right, bottom = box
+  left, right = min(left, right), max(left, right) + 1
+  top, bottom = min(top, bottom), max(top, bottom) + 1
+  rng = np.random.default_rng(0)
+  noise = rng.integers(0, 256, (200, 200, 3)).astype(np.uint8)
+  encoded = encode(noise, restart_marker_blocks=blocks, quality=95)
+  np.testing.assert_array_equal(
+    jpeg.decode(encoded, jpeg.header(encoded), (left, top, right, bottom)),
+    pillow(encoded)[top:bottom, left:right],
+  )
 
 
 def test_markers_before_the_frame_are_passed_over():
@@ -134,7 +191,7 @@ def test_any_bytes_have_a_header_or_none(data):
   head = jpeg.header(bytes(encoded[:end]))
   if head is not None and head.height * head.width < 1e6:
     try:
-      jpeg.decode(bytes(encoded[:end]), head, 10)
+      jpeg.decode(bytes(encoded[:end]), head, (1, 2, 9, 8))
     except ValueError:
       pass
 
@@ -158,4 +215,4 @@ def test_the_buffer_is_used_again():
   encoded = encode(picture(64, 64))
   head = jpeg.header(encoded)
   first = jpeg.decode(encoded, head)
-  assert np.shares_memory(first, jpeg.decode(encoded, head, 10))
+  assert np.shares_memory(first, jpeg.decode(encoded, head, (0, 0, 9, 9)))
