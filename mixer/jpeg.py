@@ -9,7 +9,6 @@ their own (`tools.prepare` writes such markers into what it encodes).
 """
 
 import dataclasses
-import re
 import struct
 import threading
 
@@ -28,7 +27,6 @@ _INTERVAL = 0xDD  # Of restart markers.
 # Warnings of libjpeg after which it goes on, and so do Pillow and TensorFlow:
 # bytes too many, bits that are no code. Not the end of the file in the middle.
 _HARMLESS = ("Corrupt JPEG data", "Invalid SOS parameters")
-_RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _MARKERS = tuple(bytes((0xFF, 0xD0 + i)) for i in range(8))
 _END = b"\xff\xd9"
 # Pixels around a box that its own depend on: colours are interpolated across
@@ -222,29 +220,32 @@ def _piece(
   saved = 1 - height * width / (head.height * head.width)
   if saved * (len(encoded) - head.data) < _WORTH:
     return None
-  # Where the pieces start, to the end of the last one needed.
-  starts = [head.data]
-  needed = (below - 1) * per_row + last
-  for found in _RESTART.finditer(encoded, head.data):
-    if found[0] != _MARKERS[(len(starts) - 1) % 8]:
-      return None  # One is missing.
-    starts.append(found.end())
-    if len(starts) > needed:
-      break
-  else:
-    end = encoded.rfind(_END)
-    if len(starts) != needed or end < starts[-1]:
-      return None
-    starts.append(end + 2)
+  marks = _marks(encoded, head.data)
+  # Numbered in turn; the end of the image closes the last piece.
+  total = -(-head.height // head.row) * per_row
+  turns = 0xD0 + np.arange(total - 1) % 8
+  if len(marks) < total or not np.array_equal(marks[: total - 1, 1], turns):
+    return None
+  ends = marks[:, 0].tolist()
+  starts = [head.data, *(end + 2 for end in ends)]
   parts = [_resized(encoded, head, height, width)[: head.data]]
   number = 0
   for row in range(above, below):
     at = row * per_row
     for k in range(at + first, at + last):
-      parts += encoded[starts[k] : starts[k + 1] - 2], _MARKERS[number % 8]
+      parts += encoded[starts[k] : ends[k]], _MARKERS[number % 8]
       number += 1
   parts[-1] = _END
   return b"".join(parts), height, width, x, y
+
+
+def _marks(encoded: bytes, start: int) -> np.ndarray:
+  """Offsets and kinds of the restart markers and the end: int [N, 2]."""
+  code = np.frombuffer(encoded, np.uint8, offset=start)
+  at = np.flatnonzero(code[:-1] == 0xFF)
+  kind = code[at + 1]
+  within = (kind >= 0xD0) & (kind <= 0xD9)
+  return np.stack([at[within] + start, kind[within].astype(np.int64)], 1)
 
 
 def _buffer(size: int) -> np.ndarray:
