@@ -1,0 +1,1 @@
+"""Data files about classes; `make` rebuilds them."""

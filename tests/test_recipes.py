@@ -1,0 +1,393 @@
+"""The large recipes: how they differ, what they build, what they promise."""
+
+import importlib
+import inspect
+import os
+import re
+import shlex
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from configs import mixer_b16_i21k, mixer_jft
+from mixer import command_line, durations, flops, sharding, validation
+from mixer import config as config_lib
+from mixer import model as model_lib
+from mixer import step as step_lib
+from mixer.errors import UserError
+from tests import conftest
+
+# ml_collections 1.1 loads config files that way.
+pytestmark = pytest.mark.filterwarnings(
+  r"ignore:the load_module\(\) method is deprecated:DeprecationWarning"
+)
+
+# What the first recipe sets, of all keys there are.
+_BASE = {
+  "model.stochastic_depth": 0.1,
+  "model.head_bias": -10.0,
+  "data.randaugment_layers": 2,
+  "loss.name": "sigmoid",
+  "loss.mixup": 0.2,
+  "optimizer.weight_decay": 0.1,
+  "eval_every": "5 epochs",
+  "checkpoint_every": "1000 steps",
+}
+# What the other recipes change in it: table 4 of the paper, and the head of
+# another data set.
+_I1K = {
+  "model.head_bias": -6.9,
+  "data.name": "imagenet2012",
+  "data.randaugment_magnitude": 15,
+  "loss.mixup": 0.5,
+}
+_JFT = {
+  "model.stochastic_depth": 0.0,
+  "data.name": "jft_300m",
+  "data.randaugment_layers": 0,
+  "loss.mixup": 0.0,
+  "optimizer.weight_decay": 0.03,
+  "eval_every": "5%",
+}
+_EPOCHS = {
+  5: "1_500_000_000 examples",
+  7: "2_100_000_000 examples",
+  14: "4_200_000_000 examples",
+}
+_JFT_HIGH = _JFT | {"optimizer.learning_rate": 3e-3}
+_CHANGES = {
+  "mixer_b16_i21k": {},
+  "mixer_s32_i21k": {"model.variant": "S/32"},
+  "mixer_s16_i21k": {"model.variant": "S/16"},
+  "mixer_b32_i21k": {"model.variant": "B/32"},
+  "mixer_l16_i21k": {
+    "model.variant": "L/16",
+    "data.randaugment_magnitude": 20,
+    "loss.mixup": 0.5,
+  },
+  "mixer_b16_i1k": _I1K,
+  "mixer_l16_i1k": _I1K | {"model.variant": "L/16"},
+  "mixer_jft:S/32": _JFT_HIGH | {"model.variant": "S/32", "total": _EPOCHS[5]},
+  "mixer_jft:S/16": _JFT_HIGH | {"model.variant": "S/16", "total": _EPOCHS[5]},
+  "mixer_jft:B/32": _JFT_HIGH | {"model.variant": "B/32", "total": _EPOCHS[7]},
+  "mixer_jft:B/16": _JFT_HIGH | {"total": _EPOCHS[7]},
+  "mixer_jft:L/32": _JFT | {"model.variant": "L/32", "total": _EPOCHS[7]},
+  "mixer_jft:L/16": _JFT | {"model.variant": "L/16", "total": _EPOCHS[14]},
+  "mixer_jft:H/14": _JFT | {"model.variant": "H/14", "total": _EPOCHS[14]},
+}
+# Of the training split, and classes; winter 2021's release for ImageNet-21k.
+_SETS = {
+  "imagenet21k": (13_153_500 - 2 * 25_600, 19_167),
+  "imagenet2012": (1_281_167, 1000),
+  "jft_300m": (300_000_000, 18_291),
+}
+# Parameters with 1000 classes, known from the released models' shapes.
+_PARAMETERS = {
+  "S/32": 19_104_624,
+  "S/16": 18_528_264,
+  "B/32": 60_293_428,
+  "B/16": 59_880_472,
+  "L/32": 206_939_264,
+  "L/16": 208_196_168,
+  "H/14": 432_350_952,
+}
+_CHANNELS = {"S": 512, "B": 768, "L": 1024, "H": 1280}
+
+
+def recipe(name: str):
+  file, _, argument = name.partition(":")
+  module = importlib.import_module(f"configs.{file}")
+  return module.get_config(*([argument] if argument else []))
+
+
+def docstring(name: str) -> str:
+  module = importlib.import_module(f"configs.{name.partition(':')[0]}")
+  return inspect.cleandoc(module.__doc__ or "")
+
+
+def test_all_large_recipes_are_here():
+  files = {p.stem for p in (conftest.ROOT / "configs").glob("mixer_*.py")}
+  assert files == {name.partition(":")[0] for name in _CHANGES}
+  # The paper's models: all that are published, but for S/8.
+  jft = {n.partition(":")[2] for n in _CHANGES} - {""}
+  assert jft == {*model_lib.VARIANTS} - {"S/8"}
+
+
+def test_what_the_first_recipe_sets():
+  default = config_lib.flatten(config_lib.default())
+  got = config_lib.flatten(mixer_b16_i21k.get_config())
+  assert {k: v for k, v in got.items() if v != default[k]} == _BASE
+
+
+@pytest.mark.parametrize("name", _CHANGES)
+def test_what_the_others_change(name):
+  base = config_lib.flatten(mixer_b16_i21k.get_config())
+  got = config_lib.flatten(recipe(name))
+  assert {k: v for k, v in got.items() if v != base[k]} == _CHANGES[name]
+  # One recipe's changes must not reach the next.
+  assert config_lib.flatten(mixer_b16_i21k.get_config()) == base
+
+
+@pytest.mark.parametrize("name", _CHANGES)
+def test_recipes_build_their_model(name):
+  config = recipe(name)
+  for devices in (1, 8, 64, 256):
+    validation.validate(config, devices)
+  examples, classes = _SETS[config.data.name]
+  plan = durations.plan(config, examples)
+  assert plan.warmup == 10_000 < plan.total
+  model = step_lib.build_model(config, classes)
+  images = jax.ShapeDtypeStruct((1, 224, 224, 3), model.dtype)
+  abstract = jax.eval_shape(model.init, jax.random.key(0), images)
+  variant = config.model.variant
+  shapes = jax.tree.leaves(abstract)
+  assert sum(x.size for x in shapes) == _PARAMETERS[variant] + (
+    (classes - 1000) * (_CHANNELS[variant[0]] + 1)
+  )
+  assert {x.dtype.name for x in shapes} == {"float32"}
+  assert model.dtype == "bfloat16"
+
+
+def test_the_state_has_the_size_of_the_released_checkpoint():
+  config = recipe("mixer_b16_i21k")
+  plan = durations.plan(config, 10**7)
+  trainer = step_lib.Trainer(config, plan, 21_843, sharding.make_mesh())
+  shapes = jax.tree.leaves(trainer.abstract.params)
+  assert sum(x.size for x in shapes) == 75_908_739
+  # Adam's two moments, and its count and the schedule's.
+  state = jax.tree.leaves(trainer.abstract.opt_state)
+  assert sum(x.size for x in state) == 2 * 75_908_739 + 2
+
+
+@pytest.mark.parametrize(
+  ("name", "steps"),
+  [  # Epochs x examples / 4096, by hand.
+    ("mixer_b16_i21k", 959_641),
+    ("mixer_l16_i1k", 93_835),
+    ("mixer_jft:S/16", 366_211),
+    ("mixer_jft:B/32", 512_695),
+    ("mixer_jft:H/14", 1_025_391),
+  ],
+)
+def test_lengths_of_runs(name, steps):
+  config = recipe(name)
+  plan = durations.plan(config, _SETS[config.data.name][0])
+  assert plan.total == steps
+
+
+def test_seven_epochs_worth_of_examples():
+  config = mixer_jft.get_config("B/16")
+  for text in re.findall(r'--config\.total="([^"]*)"', docstring("mixer_jft")):
+    config.total = text
+    assert durations.plan(config, 300_000_000).total == 512_695
+
+
+# The command line.
+
+
+def parse(monkeypatch, *arguments) -> Any:
+  values = flags.FlagValues()
+  monkeypatch.setattr(flags, "FLAGS", values)
+  argv = ["train.py", *arguments]
+  config_flags.DEFINE_config_file(
+    "config", None, flag_values=values, sys_argv=argv
+  )
+  sys.modules.pop("config_config", None)  # The last file that was loaded.
+  command_line.parse(argv)
+  return values["config"].value
+
+
+@pytest.mark.parametrize("name", _CHANGES)
+@pytest.mark.parametrize("dashes", ["--config={}", "--config {}", "-config={}"])
+def test_recipes_from_the_command_line(monkeypatch, name, dashes):
+  file, _, argument = name.partition(":")
+  path = f"{conftest.ROOT}/configs/{file}.py" + (":" if argument else "")
+  config = parse(
+    monkeypatch,
+    *dashes.format(path + argument).split(),
+    "--config.data.name=mine",
+    "--config.total=1e9 examples",
+  )
+  expected = recipe(name)
+  expected.data.name, expected.total = "mine", "1e9 examples"
+  assert config_lib.differences(expected, config) == {}
+
+
+@pytest.mark.parametrize("more", [(), ("--config.seed=3",)])
+@pytest.mark.parametrize("variant", ["S/8", "X", "h/14", "B/16 "])
+def test_a_model_that_the_paper_has_not(monkeypatch, capsys, variant, more):
+  with pytest.raises(UserError):
+    mixer_jft.get_config(variant)
+  argument = f"--config={conftest.ROOT}/configs/mixer_jft.py:{variant}"
+  with pytest.raises(SystemExit) as caught:
+    parse(monkeypatch, argument, *more)
+  assert caught.value.code == 1
+  error = capsys.readouterr().err
+  assert error.startswith("error: ") and error.count("\n") == 1
+  assert f"the paper has no {variant!r} on JFT-300M; there are S/32, " in error
+
+
+def test_train_py_takes_the_colon(tmp_path):
+  done = subprocess.run(
+    [
+      sys.executable,
+      "train.py",
+      "--config=configs/mixer_jft.py:H/14",
+      f"--workdir={tmp_path / 'run'}",
+      "--config.data.name=mine",
+      f"--config.data.data_dir={tmp_path}",
+    ],
+    cwd=conftest.ROOT,
+    env=os.environ | {"XLA_FLAGS": ""},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert done.returncode == 1
+  assert done.stderr.startswith("error: data set mine is not prepared in ")
+  assert not (tmp_path / "run").exists()
+
+
+# What docstrings and docs/recipes.md predict, by the formula of the latter.
+
+_PRICES = {"H100": 3.00, "TPU v5e": 1.20}  # Dollars an hour, assumed.
+
+
+def share(variant: str) -> float:
+  """Of the peak that is assumed to be reached."""
+  return 0.4 if variant in ("B/16", "L/16", "H/14") else 0.2
+
+
+def images(name: str) -> int:
+  """That a run trains on."""
+  config = recipe(name)
+  number, unit = config.total.split()
+  each = {"epochs": _SETS[config.data.name][0], "examples": 1}
+  return int(number) * each[unit]
+
+
+def prediction(name: str) -> tuple[float, dict[str, float]]:
+  """(FLOP, hours by device)."""
+  config = recipe(name)
+  variant = config.model.variant
+  model = model_lib.build(variant, _SETS[config.data.name][1])
+  total = images(name) * flops.training(model, 224)
+  hours = {
+    device: total / (flops.peak(device) or 0) / share(variant) / 3600
+    for device in _PRICES
+  }
+  return total, hours
+
+
+def scientific(value: float) -> str:
+  return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
+
+
+def dollars(value: float) -> str:
+  return f"${float(f'{value:.2g}'):,.0f}"
+
+
+def short(hours: float) -> str:
+  return f"{hours:.0f}" if hours >= 10 else f"{hours:.1f}"
+
+
+@pytest.mark.parametrize("name", [n for n in _CHANGES if ":" not in n])
+def test_docstrings_predict_by_the_formula(name):
+  text = " ".join(docstring(name).split())
+  total, hours = prediction(name)
+  h100, v5e = hours["H100"], hours["TPU v5e"]
+  cost = {k: dollars(v * _PRICES[k]) for k, v in hours.items()}
+  gpus = re.findall(r"one host with (\d) H100", text)
+  assert gpus
+  variant = recipe(name).model.variant
+  assert (
+    f"Time: {scientific(total)} FLOP. At {100 * share(variant):.0f} % of the "
+    f"peak that is {h100:.0f} H100 hours ({cost['H100']}) or {v5e:.0f} hours "
+    f"of TPU v5e chips ({cost['TPU v5e']}): "
+    f"{short(h100 / int(gpus[0]))} hours on the host above, {short(v5e / 64)} "
+    "on 64 v5e."
+  ) in text
+
+
+def test_the_table_in_the_docstring_of_jft():
+  rows = {
+    cells[0]: cells[1:]
+    for line in docstring("mixer_jft").splitlines()
+    if (cells := line.split()) and cells[0] in _PARAMETERS and "%" in cells
+  }
+  assert {f"mixer_jft:{v}" for v in rows} == {n for n in _CHANGES if ":" in n}
+  for variant, cells in rows.items():
+    total, hours = prediction(f"mixer_jft:{variant}")
+    epochs = images(f"mixer_jft:{variant}") // 300_000_000
+    expected = (
+      f"{epochs}",
+      scientific(total),
+      f"{100 * share(variant):.0f}",
+      "%",
+    )
+    assert cells[:4] == [*expected]
+    assert cells[4:6] == [f"{hours['H100']:.0f}", f"{hours['TPU v5e']:.0f}"]
+
+
+def test_the_table_of_the_docs():
+  text = (conftest.ROOT / "docs" / "recipes.md").read_text()
+  rows = {}
+  for line in text.splitlines():
+    cells = [c.strip() for c in line.strip("|").split("|")]
+    match = re.fullmatch(r"`configs/(\w+)\.py(?::(./..))?`", cells[0])
+    if match:
+      rows[":".join(filter(None, match.groups()))] = cells[1:]
+  assert {*rows} == {*_CHANGES}
+  for name, cells in rows.items():
+    total, hours = prediction(name)
+    h100, v5e = hours["H100"], hours["TPU v5e"]
+    variant = recipe(name).model.variant
+    assert cells[:7] == [
+      scientific(images(name)),
+      scientific(total),
+      f"{100 * share(variant):.0f} %",
+      f"{h100:,.0f}",
+      dollars(h100 * _PRICES["H100"]),
+      f"{v5e:,.0f}",
+      dollars(v5e * _PRICES["TPU v5e"]),
+    ]
+    # Images a second that an H100 asks its host for.
+    assert cells[7] == f"{float(f'{images(name) / h100 / 3600:.2g}'):,.0f}"
+    # Docs and docstring promise the same accuracy.
+    (accuracy,) = re.findall(r"\d\d(?:\.\d\d)? %", cells[8])
+    assert accuracy in docstring(name)
+    assert ("predicted" in cells[8]) == ("about " + accuracy in docstring(name))
+
+
+def test_the_shares_that_the_authors_reached():
+  text = (conftest.ROOT / "docs" / "recipes.md").read_text()
+  head, days, shares = re.findall(
+    r"(?m)^\| (?:JFT-300M|core-days|share of 61.5 TFLOP/s) \| (.*) \|$", text
+  )
+  columns = zip(
+    *(row.split(" | ") for row in (head, days, shares)), strict=True
+  )
+  for variant, core_days, reached in columns:
+    total, _ = prediction(f"mixer_jft:{variant}")
+    whole = float(core_days) * 86_400 * (flops.peak("TPU v3") or 0)
+    assert reached == f"{100 * total / whole:.0f} %"
+
+
+def test_the_smaller_batch_of_the_docs(monkeypatch):
+  text = (conftest.ROOT / "docs" / "recipes.md").read_text()
+  (command,) = re.findall(r"python train\.py ((?:.*\\\n)*.*)", text)
+  words = shlex.split(command.replace("\\\n", " "))
+  words.remove("--workdir=DIR")
+  words[0] = words[0].replace("configs/", f"{conftest.ROOT}/configs/")
+  config = parse(monkeypatch, *words)
+  validation.validate(config, 8)
+  small = durations.plan(config, _SETS["imagenet21k"][0])
+  large = durations.plan(recipe("mixer_b16_i21k"), _SETS["imagenet21k"][0])
+  assert small.warmup * config.batch_size == large.warmup * 4096
+  assert abs(small.total - 4 * large.total) <= 4
+  assert config.optimizer.learning_rate == 1e-3 * (1024 / 4096) ** 0.5
