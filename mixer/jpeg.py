@@ -12,6 +12,7 @@ import dataclasses
 import struct
 import threading
 
+import cv2
 import numpy as np
 import simplejpeg
 
@@ -256,3 +257,39 @@ def _buffer(size: int) -> np.ndarray:
     if size <= _KEPT_BYTES:
       _kept.buffer = kept
   return kept[:size]
+
+
+_SAMPLINGS = {
+  "444": (cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, 8),
+  "422": (cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422, 16),
+  "420": (cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420, 16),
+  "440": (cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440, 8),
+  "411": (cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411, 32),
+}
+
+
+def encode(pixels: np.ndarray, quality: int, sampling: str = "420") -> bytes:
+  """Encodes a baseline JPEG with restart markers that `decode` can use.
+
+  Args:
+    pixels: uint8 [H, W, 3] RGB, or [H, W, 1] grey.
+    quality: libjpeg's, 1 to 100.
+    sampling: of the colours: "444", "422", "420", "440" or "411".
+
+  Returns:
+    The bytes of a file.
+  """
+  options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+  column = 8
+  if pixels.shape[2] == 3:
+    pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    factor, column = _SAMPLINGS[sampling]
+    options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor]
+  across = -(-pixels.shape[1] // column)
+  # Markers at the same columns of each row, some 64 pixels apart.
+  interval = next(n for n in (4, 5, 3, 6, 2, 7, 8, 1) if across % n == 0)
+  options += [cv2.IMWRITE_JPEG_RST_INTERVAL, interval]
+  done, encoded = cv2.imencode(".jpg", pixels, options)
+  if not done:
+    raise ValueError(f"can't encode an image of {pixels.shape}")
+  return encoded.tobytes()

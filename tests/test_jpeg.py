@@ -217,3 +217,29 @@ def test_the_buffer_is_used_again():
   head = jpeg.header(encoded)
   first = jpeg.decode(encoded, head)
   assert np.shares_memory(first, jpeg.decode(encoded, head, (0, 0, 9, 9)))
+
+
+@pytest.mark.parametrize("sampling", ["444", "422", "420", "440", "411", ""])
+@pytest.mark.parametrize("width", [320, 331, 8, 1])
+def test_encode(sampling, width):
+  image = picture(100, width)
+  if not sampling:
+    image = image[:, :, :1].copy()
+  encoded = jpeg.encode(image, 95, sampling)
+  head = jpeg.header(encoded)
+  assert (head.height, head.width) == (100, width)
+  assert head.restart and -(-width // head.column) % head.restart == 0
+  found = pillow(encoded)
+  assert Image.open(io.BytesIO(encoded)).mode == ("RGB" if sampling else "L")
+  other = simplejpeg.encode_jpeg(
+    np.ascontiguousarray(image),
+    95,
+    "RGB" if sampling else "GRAY",
+    sampling or "Gray",
+  )
+  # Another encoder of the same quality: as large, as close.
+  assert len(encoded) < 1.1 * len(other) + 100
+  error = np.abs(found.astype(int) - image).mean()
+  assert error < np.abs(pillow(other).astype(int) - image).mean() + 0.2
+  if width > 8:  # Narrower ones are all edges here.
+    assert error < 8
