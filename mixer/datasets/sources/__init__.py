@@ -1,0 +1,1 @@
+"""Forms in which sets of images lie on disk."""

@@ -1,0 +1,167 @@
+"""What the names of files and folders say about a source of images."""
+
+import hashlib
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from mixer.errors import UserError
+
+WNID = re.compile(r"n\d{8}")
+_WNID_TAR = re.compile(r"(n\d{8})\.tar")
+_IMAGES = frozenset(
+  "jpg jpeg jpe jfif png webp gif bmp dib tif tiff ppm pgm pbm pnm avif heic "
+  "heif jp2 j2k ico tga".split()
+)
+# What lies beside images for good reasons, and is passed over silently.
+_OTHERS = frozenset(
+  "txt csv tsv json jsonl md html htm xml yaml yml toml db ini log py sh pdf "
+  "mat npy npz pkl pickle parquet zip tar gz tgz md5 sha1 sha256 lock".split()
+)
+_DOCUMENTS = frozenset(
+  "readme license licence copying notice authors changelog makefile".split()
+)
+# Control characters, and those at which lines of a list of classes would end.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def is_hidden(name: str) -> bool:
+  """Whether no one means it as data: ".DS_Store", "._a.jpg", "__MACOSX"."""
+  return name.startswith(".") or name in ("__MACOSX", "@eaDir", "lost+found")
+
+
+def is_image(name: str, passed_over: Counter[str] | None = None) -> bool:
+  """Whether a file is an image by its name: a suffix of one, or none at all.
+
+  Args:
+    name: of the file, without folders.
+    passed_over: counts the suffixes that are known for nothing.
+  """
+  if is_hidden(name):
+    return False
+  stem, dot, suffix = name.rpartition(".")
+  if not dot:
+    return name.lower() not in _DOCUMENTS
+  suffix = suffix.lower()
+  if suffix in _IMAGES:
+    return True
+  if passed_over is not None and suffix not in _OTHERS:
+    passed_over["." + suffix if stem else name] += 1
+  return False
+
+
+def readable(name: str) -> str:
+  r"""The name as it goes into data sets and lists.
+
+  Unicode's composed form (NFC), as macOS may hand out another one than Linux.
+  Bytes that aren't UTF-8, and control characters, become escapes: "caf\xe9".
+  """
+  if name.isascii() and name.isprintable():
+    return name
+  valid = os.fsencode(name).decode("utf-8", "backslashreplace")
+  escaped = _CONTROL.sub(
+    lambda match: match[0].encode("unicode_escape").decode(), valid
+  )
+  return unicodedata.normalize("NFC", escaped)
+
+
+def wnid_of_tar(name: str) -> str:
+  """The class of "n01440764.tar"; "" for other names."""
+  match = _WNID_TAR.fullmatch(name)
+  return match[1] if match else ""
+
+
+def stored_classes(data_dir: str | Path) -> tuple[str, ...]:
+  """The classes of the data set that is prepared in a folder; () if none is.
+
+  They go before those of the source, which may have changed since, or be gone.
+  """
+  try:
+    text = Path(data_dir, "label.labels.txt").read_text("utf-8")
+  except OSError:
+    return ()
+  return tuple(text.split("\n")[:-1])
+
+
+def no_class(name: str, classes: Collection[str]) -> str:
+  """The error of an image of a class that isn't in the list."""
+  return f"its class {name} is not among the {len(classes):,} of the data set"
+
+
+def missing(classes: Collection[str], found: Collection[str]) -> list[str]:
+  """The warning of classes of a list that a source doesn't have, if any."""
+  lacking = [name for name in classes if name not in found]
+  if not lacking:
+    return []
+  return [
+    f"{len(lacking):,} of the {len(classes):,} classes have no image in the "
+    f"source, such as {lacking[0]}"
+  ]
+
+
+def fingerprint(paths: Iterable[Path], *more: object) -> str:
+  """Tells files by place, size and time of change.
+
+  Args:
+    paths: existing files or folders.
+    *more: whatever else makes a difference.
+  """
+  digest = hashlib.blake2b(repr(more).encode(), digest_size=16)
+  for path in paths:
+    stat = path.stat()
+    digest.update(os.fsencode(path.resolve()))
+    digest.update(f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+  return digest.hexdigest()
+
+
+def write_whole(path: Path, text: str) -> None:
+  """Writes a file that is there whole or not at all."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  unfinished = path.with_name(f"{path.name}.unfinished")
+  unfinished.write_text(text, "utf-8")
+  unfinished.replace(path)
+
+
+def read_classes(path: Path, *, wnids: bool = True) -> tuple[str, ...]:
+  """Reads a list of classes, one a line; empty lines and "# ..." don't count.
+
+  Args:
+    path: a text file.
+    wnids: they are WordNet ids; what follows an id in its line is ignored.
+
+  Returns:
+    The classes, in the order of the file.
+
+  Raises:
+    UserError: no such file, a line that isn't an id, a class twice.
+  """
+  try:
+    lines = path.read_text("utf-8").splitlines()
+  except (OSError, UnicodeDecodeError) as e:
+    raise UserError(f"the list of classes {path} can't be read: {e}.") from e
+  found = []
+  for number, line in enumerate(lines, 1):
+    line = line.strip()
+    if not line or line.startswith("#"):
+      continue
+    if not wnids:
+      found.append(readable(line))
+      continue
+    first = re.split(r"[\s,;]", line, maxsplit=1)[0]
+    if not WNID.fullmatch(first):
+      raise UserError(
+        f"line {number} of the list of classes {path} is {line[:60]!r}; each "
+        "line has to begin with a WordNet id such as n01440764."
+      )
+    found.append(first)
+  twice = [name for name, count in Counter(found).items() if count > 1]
+  if twice or not found:
+    raise UserError(
+      f"the list of classes {path} "
+      + (f"names {twice[0]} twice" if twice else "is empty")
+      + "; give every class one line."
+    )
+  return tuple(found)
