@@ -21,7 +21,7 @@ WANT := $(if $(PYTHON),$(shell $(PYTHON) $(VERSION) 2>/dev/null),$(HAVE))
 REBUILD := $(if $(HAVE),$(if $(filter $(WANT),$(HAVE)),$(wildcard $(UNFINISHED)),yes),yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format bench clean FORCE
+.PHONY: help setup demo test test-all lint format bench bench-input bench-prepare clean FORCE
 .SECONDARY:
 
 help: ## List these targets.
@@ -55,6 +55,12 @@ format: setup-dev ## Sort imports, mend what can be mended, format.
 
 bench: setup ## Measure the training loop here.
 	$(BIN)/python -m benchmarks.loop $(ARGS)
+
+bench-input: setup ## Measure the input pipeline beside its peers.
+	$(BIN)/python -m benchmarks.input $(ARGS)
+
+bench-prepare: setup ## Measure the preparation of a synthetic ImageNet-21k.
+	$(BIN)/python -m benchmarks.prepare $(ARGS)
 
 clean: ## Remove caches and build outputs; .venv and runs/ stay.
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -7,7 +7,7 @@ Decoding fused with the crop, bilinear resizing, flip, values in [-1, 1]: its
 import input_server
 
 try:
-  import tensorflow as tf
+  import tensorflow as tf  # pyright: ignore
 except ImportError:
   raise SystemExit() from None
 

@@ -14,11 +14,13 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 try:
-  import torch
+  import torch  # pyright: ignore[reportMissingImports]
 except ImportError:
   raise SystemExit() from None
 try:
-  from torchvision import transforms
+  from torchvision import (  # pyright: ignore[reportMissingImports]
+    transforms,
+  )
 except Exception:  # Builds that don't fit each other raise RuntimeError.
   transforms = None
 

@@ -4,41 +4,13 @@ import contextlib
 import fcntl
 import importlib
 import io
-import os
 import pathlib
 import shutil
 import time
 from typing import Any
 
-from mixer.datasets import records
+from mixer.datasets import catalog, locate, records
 from mixer.errors import UserError
-
-# Built from what the installed packages contain, without a network:
-# data set -> (module, class).
-SHIPPED = {
-  "digits": ("mixer.datasets.digits", "Digits"),
-  "glyphs": ("mixer.datasets.glyphs", "Glyphs"),
-}
-
-# What a user has to know to prepare a set that the recipes name.
-_HOW_TO = {
-  "imagenet2012": (
-    "Get ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from "
-    "image-net.org and run `tfds build imagenet2012 --file_format=array_record "
-    "--manual_dir=DIR` (needs TensorFlow: pip install "
-    '-e ".[tensorflow]").'
-  ),
-  "imagenet21k": (
-    "TFDS has no builder for ImageNet-21k: docs/data.md shows how to write "
-    "your copy as a TFDS data set of that name."
-  ),
-}
-
-
-def resolve_data_dir(data_dir: str) -> pathlib.Path:
-  """The folder that holds data sets, TFDS's own default for ""."""
-  default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-  return pathlib.Path(data_dir or default).expanduser()
 
 
 def open_source(
@@ -61,11 +33,11 @@ def open_source(
   # TFDS is imported late: tools that read no data start faster.
   import tensorflow_datasets as tfds
 
-  root = resolve_data_dir(data_dir)
-  if name in SHIPPED:
-    builder = _shipped(name, root)
+  root = locate.resolve_data_dir(data_dir)
+  if name in catalog.SHIPPED:
+    builder = shipped(name, root)
   else:
-    builder = _prepared(name, root)
+    builder = locate.open_builder(name, root, data_dir)
   features = builder.info.features
   if not features or not {"image", "label"} <= features.keys():
     raise UserError(
@@ -77,14 +49,8 @@ def open_source(
       split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
     )
   except NotImplementedError as e:
-    kind = builder.info.file_format
-    raise UserError(
-      f"data set {name} in {root} is stored as {kind.value if kind else '?'}, "
-      "which can't be read by index; convert it to array_record with `python "
-      "-m tensorflow_datasets.scripts.convert_format "
-      f"--dataset_dir={builder.data_dir} --out_file_format=array_record "
-      "--out_dir=NEW_DIR`."
-    ) from e
+    folder = pathlib.Path(builder.data_dir)
+    raise locate.not_by_index(folder, name, data_dir) from e
   except (ValueError, KeyError) as e:
     sizes = {k: v.num_examples for k, v in builder.info.splits.items()}
     raise UserError(
@@ -96,39 +62,9 @@ def open_source(
   return records.Records(raw), tuple(features["label"].names)
 
 
-def _prepared(name: str, root: pathlib.Path) -> Any:
-  from tensorflow_datasets.core import (
-    dataset_info,
-    read_only_builder,
-    registered,
-  )
-
-  try:
-    return read_only_builder.builder_from_files(name, data_dir=str(root))
-  except (
-    registered.DatasetNotFoundError,
-    dataset_info.DatasetInfoFileError,  # A folder that is not whole.
-    ValueError,
-  ) as e:
-    base = name.split("/")[0].split(":")[0]
-    half = isinstance(e, dataset_info.DatasetInfoFileError)
-    raise UserError(
-      f"data set {name} is not prepared in {root}"
-      + (f" ({e})" if half else "")
-      + ". "
-      + _HOW_TO.get(
-        base,
-        f"If TFDS knows it: `tfds build {name} --file_format=array_record "
-        f"--data_dir={root}`; docs/data.md says more.",
-      )
-      + " If it lies elsewhere, name the place with --config.data.data_dir=DIR."
-      + f" Without any preparation: {', '.join(SHIPPED)}."
-    ) from e
-
-
-def _shipped(name: str, root: pathlib.Path) -> Any:
+def shipped(name: str, root: pathlib.Path) -> Any:
   """The builder of a shipped data set, prepared if it wasn't."""
-  module, class_name = SHIPPED[name]
+  module, class_name = catalog.SHIPPED[name]
   make = getattr(importlib.import_module(module), class_name)
 
   def builder() -> Any:

@@ -1,0 +1,291 @@
+"""The data sets that `tools.prepare` knows by name, and how each is had.
+
+What TFDS 4.9.10 downloads, and whether its builder needs TensorFlow, was read
+from its code: unpacking an archive, opening one, and encoding pixels all go
+through TensorFlow there, so every one of the builders below needs it. Any other
+set that TFDS knows goes the same way, without these hints.
+"""
+
+import dataclasses
+import difflib
+import functools
+import importlib.util
+import shlex
+from collections.abc import Sequence
+
+# Built from what the installed packages contain, without a network:
+# data set -> (module, class).
+SHIPPED = {
+  "digits": ("mixer.datasets.digits", "Digits"),
+  "glyphs": ("mixer.datasets.glyphs", "Glyphs"),
+}
+
+# Builders of images that the user has: name -> (module, class).
+OWN = {
+  "imagenet21k": ("mixer.datasets.imagenet21k", "Imagenet21k"),
+  "imagenet21k_p": ("mixer.datasets.imagenet21k_p", "Imagenet21kP"),
+  "folder": ("mixer.datasets.folder", "Folder"),
+}
+
+TENSORFLOW = (
+  'make setup-tensorflow, or pip install -e ".[tensorflow]" in an environment '
+  "of your own"
+)
+
+# Modules that TFDS's builders import -> what pip calls them.
+PACKAGES = {
+  "apache_beam": "apache-beam",
+  "bs4": "beautifulsoup4",
+  "cv2": "opencv-python-headless",
+  "h5py": "h5py",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One data set.
+
+  Attributes:
+    name: TFDS's, or ours.
+    what: for a person.
+    by_hand: what --source has to name; "" if TFDS fetches everything.
+    where: that is had.
+    files: that the folder of --source must have.
+    downloads: bytes that TFDS fetches for the config it takes by default,
+      by its own list of checksums.
+    needs: modules, beside ours, that its builder imports.
+    labelled: has one `label` an image, as mixer's training wants it.
+  """
+
+  name: str
+  what: str
+  by_hand: str = ""
+  where: str = ""
+  files: tuple[str, ...] = ()
+  downloads: int = 0
+  needs: tuple[str, ...] = ("tensorflow",)
+  labelled: bool = True
+
+
+_ILSVRC = "image-net.org/download-images, with an account"
+
+ENTRIES = {
+  entry.name: entry
+  for entry in (
+    Entry("digits", "1,797 handwritten digits, 8 x 8; shipped", needs=()),
+    Entry("glyphs", "40,800 rendered characters, 32 x 32; shipped", needs=()),
+    Entry(
+      "imagenet21k",
+      "ImageNet-21k, as released in winter 2021 or fall 2011",
+      "winter21_whole.tar.gz, fall11_whole.tar, or what was unpacked from it",
+      _ILSVRC,
+      needs=(),
+    ),
+    Entry(
+      "imagenet21k_p",
+      "ImageNet-21K-P, the processed subset",
+      "imagenet21k_resized.tar.gz, or what was unpacked from it",
+      _ILSVRC,
+      needs=(),
+    ),
+    Entry(
+      "folder",
+      "images of your own, in one folder a class",
+      "a folder with CLASS/*, or train/CLASS/* and test/CLASS/*",
+      needs=(),
+    ),
+    Entry(
+      "imagenet2012",
+      "ImageNet-1k: 1,281,167 + 50,000 images, 1,000 classes",
+      "a folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar",
+      _ILSVRC,
+      ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),
+    ),
+    Entry(
+      "imagenet2012_real",
+      "ImageNet-1k's validation images with the ReaL labels",
+      "a folder with ILSVRC2012_img_val.tar",
+      _ILSVRC,
+      ("ILSVRC2012_img_val.tar",),
+      388_478,
+      labelled=False,
+    ),
+    Entry(
+      "imagenet_v2",
+      "ImageNet-V2: 10,000 new test images for ImageNet-1k",
+      downloads=1_264_079_360,
+    ),
+    Entry(
+      "cifar10", "60,000 images 32 x 32, 10 classes", downloads=170_052_171
+    ),
+    Entry(
+      "cifar100",
+      "60,000 images 32 x 32, 100 classes (VTAB)",
+      downloads=168_513_733,
+    ),
+    Entry(
+      "oxford_iiit_pet",
+      "Oxford pets, 37 breeds (VTAB)",
+      downloads=811_092_049,
+    ),
+    Entry(
+      "oxford_flowers102",
+      "Oxford flowers, 102 classes (VTAB)",
+      downloads=344_878_000,
+    ),
+    Entry("caltech101", "objects, 102 classes (VTAB)", downloads=137_414_764),
+    Entry("dtd", "textures, 47 classes (VTAB)", downloads=625_239_812),
+    Entry(
+      "sun397",
+      "scenes, 397 classes (VTAB)",
+      downloads=39_095_590_629,
+      needs=("tensorflow", "cv2"),
+    ),
+    Entry(
+      "svhn_cropped",
+      "house numbers 32 x 32, 10 classes (VTAB)",
+      downloads=1_575_594_780,
+    ),
+    Entry(
+      "patch_camelyon",
+      "lymph node sections 96 x 96, 2 classes (VTAB)",
+      downloads=8_028_222_167,
+      needs=("tensorflow", "h5py"),
+    ),
+    Entry(
+      "eurosat",
+      "satellite images 64 x 64, 10 classes (VTAB)",
+      downloads=94_280_567,
+    ),
+    Entry(
+      "resisc45",
+      "aerial images, 45 classes (VTAB)",
+      "a folder with NWPU-RESISC45/, unpacked from its .rar",
+      "https://1drv.ms/u/s!AmgKYzARBl5ca3HNaHIlzp_IXjs",
+      ("NWPU-RESISC45",),
+    ),
+    Entry(
+      "diabetic_retinopathy_detection",
+      "retinas, 5 classes (VTAB)",
+      "a folder with train/, test/, sample/ (unpacked) and trainLabels.csv",
+      "https://www.kaggle.com/c/diabetic-retinopathy-detection/data",
+      ("train", "test", "sample", "trainLabels.csv"),
+      1_181_257,
+    ),
+    Entry(
+      "clevr",
+      "rendered objects, for VTAB's count and distance",
+      downloads=19_021_600_724,
+      labelled=False,
+    ),
+    Entry(
+      "dmlab", "frames of a game, 6 classes (VTAB)", downloads=3_017_022_789
+    ),
+    Entry(
+      "dsprites",
+      "rendered shapes 64 x 64, for VTAB's location and orientation",
+      downloads=28_024_106,
+      needs=("tensorflow", "h5py"),
+      labelled=False,
+    ),
+    Entry(
+      "smallnorb",
+      "toys 96 x 96, for VTAB's azimuth and elevation",
+      downloads=262_778_180,
+      labelled=False,
+    ),
+    Entry(
+      "kitti",
+      "street scenes, for VTAB's distance of the nearest car",
+      downloads=12_575_610_564,
+      needs=("tensorflow", "cv2"),
+      labelled=False,
+    ),
+  )
+}
+
+
+def base_name(name: str) -> str:
+  """Of "NAME/CONFIG:VERSION"."""
+  return name.split("/")[0].split(":")[0]
+
+
+@functools.cache
+def tfds_names() -> frozenset[str]:
+  """Every set that the installed TFDS has a builder for; asks no network."""
+  import tensorflow_datasets as tfds
+
+  return frozenset(tfds.list_builders(with_community_datasets=False))
+
+
+def known(name: str) -> bool:
+  """Whether there is a builder, ours or TFDS's."""
+  return base_name(name) in ENTRIES or base_name(name) in tfds_names()
+
+
+def near(name: str) -> list[str]:
+  """Names like one that isn't known, nearest first."""
+  # The sets of the recipes and papers come before TFDS's hundreds.
+  found = difflib.get_close_matches(base_name(name), ENTRIES, n=3, cutoff=0.7)
+  more = difflib.get_close_matches(
+    base_name(name), sorted(tfds_names()), n=3, cutoff=0.7
+  )
+  return list(dict.fromkeys(found + more))[:3]
+
+
+def missing(needs: Sequence[str]) -> list[str]:
+  """Those of the modules that aren't installed."""
+  return [m for m in needs if importlib.util.find_spec(m) is None]
+
+
+def command(name: str, *flags: str, data_dir: str = "") -> str:
+  """A command line of `tools.prepare`.
+
+  Args:
+    name: with config and version, if any.
+    *flags: as they are.
+    data_dir: as the user gave it, "" for the default.
+  """
+  words = ["python", "-m", "tools.prepare", shlex.quote(name), *flags]
+  if data_dir:
+    words.append(f"--data_dir={shlex.quote(data_dir)}")
+  return " ".join(words)
+
+
+def how_to(name: str, data_dir: str = "") -> str:
+  """The sentences about how a set that isn't prepared is had."""
+  entry = ENTRIES.get(base_name(name))
+  flags = ["--source=PATH"] if entry and entry.by_hand else []
+  if base_name(name) == "folder":
+    flags.insert(0, "--name=MY_SET")
+  run = command(name, *flags, data_dir=data_dir)
+  if entry:
+    text = f"`{run}` prepares it"
+    if entry.by_hand:
+      text += f", where PATH is {entry.by_hand}"
+      text += f" (from {entry.where})" if entry.where else ""
+    lacking = missing(entry.needs)
+    if lacking:
+      text += f". It needs {requirement(lacking)}"
+    return text + "."
+  if known(name):
+    return f"`{run}` prepares it, by TFDS's own builder."
+  close = near(name)
+  own = f"--name={shlex.quote(base_name(name))}"
+  run = command("folder", own, "--source=PATH", data_dir=data_dir)
+  return (
+    "TFDS has no builder of that name. "
+    + (f"Did you mean {' or '.join(close)}? " if close else "")
+    + f"If it is of your own images, in one folder a class: `{run}`."
+  )
+
+
+def requirement(modules: Sequence[str]) -> str:
+  """What to install for modules that are missing, for a sentence."""
+  parts = []
+  if "tensorflow" in modules:
+    parts.append(f"TensorFlow, for preparing only ({TENSORFLOW})")
+  others = [PACKAGES.get(m, m) for m in modules if m != "tensorflow"]
+  if others:
+    parts.append(f"also `pip install {' '.join(others)}`")
+  return " and ".join(parts)

@@ -1,0 +1,226 @@
+"""Finds a prepared data set by its name, or says what there is instead."""
+
+import contextlib
+import fcntl
+import glob
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from mixer.datasets import catalog
+from mixer.errors import UserError
+
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+# What a folder's name begins with while TFDS, or `convert`, writes it. No
+# version does, so that nobody takes it for a data set.
+UNFINISHED = "incomplete."
+# The same for `build`.
+_WORKING = (UNFINISHED, ".preparing-")
+
+
+def resolve_data_dir(data_dir: str) -> pathlib.Path:
+  """The folder that holds data sets, TFDS's own default for ""."""
+  default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+  return pathlib.Path(data_dir or default).expanduser()
+
+
+@contextlib.contextmanager
+def lock(name: str, root: pathlib.Path) -> Iterator[None]:
+  """Keeps other processes of this machine from preparing the same set.
+
+  It goes with the process, however that ends.
+
+  Raises:
+    UserError: another process has it; `root` can't be written.
+  """
+  try:
+    root.mkdir(parents=True, exist_ok=True)
+    file = open(_lock_file(name, root), "w")
+  except OSError as e:
+    raise UserError(
+      f"data set {name} can't be prepared in {root}: {e.strerror}. Name "
+      "another place with --data_dir=DIR."
+    ) from e
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+      raise UserError(
+        f"data set {name} is being prepared in {root} by another process on "
+        "this machine. Wait for it, or end it and give the command again: it "
+        "goes on from there."
+      ) from e
+    yield
+
+
+def is_locked(name: str, root: pathlib.Path) -> bool:
+  """Whether a process of this machine is preparing the set."""
+  base = catalog.base_name(name)
+  # `build` has one for each version.
+  locks = [p for d in ("*", "*/*") for p in (root / base).glob(f"{d}.lock")]
+  for path in (_lock_file(name, root), *locks):
+    try:
+      with open(path) as file:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+      return True
+    except OSError:
+      pass
+  return False
+
+
+def _lock_file(name: str, root: pathlib.Path) -> pathlib.Path:
+  return root / f".{catalog.base_name(name)}.lock"
+
+
+def split_name(name: str) -> tuple[str, str, str]:
+  """Base, config and version of "NAME/CONFIG:VERSION"; "" where not given."""
+  rest, _, version = name.partition(":")
+  base, _, config = rest.partition("/")
+  return base, config, version
+
+
+def configs(base: pathlib.Path) -> tuple[str, ...]:
+  """The configs of which a version lies under a data set's folder."""
+  versions = {path.parent for path in base.glob("*/*/dataset_info.json")}
+  names = {v.parent.name for v in versions if _VERSION.fullmatch(v.name)}
+  return tuple(sorted(n for n in names if not n.startswith(".")))
+
+
+def versions(place: pathlib.Path, name: str) -> list[pathlib.Path]:
+  """The folders of a set's versions, oldest first.
+
+  Args:
+    place: a data_dir, a set's folder, a config's, or a version's.
+    name: with config and version, if only those.
+
+  Raises:
+    UserError: `place` is a version of another set.
+  """
+  base, config, version = split_name(name)
+  found = {}
+  # Not all that is below: it may be a folder of a million images.
+  patterns = ["", "*/", f"{base}/*/", f"{base}/*/*/"]
+  if place.name == base:
+    patterns.append("*/*/")
+  for pattern in patterns:
+    for path in place.glob(f"{pattern}dataset_info.json"):
+      with contextlib.suppress(OSError, ValueError):
+        info = json.loads(path.read_text("utf-8"))
+        is_it = info.get("name") == base and (
+          config in ("", info.get("configName", ""))
+          and version in ("", info.get("version"))
+        )
+        if is_it and not path.parent.name.startswith(_WORKING):
+          key = [int(n) for n in re.findall(r"\d+", info["version"])]
+          found[path.parent] = key
+        elif not pattern:
+          raise UserError(
+            f"{place} holds the data set {info.get('name')}, not {name}; "
+            "prepare it by its name."
+          )
+  return sorted(found, key=lambda folder: found[folder])
+
+
+def unfinished(name: str, root: pathlib.Path) -> pathlib.Path | None:
+  """The folder that a preparation at work, or a stopped one, writes."""
+  base, config, _ = split_name(name)
+  found = [
+    path
+    for place in ("", f"{glob.escape(config) or '*'}/")
+    for prefix in _WORKING
+    for path in (root / base).glob(f"{place}{prefix}*")
+  ]
+  # Files of that name, in a version's own folder, are of a conversion.
+  return next((p for p in sorted(found) if p.is_dir()), None)
+
+
+def open_builder(name: str, root: pathlib.Path, data_dir: str = "") -> Any:
+  """TFDS's builder to read a prepared set with.
+
+  Args:
+    name: with config and version if need be; without a config, the only one
+      that is prepared is meant where TFDS has no other default.
+    root: where data sets lie.
+    data_dir: as the user gave it.
+
+  Raises:
+    UserError: not prepared; says how it is done.
+  """
+  from tensorflow_datasets.core import (
+    dataset_info,
+    read_only_builder,
+    registered,
+  )
+
+  failed = (
+    registered.DatasetNotFoundError,
+    dataset_info.DatasetInfoFileError,  # A folder that is not whole.
+    ValueError,
+  )
+  base, config, version = split_name(name)
+  try:
+    return read_only_builder.builder_from_files(name, data_dir=str(root))
+  except failed as e:
+    found = () if config else configs(root / base)
+    if len(found) > 1:
+      raise UserError(
+        f"data set {name} in {root} is prepared in several forms; name one of "
+        f"them: {', '.join(f'{base}/{c}' for c in found)}."
+      ) from e
+    if not found:
+      half = (
+        f" ({e})" if isinstance(e, dataset_info.DatasetInfoFileError) else ""
+      )
+      raise _not_prepared(name, root, data_dir, half) from e
+  name = f"{base}/{found[0]}" + (f":{version}" if version else "")
+  try:
+    return read_only_builder.builder_from_files(name, data_dir=str(root))
+  except failed as e:
+    raise _not_prepared(name, root, data_dir, "") from e
+
+
+def _not_prepared(
+  name: str, root: pathlib.Path, data_dir: str, why: str
+) -> UserError:
+  there = f"data set {name} is not prepared in {root}"
+  if is_locked(name, root):
+    return UserError(
+      f"{there} yet: another process on this machine is at it. Wait for it."
+    )
+  half = unfinished(name, root)
+  if half:
+    return UserError(
+      f"{there}: a preparation was begun and stopped ({half}). The same "
+      f"command goes on with it: {catalog.how_to(name, data_dir)}"
+    )
+  return UserError(
+    f"{there}{why}. {catalog.how_to(name, data_dir)} If it lies elsewhere, "
+    "name the place with --config.data.data_dir=DIR. Without any preparation: "
+    f"{', '.join(catalog.SHIPPED)}."
+  )
+
+
+def not_by_index(folder: pathlib.Path, name: str, data_dir: str) -> UserError:
+  """About a set whose files can't be read by index."""
+  try:
+    info = json.loads((folder / "dataset_info.json").read_text("utf-8"))
+    kind = info.get("fileFormat", "tfrecord")
+  except (OSError, ValueError):
+    kind = "?"
+  here = (
+    f"data set {name} in {folder} is stored as {kind}, which can't be read "
+  )
+  if kind == "tfrecord":
+    run = catalog.command(name, data_dir=data_dir)
+    return UserError(
+      f"{here}by index; `{run}` adds ArrayRecord files to it, without "
+      "TensorFlow."
+    )
+  return UserError(
+    f"{here}by index and not be converted from; prepare it anew in another "
+    f"place: `{catalog.command(name, '--data_dir=DIR')}`."
+  )

@@ -1,0 +1,1 @@
+"""From images, TFDS or TFRecord to ArrayRecord files, once."""

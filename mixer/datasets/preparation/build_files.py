@@ -1,0 +1,174 @@
+"""Writes a data set's files so that what is there is whole.
+
+Everything lands on the disk before anything else refers to it.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+
+from mixer.errors import UserError
+
+# TFDS wants groups of one record. JPEG and PNG don't compress: left as they
+# are, the same records take no more room (ratio 1.0012 against 1.0013) and are
+# written 1.35 and read 1.15 times as fast as with the default (zstd:3).
+WRITER = "group_size:1,uncompressed"
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def explained(path: pathlib.Path) -> Iterator[None]:
+  """Makes sentences of the disk's refusals.
+
+  Raises:
+    UserError: there is no room, or it can't be written.
+  """
+  try:
+    yield
+  # ArrayRecord raises RuntimeErrors, with the system's words in them.
+  except (OSError, RuntimeError) as e:
+    says = str(e).splitlines()[0] if str(e) else type(e).__name__
+    full = (isinstance(e, OSError) and e.errno in _FULL) or any(
+      os.strerror(number) in says for number in _FULL
+    )
+    raise UserError(
+      (
+        f"The disk of {path.parent} is full. Make room there"
+        if full
+        else f"{path} can't be written: {says}. Mend that"
+      )
+      + " and give the same command again: it goes on after the last images "
+      "that were committed."
+    ) from e
+
+
+def sync(path: pathlib.Path) -> None:
+  """Waits until a file's content, or a folder's names, are on the disk."""
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)
+
+
+def write(path: pathlib.Path, content: bytes) -> None:
+  """Writes a small file that is there whole or not at all.
+
+  Raises:
+    UserError: the disk refuses.
+  """
+  part = path.with_name(path.name + ".part")
+  with explained(path):
+    with open(part, "wb") as f:
+      f.write(content)
+      f.flush()
+      os.fsync(f.fileno())
+    part.replace(path)
+    sync(path.parent)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes a small JSON file, whole or not at all."""
+  write(path, (json.dumps(value) + "\n").encode())
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+  """A whole ArrayRecord file.
+
+  Attributes:
+    file: its name.
+    split: "" for candidates of the held-out splits.
+    images: records in it.
+    bytes: of the records.
+    file_bytes: its size.
+  """
+
+  file: str
+  split: str
+  images: int
+  bytes: int
+  file_bytes: int
+
+
+class ShardWriter:
+  """One ArrayRecord file in the making."""
+
+  def __init__(self, path: pathlib.Path):
+    """Overwrites what lies there.
+
+    Raises:
+      UserError: the disk refuses; so do the other methods.
+    """
+    self.path = path
+    self.images = 0
+    self.bytes = 0
+    with explained(path):
+      self._writer = array_record_module.ArrayRecordWriter(str(path), WRITER)
+
+  def write(self, record: bytes) -> None:
+    with explained(self.path):
+      self._writer.write(record)
+    self.images += 1
+    self.bytes += len(record)
+
+  def close(self, split: str) -> Shard:
+    """Returns when the file is whole and on the disk."""
+    with explained(self.path):
+      self._writer.close()
+      sync(self.path)
+      size = self.path.stat().st_size
+    return Shard(self.path.name, split, self.images, self.bytes, size)
+
+  def abandon(self) -> None:
+    """Lets go of a file that nobody will refer to."""
+    with contextlib.suppress(OSError, RuntimeError):
+      self._writer.close()
+
+
+def _field(number: int, content: bytes) -> bytes:
+  """A length-delimited field of a protocol buffer."""
+  return bytes([number << 3 | 2]) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+  out = bytearray()
+  while value > 0x7F:
+    out.append(value & 0x7F | 0x80)
+    value >>= 7
+  out.append(value)
+  return bytes(out)
+
+
+# Field 1 of an entry is the key, 2 the Feature; 1 of a Feature is a BytesList,
+# 3 an Int64List; 1 of a list are its values, numbers packed.
+_KEYS = {
+  name: _field(1, name.encode()) for name in ("file_name", "image", "label")
+}
+
+
+def _bytes_feature(name: str, value: bytes) -> bytes:
+  return _field(1, _KEYS[name] + _field(2, _field(1, _field(1, value))))
+
+
+def encode(image: bytes, label: int, file_name: bytes) -> bytes:
+  """A serialized `tf.train.Example`, with the features sorted by name.
+
+  What TFDS's ExampleSerializer makes, but that goes through numpy and a proto
+  of which the features come in an order of chance, different in each process.
+  """
+  number = _field(3, _field(1, _varint(label)))
+  return _field(
+    1,
+    _bytes_feature("file_name", file_name)
+    + _bytes_feature("image", image)
+    + _field(1, _KEYS["label"] + _field(2, number)),
+  )

@@ -1,0 +1,263 @@
+"""Reads a source to its end, once, and commits chunk by chunk."""
+
+import pathlib
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from mixer.datasets.preparation import (
+  build_draw,
+  build_files,
+  build_journal,
+  build_workers,
+)
+from mixer.datasets.preparation.build_draw import DIGEST_BYTES
+from mixer.datasets.preparation.build_options import Options, Progress
+from mixer.datasets.preparation.build_seen import Seen
+from mixer.datasets.sources.member import Member, Source
+from mixer.errors import UserError
+
+# Files after which their share of bad ones says something about the source.
+_JUDGED_AFTER = 1000
+
+
+def read(
+  source: Source,
+  journal: build_journal.Journal,
+  options: Options,
+  labels: Mapping[str, int],
+  progress: Callable[[Progress], None],
+  committed: Callable[[], None] = lambda: None,
+) -> None:
+  """Reads what the journal doesn't have yet.
+
+  Args:
+    source: where the images come from.
+    journal: of what was done; gets the chunks.
+    options: as asked for.
+    labels: class name -> label.
+    progress: told after every few images.
+    committed: called after each chunk; may raise.
+
+  Raises:
+    UserError: of the source, of the disk, of the images.
+  """
+  if journal.ended:
+    return
+  reader = _Reader(journal, options, labels)
+  resumed = journal.totals.members
+
+  def tell() -> None:
+    problems = reader.problems
+    progress(
+      Progress(
+        stage="reading",
+        bytes_done=reader.bytes_done,
+        bytes_total=source.total_bytes,
+        images=reader.images,
+        bad=build_journal.bad(problems),
+        mislabelled=problems.get(build_journal.MISLABELLED, 0),
+        duplicates=problems.get(build_journal.DUPLICATE, 0),
+        resumed=resumed,
+      )
+    )
+
+  tell()
+  todo = build_workers.batches(source.members(start=resumed), options)
+  results = build_workers.inspected(todo, options)
+  try:
+    for batch, outcomes in results:
+      reader.add(batch, outcomes)
+      if batch.ends_chunk:
+        reader.commit()
+        committed()
+      tell()
+    reader.judge(at_end=True)
+  finally:
+    # Ends the workers at once, not when the garbage is collected.
+    results.close()
+    reader.close()
+  # Not every source has any.
+  journal.end(getattr(source, "warnings", ()))
+
+
+class _Reader:
+  """The chunk at work, and what is known of all before it."""
+
+  def __init__(
+    self,
+    journal: build_journal.Journal,
+    options: Options,
+    labels: Mapping[str, int],
+  ):
+    self._journal = journal
+    self._options = options
+    self._labels = labels
+    self._candidates = build_draw.Candidates(options.hold_out)
+    self._seen = Seen() if options.drop_duplicates else None
+    self._first_bad = ""
+    for chunk in journal.chunks():
+      self._candidates.commit(map(bytes.fromhex, chunk.candidates))
+      for problem in chunk.problems:
+        self._remember(*problem)
+      if self._seen is not None:
+        self._seen.commit(np.load(journal.shards / chunk.hashes))
+    self.bytes_done = journal.totals.bytes_done
+    self._clear()
+
+  def _clear(self) -> None:
+    self._shards: dict[str, build_files.ShardWriter] = {}
+    self._keys: list[bytes] = []
+    self._problems: list[tuple[str, str, str]] = []
+    self._members = 0
+    self.problems = dict(self._journal.totals.problems)
+    self.images = self._journal.totals.images
+
+  def add(
+    self, batch: build_workers.Batch, outcomes: list[build_workers.Outcome]
+  ) -> None:
+    """Writes the images of a batch."""
+    known = np.zeros(len(outcomes), bool)
+    hashes = np.zeros(len(outcomes), np.uint64)
+    if self._seen is not None:
+      digests = b"".join(outcome.digest for outcome in outcomes)
+      # Of 128 bits the first 64.
+      hashes = np.frombuffer(digests, ">u8")[:: DIGEST_BYTES // 8]
+      hashes = hashes.astype(np.uint64)
+      known = self._seen.known(hashes)
+    i = 0
+    for member in batch.members:
+      if member.error:
+        self._problem("unreadable", member.name, member.error)
+        continue
+      outcome = outcomes[i]
+      again = bool(known[i])
+      number = int(hashes[i])
+      i += 1
+      kept = not outcome.problem or (
+        outcome.kind == build_journal.MISLABELLED
+        and self._options.on_mislabelled == "keep"
+      )
+      if not kept:
+        self._problem(outcome.kind, member.name, outcome.problem)
+        continue
+      if self._seen is not None and (again or not self._seen.add(number)):
+        self._problem(
+          build_journal.DUPLICATE,
+          member.name,
+          "has the same bytes as an image before it",
+        )
+        continue
+      if outcome.problem:
+        self._problem(outcome.kind, member.name, outcome.problem)
+      self._write(member, outcome)
+    self._members += len(batch.members)
+    self.bytes_done = batch.bytes_done
+    self.judge()
+
+  def _problem(self, kind: str, name: str, sentence: str) -> None:
+    soft = kind in (build_journal.MISLABELLED, build_journal.DUPLICATE)
+    option = "on_mislabelled" if soft else "on_bad"
+    if kind != build_journal.DUPLICATE and (
+      getattr(self._options, option) == "fail"
+    ):
+      raise UserError(
+        f"{name} can't be used ({kind}): {sentence.rstrip('.')}. Mend it, or "
+        f"leave such files out with --{option}=skip; the images before it that "
+        "were committed are kept."
+      )
+    self._problems.append((kind, name, sentence))
+    self.problems[kind] = self.problems.get(kind, 0) + 1
+    self._remember(kind, name, sentence)
+
+  def _remember(self, kind: str, name: str, sentence: str) -> None:
+    if not self._first_bad and build_journal.bad({kind: 1}):
+      self._first_bad = f"{name}: {sentence.rstrip('.')}"
+
+  def judge(self, at_end: bool = False) -> None:
+    """Stops where it isn't some bad files, but a bad source.
+
+    Raises:
+      UserError: too many are bad.
+    """
+    files = self._journal.totals.members + self._members
+    bad = build_journal.bad(self.problems)
+    if at_end and not self.images:
+      raise UserError(
+        f"There is no image to be used among the {files:,} files of the "
+        f"source{f' ({self._first_bad})' if bad else ''}; look at what "
+        "--source names."
+      )
+    if files >= _JUDGED_AFTER and bad > self._options.max_bad * files:
+      raise UserError(
+        f"{bad:,} of the first {files:,} files can't be used, such as "
+        f"{self._first_bad}. That looks like a broken copy or another kind of "
+        "source: check it (by its checksum, if there is one), or go on all "
+        "the same with --max_bad=1."
+      )
+
+  def _write(self, member: Member, outcome: build_workers.Outcome) -> None:
+    try:
+      label = self._labels[member.class_name]
+    except KeyError:
+      raise UserError(
+        f"{member.name} is of the class {member.class_name!r}, which is not "
+        f"among the {len(self._labels):,} classes of the data set; check that "
+        "--source is of that set."
+      ) from None
+    split = member.split or "train"
+    if not member.split:
+      key = build_draw.key(outcome.digest, member.name)
+      if self._candidates.enters(key):
+        self._keys.append(key)
+        split = ""
+    elif split in self._options.hold_out:
+      raise UserError(
+        f"hold_out draws a split {split}, and the source has one of its own "
+        f"({member.name}); leave it out of hold_out."
+      )
+    if split not in self._shards:
+      # The number comes first, so that no name of a split is mistaken.
+      name = f"{self._journal.totals.chunks:05}-{split}.array_record"
+      self._shards[split] = build_files.ShardWriter(self._journal.shards / name)
+    self._shards[split].write(
+      build_files.encode(
+        member.data if outcome.data is None else outcome.data,
+        label,
+        member.name.encode(errors="surrogateescape"),
+      )
+    )
+    self.images += 1
+
+  def commit(self) -> None:
+    """Ends the chunk, for good."""
+    shards = [writer.close(split) for split, writer in self._shards.items()]
+    hashes = ""
+    if self._seen is not None:
+      chunk = self._seen.take_chunk()
+      hashes = f"{self._journal.totals.chunks:05}.npy"
+      _save(self._journal.shards / hashes, chunk)
+      self._seen.commit(chunk)
+    self._journal.commit(
+      build_journal.Chunk(
+        members=self._members,
+        bytes_done=self.bytes_done,
+        shards=tuple(shards),
+        candidates=tuple(key.hex() for key in self._keys),
+        problems=tuple(self._problems),
+        hashes=hashes,
+      )
+    )
+    self._candidates.commit(self._keys)
+    self._clear()
+
+  def close(self) -> None:
+    """Lets go of a chunk that isn't committed."""
+    for writer in self._shards.values():
+      writer.abandon()
+
+
+def _save(path: pathlib.Path, values: np.ndarray) -> None:
+  with build_files.explained(path):
+    np.save(path, values)
+    build_files.sync(path)

@@ -1,0 +1,152 @@
+"""Prepares images that the user has, by the builders of this package."""
+
+import dataclasses
+import importlib
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mixer.datasets import catalog, locate
+from mixer.datasets.preparation.build_options import Options, Progress, Report
+from mixer.datasets.preparation.meter import Meter
+from mixer.datasets.sources import tar_source
+from mixer.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """What is to be prepared, from what, and how.
+
+  Attributes:
+    name: a key of `catalog.OWN`, with its config if it has any.
+    sources: files or folders.
+    own_name: of the result, where the builder is `folder`.
+    class_file: a list of the classes.
+    accept_truncated: take what is there of a tar that breaks off.
+    options: fields of `Options` that the user has set; the builder's defaults
+      are taken for `hold_out` and `upright` if they aren't among them.
+  """
+
+  name: str
+  sources: Sequence[pathlib.Path]
+  own_name: str = ""
+  class_file: pathlib.Path | None = None
+  accept_truncated: bool = False
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def prepare(
+  request: Request, root: pathlib.Path, meter: Meter, data_dir: str = ""
+) -> tuple[str, Report]:
+  """Prepares a set, or goes on with it.
+
+  Args:
+    request: what to do.
+    root: where data sets lie.
+    meter: shows how far it is.
+    data_dir: as the user gave it.
+
+  Returns:
+    The set's name for `data.name`, and what the builder tells.
+
+  Raises:
+    UserError: everything that the user can mend.
+  """
+  base, config, version = locate.split_name(request.name)
+  _check(request)
+  module: Any = importlib.import_module(catalog.OWN[base][0])
+  make: Any = getattr(module, catalog.OWN[base][1])
+  kwargs: dict[str, Any] = {"data_dir": str(root)}
+  if base == "folder":
+    kwargs["name"] = name = request.own_name
+  else:
+    config = config or next(iter(make.builder_configs))
+    if config not in make.builder_configs:
+      raise UserError(
+        f"{base} has no release {config!r}; it has "
+        f"{' and '.join(f'{base}/{c}' for c in make.builder_configs)}."
+      )
+    kwargs["config"] = config
+    name = f"{base}/{config}"
+  if version not in ("", str(make.VERSION)):
+    raise UserError(
+      f"{name} is prepared in version {make.VERSION}; leave :{version} out."
+    )
+  there = make(**kwargs)
+  if (pathlib.Path(there.data_dir) / "dataset_info.json").exists():
+    # Its source needn't be there any more, and may take hours to look through.
+    return name, there.prepare()
+  if not request.sources:
+    raise UserError(
+      f"{request.name} is made from images that you have; name them with "
+      f"--source. {catalog.how_to(request.name, data_dir)}"
+    )
+  given: dict[str, Any] = {"class_file": request.class_file}
+  if base != "folder":
+    given |= {"release": config, "accept_truncated": request.accept_truncated}
+  source = module.open_source(request.sources, **given)
+  meter.say(f"preparing data set {name} in {root} from {source.description}")
+  kept = None
+  if isinstance(source, tar_source.TarSource):
+    # Looking through a tar.gz can take an hour: once is enough.
+    kept = root / name / f".classes-{source.fingerprint}.txt"
+    source.kept = kept
+  source.class_names(
+    lambda done: meter.show("looking for the classes", done, source.total_bytes)
+  )
+  builder = make(
+    source=source, options=_options(request, base, module, source), **kwargs
+  )
+  told = 0
+
+  def show(progress: Progress) -> None:
+    nonlocal told
+    for warning in source.warnings[told:]:
+      meter.say(f"warning: {warning.rstrip('.')}.")
+    told = len(source.warnings)
+    reading = progress.stage == "reading"
+    counts = {
+      "bad": progress.bad,
+      "mislabelled": progress.mislabelled,
+      "duplicate": progress.duplicates,
+    }
+    meter.show(
+      "preparing" if reading else "drawing the held-out splits",
+      progress.bytes_done,
+      progress.bytes_total,
+      progress.images if reading else progress.bytes_done,
+      ", ".join(f"{n:,} {kind}" for kind, n in counts.items() if n),
+    )
+
+  report = builder.prepare(show)
+  if kept:
+    kept.unlink(missing_ok=True)
+  return name, report
+
+
+def _check(request: Request) -> None:
+  """Flags that don't go with the set."""
+  base, config, _ = locate.split_name(request.name)
+  if base == "folder" and (config or not request.own_name):
+    raise UserError(
+      "folder makes a data set of your own; give it a name, as in "
+      f"`{catalog.command('folder', '--name=my_set', '--source=PATH')}`."
+    )
+  if base != "folder" and request.own_name:
+    raise UserError(
+      f"--name={request.own_name} is for the builder `folder`; {base} has its "
+      "name."
+    )
+  if base == "folder" and request.accept_truncated:
+    raise UserError("--accept_truncated is for tars; folder reads none.")
+
+
+def _options(request: Request, base: str, module: Any, source: Any) -> Options:
+  """The user's, and the builder's where the user has set none."""
+  options = dict(request.options)
+  if base == "folder":
+    options.setdefault("hold_out", module.hold_out(source))
+    options.setdefault("upright", True)
+  elif base == "imagenet21k":
+    options.setdefault("hold_out", module.HOLD_OUT)
+  return Options(**options)

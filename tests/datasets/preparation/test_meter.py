@@ -1,0 +1,66 @@
+"""What is shown while a data set is prepared."""
+
+import io
+import time
+
+import pytest
+
+from mixer.datasets.preparation import meter
+
+
+class Terminal(io.StringIO):
+  def isatty(self) -> bool:
+    return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """Seconds that a test sets."""
+  now = [1000.0]
+  monkeypatch.setattr(time, "monotonic", lambda: now[0])
+  return now
+
+
+def test_lines_where_there_is_no_terminal(clock):
+  out = io.StringIO()
+  with meter.Meter(out) as m:
+    for second in range(200):
+      clock[0] = 1000.0 + second
+      # Goes on with a fifth done.
+      m.show("preparing", 200 + second, 1000, 5000 + 100 * second, "3 bad")
+    m.show("drawing", 0, 10)
+    m.say("that was it")
+  assert out.getvalue().splitlines() == [
+    "preparing: 21.0%, 6,000 images, 100 images/s, 3 bad, 13m10s left",
+    "preparing: 27.0%, 12,000 images, 100 images/s, 3 bad, 12m10s left",
+    "preparing: 33.0%, 18,000 images, 100 images/s, 3 bad, 11m10s left",
+    "preparing: 39.0%, 24,000 images, 100 images/s, 3 bad, 10m10s left",
+    "that was it",
+  ]
+
+
+def test_a_stage_of_unknown_size(clock):
+  out = io.StringIO()
+  m = meter.Meter(out)
+  m.show("looking", 0, 0)
+  clock[0] += 11
+  m.show("looking", 5, 0, 0)
+  assert out.getvalue() == "looking: 0 images, 0 images/s\n"
+
+
+def test_a_bar_on_a_terminal():
+  out = Terminal()
+  with meter.Meter(out) as m:
+    m.show("preparing", 0, 1000, 0)
+    m.say("a warning")
+    time.sleep(0.2)
+    m.show("preparing", 500, 1000, 4321, "1 bad")
+    time.sleep(0.2)
+    m.show("preparing", 1200, 1000, 9999)  # The size was an estimate.
+    m.show("drawing", 3, 4, 3)
+  text = out.getvalue()
+  assert "preparing:   0%|" in text and "a warning\n" in text
+  assert " 50%|" in text and "4,321 images, 1 bad" in text
+  assert "100%|" in text and "drawing:  75%|" in text
+  # Nothing stays behind.
+  assert text.split("\r")[-1].strip() == ""

@@ -1,0 +1,338 @@
+"""The command that prepares data sets, as a user gives it."""
+
+import io
+import os
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mixer import config as config_lib
+from mixer.datasets import catalog, locate, prepared
+from mixer.datasets.preparation import prepare_flags
+from tests.conftest import ROOT
+from tests.datasets.preparation import tfrecords
+from tools import prepare
+
+
+def image(number: int, kind: str = "JPEG") -> bytes:
+  pixels = np.random.default_rng(number).integers(0, 256, (9, 12, 3), np.uint8)
+  out = io.BytesIO()
+  Image.fromarray(pixels).save(out, kind)
+  return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> pathlib.Path:
+  """Forty images in two classes, and what comes along."""
+  root = tmp_path_factory.mktemp("photos")
+  for k in range(40):
+    path = root / ("cat", "dog")[k % 2] / f"{k}.jpg"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(image(k))
+  (root / "cat" / "empty.jpg").touch()
+  (root / "cat" / "cut.jpg").write_bytes(image(1)[:200])
+  (root / "dog" / "png.jpg").write_bytes(image(99, "PNG"))
+  (root / "dog" / "notes.txt").write_text("no image")
+  return root
+
+
+def tar(path: pathlib.Path, files: dict[str, bytes]) -> bytes:
+  content = io.BytesIO()
+  mode = "w:gz" if path.suffix == ".gz" else "w"
+  with tarfile.open(fileobj=content, mode=mode) as archive:
+    for name, data in files.items():
+      info = tarfile.TarInfo(name)
+      info.size = len(data)
+      archive.addfile(info, io.BytesIO(data))
+  return content.getvalue()
+
+
+@pytest.fixture
+def run(capfd, tmp_path):
+  """Runs the command in this process; its files go to tmp_path/data."""
+
+  def run(*args: str, code: int = 0) -> tuple[str, str]:
+    assert prepare.main([*args, f"--data_dir={tmp_path / 'data'}"]) == code
+    out, err = capfd.readouterr()
+    assert "Traceback" not in err
+    if code:
+      assert err.splitlines()[-1].startswith("error: ")
+    return out, err
+
+  return run
+
+
+def next_words(out: str) -> list[str]:
+  (line,) = re.findall("^  python train.py (.*)", out, re.M)
+  return shlex.split(line)
+
+
+def test_photos_of_a_user(run, photos, tmp_path):
+  out, err = run(
+    *("folder", "--name=pets", f"--source={photos}", "--workers=0"),
+    "--hold_out=validation=8,test=5",
+  )
+  here = tmp_path / "data" / "pets" / "1.0.0"
+  assert err.startswith(f"preparing data set pets in {tmp_path}/data from ")
+  assert f"data set pets is ready in {here}\n" in out
+  assert re.search("^  train +28 examples$", out, re.M)
+  assert re.search("^  validation +8 examples$", out, re.M)
+  assert "  2 classes: cat, dog\n" in out
+  left, listed = out.splitlines()[0].split("; listed in ")
+  assert set(left.split("; ")) == {
+    "left out: 1 damaged",
+    "left out: 1 empty",
+    "1 of another format than named, kept",
+  }
+  assert "cat/cut.jpg" in pathlib.Path(listed).read_text()
+  source, classes = prepared.open_source(
+    "pets", "validation", str(tmp_path / "data")
+  )
+  assert len(source) == 8 and classes == ("cat", "dog")
+
+  # Once more it says what is there, without the source.
+  again, err = run("folder", "--name=pets")
+  assert "was prepared before, from " in again and str(photos) in again
+  assert again.splitlines()[2:] == out.splitlines()[1:]
+  assert err == ""
+
+
+def test_the_next_command_is_one(run, photos, tmp_path):
+  out, _ = run(
+    *("folder", "--name=pets", f"--source={photos}", "--workers=0"),
+    "--hold_out=none",
+  )
+  words = next_words(out)
+  assert words[0] == "--config=configs/finetune.py"
+  assert "--config.data.name=pets" in words
+  assert "--config.data.train_split=train[:98%]" in words
+  assert "--config.data.eval_split=train[98%:]" in words
+  assert f"--config.data.data_dir={tmp_path / 'data'}" in words
+  assert "where PRETRAINED is the workdir of a pre-training run" in out
+  known = config_lib.flatten(config_lib.default())
+  for word in words:
+    key, _, value = word.removeprefix("--").partition("=")
+    assert key.removeprefix("config.") in {*known, "config", "workdir"}
+    assert value
+
+
+def test_imagenet21k_from_its_tar(run, tmp_path):
+  files = {}
+  for c in ("n01440764", "n01443537"):
+    inner = {f"{c}_{k}.JPEG": image(k) for k in range(4)}
+    files[f"{c}.tar"] = tar(pathlib.Path("x.tar"), inner)
+  path = tmp_path / "winter21_whole.tar.gz"
+  path.write_bytes(tar(path, files))
+  flags_ = [f"--source={path}", "--hold_out=validation=2", "--workers=0"]
+  out, err = run("imagenet21k", *flags_)
+  assert "warning: the source has 2 classes, and the release winter21" in err
+  assert "data set imagenet21k is ready in " in out
+  words = next_words(out)
+  assert words[:2] == [
+    "--config=configs/mixer_b16_i21k.py",
+    f"--config.data.data_dir={tmp_path / 'data'}",
+  ]
+  # By its short name, as it is the only release there.
+  data_dir = str(tmp_path / "data")
+  assert len(prepared.open_source("imagenet21k", "train", data_dir)[0]) == 6
+  _, err = run("imagenet21k/nosuch", *flags_, code=1)
+  assert "it has imagenet21k/winter21 and imagenet21k/fall11." in err
+  _, err = run("imagenet21k:7.0.0", code=1)
+  assert "leave :7.0.0 out." in err
+
+
+def test_a_tfrecord_set_from_elsewhere(run, tmp_path):
+  tfrecords.make(tmp_path / "old")
+  out, err = run("others", f"--source={tmp_path / 'old'}")
+  assert out.startswith("converting data set others from TFRecord (")
+  assert re.search("^  train +12 examples$", out, re.M)
+  out, _ = run("others", f"--source={tmp_path / 'old'}")
+  assert out.startswith("data set others was prepared before; nothing is to be")
+  assert err == ""
+
+
+def test_a_tfrecord_set_in_its_place(run, tmp_path):
+  folder = tfrecords.make(tmp_path / "data")
+  out, _ = run("others")
+  (command,) = re.findall("needs them: rm (.*)", out)
+  assert command == f"{folder}/*.tfrecord-*"
+  subprocess.run(f"rm {command}", shell=True, check=True)
+  source, _ = prepared.open_source("others", "test", str(tmp_path / "data"))
+  assert len(source) == 4
+
+
+def test_a_tfrecord_set_twice(run, tmp_path):
+  for config in ("a", "b"):
+    tfrecords.make(tmp_path / "old", config=config)
+  _, err = run("others", f"--source={tmp_path / 'old'}", code=1)
+  assert "holds the data set others more than once: " in err
+  out, _ = run("others/b", f"--source={tmp_path / 'old'}")
+  assert "data set others/b is ready in " in out
+
+
+def test_a_set_without_labels_of_its_own(run, tmp_path):
+  folder = tfrecords.make(tmp_path / "data")
+  text = (folder / "features.json").read_text()
+  (folder / "features.json").write_text(text.replace('"label"', '"target"'))
+  (folder / "label.labels.txt").rename(folder / "target.labels.txt")
+  out, _ = run("others")
+  assert "its features are image, target; training here takes sets" in out
+  assert "train.py" not in out
+
+
+def test_a_shipped_set(run, tmp_path):
+  out, _ = run("digits")
+  assert out.startswith(f"preparing data set digits in {tmp_path}/data (once)")
+  assert "  10 classes: 0, 1, 2, ..., 9\n" in out
+  assert next_words(out)[0] == "--config=configs/smoke.py"
+  _, err = run("digits:3.0.0", code=1)
+  assert "comes in one form; name it digits." in err
+
+
+def test_the_list(capsys):
+  assert prepare.main(["--list"]) == 0
+  out = capsys.readouterr().out
+  for entry in catalog.ENTRIES.values():
+    assert re.search(f"^{entry.name} +{re.escape(entry.what)}$", out, re.M)
+  assert "is downloaded, 0.17 GB; needs TensorFlow\n" in out
+  assert "--source=a folder with ILSVRC2012_img_train.tar and" in out
+
+
+@pytest.mark.parametrize(
+  ("args", "what"),
+  [
+    (["nosuch"], "There is no data set 'nosuch'. TFDS has no builder"),
+    (["cifar_10"], "Did you mean cifar10 or "),
+    (["folder"], "give it a name, as in `python -m tools.prepare folder "),
+    (["folder", "--name=x"], "name them with --source."),
+    (["folder", "--name=Big Name", "--source=."], "can't be called 'Big Name'"),
+    (["folder", "--name=x", "--source=/nosuch"], "/nosuch does not exist"),
+    (["imagenet21k", "--name=x"], "--name=x is for the builder `folder`"),
+    (["imagenet21k"], "--source. `python -m tools.prepare imagenet21k --sour"),
+    (
+      ["mnist", "--resize=64", "--bad=fail"],
+      "--resize, --bad: only for folder",
+    ),
+    (["mnist", "--source=a", "--source=b"], "--source is given 2 times; put"),
+  ],
+)
+def test_what_it_refuses(run, args, what):
+  out, err = run(*args, code=1)
+  assert what in err and out == ""
+  assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+  "args",
+  [
+    [],
+    ["folder", "--bad=maybe"],
+    ["folder", "--resize=-1"],
+    ["folder", "--hold_out=0"],
+    ["folder", "--hold_out=a=1,a=2"],
+    ["folder", "--hold_out=ten%"],
+    ["folder", "--nosuch=1"],
+  ],
+)
+def test_wrong_flags(args, capsys):
+  with pytest.raises(SystemExit) as caught:
+    prepare.main(args)
+  assert caught.value.code == 2
+  assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("text", "parts"),
+  [
+    ("10%", {"validation": 0.1}),
+    ("5000", {"validation": 5000}),
+    ("test=10%,validation=2.5%", {"test": 0.1, "validation": 0.025}),
+    ("none", {}),
+  ],
+)
+def test_hold_out(text, parts):
+  assert prepare_flags.hold_out(text) == parts
+
+
+def start(*args: str) -> subprocess.Popen:
+  """As a user does, in a process of its own."""
+  return subprocess.Popen(
+    [sys.executable, "-m", "tools.prepare", *args],
+    cwd=ROOT,
+    env=dict(os.environ) | {"XLA_FLAGS": ""},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def test_stopped_and_gone_on_with(tmp_path):
+  """Ctrl-C while another one waits for the lock; then the same command."""
+  for k in range(6000):
+    path = tmp_path / "photos" / f"c{k % 3}" / f"{k}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(image(k % 50, "PNG") + bytes([k % 256, k // 256]))
+  command = [
+    *("folder", "--name=pets", f"--source={tmp_path / 'photos'}"),
+    *("--workers=1", f"--data_dir={tmp_path / 'data'}"),
+  ]
+  first = start(*command)
+  deadline = time.monotonic() + 60
+  while not list(tmp_path.glob("data/pets/.preparing-1.0.0/shards/*")):
+    assert time.monotonic() < deadline and first.poll() is None
+    time.sleep(0.02)
+  assert locate.is_locked("pets", tmp_path / "data")
+  first.send_signal(signal.SIGINT)
+  out, err = first.communicate(timeout=60)
+  assert first.returncode == 42
+  assert err.splitlines()[-1] == (
+    "SIGINT: stopped; the same command goes on with it"
+  )
+  assert out == "" and "Traceback" not in err
+  assert not locate.versions(tmp_path / "data", "pets")
+
+  second = start(*command)
+  out, err = second.communicate(timeout=120)
+  assert second.returncode == 0, err
+  assert "data set pets is ready in" in out
+
+
+def test_two_at_once(run, tmp_path):
+  tfrecords.make(tmp_path / "data")
+  with locate.lock("others", tmp_path / "data"):
+    _, err = run("others", code=1)
+  assert "is being prepared in " in err and "another process" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_conversion_is_stopped(tmp_path, number):
+  tfrecords.make(tmp_path / "old", shards=(2,) * 300, test=1)
+  command = [
+    "others",
+    f"--source={tmp_path / 'old'}",
+    f"--data_dir={tmp_path / 'data'}",
+  ]
+  first = start(*command)
+  deadline = time.monotonic() + 60
+  while not list(tmp_path.glob("data/others/incomplete.*/*-00003-of-00300")):
+    assert time.monotonic() < deadline and first.poll() is None
+    time.sleep(0.005)
+  first.send_signal(number)
+  _, err = first.communicate(timeout=60)
+  assert (first.returncode, err) == (
+    42,
+    f"{number.name}: stopped; the same command goes on with it\n",
+  )
+  second = start(*command)
+  out, err = second.communicate(timeout=120)
+  assert second.returncode == 0, err
+  assert re.search("^  train +600 examples$", out, re.M)

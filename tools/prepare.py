@@ -1,0 +1,333 @@
+"""Prepares a data set, once, for all runs to come.
+
+  python -m tools.prepare cifar10
+  python -m tools.prepare imagenet2012 --source=DIR_WITH_THE_TARS
+  python -m tools.prepare imagenet21k --source=winter21_whole.tar.gz
+  python -m tools.prepare folder --name=my_set --source=DIR
+  python -m tools.prepare cifar10 --source=TFRECORD_DIR
+  python -m tools.prepare --list
+
+The result is a TFDS data set in ArrayRecord files, in --data_dir. A data set
+that TFDS wrote as TFRecord is converted. Stopped at any time, by Ctrl-C too,
+the same command goes on. docs/data.md says more.
+"""
+
+# What prepares images starts processes that import this module again: nothing
+# heavy up here.
+import argparse
+import contextlib
+import os
+import pathlib
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+from mixer.datasets.preparation import prepare_flags
+from mixer.errors import UserError
+
+# The recipe that a set is for; any other is for fine-tuning.
+_RECIPES = {
+  "digits": "smoke",
+  "glyphs": "demo_pretrain",
+  "imagenet2012": "mixer_b16_i1k",
+  "imagenet21k": "mixer_b16_i21k",
+  "imagenet21k_p": "mixer_b16_i21k",
+}
+
+
+def _list() -> str:
+  from mixer.datasets import catalog
+
+  wide = max(len(name) for name in catalog.ENTRIES) + 2
+  lines = []
+  for entry in catalog.ENTRIES.values():
+    how = f"--source={entry.by_hand}" if entry.by_hand else "is made here"
+    if entry.downloads and not entry.by_hand:
+      how = f"is downloaded, {entry.downloads / 1e9:.2g} GB"
+    if "tensorflow" in entry.needs:
+      how += "; needs TensorFlow"
+    if not entry.labelled:
+      how += "; has no one `label`"
+    lines += [f"{entry.name:<{wide}}{entry.what}", f"{'':<{wide}}{how}"]
+  return "\n".join(
+    [
+      *lines,
+      "",
+      "Any other set that TFDS knows is prepared by its name as well, and what "
+      "TFDS has",
+      "written as TFRecord is converted: --source=ITS_FOLDER. TensorFlow is "
+      "needed for",
+      f"preparing only: {catalog.TENSORFLOW}.",
+    ]
+  )
+
+
+def _prepare(args: argparse.Namespace) -> None:
+  """Prepares it, and says what is there then."""
+  from mixer.datasets import catalog, locate, prepared
+
+  root = locate.resolve_data_dir(args.data_dir)
+  base = catalog.base_name(args.set)
+  if base in catalog.OWN:
+    _summary(args, _own(args, root), root)
+    return
+  _refuse_options(args, base)
+  stored = _stored(args, root)
+  if base in catalog.SHIPPED:
+    if base != args.set:
+      raise UserError(f"data set {base} comes in one form; name it {base}.")
+    prepared.shipped(args.set, root)
+  elif stored and "array_record" in stored.formats:
+    print(f"data set {args.set} was prepared before; nothing is to be done")
+  elif stored:
+    _convert(args, root, stored)
+  else:
+    _by_tfds(args, root)
+  _summary(args, args.set, root)
+
+
+def _refuse_options(args: argparse.Namespace, base: str) -> None:
+  """Flags that would change nothing."""
+  parser = prepare_flags.parser()
+  own = (
+    *prepare_flags.OPTIONS,
+    "name",
+    "classes",
+    "hold_out",
+    "upright",
+    "accept_truncated",
+  )
+  given = [o for o in own if getattr(args, o) != parser.get_default(o)]
+  if given:
+    flags = [f"--{prepare_flags.RENAMED.get(o, o)}" for o in given]
+    raise UserError(
+      f"{', '.join(flags)}: only for folder, imagenet21k and imagenet21k_p; "
+      f"{base} is prepared as it comes."
+    )
+
+
+def _stored(args: argparse.Namespace, root: pathlib.Path) -> Any:
+  """The set as it lies in data_dir, or in --source; None if it doesn't."""
+  from mixer.datasets import locate
+  from mixer.datasets.preparation import convert
+
+  # The newest, as TFDS has it.
+  here = [convert.describe(f) for f in locate.versions(root, args.set)[-1:]]
+  if here and ("array_record" in here[0].formats or not args.source):
+    return here[0]
+  found = []
+  for source in args.source:
+    found += locate.versions(pathlib.Path(source).expanduser(), args.set)
+  if len(found) > 1:
+    raise UserError(
+      f"--source holds the data set {args.set} more than once: "
+      f"{', '.join(map(str, found))}. Name one of these folders."
+    )
+  return convert.describe(found[0]) if found else None
+
+
+def _convert(args: argparse.Namespace, root: pathlib.Path, stored: Any) -> None:
+  from mixer.datasets import locate
+  from mixer.datasets.preparation import convert, meter
+
+  print(
+    f"converting data set {args.set} from TFRecord ({stored.folder})",
+    flush=True,
+  )
+  with locate.lock(args.set, root), meter.Meter() as shown:
+    here = convert.convert(
+      stored.folder,
+      root,
+      lambda done, total: shown.show(args.set, done, total, done),
+    )
+  if here.samefile(stored.folder):
+    print(
+      "the TFRecord files beside the new ones are kept, and TFDS reads either; "
+      f"nothing here needs them: rm {shlex.quote(str(here))}/*.tfrecord-*"
+    )
+
+
+def _by_tfds(args: argparse.Namespace, root: pathlib.Path) -> None:
+  from mixer.datasets import locate
+  from mixer.datasets.preparation import tfds_sets
+
+  if len(args.source) > 1:
+    raise UserError(
+      f"{args.set} is prepared by TFDS from one folder, and --source is given "
+      f"{len(args.source)} times; put the files into one."
+    )
+  source = pathlib.Path(args.source[0]).expanduser() if args.source else None
+  tfds_sets.check(args.set, root, source)
+  with locate.lock(args.set, root):
+    print(f"preparing data set {args.set} in {root} by TFDS", flush=True)
+    try:
+      tfds_sets.prepare(args.set, root, source, bars=sys.stderr.isatty())
+    except KeyboardInterrupt as e:
+      # TFDS keeps nothing of what it had written.
+      raise KeyboardInterrupt(
+        *e.args, "the same command begins anew, with the downloads so far"
+      ) from e
+
+
+def _own(args: argparse.Namespace, root: pathlib.Path) -> str:
+  """Prepares images that the user has; returns the set's name."""
+  from mixer.datasets import locate
+  from mixer.datasets.preparation import meter, own_sets
+
+  options = {k: getattr(args, k) for k in prepare_flags.OPTIONS}
+  for name in ("hold_out", "upright"):
+    if getattr(args, name) is not None:
+      options[name] = getattr(args, name)
+  request = own_sets.Request(
+    args.set,
+    [pathlib.Path(source).expanduser() for source in args.source],
+    args.name or "",
+    pathlib.Path(args.classes).expanduser() if args.classes else None,
+    args.accept_truncated,
+    options,
+  )
+  with meter.Meter() as shown:
+    name, report = own_sets.prepare(request, root, shown, args.data_dir)
+  if report.already:
+    print(
+      f"data set {name} was prepared before"
+      + (f", from {report.source}" if report.source else "")
+      + f"; remove {report.data_dir} to prepare it anew"
+    )
+  if report.problems:
+    kinds = dict(report.problems)
+    mislabelled = kinds.pop("mislabelled", 0)
+    told = [f"left out: {n:,} {kind}" for kind, n in kinds.items()]
+    if mislabelled:
+      kept = {"keep": "kept", "skip": "left out"}[args.on_mislabelled]
+      # Of a preparation long ago only the report knows.
+      did = "" if report.already else f", {kept}"
+      told.append(f"{mislabelled:,} of another format than named{did}")
+    print(f"{'; '.join(told)}; listed in {report.path}")
+  base = locate.split_name(name)[0]
+  return (
+    base
+    if locate.configs(root / base) in ((), (name[len(base) + 1 :],))
+    else name
+  )
+
+
+def _summary(args: argparse.Namespace, name: str, root: pathlib.Path) -> None:
+  """Prints what lies there, and what to do with it."""
+  from mixer.datasets import locate
+
+  builder = locate.open_builder(name, root, args.data_dir)
+  print(f"data set {name} is ready in {builder.data_dir}")
+  sizes = {k: v.num_examples for k, v in builder.info.splits.items()}
+  for split, size in sizes.items():
+    print(f"  {split:<12}{size:>12,} examples")
+  features = builder.info.features
+  if not {"image", "label"} <= features.keys():
+    print(
+      f"  its features are {', '.join(sorted(features))}; training here takes "
+      "sets with `image` and `label`"
+    )
+    return
+  names = features["label"].names
+  few = ", ".join(names if len(names) <= 6 else [*names[:3], "...", names[-1]])
+  print(f"  {len(names):,} classes: {few}")
+  if "train" not in sizes:
+    print("  it has no split `train`: for evaluation only")
+    return
+  run = _next_command(args, name, sizes)
+  print(f"train on it:\n  {run}")
+  if "PRETRAINED" in run:
+    print(
+      "where PRETRAINED is the workdir of a pre-training run; from random "
+      "weights: --config=configs/mixer_b16_i1k.py without init_from"
+    )
+
+
+def _next_command(
+  args: argparse.Namespace, name: str, sizes: dict[str, int]
+) -> str:
+  """A command line of train.py that works with these splits."""
+  import importlib
+
+  from mixer.datasets import catalog
+
+  recipe = _RECIPES.get(catalog.base_name(name), "finetune")
+  data = importlib.import_module(f"configs.{recipe}").get_config().data
+  words = [f"--config=configs/{recipe}.py"]
+  if recipe == "finetune":
+    words.append("--config.init_from=PRETRAINED")
+  if data.name != name:
+    words.append(f"--config.data.name={name}")
+  parts = {"train_split": data.train_split, "eval_split": data.eval_split}
+  if not {data.train_split, data.eval_split} <= sizes.keys():
+    others = [s for s in ("validation", "test") if sizes.get(s)]
+    wanted = (
+      {"train_split": "train", "eval_split": others[0]}
+      if others
+      else {"train_split": "train[:98%]", "eval_split": "train[98%:]"}
+    )
+    words += [
+      f"--config.data.{key}={wanted[key]}"
+      for key in parts
+      if parts[key] != wanted[key]
+    ]
+  if args.data_dir:
+    words.append(f"--config.data.data_dir={args.data_dir}")
+  words.append(f"--workdir=runs/{name.replace('/', '_').replace(':', '_')}")
+  return f"python train.py {shlex.join(words)}"
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+  """Lets Ctrl-C and SIGTERM end what is at work, in order; twice, at once."""
+
+  def at_once(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)
+
+  def stop(number: int, frame: FrameType | None) -> None:
+    for s in (signal.SIGINT, signal.SIGTERM):
+      signal.signal(s, at_once)
+    # What no library takes for an error of its own.
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+  before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+  try:
+    yield
+  finally:
+    for s, handler in before.items():
+      signal.signal(s, handler)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command line; returns the exit code."""
+  parser = prepare_flags.parser()
+  args = parser.parse_args(argv)
+  if args.list:
+    print(_list())
+    return 0
+  if not args.set:
+    parser.error("name a data set, or --list")
+  from mixer import command_line, runtime
+
+  def body() -> None:
+    runtime.quiet_libraries()
+    _prepare(args)
+
+  try:
+    with _stoppable():
+      return command_line.run(body)
+  except KeyboardInterrupt as e:
+    # After a terminal's "^C".
+    begin = "\n" if sys.stderr.isatty() else ""
+    name, *told = e.args
+    then = told[0] if told else "the same command goes on with it"
+    print(f"{begin}{name}: stopped; {then}", file=sys.stderr)
+    # Threads of a download would be waited for.
+    runtime.exit_at_once(runtime.PREEMPTED)
+
+
+if __name__ == "__main__":
+  sys.exit(main())
