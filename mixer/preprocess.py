@@ -292,16 +292,13 @@ def train(
   image = images.resize(opened.crop(box, size), size)
   if options.flip:
     image = flip(image, rng)
-  if options.affine is None and options.randaugment is None:
-    return image
-  pil = Image.fromarray(image)
   if options.affine is not None:
     a = options.affine
-    pil = images.affine(pil, rng, a.degrees, a.scale, a.translate)
+    image = affine(image, rng, a.degrees, a.scale, a.translate)
   if options.randaugment is not None:
     r = options.randaugment
-    pil = randaugment_lib.apply_to_pil(pil, rng, r.layers, r.magnitude)
-  return _array(pil)
+    image = randaugment_lib.apply(image, rng, r.layers, r.magnitude)
+  return image
 
 
 def evaluation(
