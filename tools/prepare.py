@@ -200,7 +200,8 @@ def _own(args: argparse.Namespace, root: pathlib.Path) -> str:
   if report.problems:
     kinds = dict(report.problems)
     mislabelled = kinds.pop("mislabelled", 0)
-    told = [f"left out: {n:,} {kind}" for kind, n in kinds.items()]
+    out = ", ".join(f"{n:,} {kind}" for kind, n in kinds.items())
+    told = [f"left out: {out}"] if out else []
     if mislabelled:
       kept = {"keep": "kept", "skip": "left out"}[args.on_mislabelled]
       # Of a preparation long ago only the report knows.
