@@ -3,7 +3,7 @@
   python -m tools.prepare imagenet21k --source=winter21_whole.tar.gz
   python train.py --config=configs/mixer_s32_i21k.py --workdir=DIR
 
-Hardware: one host with 1 H100 GPU, which wants 33,400 images/s decoded: some 42
+Hardware: one host with 1 H100 GPU, which wants 33,400 images/s decoded: some 34
 cores.
 Time: 2.3e19 FLOP. At 20 % of the peak that is 33 H100 hours ($98) or 164
 hours of TPU v5e chips ($200): 33 hours on the host above, 2.6 on 64 v5e.
