@@ -45,8 +45,8 @@ class Records:
   def __len__(self):
     return len(self._labels)
 
-  def __getitem__(self, i):
-    return {"image": i, "label": self._labels[i]}
+  def __getitems__(self, indices):
+    return [{"image": i, "label": self._labels[i]} for i in indices]
 
 
 def make_split(labels):
