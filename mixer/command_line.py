@@ -1,6 +1,7 @@
 """Flags and exit codes, with sentences in place of tracebacks."""
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -46,6 +47,11 @@ def run(body: Callable[[], None]) -> int:
   """
   try:
     body()
+    sys.stdout.flush()
+  except BrokenPipeError:  # As of `... | head`: nobody reads on.
+    # Python would complain once more when it closes its output at the end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return runtime.FAILED
   except runtime.Preempted as e:
     print(e, file=sys.stderr)
     return runtime.PREEMPTED

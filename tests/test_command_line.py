@@ -295,3 +295,23 @@ def test_train_py_itself(tmp_path, arguments, what):
   assert done.stdout == ""
   assert what in one_sentence(done.stderr)
   assert not list(tmp_path.iterdir())
+
+
+def test_output_that_nobody_reads_is_no_defect():
+  code = (
+    "import sys\n"
+    "from mixer import command_line\n"
+    "sys.exit(command_line.run(lambda: print('x' * 10**6)))\n"
+  )
+  process = subprocess.Popen(
+    [sys.executable, "-c", code],
+    cwd=pathlib.Path(__file__).parent.parent,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  process.stdout.read(10)
+  process.stdout.close()
+  assert process.stderr.read() == ""
+  process.stderr.close()
+  assert process.wait() == 1

@@ -306,16 +306,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit code."""
   parser = prepare_flags.parser()
   args = parser.parse_args(argv)
-  if args.list:
-    print(_list())
-    return 0
-  if not args.set:
+  if not args.set and not args.list:
     parser.error("name a data set, or --list")
   from mixer import command_line, runtime
 
   def body() -> None:
     runtime.quiet_libraries()
-    _prepare(args)
+    if args.list:
+      print(_list())
+    else:
+      _prepare(args)
 
   try:
     with _stoppable():
