@@ -104,16 +104,18 @@ class _Train:
   def size(self) -> tuple[int, int]:
     return self.options.pair
 
-  def __call__(self, places: Sequence[int]) -> Iterator[loader.Example]:
+  def __call__(
+    self, places: Sequence[int], images: np.ndarray
+  ) -> Iterator[tuple[int, bool]]:
     records = self.split.read([int(self.order[i]) for i in places])
-    for i, record in zip(places, records, strict=True):
+    for i, record, out in zip(places, records, images, strict=True):
       # A generator of its own for each place: whoever draws before or beside.
       rng = np.random.Generator(np.random.Philox(key=[self.seed, i]))
       try:
-        image = preprocess.train(record["image"], rng, self.options)
+        preprocess.train(record["image"], rng, self.options, out)
       except ValueError as e:
         raise self.split.decode_error(record["index"], e) from e
-      yield image, record["label"], True
+      yield record["label"], True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,17 +129,20 @@ class _Evaluate:
   def size(self) -> tuple[int, int]:
     return self.options.pair
 
-  def __call__(self, places: Sequence[int]) -> Iterator[loader.Example]:
+  def __call__(
+    self, places: Sequence[int], images: np.ndarray
+  ) -> Iterator[tuple[int, bool]]:
     within = [i for i in places if i < len(self.split)]
     size, short_side = self.options.size, self.options.short_side
-    for record in self.split.read(within):
+    records = self.split.read(within)
+    for out, record in zip(images, records, strict=False):
       try:
-        image = preprocess.evaluation(record["image"], size, short_side)
+        out[...] = preprocess.evaluation(record["image"], size, short_side)
       except ValueError as e:
         raise self.split.decode_error(record["index"], e) from e
-      yield image, record["label"], True
-    blank = np.zeros((*self.size, 3), np.uint8)
-    yield from [(blank, 0, False)] * (len(places) - len(within))
+      yield record["label"], True
+    images[len(within) :] = 0
+    yield from [(0, False)] * (len(places) - len(within))
 
 
 def train_batches(

@@ -35,18 +35,17 @@ import numpy as np
 from PIL import Image
 from sklearn import datasets
 
-from mixer import runtime
+from mixer import jpeg, runtime
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results" / "input.json"
 FILES = 96
 
 
-def encode(image: Image.Image, quality: int, markers: bool) -> bytes:
+def encode(image: Image.Image, quality: int) -> bytes:
   """A JPEG with colours at half the resolution, as photographs have them."""
   file = io.BytesIO()
-  options = {"restart_marker_blocks": 4} if markers else {}
-  image.save(file, "JPEG", quality=quality, subsampling=2, **options)
+  image.save(file, "JPEG", quality=quality, subsampling=2)
   return file.getvalue()
 
 
@@ -62,10 +61,10 @@ def make_files() -> dict[str, list[bytes]]:
     left = int(rng.integers(photograph.width - 500 + 1))
     top = int(rng.integers(photograph.height - 375 + 1))
     part = photograph.crop((left, top, left + 500, top + 375))
-    kinds["photo"].append(encode(part, 96, markers=False))
-    kinds["markers"].append(encode(part, 96, markers=True))
+    kinds["photo"].append(encode(part, 96))
+    kinds["markers"].append(jpeg.encode(np.asarray(part), 96))
     small = part.resize((299, 224), Image.Resampling.BOX)
-    kinds["small"].append(encode(small, 90, markers=False))
+    kinds["small"].append(encode(small, 90))
   return kinds
 
 

@@ -125,20 +125,27 @@ def reduce_and_resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   return resize(_Decoded(image).crop(box, size), size)
 
 
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize(
+  image: np.ndarray, size: tuple[int, int], out: np.ndarray | None = None
+) -> np.ndarray:
   """Bilinear interpolation between the centres of pixels, not antialiased.
 
   Args:
     image: uint8 [H, W, 3].
     size: (height, width) of the result.
+    out: where to write it, uint8 [*size, 3]; None for a fresh array.
 
   Returns:
-    uint8 [*size, 3], fresh.
+    uint8 [*size, 3].
   """
-  if image.shape[:2] == size:
-    return image.copy()
   height, width = size
-  return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+  if out is None:
+    out = np.empty((height, width, 3), np.uint8)
+  if image.shape[:2] == size:
+    out[...] = image
+  else:
+    cv2.resize(image, (width, height), out, interpolation=cv2.INTER_LINEAR)
+  return out
 
 
 def open_rgb(encoded: bytes) -> Image.Image:

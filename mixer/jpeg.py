@@ -286,8 +286,8 @@ def encode(pixels: np.ndarray, quality: int, sampling: str = "420") -> bytes:
     factor, column = _SAMPLINGS[sampling]
     options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor]
   across = -(-pixels.shape[1] // column)
-  # Markers at the same columns of each row, some 64 pixels apart.
-  interval = next(n for n in (4, 5, 3, 6, 2, 7, 8, 1) if across % n == 0)
+  # Markers at the same columns of each row, some 48 pixels apart.
+  interval = next(n for n in (3, 2, 4, 5, 6, 7, 8, 1) if across % n == 0)
   options += [cv2.IMWRITE_JPEG_RST_INTERVAL, interval]
   done, encoded = cv2.imencode(".jpg", pixels, options)
   if not done:

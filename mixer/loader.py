@@ -18,7 +18,6 @@ import numpy as np
 from absl import flags
 
 Batch = dict[str, np.ndarray]
-Example = tuple[np.ndarray, int, bool]  # Image, label, mask.
 # Examples that a thread makes at a time, at most: records read together.
 _GROUP = 16
 # The key of the seconds that threads gave to a piece; taken out again.
@@ -35,8 +34,15 @@ class Examples(Protocol):
   @property
   def size(self) -> tuple[int, int]: ...
 
-  def __call__(self, places: Sequence[int]) -> Iterator[Example]:
-    """The examples at some places of a sequence, in their order."""
+  def __call__(
+    self, places: Sequence[int], images: np.ndarray
+  ) -> Iterator[tuple[int, bool]]:
+    """Labels and masks of some places of a sequence, in their order.
+
+    Args:
+      places: which.
+      images: where to write their images, uint8 [len(places), H, W, 3].
+    """
     ...
 
 
@@ -68,8 +74,9 @@ class Pieces:
       start = time.perf_counter()
       places = range(first, min(first + group, self.length))
       at = [number * self.length + i for i in places]
-      for i, example in zip(places, self.examples(at), strict=True):
-        image[i], label[i], mask[i] = example
+      images = image[places.start : places.stop]
+      for i, told in zip(places, self.examples(at, images), strict=True):
+        label[i], mask[i] = told
       return time.perf_counter() - start
 
     groups = range(0, self.length, group)

@@ -267,7 +267,10 @@ def central_crop(image: np.ndarray, size: Size) -> np.ndarray:
 
 
 def train(
-  encoded: bytes, rng: np.random.Generator, options: TrainOptions
+  encoded: bytes,
+  rng: np.random.Generator,
+  options: TrainOptions,
+  out: np.ndarray | None = None,
 ) -> np.ndarray:
   """Decodes, crops, flips and augments one image for training.
 
@@ -275,6 +278,8 @@ def train(
     encoded: the bytes of an image file.
     rng: where all the randomness comes from.
     options: what to do, in the order in which they list it.
+    out: where to write the image, uint8 [height, width, 3], contiguous; None
+      for a fresh array.
 
   Returns:
     uint8 [height, width, 3], writable.
@@ -289,16 +294,18 @@ def train(
     box = images.crop_box(
       opened.height, opened.width, rng, options.crop_area, options.crop_aspect
     )
-  image = images.resize(opened.crop(box, size), size)
-  if options.flip:
-    image = flip(image, rng)
+  image = out = images.resize(opened.crop(box, size), size, out)
+  if options.flip and _heads(rng):
+    cv2.flip(image, 1, image)
   if options.affine is not None:
     a = options.affine
     image = affine(image, rng, a.degrees, a.scale, a.translate)
   if options.randaugment is not None:
     r = options.randaugment
     image = randaugment_lib.apply(image, rng, r.layers, r.magnitude)
-  return image
+  if image is not out:
+    out[...] = image
+  return out
 
 
 def evaluation(

@@ -534,3 +534,23 @@ def test_train_without_anything_random():
 def test_bad_options_are_refused(options, keys, sentence):
   with pytest.raises(errors.UserError, match=sentence):
     options(**keys)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_train_writes_where_it_is_told(augment):
+  rng = np.random.default_rng(0)
+  encoded = encode(rng.integers(0, 256, (60, 50, 3)).astype(np.uint8), "png")
+  options = preprocess.TrainOptions(
+    size=(24, 40),
+    affine=preprocess.Affine() if augment else None,
+    randaugment=preprocess.RandAugment(2, 10) if augment else None,
+  )
+  out = np.full((3, 24, 40, 3), 7, np.uint8)
+  for seed in range(20):  # Flipped and not.
+    got = preprocess.train(
+      encoded, np.random.default_rng(seed), options, out[1]
+    )
+    want = preprocess.train(encoded, np.random.default_rng(seed), options)
+    assert np.shares_memory(got, out)
+    np.testing.assert_array_equal(out[1], want)
+    assert (out[0] == 7).all() and (out[2] == 7).all()
