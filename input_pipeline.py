@@ -23,7 +23,6 @@ from mixer import fewshot, loader, preprocess
 from mixer.datasets import split as split_lib
 
 Split = split_lib.Split
-Batch = dict[str, np.ndarray]
 
 
 class _Purpose(enum.IntEnum):

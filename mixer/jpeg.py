@@ -143,10 +143,8 @@ def decode(
   Raises:
     ValueError: libjpeg-turbo can't; the message is its own.
   """
-  left, top, right, bottom = box or (0, 0, head.width, head.height)
-  piece = (
-    _piece(encoded, head, (left, top, right, bottom)) if head.restart else None
-  )
+  box = left, top, right, bottom = box or (0, 0, head.width, head.height)
+  piece = _piece(encoded, head, box) if head.restart else None
   if piece is None:
     # One row of units more, for what lies across their edge.
     height = min(head.height, (-(-bottom // head.row) + 1) * head.row)

@@ -220,7 +220,7 @@ def affine(
     uint8 [H, W, 3].
   """
   pil = Image.fromarray(image)
-  return _array(images.affine(pil, rng, degrees, scale, translate))
+  return np.array(images.affine(pil, rng, degrees, scale, translate))
 
 
 def resize_short(image: np.ndarray, short_side: int) -> np.ndarray:
@@ -288,7 +288,7 @@ def train(
     ValueError: the bytes don't decode, see `decode`.
   """
   opened = images.open_image(encoded)
-  size = _pair(options.size)
+  size = options.pair
   box = (0, 0, opened.width, opened.height)
   if options.crop == "inception":
     box = images.crop_box(
@@ -328,7 +328,7 @@ def evaluation(
     ValueError: the bytes don't decode, see `decode`.
     UserError: the crop is larger than what it is taken from.
   """
-  crop = _pair(EvalOptions(size, short_side).size)
+  crop = EvalOptions(size, short_side).pair
   image = images.open_image(encoded).pixels()
   whole = images.short_size(image.shape[0], image.shape[1], short_side)
   start = (whole[0] - crop[0]) // 2, (whole[1] - crop[1]) // 2
@@ -348,8 +348,3 @@ def _pair(size: Size) -> tuple[int, int]:
 
 def _heads(rng: np.random.Generator) -> bool:
   return rng.random() < 0.5
-
-
-def _array(image: Image.Image) -> np.ndarray:
-  """A writable uint8 [H, W, 3] copy."""
-  return np.array(image)

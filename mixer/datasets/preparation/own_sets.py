@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mixer.datasets import catalog, locate
+from mixer.datasets.preparation import build_files
 from mixer.datasets.preparation.build_options import Options, Progress, Report
 from mixer.datasets.preparation.meter import Meter
 from mixer.datasets.sources import tar_source
@@ -86,14 +87,8 @@ def prepare(
     given |= {"release": config, "accept_truncated": request.accept_truncated}
   source = module.open_source(request.sources, **given)
   meter.say(f"preparing data set {name} in {root} from {source.description}")
-  kept = None
-  if isinstance(source, tar_source.TarSource):
-    # Looking through a tar.gz can take an hour: once is enough.
-    kept = root / name / f".classes-{source.fingerprint}.txt"
-    source.kept = kept
-  source.class_names(
-    lambda done: meter.show("looking for the classes", done, source.total_bytes)
-  )
+  kept = root / name / f".classes-{source.fingerprint}.txt"
+  _find_classes(source, kept, meter)
   builder = make(
     source=source, options=_options(request, base, module, source), **kwargs
   )
@@ -119,9 +114,23 @@ def prepare(
     )
 
   report = builder.prepare(show)
-  if kept:
-    kept.unlink(missing_ok=True)
+  kept.unlink(missing_ok=True)
   return name, report
+
+
+def _find_classes(source: Any, kept: pathlib.Path, meter: Meter) -> None:
+  """Looking through a tar.gz can take an hour: once is enough."""
+  looks = isinstance(source, tar_source.TarSource) and not source.knows_classes
+  if looks and kept.exists():
+    source.take_classes(kept.read_text("utf-8").splitlines())
+    return
+  names = source.class_names(
+    lambda done: meter.show("looking for the classes", done, source.total_bytes)
+  )
+  if looks:
+    with build_files.explained(kept):
+      kept.parent.mkdir(parents=True, exist_ok=True)
+    build_files.write(kept, "".join(f"{n}\n" for n in names).encode())
 
 
 def _check(request: Request) -> None:

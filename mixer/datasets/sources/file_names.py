@@ -117,14 +117,6 @@ def fingerprint(paths: Iterable[Path], *more: object) -> str:
   return digest.hexdigest()
 
 
-def write_whole(path: Path, text: str) -> None:
-  """Writes a file that is there whole or not at all."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  unfinished = path.with_name(f"{path.name}.unfinished")
-  unfinished.write_text(text, "utf-8")
-  unfinished.replace(path)
-
-
 def read_classes(path: Path, *, wnids: bool = True) -> tuple[str, ...]:
   """Reads a list of classes, one a line; empty lines and "# ..." don't count.
 

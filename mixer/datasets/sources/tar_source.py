@@ -55,8 +55,6 @@ class TarSource:
     fingerprint: see there.
     total_bytes: see there.
     warnings: see there.
-    kept: where classes that took a pass over the archive are written down, for
-      the next time; None for nowhere.
   """
 
   def __init__(
@@ -80,7 +78,6 @@ class TarSource:
     self.fingerprint = file_names.fingerprint(
       paths, type(self).__name__, list(classes or ())
     )
-    self.kept: Path | None = None
     self._paths = tuple(paths)
     self._classes = dict.fromkeys(classes) if classes is not None else None
     self._tolerate = tolerate_truncation
@@ -89,14 +86,17 @@ class TarSource:
     self, progress: Callable[[int], None] = lambda done: None
   ) -> tuple[str, ...]:
     if self._classes is None:
-      if self.kept and self.kept.exists():
-        found = self.kept.read_text("utf-8").splitlines()
-      else:
-        found = sorted(self._list_classes(progress))
-        if self.kept:
-          file_names.write_whole(self.kept, "\n".join(found) + "\n")
-      self._classes = dict.fromkeys(found)
-    return tuple(self._classes)
+      self.take_classes(sorted(self._list_classes(progress)))
+    return tuple(self._classes or ())
+
+  @property
+  def knows_classes(self) -> bool:
+    """Whether `class_names` needn't read the archives."""
+    return self._classes is not None
+
+  def take_classes(self, class_names: Sequence[str]) -> None:
+    """Spares a pass over the archives that an earlier one has made."""
+    self._classes = dict.fromkeys(class_names)
 
   def members(self, start: int = 0) -> Iterator[tuple[Member, int]]:
     wanted = Wanted(start)
