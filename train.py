@@ -156,15 +156,19 @@ def _evaluate(
   interrupt: Callable[[], None],
 ) -> dict[str, float]:
   """Everything that the config wants evaluated, named as in metrics.jsonl."""
-  params = state.eval_params
+  model, params = trainer.inference, state.eval_params
   batches = input_pipeline.eval_batches(split, config)
-  values = evaluate.evaluate(trainer, params, batches, mesh, interrupt)
+  values = evaluate.evaluate(
+    trainer.inference, params, batches, mesh, interrupt
+  )
   named = {f"eval/{k}": v for k, v in values.items()}
   if task is not None:
 
     def extract(split: input_pipeline.Split) -> np.ndarray:
       batches = input_pipeline.eval_batches(split, config)
-      return evaluate.features(trainer, params, batches, mesh, interrupt)
+      return evaluate.features(
+        trainer.inference, params, batches, mesh, interrupt
+      )
 
     for shots, draws in task.accuracies(extract).items():
       named[f"fewshot/{shots}shot"] = float(np.mean(draws))

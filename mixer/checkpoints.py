@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint.experimental.v1
 
 from mixer import step as step_lib
+from mixer import weights
 from mixer.errors import UserError
 
 # Orbax's annotations don't fit its own classes.
@@ -162,34 +163,6 @@ class Checkpoints:
     )
 
 
-def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-  """`{"stem/kernel": (4, 4, 3, 128), ...}` of a tree of arrays or the like."""
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
-
-
-def mismatches(
-  found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]
-) -> list[str]:
-  """One line for each parameter that is missing, unexpected or misshapen."""
-  lines = [f"{k} is missing" for k in wanted.keys() - found.keys()]
-  lines += [f"{k} is unexpected" for k in found.keys() - wanted.keys()]
-  lines += [
-    f"{k} is {found[k]} there and {wanted[k]} here"
-    for k in found.keys() & wanted.keys()
-    if found[k] != wanted[k]
-  ]
-  return sorted(lines)
-
-
-def shorten(lines: list[str]) -> str:
-  """The first eight, and how many more there are."""
-  more = f"; and {len(lines) - 8} more" if len(lines) > 8 else ""
-  return "; ".join(lines[:8]) + more
-
-
 def _check_readable(saved: dict[str, Any]) -> None:
   # Orbax has None for the metadata of a part that it can't open.
   for part, metadata in saved.items():
@@ -199,11 +172,11 @@ def _check_readable(saved: dict[str, Any]) -> None:
 
 def _check_same(where: pathlib.Path, saved: Any, parts: Any) -> None:
   # Orbax itself loads an array of another shape without a word.
-  lines = mismatches(shapes(saved), shapes(parts))
+  lines = weights.mismatches(weights.shapes(saved), weights.shapes(parts))
   if lines:
     raise UserError(
       f"checkpoint {where} is of another model or optimizer: "
-      + shorten(lines)
+      + weights.shorten(lines)
       + ". Use the config that it was made with, or another --workdir."
     )
 

@@ -7,14 +7,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mixer import sharding
-from mixer import step as step_lib
+from mixer import inference, sharding
 
 Batches = Iterable[dict[str, np.ndarray]]
 
 
 def _one_late(
-  step: Callable[[Any, step_lib.Batch], Any],
+  step: Callable[[Any, inference.Batch], Any],
   params: Any,
   batches: Batches,
   mesh: Mesh,
@@ -36,7 +35,7 @@ def _one_late(
 
 
 def evaluate(
-  trainer: step_lib.Trainer,
+  model: inference.Inference,
   params: Any,
   batches: Batches,
   mesh: Mesh,
@@ -45,7 +44,7 @@ def evaluate(
   """Counts every example of a split exactly once.
 
   Args:
-    trainer: of the run.
+    model: its functions.
     params: to be evaluated.
     batches: this host's, of `input_pipeline.eval_batches`.
     mesh: of all devices.
@@ -56,7 +55,7 @@ def evaluate(
     `examples` counted.
   """
   sums = {"count": 0, "correct": 0, "correct_top5": 0, "loss_sum": 0.0}
-  for result in _one_late(trainer.eval_step, params, batches, mesh, interrupt):
+  for result in _one_late(model.counts, params, batches, mesh, interrupt):
     for name, value in result.items():
       sums[name] += value.item()
   count = sums["count"]
@@ -69,7 +68,7 @@ def evaluate(
 
 
 def features(
-  trainer: step_lib.Trainer,
+  model: inference.Inference,
   params: Any,
   batches: Batches,
   mesh: Mesh,
@@ -83,7 +82,7 @@ def features(
     [
       rows[mask]
       for rows, mask in _one_late(
-        trainer.features, params, batches, mesh, interrupt
+        model.features, params, batches, mesh, interrupt
       )
     ]
   )

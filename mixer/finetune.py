@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from mixer import checkpoints
+from mixer import checkpoints, weights
 from mixer import step as step_lib
 from mixer.errors import UserError
 
@@ -30,13 +30,11 @@ def take_weights(
   params, info = checkpoints.load_params(path)
   params.pop("head", None)
   own = {k: v for k, v in state.params.items() if k != "head"}
-  lines = checkpoints.mismatches(
-    checkpoints.shapes(params), checkpoints.shapes(own)
-  )
+  lines = weights.mismatches(weights.shapes(params), weights.shapes(own))
   if lines:
     raise UserError(
       f"init_from={path} holds another model than this config: "
-      + checkpoints.shorten(lines)
+      + weights.shorten(lines)
       + ". Set model.* and image_size as they were there."
     )
   placed = jax.tree.map(

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from mixer import config as config_lib
-from mixer import durations, objective, optim, sharding
+from mixer import durations, inference, objective, optim, sharding
 from mixer import model as model_lib
 
 Batch = dict[str, jax.Array]
@@ -92,9 +92,7 @@ class Trainer:
     abstract: the state as `jax.ShapeDtypeStruct`s that carry shardings.
     init: `() -> TrainState`, made where it is to lie.
     train_step: `(state, batch) -> (state, metrics)`; the state is donated.
-    eval_step: `(params, batch) -> metrics` (see `_eval_step`).
-    features: `(params, batch) -> ([B, C], [B])`, pre-logits and mask, whole on
-      every device.
+    inference: the functions of `params` alone.
   """
 
   def __init__(
@@ -139,23 +137,8 @@ class Trainer:
       out_shardings=(where, everywhere),
       donate_argnums=0,
     )
-    self.eval_step = jax.jit(
-      _eval_step(config, self.model, num_classes),
-      in_shardings=(where.params, split),
-      out_shardings=everywhere,
-    )
-    self.features = jax.jit(
-      lambda params, batch: (
-        model_lib.apply(
-          self.model,
-          params,
-          objective.scale(batch["image"], self.model.dtype),
-          pre_logits=True,
-        ),
-        batch["mask"],
-      ),
-      in_shardings=(where.params, split),
-      out_shardings=everywhere,
+    self.inference = inference.Inference(
+      self.model, config.loss.name, num_classes, mesh, where.params
     )
 
 
@@ -198,36 +181,3 @@ def _train_step(
     return TrainState(state.step + 1, params, opt_state, ema), metrics
 
   return train_step
-
-
-def _eval_step(
-  config: config_lib.Config,
-  model: model_lib.MlpMixer,
-  num_classes: int,
-) -> Callable[[Any, Batch], Metrics]:
-  """Sums over the examples that `mask` marks as real.
-
-  A class counts as ranked above the label if its logit is higher, or equal
-  with a lower index: so that ties have one answer, and top-1 is `argmax`.
-  """
-
-  def eval_step(params: Any, batch: Batch) -> Metrics:
-    images = objective.scale(batch["image"], model.dtype)
-    logits = model_lib.apply(model, params, images)
-    labels, mask = batch["label"], batch["mask"]
-    targets = objective.one_hot(labels, num_classes)
-    losses = objective.losses(config.loss.name, logits, targets)
-    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    tied_before = jnp.arange(num_classes)[None, :] < labels[:, None]
-    above = (logits > own) | ((logits == own) & tied_before)
-    rank = above.sum(axis=-1)
-    # No comparison with NaN holds, which would put the label first.
-    sound = mask & ~jnp.isnan(logits).any(axis=-1)
-    return {
-      "count": mask.sum(dtype=jnp.int32),
-      "correct": (sound & (rank < 1)).sum(dtype=jnp.int32),
-      "correct_top5": (sound & (rank < 5)).sum(dtype=jnp.int32),
-      "loss_sum": jnp.where(mask, losses, 0).sum(),
-    }
-
-  return eval_step

@@ -255,7 +255,7 @@ def test_another_shape_is_refused(saved):
 def test_another_optimizer_is_refused(saved):
   other = make_trainer(name="sgd", weight_decay=0.0)
   message = restore_refused(saved[0], other)
-  assert "training/opt_state/1/count is unexpected" in message
+  assert "training/opt_state/1/count () is unexpected" in message
   # The first eight are named.
   assert "more. Use the config" in message and message.count(";") == 8
 
@@ -263,30 +263,11 @@ def test_another_optimizer_is_refused(saved):
 def test_an_average_too_many_or_too_few_is_refused(trainer, saved, tmp_path):
   plain = make_trainer(ema_decay=0.0)
   message = restore_refused(saved[0], plain)
-  assert "ema/MixerBlock_0/LayerNorm_0/bias is unexpected" in message
+  assert "ema/MixerBlock_0/LayerNorm_0/bias (32,) is unexpected" in message
   with checkpoints.Checkpoints(tmp_path) as c:
     c.save(3, plain.init(), {})
   message = restore_refused(tmp_path, trainer)
-  assert "ema/MixerBlock_0/LayerNorm_0/bias is missing" in message
-
-
-def test_mismatches():
-  assert checkpoints.mismatches(
-    {"a": (1,), "b": (2,), "d": (4,)}, {"b": (2,), "c": (3,), "d": (5,)}
-  ) == [
-    "a is unexpected",
-    "c is missing",
-    "d is (4,) there and (5,) here",
-  ]
-  assert checkpoints.mismatches({"a": (1,)}, {"a": (1,)}) == []
-
-
-@pytest.mark.parametrize(
-  ("count", "end"), [(1, "x0"), (8, "x7"), (9, "; and 1 more")]
-)
-def test_long_lists_are_shortened(count, end):
-  text = checkpoints.shorten([f"x{i}" for i in range(count)])
-  assert text.endswith(end) and text.count("x") == min(count, 8)
+  assert "ema/MixerBlock_0/LayerNorm_0/bias (32,) is missing" in message
 
 
 # What Orbax leaves behind when it gives up complains when it is collected.

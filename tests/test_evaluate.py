@@ -47,7 +47,7 @@ def test_equals_numpy_at_any_batch_size(parts, batch_size):
   config = config.copy_and_resolve_references()
   config.batch_size = batch_size
   batches = input_pipeline.eval_batches(split, config)
-  got = evaluate.evaluate(trainer, params, batches, mesh)
+  got = evaluate.evaluate(trainer.inference, params, batches, mesh)
   logits, labels = independent(config, split, trainer, params)
   order = np.argsort(-logits, axis=-1, kind="stable")
   assert got["examples"] == 397
@@ -63,7 +63,7 @@ def test_equals_numpy_at_any_batch_size(parts, batch_size):
 def test_features_come_in_order_and_without_padding(parts):
   config, split, mesh, trainer, params = parts
   batches = input_pipeline.eval_batches(split, config)
-  got = evaluate.features(trainer, params, batches, mesh)
+  got = evaluate.features(trainer.inference, params, batches, mesh)
   assert got.shape == (397, 32)
   logits, _ = independent(config, split, trainer, params)
   again = got @ np.asarray(params["head"]["kernel"]) + np.asarray(
@@ -72,21 +72,21 @@ def test_features_come_in_order_and_without_padding(parts):
   np.testing.assert_allclose(again, logits, atol=1e-3)
 
 
-def run_eval_step(trainer, mesh, params, labels, mask=None):
+def run_counts(trainer, mesh, params, labels, mask=None):
   n = len(labels)
   batch = {
     "image": np.zeros((n, 16, 16, 3), np.uint8),
     "label": np.asarray(labels, np.int32),
     "mask": np.ones(n, bool) if mask is None else np.asarray(mask),
   }
-  metrics = trainer.eval_step(params, sharding.put_batch(mesh, batch))
+  metrics = trainer.inference.counts(params, sharding.put_batch(mesh, batch))
   return {k: v.item() for k, v in jax.device_get(metrics).items()}
 
 
 def test_ties_go_to_the_lower_class(parts):
   _, _, mesh, trainer, params = parts
   tied = dict(params) | {"head": jax.tree.map(jnp.zeros_like, params["head"])}
-  got = run_eval_step(trainer, mesh, tied, [0, 1, 4, 5, 9, 0, 1, 2])
+  got = run_counts(trainer, mesh, tied, [0, 1, 4, 5, 9, 0, 1, 2])
   assert got["correct"] == 2
   assert got["correct_top5"] == 6
   assert got["count"] == 8
@@ -95,7 +95,7 @@ def test_ties_go_to_the_lower_class(parts):
 def test_nan_is_never_right(parts):
   _, _, mesh, trainer, params = parts
   broken = jax.tree.map(lambda x: x * np.float32("nan"), params)
-  got = run_eval_step(trainer, mesh, broken, range(8))
+  got = run_counts(trainer, mesh, broken, range(8))
   assert got["correct"] == got["correct_top5"] == 0
 
 
@@ -103,7 +103,7 @@ def test_masked_examples_do_not_count(parts):
   _, _, mesh, trainer, params = parts
   tied = dict(params) | {"head": jax.tree.map(jnp.zeros_like, params["head"])}
   mask = [True, False, True, True, False, False, False, False]
-  got = run_eval_step(trainer, mesh, tied, [0] * 8, mask)
+  got = run_counts(trainer, mesh, tied, [0] * 8, mask)
   assert got["count"] == got["correct"] == 3
   np.testing.assert_allclose(got["loss_sum"], 3 * np.log(10), rtol=1e-6)
 
@@ -119,4 +119,4 @@ def test_interrupt_is_heard_before_each_batch(parts):
 
   batches = input_pipeline.eval_batches(split, config)
   with pytest.raises(KeyboardInterrupt):
-    evaluate.evaluate(trainer, params, batches, mesh, interrupt)
+    evaluate.evaluate(trainer.inference, params, batches, mesh, interrupt)

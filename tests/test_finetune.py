@@ -143,8 +143,8 @@ def test_one_checkpoint_may_be_named(pretrained):
       {"hidden_dim": 48},
       "MixerBlock_0/LayerNorm_0/bias is (32,) there and (48,) here",
     ),
-    ({"num_blocks": 3}, "MixerBlock_2/LayerNorm_0/bias is missing"),
-    ({"num_blocks": 1}, "MixerBlock_1/LayerNorm_0/bias is unexpected"),
+    ({"num_blocks": 3}, "MixerBlock_2/LayerNorm_0/bias (32,) is missing"),
+    ({"num_blocks": 1}, "MixerBlock_1/LayerNorm_0/bias (32,) is unexpected"),
     (
       {"image_size": 24},
       "token_mixing/Dense_0/kernel is (16, 16) there and (36, 16) here",

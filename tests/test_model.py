@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixer import checkpoints, flops, model
+from mixer import flops, model, weights
 from mixer.errors import UserError
 from tests import reference
 
@@ -75,7 +75,7 @@ def test_flops(name):
 
 
 def test_names_and_shapes_are_those_of_the_released_checkpoints():
-  shapes = checkpoints.shapes(abstract_params("B/16"))
+  shapes = weights.shapes(abstract_params("B/16"))
   expected = {
     "stem/kernel": (16, 16, 3, 768),
     "stem/bias": (768,),

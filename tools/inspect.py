@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from mixer import checkpoints, command_line, metrics, runtime
+from mixer import checkpoints, command_line, metrics, runtime, weights
 
 
 def digest(params: Any) -> str:
@@ -67,7 +67,7 @@ def describe(path: str) -> dict[str, Any]:
     "norm": squares**0.5,
     "finite": all(bool(np.isfinite(x).all()) for x in leaves),
     "sha256": digest(params),
-    "shapes": {k: list(v) for k, v in checkpoints.shapes(params).items()},
+    "shapes": {k: list(v) for k, v in weights.shapes(params).items()},
     "metrics": newest,
     "config": info.get("config"),
     "resolved": info.get("resolved"),

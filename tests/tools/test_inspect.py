@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_st
 
 from configs import smoke
-from mixer import checkpoints, durations, metrics, runtime, sharding
+from mixer import checkpoints, durations, metrics, runtime, sharding, weights
 from mixer import step as step_lib
 from tools import inspect
 
@@ -176,7 +176,7 @@ def test_json(run, capsys):
     "finite": True,
     "sha256": by_the_docstring(params),
     "sha256_ema": by_the_docstring(jax.device_get(state.ema)),
-    "shapes": {k: list(v) for k, v in checkpoints.shapes(state.params).items()},
+    "shapes": {k: list(v) for k, v in weights.shapes(state.params).items()},
     "metrics": {"step": 4, "train/loss": 1.0, "eval/accuracy": 0.25},
     "config": {"seed": 0},
     "resolved": {"total": 20},

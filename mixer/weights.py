@@ -1,0 +1,170 @@
+"""What a tree of weights says of its model, and whether it is whole.
+
+Names are those of the released checkpoints, '/'-joined:
+`MixerBlock_0/token_mixing/Dense_0/kernel`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from mixer.errors import UserError
+
+# A nested dict of arrays.
+Params = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """The shape of a Mixer, as its weights have it.
+
+  Attributes:
+    patch_size: P, in pixels.
+    num_blocks: depth.
+    hidden_dim: C.
+    tokens_mlp_dim: T.
+    channels_mlp_dim: F.
+    num_tokens: S.
+    num_classes: K; 0 without a head.
+  """
+
+  patch_size: int
+  num_blocks: int
+  hidden_dim: int
+  tokens_mlp_dim: int
+  channels_mlp_dim: int
+  num_tokens: int
+  num_classes: int
+
+
+def flatten(params: Params) -> dict[str, Any]:
+  """`{"stem/kernel": array, ...}` of a nested dict."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+  }
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """The nested dict of which `flatten` gives `flat`."""
+  tree: dict[str, Any] = {}
+  for name, leaf in flat.items():
+    *groups, last = name.split("/")
+    place = tree
+    for group in groups:
+      place = place.setdefault(group, {})
+    place[last] = leaf
+  return tree
+
+
+def shapes(params: Any) -> dict[str, tuple[int, ...]]:
+  """`{"stem/kernel": (4, 4, 3, 128), ...}` of a tree of arrays or the like."""
+  return {k: tuple(v.shape) for k, v in flatten(params).items()}
+
+
+def mismatches(
+  found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+  """One line for each parameter that is missing, unexpected or misshapen."""
+  lines = [f"{k} {wanted[k]} is missing" for k in wanted.keys() - found.keys()]
+  lines += [
+    f"{k} {found[k]} is unexpected" for k in found.keys() - wanted.keys()
+  ]
+  lines += [
+    f"{k} is {found[k]} there and {wanted[k]} here"
+    for k in found.keys() & wanted.keys()
+    if found[k] != wanted[k]
+  ]
+  return sorted(lines)
+
+
+def shorten(lines: list[str]) -> str:
+  """The first eight, and how many more there are."""
+  more = f"; and {len(lines) - 8} more" if len(lines) > 8 else ""
+  return "; ".join(lines[:8]) + more
+
+
+def expected(shape: Shape) -> dict[str, tuple[int, ...]]:
+  """Name and shape of every parameter of a model."""
+  p, c, s = shape.patch_size, shape.hidden_dim, shape.num_tokens
+  norm = {"scale": (c,), "bias": (c,)}
+
+  def mlp(outer: int, inner: int) -> dict[str, tuple[int, ...]]:
+    return {
+      "Dense_0/kernel": (outer, inner),
+      "Dense_0/bias": (inner,),
+      "Dense_1/kernel": (inner, outer),
+      "Dense_1/bias": (outer,),
+    }
+
+  groups = {"stem": {"kernel": (p, p, 3, c), "bias": (c,)}}
+  for i in range(shape.num_blocks):
+    block = f"MixerBlock_{i}"
+    groups |= {
+      f"{block}/LayerNorm_0": norm,
+      f"{block}/token_mixing": mlp(s, shape.tokens_mlp_dim),
+      f"{block}/LayerNorm_1": norm,
+      f"{block}/channel_mixing": mlp(c, shape.channels_mlp_dim),
+    }
+  groups["pre_head_layer_norm"] = norm
+  if shape.num_classes:
+    k = shape.num_classes
+    groups["head"] = {"kernel": (c, k), "bias": (k,)}
+  return {
+    f"{g}/{n}": s for g, leaves in groups.items() for n, s in leaves.items()
+  }
+
+
+def shape_of(params: Params, where: str = "these weights") -> Shape:
+  """The shape of the Mixer that these are the weights of.
+
+  Args:
+    params: nested dict of arrays, or of what has shapes as they do.
+    where: what to call them in an error.
+
+  Raises:
+    UserError: they are not a whole Mixer's (section 2 of the paper); lists
+      every parameter that is missing, unexpected or misshapen.
+  """
+  found = shapes(params)
+
+  def size(name: str, axis: int, ndim: int) -> int:
+    if len(found.get(name, ())) != ndim:
+      there = f"is {found[name]}" if name in found else "is missing"
+      raise UserError(
+        f"{where} are not those of an MLP-Mixer: {name} {there}; there are "
+        f"{shorten([f'{k} {v}' for k, v in sorted(found.items())]) or 'none'}."
+      )
+    return found[name][axis]
+
+  block = "MixerBlock_0"
+  blocks = {
+    group for k in found if (group := k.split("/")[0]).startswith("MixerBlock_")
+  }
+  shape = Shape(
+    patch_size=size("stem/kernel", 0, 4),
+    num_blocks=len(blocks),
+    hidden_dim=size("stem/kernel", 3, 4),
+    tokens_mlp_dim=size(f"{block}/token_mixing/Dense_0/kernel", 1, 2),
+    channels_mlp_dim=size(f"{block}/channel_mixing/Dense_0/kernel", 1, 2),
+    num_tokens=size(f"{block}/token_mixing/Dense_0/kernel", 0, 2),
+    num_classes=size("head/kernel", 1, 2) if "head/kernel" in found else 0,
+  )
+  lines = mismatches(found, expected(shape))
+  if lines:
+    raise UserError(
+      f"{where} are not those of a whole MLP-Mixer: {shorten(lines)}."
+    )
+  return shape
+
+
+def not_finite(params: Params) -> list[str]:
+  """The names of the parameters that hold a NaN or an infinity."""
+  return [
+    name
+    for name, leaf in flatten(params).items()
+    if not np.isfinite(np.asarray(leaf)).all()
+  ]
