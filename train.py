@@ -158,17 +158,13 @@ def _evaluate(
   """Everything that the config wants evaluated, named as in metrics.jsonl."""
   model, params = trainer.inference, state.eval_params
   batches = input_pipeline.eval_batches(split, config)
-  values = evaluate.evaluate(
-    trainer.inference, params, batches, mesh, interrupt
-  )
+  values = evaluate.evaluate(model, params, batches, mesh, interrupt)
   named = {f"eval/{k}": v for k, v in values.items()}
   if task is not None:
 
     def extract(split: input_pipeline.Split) -> np.ndarray:
       batches = input_pipeline.eval_batches(split, config)
-      return evaluate.features(
-        trainer.inference, params, batches, mesh, interrupt
-      )
+      return evaluate.features(model, params, batches, mesh, interrupt)
 
     for shots, draws in task.accuracies(extract).items():
       named[f"fewshot/{shots}shot"] = float(np.mean(draws))
