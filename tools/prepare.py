@@ -38,44 +38,22 @@ _RECIPES = {
 }
 
 
-def _list() -> str:
-  from mixer.datasets import catalog
-
-  wide = max(len(name) for name in catalog.ENTRIES) + 2
-  lines = []
-  for entry in catalog.ENTRIES.values():
-    how = f"--source={entry.by_hand}" if entry.by_hand else "is made here"
-    if entry.downloads and not entry.by_hand:
-      how = f"is downloaded, {entry.downloads / 1e9:.2g} GB"
-    if "tensorflow" in entry.needs:
-      how += "; needs TensorFlow"
-    if not entry.labelled:
-      how += "; has no one `label`"
-    lines += [f"{entry.name:<{wide}}{entry.what}", f"{'':<{wide}}{how}"]
-  return "\n".join(
-    [
-      *lines,
-      "",
-      "Any other set that TFDS knows is prepared by its name as well, and what "
-      "TFDS has",
-      "written as TFRecord is converted: --source=ITS_FOLDER. TensorFlow is "
-      "needed for",
-      f"preparing only: {catalog.TENSORFLOW}.",
-    ]
-  )
-
-
 def _prepare(args: argparse.Namespace) -> None:
   """Prepares it, and says what is there then."""
-  from mixer.datasets import catalog, locate, prepared
+  from mixer.datasets import catalog, locate, prepared, vtab
 
   root = locate.resolve_data_dir(args.data_dir)
+  if args.set.startswith(vtab.PREFIX):
+    task, args.set = args.set, vtab.find(args.set).data_set
+    print(f"{task} is made of the data set {args.set}", flush=True)
   base = catalog.base_name(args.set)
-  if base in catalog.OWN:
+  ours = base in catalog.OWN
+  both = base in catalog.ALSO_TFDS
+  stored = None if ours and not both else _stored(args, root)
+  if ours and not (both and _is_for_tfds(args, root, stored)):
     _summary(args, _own(args, root), root)
     return
   _refuse_options(args, base)
-  stored = _stored(args, root)
   if base in catalog.SHIPPED:
     if base != args.set:
       raise UserError(f"data set {base} comes in one form; name it {base}.")
@@ -89,8 +67,23 @@ def _prepare(args: argparse.Namespace) -> None:
   _summary(args, args.set, root)
 
 
+def _is_for_tfds(
+  args: argparse.Namespace, root: pathlib.Path, stored: Any
+) -> bool:
+  """Of a set that TFDS can prepare as well as we: whose turn it is."""
+  from mixer.datasets import catalog
+  from mixer.datasets.preparation import build_finish
+
+  if stored:  # What TFDS has made is converted, or there already.
+    return not (stored.folder / build_finish.PREPARATION).exists()
+  entry = catalog.ENTRIES[catalog.base_name(args.set)]
+  return not args.source and entry.downloads > 0
+
+
 def _refuse_options(args: argparse.Namespace, base: str) -> None:
   """Flags that would change nothing."""
+  from mixer.datasets import catalog
+
   parser = prepare_flags.parser()
   own = (
     *prepare_flags.OPTIONS,
@@ -104,8 +97,9 @@ def _refuse_options(args: argparse.Namespace, base: str) -> None:
   if given:
     flags = [f"--{prepare_flags.RENAMED.get(o, o)}" for o in given]
     raise UserError(
-      f"{', '.join(flags)}: only for folder, imagenet21k and imagenet21k_p; "
-      f"{base} is prepared as it comes."
+      f"{', '.join(flags)}: only for what is prepared from files of yours "
+      f"({', '.join(catalog.OWN)}), named by --source; {base} is prepared as "
+      "it comes."
     )
 
 
@@ -174,9 +168,14 @@ def _by_tfds(args: argparse.Namespace, root: pathlib.Path) -> None:
 
 def _own(args: argparse.Namespace, root: pathlib.Path) -> str:
   """Prepares images that the user has; returns the set's name."""
-  from mixer.datasets import locate
+  from mixer.datasets import catalog, locate
   from mixer.datasets.preparation import meter, own_sets
 
+  manual = root / "downloads" / "manual"
+  entry = catalog.ENTRIES[catalog.base_name(args.set)]
+  if not args.source and entry.files:
+    # Where TFDS wants what was fetched by hand.
+    args.source = [manual] if (manual / entry.files[0]).exists() else []
   options = {k: getattr(args, k) for k in prepare_flags.OPTIONS}
   for name in ("hold_out", "upright"):
     if getattr(args, name) is not None:
@@ -218,7 +217,7 @@ def _own(args: argparse.Namespace, root: pathlib.Path) -> str:
 
 def _summary(args: argparse.Namespace, name: str, root: pathlib.Path) -> None:
   """Prints what lies there, and what to do with it."""
-  from mixer.datasets import locate
+  from mixer.datasets import locate, vtab
 
   builder = locate.open_builder(name, root, args.data_dir)
   print(f"data set {name} is ready in {builder.data_dir}")
@@ -226,13 +225,19 @@ def _summary(args: argparse.Namespace, name: str, root: pathlib.Path) -> None:
   for split, size in sizes.items():
     print(f"  {split:<12}{size:>12,} examples")
   features = builder.info.features
-  if not {"image", "label"} <= features.keys():
+  config = builder.info.config_name
+  tasks = vtab.tasks_of("/".join(filter(None, (builder.name, config))))
+  if tasks:
+    print(f"  VTAB-1k makes of it {' and '.join(tasks)}")
+  label = next((k for k in ("label", "original_label") if k in features), "")
+  if "image" not in features or not label:
     print(
       f"  its features are {', '.join(sorted(features))}; training here takes "
       "sets with `image` and `label`"
+      + (f", or --config.data.name={tasks[0]}" if tasks else "")
     )
     return
-  names = features["label"].names
+  names = features[label].names
   few = ", ".join(names if len(names) <= 6 else [*names[:3], "...", names[-1]])
   print(f"  {len(names):,} classes: {few}")
   if "train" not in sizes:
@@ -313,7 +318,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   def body() -> None:
     runtime.quiet_libraries()
     if args.list:
-      print(_list())
+      from mixer.datasets.preparation import listing
+
+      print(listing.known_sets())
     else:
       _prepare(args)
 

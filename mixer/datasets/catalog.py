@@ -2,7 +2,7 @@
 
 What TFDS 4.9.10 downloads, and whether its builder needs TensorFlow, was read
 from its code: unpacking an archive, opening one, and encoding pixels all go
-through TensorFlow there, so every one of the builders below needs it. Any other
+through TensorFlow there, so every one of its builders below needs it. Any other
 set that TFDS knows goes the same way, without these hints.
 """
 
@@ -24,8 +24,24 @@ SHIPPED = {
 OWN = {
   "imagenet21k": ("mixer.datasets.imagenet21k", "Imagenet21k"),
   "imagenet21k_p": ("mixer.datasets.imagenet21k_p", "Imagenet21kP"),
+  "imagenet2012": ("mixer.datasets.imagenet2012", "Imagenet2012"),
+  "imagenet2012_real": (
+    "mixer.datasets.imagenet2012_real",
+    "Imagenet2012Real",
+  ),
+  "imagenet_v2": ("mixer.datasets.imagenet_v2", "ImagenetV2"),
+  "mnist": ("mixer.datasets.mnist", "Mnist"),
+  "fashion_mnist": ("mixer.datasets.mnist", "FashionMnist"),
   "folder": ("mixer.datasets.folder", "Folder"),
 }
+# Those of them for which TFDS has a builder as well.
+ALSO_TFDS = (
+  "imagenet2012",
+  "imagenet2012_real",
+  "imagenet_v2",
+  "mnist",
+  "fashion_mnist",
+)
 
 TENSORFLOW = (
   'make setup-tensorflow, or pip install -e ".[tensorflow]" in an environment '
@@ -53,8 +69,8 @@ class Entry:
     files: that the folder of --source must have.
     downloads: bytes that TFDS fetches for the config it takes by default,
       by its own list of checksums.
-    needs: modules, beside ours, that its builder imports.
-    labelled: has one `label` an image, as mixer's training wants it.
+    needs: modules, beside ours, that TFDS's builder imports.
+    labelled: has a label an image, as mixer's training wants it.
   """
 
   name: str
@@ -104,16 +120,32 @@ ENTRIES = {
     Entry(
       "imagenet2012_real",
       "ImageNet-1k's validation images with the ReaL labels",
-      "a folder with ILSVRC2012_img_val.tar",
-      _ILSVRC,
+      "a folder with ILSVRC2012_img_val.tar and real.json",
+      f"{_ILSVRC}, and github.com/google-research/reassessed-imagenet",
       ("ILSVRC2012_img_val.tar",),
       388_478,
-      labelled=False,
     ),
     Entry(
       "imagenet_v2",
       "ImageNet-V2: 10,000 new test images for ImageNet-1k",
+      "imagenetv2-matched-frequency.tar.gz, or what was unpacked from it",
+      "huggingface.co/datasets/vaishaal/ImageNetV2",
       downloads=1_264_079_360,
+    ),
+    Entry(
+      "fashion_mnist",
+      "70,000 images of clothes 28 x 28, gray, 10 classes",
+      "a folder with its four idx files, such as train-images-idx3-ubyte.gz",
+      "github.com/zalandoresearch/fashion-mnist, or Debian's package "
+      "dataset-fashion-mnist, in /usr/share/datasets/fashion-mnist",
+      downloads=30_878_645,
+    ),
+    Entry(
+      "mnist",
+      "70,000 handwritten digits 28 x 28, gray, 10 classes",
+      "a folder with its four idx files, such as train-images-idx3-ubyte.gz",
+      "github.com/cvdfoundation/mnist",
+      downloads=11_594_722,
     ),
     Entry(
       "cifar10", "60,000 images 32 x 32, 10 classes", downloads=170_052_171
@@ -265,7 +297,7 @@ def how_to(name: str, data_dir: str = "") -> str:
       text += f", where PATH is {entry.by_hand}"
       text += f" (from {entry.where})" if entry.where else ""
     lacking = missing(entry.needs)
-    if lacking:
+    if lacking and entry.name not in OWN:
       text += f". It needs {requirement(lacking)}"
     return text + "."
   if known(name):

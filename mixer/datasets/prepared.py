@@ -9,7 +9,7 @@ import shutil
 import time
 from typing import Any
 
-from mixer.datasets import catalog, locate, records
+from mixer.datasets import catalog, locate, records, vtab
 from mixer.errors import UserError
 
 
@@ -19,12 +19,15 @@ def open_source(
   """Random access to the encoded records of a split.
 
   Args:
-    name: of a TFDS data set, with `/config` and `:version` where it has any.
-    split: TFDS split expression.
+    name: of a TFDS data set, with `/config` and `:version` where it has any;
+      or of a task of VTAB-1k, "vtab/...".
+    split: TFDS split expression; of a task, one of `vtab.SPLITS`.
     data_dir: where data sets lie, "" for TFDS's default.
 
   Returns:
-    A sequence of `{"image": bytes, "label": int}`, and the class names.
+    A sequence of `{"image": bytes, "label": int}`, and the class names. Where
+    several classes may be right, `label` is the one that was given first, and
+    `valid_labels` a frozenset of the right ones.
 
   Raises:
     UserError: not prepared, not readable by index, not for classification, or
@@ -34,32 +37,67 @@ def open_source(
   import tensorflow_datasets as tfds
 
   root = locate.resolve_data_dir(data_dir)
-  if name in catalog.SHIPPED:
-    builder = shipped(name, root)
+  task = vtab.find(name) if name.startswith(vtab.PREFIX) else None
+  stored = task.data_set if task else name
+  if stored in catalog.SHIPPED:
+    builder = shipped(stored, root)
   else:
-    builder = locate.open_builder(name, root, data_dir)
+    try:
+      builder = locate.open_builder(stored, root, data_dir)
+    except UserError as e:
+      if not task:
+        raise
+      raise UserError(f"{name} is made of {stored}: {e}") from e
   features = builder.info.features
-  if not features or not {"image", "label"} <= features.keys():
-    raise UserError(
-      f"data set {name} in {root} has no features `image` and `label`; name "
-      "one for image classification in data.name."
-    )
+  parse, label = _reading(name, task, features, root)
+  sizes = {k: v.num_examples for k, v in builder.info.splits.items()}
+  expression = task.expression(split, sizes) if task else split
   try:
     raw = builder.as_data_source(
-      split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+      expression, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
     )
   except NotImplementedError as e:
     folder = pathlib.Path(builder.data_dir)
-    raise locate.not_by_index(folder, name, data_dir) from e
+    raise locate.not_by_index(folder, stored, data_dir) from e
   except (ValueError, KeyError) as e:
-    sizes = {k: v.num_examples for k, v in builder.info.splits.items()}
     raise UserError(
       f"data set {name} has no split {split!r} ({str(e).splitlines()[0]}); it "
       "has "
       + ", ".join(f"{k} ({v:,} examples)" for k, v in sizes.items())
       + ', or parts of these as in "train[:98%]".'
     ) from e
-  return records.Records(raw), tuple(features["label"].names)
+  names = task.names if task else ()
+  return records.Records(raw, parse), names or tuple(features[label].names)
+
+
+def _reading(
+  name: str, task: vtab.Task | None, features: Any, root: pathlib.Path
+) -> tuple[records.Parse, str]:
+  """How its records are read, and the feature that has the class names.
+
+  Raises:
+    UserError: it isn't for classification.
+  """
+  has = set(features or ())
+  if task and task.label:
+    lacking = [f for f in task.features if f.split("/")[0] not in has]
+    if lacking or "image" not in has:
+      raise UserError(
+        f"data set {task.data_set} in {root} has no {lacking or 'image'}, "
+        f"which {name} needs; prepare it anew, by TFDS's builder."
+      )
+    return records.Derived(task.record), task.features[0]
+  if {"image", "label"} <= has:
+    return records.plain, "label"
+  if {"image", "original_label", "real_label"} <= has:
+    return records.real, "original_label"
+  # Sets that have other labels than one an image.
+  tasks = vtab.tasks_of(name)
+  raise UserError(
+    f"data set {name} in {root} has no features `image` and `label`; name "
+    + (f"{' or '.join(tasks)}, or " if tasks else "")
+    + "one for image classification in data.name."
+  )
 
 
 def shipped(name: str, root: pathlib.Path) -> Any:

@@ -21,8 +21,8 @@ class Split:
   Attributes:
     name: of the data set.
     expression: TFDS split expression, such as "train[:98%]".
-    source: a sequence of records of `image` (encoded bytes) and `label`, read
-      by `__getitems__(indices)`.
+    source: a sequence of records of `image` (encoded bytes) and `label` (and
+      `valid_labels`, if several may be right), read by `__getitems__(indices)`.
     class_names: in the order of the labels.
     indices: the records that belong to it, None for all.
   """
@@ -44,7 +44,8 @@ class Split:
     """The records at some places, and at once: cheaper than one by one.
 
     Returns:
-      For each its encoded `image`, its `label` and its `index` in the source.
+      For each its encoded `image`, its `label` and its `index` in the source;
+      with the ReaL labels of ImageNet also its `valid_labels`.
 
     Raises:
       UserError: a label is none of the classes', or a record can't be read.
@@ -63,12 +64,13 @@ class Split:
         "set anew."
       ) from e
     for i, record in zip(indices, records, strict=True):
-      if not 0 <= record["label"] < len(self.class_names):
-        raise UserError(
-          f"{self._place(i)} has label {record['label']}, outside the "
-          f"{len(self.class_names)} classes; take a split with labels, or "
-          "prepare the data set anew."
-        )
+      for label in (record["label"], *record.get("valid_labels", ())):
+        if not 0 <= label < len(self.class_names):
+          raise UserError(
+            f"{self._place(i)} has label {label}, outside the "
+            f"{len(self.class_names)} classes; take a split with labels, or "
+            "prepare the data set anew."
+          )
     return [
       record | {"index": i} for i, record in zip(indices, records, strict=True)
     ]
@@ -94,6 +96,20 @@ class Split:
     places = range(len(self))
     groups = (places[i : i + 256] for i in places[::256])
     return np.array([r["label"] for group in groups for r in self.read(group)])
+
+  @functools.cached_property
+  def valid_labels(self) -> tuple[frozenset[int], ...] | None:
+    """The right classes of each example, where there may be several.
+
+    Those of ImageNet with the ReaL labels (`imagenet2012_real`); an example
+    with none is left out of that score. None for any other set. Reads every
+    record.
+    """
+    if not len(self) or "valid_labels" not in self[0]:
+      return None
+    places = range(len(self))
+    groups = (places[i : i + 256] for i in places[::256])
+    return tuple(r["valid_labels"] for g in groups for r in self.read(g))
 
   def per_class(self, count: int, seed: int) -> "Split":
     """`count` examples of each class, drawn by `seed`.

@@ -8,13 +8,13 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
 
-from mixer.datasets import catalog
+from mixer.datasets import catalog, vtab
 from mixer.datasets.preparation import prepare_flags
 
 OF_TFDS = [
   name
   for name in catalog.ENTRIES
-  if name not in {**catalog.SHIPPED, **catalog.OWN}
+  if name in catalog.ALSO_TFDS or name not in {**catalog.SHIPPED, **catalog.OWN}
 ]
 
 
@@ -24,7 +24,9 @@ def test_what_is_listed():
     "svhn_cropped patch_camelyon eurosat resisc45 "
     "diabetic_retinopathy_detection clevr dmlab dsprites smallnorb kitti"
   )
-  others = "imagenet2012 imagenet_v2 imagenet2012_real cifar10"
+  others = (
+    "imagenet2012 imagenet_v2 imagenet2012_real cifar10 mnist fashion_mnist"
+  )
   assert set(OF_TFDS) == {*vtab.split(), *others.split()}
 
 
@@ -32,10 +34,13 @@ def test_what_is_listed():
 def test_an_entry_tells_what_tfds_does(name):
   entry = catalog.ENTRIES[name]
   make = registered.imported_builder_cls(name)
-  assert (make.MANUAL_DOWNLOAD_INSTRUCTIONS is not None) == bool(entry.by_hand)
+  by_hand = make.MANUAL_DOWNLOAD_INSTRUCTIONS is not None
+  # Of those that are ours as well we need the files.
+  assert bool(entry.by_hand) == (by_hand or name in catalog.ALSO_TFDS)
   builder = make(data_dir="/nosuch", file_format="array_record")
-  labelled = {"image", "label"} <= builder.info.features.keys()
-  assert labelled == entry.labelled
+  has = builder.info.features.keys()
+  assert ("label" in has or "original_label" in has) == entry.labelled
+  assert entry.labelled or vtab.tasks_of(name)
   # The code that downloads, unpacks or encodes needs TensorFlow; this fails
   # when a newer TFDS does without.
   code = inspect.getsource(inspect.getmodule(make))
@@ -76,7 +81,11 @@ def test_our_builders_are_there(name):
   module, make = (catalog.SHIPPED | catalog.OWN)[name]
   builder = getattr(importlib.import_module(module), make)
   assert issubclass(builder, tfds.core.GeneratorBasedBuilder)
-  assert catalog.ENTRIES[name].needs == ()
+  # Those that TFDS can prepare as well need TensorFlow there.
+  ours_alone = name not in catalog.ALSO_TFDS
+  assert (catalog.ENTRIES[name].needs == ()) == ours_alone
+  assert "It needs" not in catalog.how_to(name)
+  assert ours_alone or name in catalog.tfds_names()
 
 
 @pytest.mark.parametrize(
@@ -96,14 +105,14 @@ def test_a_name_like_none():
 
 
 def test_known_names():
-  for name in ("cifar10", "imagenet_v2/topimages", "mnist:3.0.1", "digits"):
+  for name in ("cifar10", "imagenet_v2/topimages", "kmnist:3.0.1", "digits"):
     assert catalog.known(name)
-  assert "mnist" not in catalog.ENTRIES
+  assert "kmnist" not in catalog.ENTRIES
 
 
 @pytest.mark.parametrize(
   "name",
-  [*catalog.ENTRIES, "imagenet21k/fall11", "mnist", "of mine"],
+  [*catalog.ENTRIES, "imagenet21k/fall11", "kmnist", "of mine"],
 )
 @pytest.mark.parametrize("data_dir", ["", "/with space"])
 def test_the_commands_parse(name, data_dir):

@@ -19,6 +19,12 @@ from mixer import config as config_lib
 from mixer.datasets import catalog, locate, prepared
 from mixer.datasets.preparation import prepare_flags
 from tests.conftest import ROOT
+from tests.datasets import (
+  test_imagenet2012,
+  test_mnist,
+  test_vtab,
+  tfds_writer,
+)
 from tests.datasets.preparation import tfrecords
 from tools import prepare
 
@@ -149,6 +155,57 @@ def test_imagenet21k_from_its_tar(run, tmp_path):
   assert "leave :7.0.0 out." in err
 
 
+def test_mnist_from_its_files(run, tmp_path):
+  source = test_mnist.write(tmp_path / "in")
+  flags = ["mnist", f"--source={source}", "--workers=0"]
+  out, err = run(*flags)
+  assert "warning: the split test has 7 images, and mnist 10,000." in err
+  assert "  10 classes: 0, 1, 2, ..., 9\n" in out
+  words = next_words(out)
+  assert "--config.data.name=mnist" in words
+  again, _ = run(*flags)
+  assert again.startswith("data set mnist was prepared before, from idx files")
+
+
+def test_what_tfds_has_made_of_a_set_of_ours_is_converted(run, tmp_path):
+  tfrecords.make(tmp_path / "data", name="mnist")
+  out, _ = run("mnist")
+  assert out.startswith("converting data set mnist from TFRecord (")
+  out, _ = run("mnist")
+  assert out.startswith("data set mnist was prepared before; nothing is to be")
+
+
+def test_without_a_source_tfds_is_asked(run, monkeypatch):
+  monkeypatch.setattr(catalog, "missing", lambda needs: list(needs))
+  _, err = run("mnist", code=1)
+  assert "TFDS's builder of mnist needs TensorFlow, for preparing only" in err
+  assert "Without it: `python -m tools.prepare mnist --source=PATH` prep" in err
+
+
+def test_what_was_put_where_tfds_wants_it(run, tmp_path):
+  test_imagenet2012.write(tmp_path / "data" / "downloads" / "manual")
+  out, _ = run("imagenet2012", "--workers=0")
+  assert re.search("^  validation +5 examples$", out, re.M)
+  assert next_words(out)[0] == "--config=configs/mixer_b16_i1k.py"
+
+
+def test_the_real_labels(run, tmp_path):
+  source = test_imagenet2012.write(tmp_path / "in")
+  test_imagenet2012.real_json(source / "real.json")
+  out, _ = run("imagenet2012_real", f"--source={source}", "--workers=0")
+  assert "  1,000 classes: n01440764, n01443537, n01484850, ..., " in out
+  assert "it has no split `train`: for evaluation only" in out
+
+
+def test_a_task_of_vtab_is_its_data_set(run, tmp_path):
+  scene = test_vtab.example("clevr", 0)
+  tfds_writer.write(tmp_path / "data", "clevr", [scene], {"train": 3})
+  out, _ = run("vtab/clevr_count")
+  assert out.startswith("vtab/clevr_count is made of the data set clevr\n")
+  assert "VTAB-1k makes of it vtab/clevr_count and vtab/clevr_distance\n" in out
+  assert "sets with `image` and `label`, or --config.data.name=vtab/clev" in out
+
+
 def test_a_tfrecord_set_from_elsewhere(run, tmp_path):
   tfrecords.make(tmp_path / "old")
   out, err = run("others", f"--source={tmp_path / 'old'}")
@@ -218,9 +275,14 @@ def test_the_list(capsys):
     (["imagenet21k", "--name=x"], "--name=x is for the builder `folder`"),
     (["imagenet21k"], "--source. `python -m tools.prepare imagenet21k --sour"),
     (
-      ["mnist", "--resize=64", "--bad=fail"],
-      "--resize, --bad: only for folder",
+      ["cifar10", "--resize=64", "--bad=fail"],
+      "--resize, --bad: only for what is prepared from files of yours (imag",
     ),
+    (["mnist", "--resize=64"], "--resize: only for what is prepared from file"),
+    (["kmnist", "--source=a", "--source=b"], "--source is given 2 times; put"),
+    (["mnist", "--source=/nosuch"], "the source /nosuch does not exist."),
+    (["imagenet2012"], "tools.prepare imagenet2012 --source=PATH"),
+    (["vtab/pet"], "VTAB-1k has no task 'vtab/pet'; did you mean vtab/pets?"),
     (["mnist", "--source=a", "--source=b"], "--source is given 2 times; put"),
   ],
 )

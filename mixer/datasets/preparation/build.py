@@ -56,6 +56,8 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder):
   """
 
   VERSION = tfds.core.Version("1.0.0")
+  # What a record calls the number of `Member.class_name`.
+  LABEL_FEATURE = "label"
 
   def __init__(
     self,
@@ -77,19 +79,23 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder):
     super().__init__(**kwargs)
 
   def image_info(
-    self, class_names: Sequence[str], **kwargs: Any
+    self,
+    class_names: Sequence[str],
+    image: tfds.features.Image | None = None,
+    **kwargs: Any,
   ) -> tfds.core.DatasetInfo:
     """The DatasetInfo of `image`, `label`, `file_name`.
 
     Args:
       class_names: every `Member.class_name`, in the order of the labels.
+      image: its feature; by default of any size, in color.
       **kwargs: TFDS's own: description, homepage, citation.
     """
     return tfds.core.DatasetInfo(
       builder=self,
       features=tfds.features.FeaturesDict(
         {
-          "image": tfds.features.Image(shape=(None, None, 3)),
+          "image": image or tfds.features.Image(shape=(None, None, 3)),
           "label": tfds.features.ClassLabel(names=list(class_names)),
           "file_name": tfds.features.Text(),
         }
@@ -170,7 +176,15 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder):
     if not journal.ended:
       check()
     labels = {name: i for i, name in enumerate(names)}
-    build_read.read(source, journal, self.options, labels, progress, check)
+    build_read.read(
+      source,
+      journal,
+      self.options,
+      labels,
+      progress,
+      check,
+      self.LABEL_FEATURE,
+    )
     build_finish.draw(journal, self.options, progress)
     build_finish.assemble(
       journal,
@@ -180,11 +194,14 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder):
 
   def _class_names(self) -> list[str]:
     features: Any = self.info.features
-    return features["label"].names
+    return features[self.LABEL_FEATURE].names
 
   def _identity(self, source: Source) -> dict[str, Any]:
     """All that decides what is written."""
     options = dataclasses.asdict(self.options)
+    if not self.options.shuffle:
+      # Sets that were prepared before there was such an option.
+      del options["shuffle"]
     names = "\n".join(self._class_names())
     return {
       "format": _FORMAT,

@@ -6,10 +6,11 @@ Everything lands on the disk before anything else refers to it.
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
@@ -150,25 +151,38 @@ def _varint(value: int) -> bytes:
 
 # Field 1 of an entry is the key, 2 the Feature; 1 of a Feature is a BytesList,
 # 3 an Int64List; 1 of a list are its values, numbers packed.
-_KEYS = {
-  name: _field(1, name.encode()) for name in ("file_name", "image", "label")
-}
+@functools.cache
+def _key(name: str) -> bytes:
+  return _field(1, name.encode())
 
 
 def _bytes_feature(name: str, value: bytes) -> bytes:
-  return _field(1, _KEYS[name] + _field(2, _field(1, _field(1, value))))
+  return _field(1, _key(name) + _field(2, _field(1, _field(1, value))))
 
 
-def encode(image: bytes, label: int, file_name: bytes) -> bytes:
+def _int_feature(name: str, values: Sequence[int]) -> bytes:
+  packed = b"".join(map(_varint, values))
+  numbers = _field(3, _field(1, packed) if values else b"")
+  return _field(1, _key(name) + _field(2, numbers))
+
+
+def encode(
+  image: bytes, file_name: bytes, numbers: Mapping[str, Sequence[int]]
+) -> bytes:
   """A serialized `tf.train.Example`, with the features sorted by name.
 
   What TFDS's ExampleSerializer makes, but that goes through numpy and a proto
   of which the features come in an order of chance, different in each process.
+
+  Args:
+    image: its bytes.
+    file_name: its name.
+    numbers: the other features, of numbers from 0 on.
   """
-  number = _field(3, _field(1, _varint(label)))
-  return _field(
-    1,
-    _bytes_feature("file_name", file_name)
-    + _bytes_feature("image", image)
-    + _field(1, _KEYS["label"] + _field(2, number)),
-  )
+  features = {
+    "file_name": _bytes_feature("file_name", file_name),
+    "image": _bytes_feature("image", image),
+  }
+  for name, values in numbers.items():
+    features[name] = _int_feature(name, values)
+  return _field(1, b"".join(features[name] for name in sorted(features)))

@@ -62,8 +62,8 @@ def draw(
 ) -> None:
   """Writes the held-out splits, and to `train` the candidates left over.
 
-  A split's images come in the order of their keys, so that any slice of it is
-  a fair sample.
+  A held-out split's images come in the order of their keys, so that any slice
+  of it is a fair sample.
 
   Raises:
     UserError: too few images; the disk refuses.
@@ -124,7 +124,8 @@ def _order(
         places[key] = (number, i)
   chosen = build_draw.divide(places, options.hold_out)
   taken = {places[key] for keys in chosen.values() for key in keys}
-  if len(taken) == total and "train" not in others:
+  # A source may give its images another split, and none to train on.
+  if total and len(taken) == total and "train" not in others:
     raise UserError(
       f"hold_out takes all of the {total:,} images, and none is left for the "
       "split train; ask for fewer in hold_out, with --restart."
@@ -132,10 +133,15 @@ def _order(
   for split, keys in chosen.items():
     for key in keys:
       yield split, *places[key]
-  for number, chunk in enumerate(journal.chunks()):
-    for i in range(len(chunk.candidates)):
-      if (number, i) not in taken:
-        yield "train", number, i
+  rest = (
+    (text, number, i)
+    for number, chunk in enumerate(journal.chunks())
+    for i, text in enumerate(chunk.candidates)
+    if (number, i) not in taken
+  )
+  # Hex digits sort as the bytes do.
+  for _, number, i in sorted(rest) if options.shuffle else rest:
+    yield "train", number, i
 
 
 def assemble(

@@ -22,6 +22,9 @@ class Options:
       split. Counts (int, at least 1) are exact; fractions (float, below 1)
       are met to within chance, as an image's own hash decides. Drawn in this
       order; not both kinds at once. The rest is `train`.
+    shuffle: write what is left for `train` in the order of hashes, too, so that
+      any slice of it is a fair sample; else it stays in the source's order.
+      Takes room for twice the images while it is done.
     seed: of the draw.
     drop_duplicates: of images with equal bytes keep the source's first.
     upright: turn images as their EXIF orientation says; else they stay as
@@ -43,6 +46,7 @@ class Options:
   """
 
   hold_out: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
+  shuffle: bool = False
   seed: int = 0
   drop_duplicates: bool = False
   upright: bool = False

@@ -28,6 +28,7 @@ def read(
   labels: Mapping[str, int],
   progress: Callable[[Progress], None],
   committed: Callable[[], None] = lambda: None,
+  label_feature: str = "label",
 ) -> None:
   """Reads what the journal doesn't have yet.
 
@@ -38,13 +39,14 @@ def read(
     labels: class name -> label.
     progress: told after every few images.
     committed: called after each chunk; may raise.
+    label_feature: what the label is called in a record.
 
   Raises:
     UserError: of the source, of the disk, of the images.
   """
   if journal.ended:
     return
-  reader = _Reader(journal, options, labels)
+  reader = _Reader(journal, options, labels, label_feature)
   resumed = journal.totals.members
 
   def tell() -> None:
@@ -89,7 +91,9 @@ class _Reader:
     journal: build_journal.Journal,
     options: Options,
     labels: Mapping[str, int],
+    label_feature: str,
   ):
+    self._label_feature = label_feature
     self._journal = journal
     self._options = options
     self._labels = labels
@@ -208,7 +212,7 @@ class _Reader:
     split = member.split or "train"
     if not member.split:
       key = build_draw.key(outcome.digest, member.name)
-      if self._candidates.enters(key):
+      if self._options.shuffle or self._candidates.enters(key):
         self._keys.append(key)
         split = ""
     elif split in self._options.hold_out:
@@ -223,8 +227,8 @@ class _Reader:
     self._shards[split].write(
       build_files.encode(
         member.data if outcome.data is None else outcome.data,
-        label,
         member.name.encode(errors="surrogateescape"),
+        {self._label_feature: (label,), **dict(member.more)},
       )
     )
     self.images += 1

@@ -18,7 +18,7 @@ def needed(total_bytes: int, totals: Totals, options: Options) -> int:
   records so far. Before the first chunk: at 1, as compressed images stay what
   they are; where images are made smaller, room for the first chunk, after
   which the rate is known. Beside them, the candidates for the held-out splits
-  are there twice while those are drawn.
+  are there twice while those are drawn, and all images while they are shuffled.
   """
   if totals.bytes_done:
     rate = totals.bytes_written / totals.bytes_done
@@ -29,7 +29,9 @@ def needed(total_bytes: int, totals: Totals, options: Options) -> int:
   left = max(total_bytes - totals.bytes_done, 0)
   whole = rate * max(total_bytes, totals.bytes_done)
   share = float(sum(options.hold_out.values()))
-  if share >= 1:  # Counts.
+  if options.shuffle:
+    share = 1.0
+  elif share >= 1:  # Counts.
     if totals.images:
       images = totals.images * total_bytes / max(totals.bytes_done, 1)
       entering = share * (1 + max(math.log(max(images, 1) / share), 0))

@@ -13,6 +13,18 @@ from mixer.datasets.preparation.meter import Meter
 from mixer.datasets.sources import tar_source
 from mixer.errors import UserError
 
+# What of a request a set's `open_source` takes, beside the paths.
+_TAKES = {
+  "folder": ("class_file",),
+  "imagenet21k": ("release", "class_file", "accept_truncated"),
+  "imagenet21k_p": ("release", "class_file", "accept_truncated"),
+  "imagenet2012": ("accept_truncated",),
+  "imagenet2012_real": ("accept_truncated",),
+  "imagenet_v2": ("release", "accept_truncated"),
+  "mnist": ("name",),
+  "fashion_mnist": ("name",),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -61,14 +73,11 @@ def prepare(
   if base == "folder":
     kwargs["name"] = name = request.own_name
   else:
-    config = config or next(iter(make.builder_configs))
-    if config not in make.builder_configs:
-      raise UserError(
-        f"{base} has no release {config!r}; it has "
-        f"{' and '.join(f'{base}/{c}' for c in make.builder_configs)}."
-      )
-    kwargs["config"] = config
-    name = f"{base}/{config}"
+    config = config or next(iter(make.builder_configs), "")
+    _check_config(base, config, tuple(make.builder_configs))
+    name = f"{base}/{config}" if config else base
+    if config:
+      kwargs["config"] = config
   if version not in ("", str(make.VERSION)):
     raise UserError(
       f"{name} is prepared in version {make.VERSION}; leave :{version} out."
@@ -82,10 +91,14 @@ def prepare(
       f"{request.name} is made from images that you have; name them with "
       f"--source. {catalog.how_to(request.name, data_dir)}"
     )
-  given: dict[str, Any] = {"class_file": request.class_file}
-  if base != "folder":
-    given |= {"release": config, "accept_truncated": request.accept_truncated}
-  source = module.open_source(request.sources, **given)
+  given = {
+    "release": config,
+    "name": base,
+    "class_file": request.class_file,
+    "accept_truncated": request.accept_truncated,
+  }
+  taken = {key: given[key] for key in _TAKES[base]}
+  source = module.open_source(request.sources, **taken)
   meter.say(f"preparing data set {name} in {root} from {source.description}")
   kept = root / name / f".classes-{source.fingerprint}.txt"
   _find_classes(source, kept, meter)
@@ -146,8 +159,26 @@ def _check(request: Request) -> None:
       f"--name={request.own_name} is for the builder `folder`; {base} has its "
       "name."
     )
-  if base == "folder" and request.accept_truncated:
-    raise UserError("--accept_truncated is for tars; folder reads none.")
+  if request.accept_truncated and "accept_truncated" not in _TAKES[base]:
+    raise UserError(
+      f"--accept_truncated is for tars of ImageNet; {base} reads none that may "
+      "break off."
+    )
+  if request.class_file and "class_file" not in _TAKES[base]:
+    raise UserError(
+      f"--classes={request.class_file} lists classes, and those of {base} are "
+      "known; leave it out."
+    )
+
+
+def _check_config(base: str, config: str, known: tuple[str, ...]) -> None:
+  if config and not known:
+    raise UserError(f"data set {base} comes in one form; name it {base}.")
+  if config and config not in known:
+    raise UserError(
+      f"{base} has no release {config!r}; it has "
+      f"{' and '.join(f'{base}/{c}' for c in known)}."
+    )
 
 
 def _options(request: Request, base: str, module: Any, source: Any) -> Options:
@@ -158,4 +189,7 @@ def _options(request: Request, base: str, module: Any, source: Any) -> Options:
     options.setdefault("upright", True)
   elif base == "imagenet21k":
     options.setdefault("hold_out", module.HOLD_OUT)
+  elif base == "imagenet2012":
+    # TFDS's is shuffled, and recipes choose by slices of it.
+    options["shuffle"] = True
   return Options(**options)

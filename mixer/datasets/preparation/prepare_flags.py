@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
   )
   add("--data_dir", default="", help="where data sets lie; TFDS's own default")
   own = parser.add_argument_group(
-    "for images of yours (folder, imagenet21k, imagenet21k_p)"
+    "for files of yours (folder, imagenet21k and others that --list names)"
   )
   add = own.add_argument
   add("--name", help="of the set that `folder` makes")

@@ -41,6 +41,11 @@ def check(
     raise UserError(
       f"TFDS's builder of {base} needs {catalog.requirement(lacking)}; then "
       "give the same command again."
+      + (
+        f" Without it: {catalog.how_to(name)}"
+        if base in catalog.ALSO_TFDS
+        else ""
+      )
     )
   _check_files(entry, _manual(root, source), given=source is not None)
 

@@ -18,6 +18,7 @@ class Member:
       the builder draws.
     data: the file's bytes.
     error: why `data` could not be read whole; "" if it was.
+    more: further features of its record, and their numbers.
   """
 
   name: str
@@ -25,6 +26,7 @@ class Member:
   split: str
   data: bytes
   error: str = ""
+  more: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 class Source(Protocol):

@@ -91,6 +91,36 @@ class TarsOfClasses(tar_source.TarSource):
       yield tar_source.lost_rest(wnid, e, "", wanted)
 
 
+class InTurn(tar_source.TarSource):
+  """Archives of several forms, one after the other."""
+
+  def __init__(
+    self,
+    parts: Sequence[tar_source.TarSource],
+    classes: Collection[str],
+    tolerate_truncation: bool = False,
+  ):
+    """Reads nothing yet.
+
+    Args:
+      parts: one archive each, with the same classes.
+      classes: all there can be.
+      tolerate_truncation: see `tar_source.TarSource`.
+    """
+    self._parts = {path: part for part in parts for path in part.paths}
+    super().__init__(
+      list(self._parts),
+      ", ".join(part.description for part in parts),
+      classes,
+      tolerate_truncation,
+    )
+
+  def _read(
+    self, stream: byte_stream.Stream, path: Path, wanted: tar_source.Wanted
+  ) -> Iterator[Member]:
+    yield from self._parts[path]._read(stream, path, wanted)
+
+
 class TarOfFolders(tar_source.TarSource):
   """An archive of folders of images."""
 
@@ -100,10 +130,9 @@ class TarOfFolders(tar_source.TarSource):
     layout: Layout,
     classes: Collection[str] | None = None,
     tolerate_truncation: bool = False,
+    what: str = "a tar of folders",
   ):
-    super().__init__(
-      [path], f"a tar of folders ({path})", classes, tolerate_truncation
-    )
+    super().__init__([path], f"{what} ({path})", classes, tolerate_truncation)
     self._layout = layout
 
   def _places(

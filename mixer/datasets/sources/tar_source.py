@@ -90,6 +90,11 @@ class TarSource:
     return tuple(self._classes or ())
 
   @property
+  def paths(self) -> tuple[Path, ...]:
+    """The archives, in the order in which they are read."""
+    return self._paths
+
+  @property
   def knows_classes(self) -> bool:
     """Whether `class_names` needn't read the archives."""
     return self._classes is not None

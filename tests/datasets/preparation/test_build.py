@@ -130,6 +130,35 @@ def test_splits_of_the_source_stay(tmp_path):
   assert set(names(tmp_path, "validation")) < {m.name for m in members[2::3]}
 
 
+def test_shuffled(tmp_path):
+  hold_out = {"test": 7}
+  prepare(tmp_path / "plain", hold_out=hold_out)
+  plain = names(tmp_path / "plain", "train")
+
+  def killed(progress: build.Progress):
+    if progress.stage == "drawing":
+      raise KeyboardInterrupt
+
+  options = {"hold_out": hold_out, "shuffle": True}
+  with pytest.raises(KeyboardInterrupt):
+    prepare(tmp_path / "a", progress=killed, **options)
+  prepare(tmp_path / "a", **options)
+  prepare(tmp_path / "b", Fake(MEMBERS[::-1], "b"), chunk_images=11, **options)
+  shuffled = names(tmp_path / "a", "train")
+  assert shuffled == names(tmp_path / "b", "train")
+  assert shuffled != plain and sorted(shuffled) == sorted(plain)
+  test = names(tmp_path / "plain", "test")
+  assert test == names(tmp_path / "a", "test")
+  again = prepare(tmp_path / "a", hold_out=hold_out)
+  assert again.differs == ("shuffle (true then, null now)",)
+  assert prepare(tmp_path / "plain", hold_out=hold_out).differs == ()
+
+
+def test_a_set_without_training_images(tmp_path):
+  members = [member(i, "test") for i in range(9)]
+  assert prepare(tmp_path, Fake(members)).splits == {"test": 9}
+
+
 def test_a_split_is_drawn_or_the_sources(tmp_path):
   members = [member(0), member(1, "test")]
   message = refusal(tmp_path, Fake(members), hold_out={"test": 1})

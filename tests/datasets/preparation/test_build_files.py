@@ -4,6 +4,7 @@ import errno
 import os
 import pathlib
 
+import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
@@ -36,10 +37,39 @@ def test_records_are_those_of_tfds(image, label, name):
   reference = SERIALIZER.get_tf_example(
     {"image": image, "label": label, "file_name": name}
   )
-  made = build_files.encode(image, label, name.encode())
+  made = build_files.encode(image, name.encode(), {"label": (label,)})
   # Deterministic: its features sorted by name, else they come as they like.
   assert made == reference.SerializeToString(deterministic=True)
   assert tf_example_pb2.Example.FromString(made) == reference
+
+
+REAL = tfds.features.FeaturesDict(
+  {
+    "image": tfds.features.Image(shape=(None, None, 3)),
+    "original_label": tfds.features.ClassLabel(num_classes=1000),
+    "real_label": tfds.features.Sequence(
+      tfds.features.ClassLabel(num_classes=1000)
+    ),
+    "file_name": tfds.features.Text(),
+  }
+)
+
+
+@given(st.integers(0, 999), st.lists(st.integers(0, 999), max_size=70))
+@example(3, [])
+def test_records_of_several_numbers_are_those_of_tfds(first, labels):
+  numbers = {"real_label": labels, "original_label": [first]}
+  made = build_files.encode(b"x", b"a.jpg", numbers)
+  serializer = example_serializer.ExampleSerializer(REAL.get_serialized_info())
+  reference = serializer.get_tf_example(
+    {
+      "image": b"x",
+      "file_name": "a.jpg",
+      "original_label": first,
+      "real_label": np.array(labels, np.int64),
+    }
+  )
+  assert made == reference.SerializeToString(deterministic=True)
 
 
 def test_a_shard(tmp_path):

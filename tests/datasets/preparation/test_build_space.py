@@ -23,6 +23,10 @@ def test_a_fraction_that_is_held_out_lies_there_twice_at_the_end():
   assert needed(hold_out={"test": 0.1, "validation": 0.1}) == 1.02 * 1.2
 
 
+def test_all_of_it_lies_there_twice_while_it_is_shuffled():
+  assert needed(shuffle=True, hold_out={"test": 5}) == 1.02 * 2
+
+
 def test_the_first_chunk_tells_how_much_smaller_images_take():
   first = Options().chunk_bytes
   assert needed(short_side=256) == first / TB

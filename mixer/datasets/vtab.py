@@ -1,0 +1,280 @@
+"""The 19 tasks of VTAB-1k (Zhai et al. 2019, arXiv 1910.04867), as data.
+
+Each is a TFDS data set, a way to a label, and 1,000 examples to train on. Sets,
+labels and splits are those of github.com/google-research/task_adaptation
+(data/*.py, scripts/run_all_tasks.sh). Which examples the first 800 are depends
+on the order in which TFDS stores a set: on its version, not on us.
+"""
+
+import dataclasses
+import difflib
+import functools
+import io
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from mixer.errors import UserError
+
+PREFIX = "vtab/"
+# What can be asked for: 800 examples to train and 200 to choose by, all 1,000
+# for the run that counts, and what that is measured on.
+SPLITS = ("train800", "val200", "train", "test")
+
+# Numbers of a record, by feature; nested ones as "objects/size", in a row.
+Numbers = Mapping[str, Sequence[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One of the tasks.
+
+  Attributes:
+    group: of the paper's averages.
+    data_set: TFDS's name, with the config.
+    num_classes: as many as the head has.
+    validation: the split that `val200` is taken from, and how much of it comes
+      before, in per cent rounded down to whole examples.
+    test: TFDS split expression.
+    features: that the label is made of.
+    label: how, from the numbers of those features; None for a set that has it.
+    names: of the classes; () for those that the set has.
+    scale: by which pixels are multiplied.
+  """
+
+  group: Literal["natural", "specialized", "structured"]
+  data_set: str
+  num_classes: int
+  validation: tuple[str, int] = ("validation", 0)
+  test: str = "test"
+  features: tuple[str, ...] = ("label",)
+  label: Callable[[Numbers], int] | None = None
+  names: tuple[str, ...] = ()
+  scale: int = 1
+
+  def expression(self, split: str, sizes: Mapping[str, int]) -> str:
+    """The TFDS split expression of one of `SPLITS`.
+
+    Args:
+      split: one of them, or "train800val200", the authors' name of "train".
+      sizes: of the data set's splits.
+
+    Raises:
+      UserError: another split; the data set has none that it is taken from, or
+        one with too few examples.
+    """
+    if split not in (*SPLITS, "train800val200"):
+      raise UserError(
+        f"the tasks of VTAB-1k have the splits {', '.join(SPLITS)}, and no "
+        f"{split!r}; name one of these."
+      )
+    held, before = self.validation
+    start = before * sizes.get(held, 0) // 100
+    for name, count in (
+      ("train", 800),
+      (held, start + 200),
+      (self.test.split("[")[0], 1),
+    ):
+      # All of the first 800 come before those to choose by, or are others.
+      if sizes.get(name, 0) < count or (name == held and 0 < start < 800):
+        raise UserError(
+          f"the split {name} of {self.data_set} has {sizes.get(name, 0):,} "
+          "examples, which is too few for VTAB-1k; prepare the whole set."
+        )
+    parts = {
+      "train800": "train[:800]",
+      "val200": f"{held}[{start}:{start + 200}]",
+      "test": self.test,
+    }
+    return parts.get(split, f"{parts['train800']}+{parts['val200']}")
+
+  def record(self, image: bytes, numbers: Numbers) -> dict[str, Any]:
+    """The record to train on, of a task that has a `label` function.
+
+    Args:
+      image: encoded.
+      numbers: of its record.
+    """
+    assert self.label is not None
+    if self.scale != 1:
+      image = _scaled(image, self.scale)
+    return {"image": image, "label": self.label(numbers)}
+
+
+def find(name: str) -> Task:
+  """The task that is called "vtab/...".
+
+  Raises:
+    UserError: there is none of that name.
+  """
+  if name not in TASKS:
+    # Without what all of them begin with.
+    bare = [task.removeprefix(PREFIX) for task in TASKS]
+    wanted = name.removeprefix(PREFIX)
+    close = [
+      PREFIX + task for task in difflib.get_close_matches(wanted, bare, n=2)
+    ]
+    raise UserError(
+      f"VTAB-1k has no task {name!r}"
+      + (f"; did you mean {' or '.join(close)}?" if close else ".")
+      + f" Its tasks are {', '.join(TASKS)}."
+    )
+  return TASKS[name]
+
+
+def tasks_of(data_set: str) -> tuple[str, ...]:
+  """The names of the tasks that are made of a TFDS data set.
+
+  Args:
+    data_set: its name; without a config, of any.
+  """
+  return tuple(
+    name
+    for name, task in TASKS.items()
+    if data_set in (task.data_set, task.data_set.split("/")[0])
+  )
+
+
+def _scaled(encoded: bytes, factor: int) -> bytes:
+  """A gray image with its pixels multiplied, as PGM: nothing to compress."""
+  with Image.open(io.BytesIO(encoded)) as image:
+    pixels = np.asarray(image.convert("L"))
+  height, width = pixels.shape
+  bright = (pixels.astype(np.uint16) * factor).clip(0, 255).astype(np.uint8)
+  return b"P5 %d %d 255\n" % (width, height) + bright.tobytes()
+
+
+def _clevr_count(numbers: Numbers) -> int:
+  # Its scenes have 3 to 10 objects.
+  return len(numbers["objects/size"]) - 3
+
+
+# In the units of CLEVR's depth, and in meters.
+_CLEVR_EDGES = (8.0, 8.5, 9.0, 9.5, 10.0)
+_KITTI_EDGES = (8.0, 20.0, 999.0)
+
+
+def _bin(value: float, edges: Sequence[float]) -> int:
+  """Counts the edges below a value; on an edge it is in the nearer bin."""
+  return sum(edge < value for edge in edges)
+
+
+def _clevr_distance(numbers: Numbers) -> int:
+  # (x, y, depth) of each object.
+  depths = numbers["objects/pixel_coords"][2::3]
+  # No class, for no scene: whoever reads it is told the record.
+  return _bin(min(depths), _CLEVR_EDGES) if depths else -1
+
+
+def _kitti_distance(numbers: Numbers) -> int:
+  # Cars, vans and trucks; (x, y, z) in meters from the camera.
+  depths = [
+    z
+    for kind, z in zip(
+      numbers["objects/type"], numbers["objects/location"][2::3], strict=True
+    )
+    if kind < 3
+  ]
+  return _bin(min(depths, default=1000.0), _KITTI_EDGES)
+
+
+def _grouped(numbers: Numbers, feature: str, count: int, groups: int) -> int:
+  """Of `count` values of a label, neighbors are taken together."""
+  return int(numbers[feature][0]) * groups // count
+
+
+def _group_names(what: str, count: int, groups: int) -> tuple[str, ...]:
+  starts = [-(-k * count // groups) for k in range(groups + 1)]
+  return tuple(f"{what} {a} to {b - 1}" for a, b in itertools.pairwise(starts))
+
+
+def _direct(numbers: Numbers, feature: str) -> int:
+  return int(numbers[feature][0])
+
+
+def _dsprites(feature: str, what: str, count: int) -> Task:
+  return Task(
+    "structured",
+    "dsprites",
+    16,
+    ("train", 80),
+    "train[90%:]",
+    (feature,),
+    functools.partial(_grouped, feature=feature, count=count, groups=16),
+    _group_names(what, count, 16),
+    # Its pixels are 0 and 1.
+    scale=255,
+  )
+
+
+def _smallnorb(feature: str, degrees: range) -> Task:
+  return Task(
+    "structured",
+    "smallnorb",
+    len(degrees),
+    ("test", 0),
+    "test[50%:]",
+    (feature,),
+    functools.partial(_direct, feature=feature),
+    tuple(f"{d} degrees" for d in degrees),
+  )
+
+
+TASKS = {
+  PREFIX + name: task
+  for name, task in {
+    "caltech101": Task("natural", "caltech101", 102, ("train", 90)),
+    "cifar100": Task("natural", "cifar100", 100, ("train", 90)),
+    "dtd": Task("natural", "dtd", 47),
+    "flowers": Task("natural", "oxford_flowers102", 102),
+    "pets": Task("natural", "oxford_iiit_pet", 37, ("train", 80)),
+    "sun397": Task("natural", "sun397/tfds", 397),
+    "svhn": Task("natural", "svhn_cropped", 10, ("train", 90)),
+    "patch_camelyon": Task("specialized", "patch_camelyon", 2),
+    "eurosat": Task(
+      "specialized", "eurosat/rgb", 10, ("train", 60), "train[80%:]"
+    ),
+    "resisc45": Task(
+      "specialized", "resisc45", 45, ("train", 60), "train[80%:]"
+    ),
+    "retinopathy": Task(
+      "specialized", "diabetic_retinopathy_detection/btgraham-300", 5
+    ),
+    "clevr_count": Task(
+      "structured",
+      "clevr",
+      8,
+      ("train", 90),
+      "validation",
+      ("objects/size",),
+      _clevr_count,
+      tuple(f"{n} objects" for n in range(3, 11)),
+    ),
+    "clevr_distance": Task(
+      "structured",
+      "clevr",
+      6,
+      ("train", 90),
+      "validation",
+      ("objects/pixel_coords",),
+      _clevr_distance,
+      ("up to 8", "up to 8.5", "up to 9", "up to 9.5", "up to 10", "farther"),
+    ),
+    "dmlab": Task("structured", "dmlab", 6),
+    "dsprites_orientation": _dsprites("label_orientation", "orientation", 40),
+    "dsprites_position": _dsprites("label_x_position", "x", 32),
+    "kitti_distance": Task(
+      "structured",
+      "kitti",
+      4,
+      features=("objects/type", "objects/location"),
+      label=_kitti_distance,
+      names=("up to 8 m", "up to 20 m", "farther", "no vehicle"),
+    ),
+    "smallnorb_azimuth": _smallnorb("label_azimuth", range(0, 360, 20)),
+    "smallnorb_elevation": _smallnorb("label_elevation", range(30, 75, 5)),
+  }.items()
+}

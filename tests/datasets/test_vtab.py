@@ -1,0 +1,436 @@
+"""The tasks of VTAB-1k: labels, splits, and from end to end."""
+
+import functools
+import io
+import pickle
+import re
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from mixer import images
+from mixer.datasets import prepared, split, vtab
+from mixer.errors import UserError
+from tests.datasets import tfds_writer
+
+# By hand from task_adaptation/data/*.py and the numbers in their tests: name ->
+# data set, classes, sizes of the real set, val200, test.
+AUTHORS = {
+  "caltech101": (
+    *("caltech101", 102, {"train": 3060, "test": 6084}),
+    *("train[2754:2954]", "test"),
+  ),
+  "cifar100": (
+    *("cifar100", 100, {"train": 50_000, "test": 10_000}),
+    *("train[45000:45200]", "test"),
+  ),
+  "dtd": (
+    *("dtd", 47, {"train": 1880, "validation": 1880, "test": 1880}),
+    *("validation[:200]", "test"),
+  ),
+  "flowers": (
+    "oxford_flowers102",
+    102,
+    {"train": 1020, "validation": 1020, "test": 6149},
+    *("validation[:200]", "test"),
+  ),
+  "pets": (
+    *("oxford_iiit_pet", 37, {"train": 3680, "test": 3669}),
+    *("train[2944:3144]", "test"),
+  ),
+  "sun397": (
+    "sun397/tfds",
+    397,
+    {"train": 76_128, "validation": 10_875, "test": 21_750},
+    *("validation[:200]", "test"),
+  ),
+  "svhn": (
+    *("svhn_cropped", 10, {"train": 73_257, "test": 26_032, "extra": 531_131}),
+    *("train[65931:66131]", "test"),
+  ),
+  "patch_camelyon": (
+    "patch_camelyon",
+    2,
+    {"train": 262_144, "validation": 32_768, "test": 32_768},
+    *("validation[:200]", "test"),
+  ),
+  "eurosat": (
+    *("eurosat/rgb", 10, {"train": 27_000}),
+    *("train[16200:16400]", "train[21600:]"),
+  ),
+  "resisc45": (
+    *("resisc45", 45, {"train": 31_500}),
+    *("train[18900:19100]", "train[25200:]"),
+  ),
+  "retinopathy": (
+    "diabetic_retinopathy_detection/btgraham-300",
+    5,
+    {"train": 35_126, "validation": 10_906, "test": 42_670, "sample": 10},
+    *("validation[:200]", "test"),
+  ),
+  "clevr_count": (
+    "clevr",
+    8,
+    {"train": 70_000, "validation": 15_000, "test": 15_000},
+    *("train[63000:63200]", "validation"),
+  ),
+  "clevr_distance": (
+    "clevr",
+    6,
+    {"train": 70_000, "validation": 15_000, "test": 15_000},
+    *("train[63000:63200]", "validation"),
+  ),
+  "dmlab": (
+    *("dmlab", 6, {"train": 65_550, "validation": 22_628, "test": 22_735}),
+    *("validation[:200]", "test"),
+  ),
+  "dsprites_orientation": (
+    *("dsprites", 16, {"train": 737_280}),
+    *("train[589824:590024]", "train[663552:]"),
+  ),
+  "dsprites_position": (
+    *("dsprites", 16, {"train": 737_280}),
+    *("train[589824:590024]", "train[663552:]"),
+  ),
+  "kitti_distance": (
+    *("kitti", 4, {"train": 6347, "validation": 423, "test": 711}),
+    *("validation[:200]", "test"),
+  ),
+  "smallnorb_azimuth": (
+    *("smallnorb", 18, {"train": 24_300, "test": 24_300}),
+    *("test[:200]", "test[12150:]"),
+  ),
+  "smallnorb_elevation": (
+    *("smallnorb", 9, {"train": 24_300, "test": 24_300}),
+    *("test[:200]", "test[12150:]"),
+  ),
+}
+
+
+def places(expression: str, sizes: dict[str, int]) -> list[tuple[str, int]]:
+  """(split, number) of each example of a split expression; not by TFDS."""
+  found = []
+  for part in expression.split("+"):
+    match = re.fullmatch(r"(\w+)(?:\[(\d+%?)?:(\d+%?)?\])?", part)
+    assert match is not None
+    name, *bounds = match.groups()
+    size = sizes[name]
+    percent = size / 100
+    first, last = (
+      default
+      if bound is None
+      else round(int(bound.rstrip("%")) * (percent if "%" in bound else 1))
+      for bound, default in zip(bounds, (0, size), strict=True)
+    )
+    found += [(name, i) for i in range(first, last)]
+  return found
+
+
+def test_the_tasks_are_those_of_the_paper():
+  assert set(vtab.TASKS) == {f"vtab/{name}" for name in AUTHORS}
+  groups = [task.group for task in vtab.TASKS.values()]
+  assert [
+    groups.count(g) for g in ("natural", "specialized", "structured")
+  ] == [*(7, 4, 8)]
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_splits_are_the_authors(name):
+  data_set, num_classes, sizes, val200, test = AUTHORS[name]
+  task = vtab.find(f"vtab/{name}")
+  assert (task.data_set, task.num_classes) == (data_set, num_classes)
+  ours = {s: places(task.expression(s, sizes), sizes) for s in vtab.SPLITS}
+  assert ours["train800"] == [("train", i) for i in range(800)]
+  assert ours["val200"] == places(val200, sizes)
+  assert ours["train"] == ours["train800"] + ours["val200"]
+  assert ours["test"] == places(test, sizes)
+  assert len(set(ours["train"])) == 1000
+  assert not set(ours["train"]) & set(ours["test"])
+  both = task.expression("train800val200", sizes)
+  assert both == task.expression("train", sizes)
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_tfds_has_such_a_set(name, tmp_path):
+  task = vtab.find(f"vtab/{name}")
+  features = tfds.builder(task.data_set, data_dir=str(tmp_path)).info.features
+  for feature in task.features:
+    inside = features
+    for part in feature.split("/"):
+      inside = inside[part]
+  if task.label is None:
+    assert features["label"].num_classes == task.num_classes
+    assert task.names == ()
+  else:
+    assert "label" not in features
+    assert len(set(task.names)) == task.num_classes
+
+
+# Numbers that float32 has, near the edges and on them.
+DEPTHS = st.one_of(
+  st.floats(0.5, 90, width=32), st.sampled_from([8, 8.5, 9, 9.5, 10, 20])
+)
+
+
+def authors_bin(value: float, edges: list[float]) -> int:
+  """As in data/clevr.py and data/kitti.py."""
+  return int(np.max(np.where((np.array(edges) - value) < 0)))
+
+
+@given(st.lists(DEPTHS, min_size=3, max_size=10), st.randoms())
+def test_clevr(depths, random):
+  coords = [c for z in depths for c in (random.random(), random.random(), z)]
+  numbers = {
+    "objects/size": [0] * len(depths),
+    "objects/pixel_coords": coords,
+  }
+  count = vtab.TASKS["vtab/clevr_count"].label
+  distance = vtab.TASKS["vtab/clevr_distance"].label
+  assert count is not None and count(numbers) == len(depths) - 3
+  expected = authors_bin(min(depths), [0.0, 8.0, 8.5, 9.0, 9.5, 10.0, 100.0])
+  assert distance is not None and distance(numbers) == expected
+
+
+@given(st.lists(st.tuples(st.integers(0, 7), DEPTHS), max_size=12))
+def test_kitti(objects):
+  label = vtab.TASKS["vtab/kitti_distance"].label
+  assert label is not None
+  near = min([z for kind, z in objects if kind < 3] + [1000.0])
+  numbers = {
+    "objects/type": [kind for kind, _ in objects],
+    "objects/location": [c for _, z in objects for c in (-3.0, 1.5, z)],
+  }
+  assert label(numbers) == authors_bin(near, [-100.0, 8.0, 20.0, 999.0])
+
+
+@pytest.mark.parametrize(
+  ("name", "feature", "count"),
+  [
+    ("dsprites_orientation", "label_orientation", 40),
+    ("dsprites_position", "label_x_position", 32),
+  ],
+)
+def test_dsprites(name, feature, count):
+  task = vtab.TASKS[f"vtab/{name}"]
+  assert task.label is not None
+  for value in range(count):
+    label = task.label({feature: [value]})
+    assert label == np.floor_divide(np.float32(value), float(count) / 16)
+    first, last = map(int, re.findall(r"\d+", task.names[label]))
+    assert first <= value <= last
+
+
+def test_smallnorb():
+  for name, feature, names in (
+    ("azimuth", "label_azimuth", "0 20 340"),
+    ("elevation", "label_elevation", "30 35 70"),
+  ):
+    task = vtab.TASKS[f"vtab/smallnorb_{name}"]
+    assert task.label is not None
+    for value in range(task.num_classes):
+      assert task.label({feature: [value], "label_category": [4]}) == value
+    assert [task.names[i] for i in (0, 1, -1)] == [
+      f"{n} degrees" for n in names.split()
+    ]
+
+
+# From end to end: sets of this size, of examples that come again and again.
+SIZES = {"train": 2000, "validation": 230, "test": 410}
+CYCLE = 7
+
+
+def example(data_set: str, i: int) -> dict:
+  """What TFDS's builder would hand out."""
+  rng = np.random.default_rng(i)
+  features = tfds.builder(data_set, data_dir="/nosuch").info.features
+  found = {}
+  for key, feature in features.items():
+    if isinstance(feature, tfds.features.Image):
+      height, width, channels = (n or 5 for n in feature.shape)
+      top = 2 if data_set == "dsprites" else 256
+      pixels = rng.integers(0, top, (height, width, channels), np.uint8)
+      pixels = np.repeat(pixels[:1], height, 0)  # Small when packed.
+      found[key] = tfds_writer.png(pixels[..., 0] if channels == 1 else pixels)
+    elif isinstance(feature, tfds.features.ClassLabel):
+      found[key] = int(rng.integers(feature.num_classes))
+    elif isinstance(feature, tfds.features.BBoxFeature):
+      found[key] = tfds.features.BBox(0.1, 0.1, 0.9, 0.9)
+    elif isinstance(feature, tfds.features.Text):
+      found[key] = f"example {i}"
+    elif isinstance(feature, tfds.features.Sequence):
+      found[key] = []
+    else:
+      found[key] = float(rng.random())
+  if data_set == "clevr":
+    found["objects"] = [
+      {
+        "3d_coords": rng.random(3).astype(np.float32),
+        "color": 3,
+        "material": 1,
+        "pixel_coords": np.float32([50, 60, 7.9 + 0.7 * i + k]),
+        "rotation": 0.5,
+        "shape": 2,
+        "size": k % 2,
+      }
+      for k in range(3 + i)
+    ]
+  if data_set == "kitti":
+    found["objects"] = [
+      {
+        "alpha": 0.1,
+        "bbox": tfds.features.BBox(0.1, 0.1, 0.9, 0.9),
+        "dimensions": np.float32([1, 2, 3]),
+        "location": np.float32([1, 2, 30 - 5 * k]),
+        "occluded": 1,
+        "rotation_y": 0.3,
+        "truncated": 0.0,
+        "type": (7, 1, 4, 2, 0, 5)[k],
+      }
+      for k in range(i)
+    ]
+  return found
+
+
+def label_of(name: str, found: dict) -> int:
+  """In other words than `vtab`."""
+  match name.removeprefix("vtab/"):
+    case "clevr_count":
+      return len(found["objects"]) - 3
+    case "clevr_distance":
+      depth = min(o["pixel_coords"][2] for o in found["objects"])
+      return int(np.digitize(depth, [8, 8.5, 9, 9.5, 10], right=True))
+    case "kitti_distance":
+      near = [o["location"][2] for o in found["objects"] if o["type"] < 3]
+      return int(np.digitize(min(near), [8, 20], right=True)) if near else 3
+    case "dsprites_orientation":
+      return int(found["label_orientation"] / 2.5)
+    case "dsprites_position":
+      return found["label_x_position"] // 2
+    case "smallnorb_azimuth":
+      return found["label_azimuth"]
+    case "smallnorb_elevation":
+      return found["label_elevation"]
+    case _:
+      return found["label"]
+
+
+@functools.cache
+def examples(data_set: str) -> list[dict]:
+  return [example(data_set, i) for i in range(CYCLE)]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+  """A data_dir with all of the sets."""
+  path = tmp_path_factory.mktemp("vtab")
+  for name in sorted({task.data_set for task in vtab.TASKS.values()}):
+    tfds_writer.write(path, name, examples(name), SIZES)
+  return path
+
+
+@pytest.mark.parametrize("name", vtab.TASKS)
+def test_from_end_to_end(root, name):
+  task = vtab.TASKS[name]
+  expected = [label_of(name, e) for e in examples(task.data_set)]
+  for part in vtab.SPLITS:
+    opened = split.open_split(name, part, str(root))
+    wanted = places(task.expression(part, SIZES), SIZES)
+    assert len(opened) == len(wanted)
+    np.testing.assert_array_equal(
+      opened.labels, [expected[i % CYCLE] for _, i in wanted]
+    )
+    assert len(opened.class_names) == task.num_classes
+    assert opened.valid_labels is None
+  record = opened[0]
+  (_, place), *_ = wanted
+  image = examples(task.data_set)[place % CYCLE]["image"]
+  with Image.open(io.BytesIO(image)) as found:
+    pixels = np.asarray(found.convert("RGB")).astype(int) * task.scale
+  shown = images.open_image(record["image"]).pixels()
+  np.testing.assert_array_equal(shown, pixels)
+  if task.data_set == "dsprites":
+    assert set(np.unique(shown)) == {0, 255}
+  # Worker processes get it.
+  again = pickle.loads(pickle.dumps(opened.source))
+  assert again[0] == opened.source[0]
+
+
+def refusal(name: str, part: str, where) -> str:
+  with pytest.raises(UserError) as caught:
+    split.open_split(name, part, str(where))
+  return str(caught.value)
+
+
+def test_a_set_that_is_not_prepared(tmp_path):
+  message = refusal("vtab/retinopathy", "train", tmp_path)
+  name = "diabetic_retinopathy_detection/btgraham-300"
+  assert message.startswith(f"vtab/retinopathy is made of {name}: ")
+  run = f"`python -m tools.prepare {name} --source=PATH --data_dir={tmp_path}`"
+  assert run in message
+
+
+def test_another_task_or_split(root):
+  message = refusal("vtab/dsprites_location", "train", root)
+  assert "did you mean vtab/dsprites_position" in message
+  assert "Its tasks are vtab/caltech101, vtab/cifar100, " in message
+  assert "no task 'vtab/zz'. Its" in refusal("vtab/zz", "train", root)
+  message = refusal("vtab/pets", "train[:90%]", root)
+  assert "have the splits train800, val200, train, test, and no" in message
+
+
+def test_the_data_set_itself_names_its_tasks(root):
+  message = refusal("clevr", "train", root)
+  assert "name vtab/clevr_count or vtab/clevr_distance, or one" in message
+  assert len(split.open_split("oxford_iiit_pet", "test", str(root))) == 410
+
+
+@pytest.mark.parametrize(
+  ("task", "sizes", "what"),
+  [
+    ("pets", {"train": 999, "test": 5}, "train of oxford_iiit_pet has 999"),
+    ("svhn", {"train": 1200, "test": 5}, "train of svhn_cropped has 1,200"),
+    ("dtd", {"train": 800, "validation": 199, "test": 1}, "validation of dtd"),
+    ("dtd", {"train": 800, "validation": 200}, "test of dtd has 0"),
+    ("dtd", {"train": 799, "validation": 200, "test": 1}, "train of dtd has"),
+    ("smallnorb_azimuth", {"train": 900, "test": 199}, "test of smallnorb has"),
+  ],
+)
+def test_a_part_of_a_set_is_too_few(task, sizes, what):
+  with pytest.raises(UserError, match=what):
+    vtab.TASKS[f"vtab/{task}"].expression("train", sizes)
+
+
+def test_records_without_what_the_label_is_made_of(root, tmp_path):
+  shutil.copytree(root / "clevr", tmp_path / "clevr")
+  (path,) = (tmp_path / "clevr").glob("*/features.json")
+  path.write_text(path.read_text().replace('"objects"', '"things"'))
+  message = refusal("vtab/clevr_count", "train", tmp_path)
+  assert "has no ['objects/size'], which vtab/clevr_count needs" in message
+
+
+def test_a_scene_without_objects_has_no_class(tmp_path):
+  empty = example("clevr", 0) | {"objects": []}
+  tfds_writer.write(tmp_path, "clevr", [empty], SIZES)
+  for task in ("count", "distance"):
+    opened = split.open_split(f"vtab/clevr_{task}", "train", str(tmp_path))
+    with pytest.raises(UserError, match=r"record 0 has label -\d, outside the"):
+      opened.read([0])
+
+
+def test_tasks_of():
+  assert vtab.tasks_of("clevr") == ("vtab/clevr_count", "vtab/clevr_distance")
+  retina = "diabetic_retinopathy_detection"
+  assert vtab.tasks_of(retina) == ("vtab/retinopathy",)
+  assert vtab.tasks_of(f"{retina}/btgraham-300") == ("vtab/retinopathy",)
+  assert vtab.tasks_of(f"{retina}/original") == vtab.tasks_of("digits") == ()
+
+
+def test_plain_sets_are_read_without_a_detour(root):
+  source, _ = prepared.open_source("vtab/pets", "train", str(root))
+  direct, _ = prepared.open_source("oxford_iiit_pet", "train", str(root))
+  assert source._parse is direct._parse
