@@ -74,7 +74,7 @@ def train_options(config: config_lib.Config) -> preprocess.TrainOptions:
       d.affine_degrees, d.affine_scale, d.affine_translate
     )
   return preprocess.TrainOptions(
-    size=(config.image_size, config.image_size),
+    size=config_lib.image_size(config),
     crop=d.crop,
     crop_area=(d.crop_area_min, 1.0),
     flip=d.flip,
@@ -209,7 +209,9 @@ def eval_batches(
   count = jax.process_count() if process_count is None else process_count
   examples = _Evaluate(
     split,
-    preprocess.EvalOptions(config.image_size, config.data.eval_short_side),
+    preprocess.EvalOptions(
+      config_lib.image_size(config), config.data.eval_short_side
+    ),
   )
   pieces = loader.Pieces(
     examples, config.batch_size // count, config.data.threads, masked=True

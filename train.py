@@ -61,13 +61,15 @@ def train(
     train_split, eval_split = input_pipeline.open_splits(config)
     fewshot_task = input_pipeline.open_fewshot(config)
     plan = durations.plan(config, len(train_split))
-    num_classes = len(train_split.class_names)
+    class_names = train_split.class_names
+    path = pathlib.Path(workdir).expanduser()
+    origin = finetune.prepare(config, path, class_names)
     resolved = dataclasses.asdict(plan) | {
       "train_examples": len(train_split),
       "eval_examples": len(eval_split),
-      "num_classes": num_classes,
+      "num_classes": len(class_names),
     }
-    path = pathlib.Path(workdir).expanduser()
+    resolved |= origin.resolved
     config_json = config_lib.to_json(config)
     workdir_lib.claim(
       path,
@@ -78,25 +80,24 @@ def train(
     )
 
     mesh = sharding.make_mesh()
-    trainer = step_lib.Trainer(config, plan, num_classes, mesh)
+    config = origin.config(config)
+    trainer = step_lib.Trainer(config, plan, len(class_names), mesh)
     with checkpoints_lib.Checkpoints(path, config.keep_checkpoints) as saved:
       start = saved.latest
       if start is None:
-        state, origin = trainer.init(), "starting from random weights"
-        if config.init_from:
-          state, origin = finetune.take_weights(config.init_from, state)
-        step = 0
+        state, step = origin.place(trainer.init()), 0
+        sentence = origin.sentence
       else:
         state, step = saved.restore(trainer.abstract), start
-        origin = f"going on after step {step} of {plan.total}"
+        sentence = f"going on after step {step} of {plan.total}"
       report = reporter.Reporter(path, config, plan, trainer, step)
-      report.terminal.say(_describe(config, trainer, path, origin))
+      report.terminal.say(_describe(config, trainer, path, sentence))
       metadata = {
         "config": config_json,
         "resolved": resolved,
-        "class_names": list(train_split.class_names),
+        "class_names": list(class_names),
         "environment": runtime.environment(),
-        "origin": origin,
+        "origin": sentence,
       }
 
       def save() -> None:
@@ -180,8 +181,10 @@ def _describe(
   """The lines that a run starts with."""
   count = sum(x.size for x in jax.tree.leaves(trainer.abstract.params))
   device = jax.devices()[0]
+  height, width = config_lib.image_size(config)
+  size = height if height == width else f"{height} x {width}"
   return (
-    f"Mixer {config.model.variant} at {config.image_size} px, "
+    f"Mixer {config.model.variant} at {size} px, "
     f"{trainer.num_classes} classes, {count / 1e6:,.2f} M parameters, "
     f"{config.model.dtype}\n"
     f"{config.data.name}: batch {config.batch_size} on {jax.device_count()} x "

@@ -27,10 +27,15 @@ def default() -> Config:
   c.seed = 0
   c.batch_size = 4096  # Examples per update, over all devices.
   c.total = "300 epochs"  # Length of training.
-  c.image_size = 224  # Pixels, training and evaluation.
-  # A workdir of ours, or a checkpoint in it, whose weights training starts
-  # from; the head starts afresh at zero. "" starts from random weights.
+  c.image_size = 224  # Pixels, training and evaluation: side, or height if
+  c.image_width = 0  # this is not 0.
+  # Weights that training starts from: a workdir of ours, a checkpoint in it, a
+  # released .npz file or its name ("imagenet21k/Mixer-B_16"); "": random ones.
   c.init_from = ""
+  c.init_head = "new"  # Its head: a "new" one, kernel zero; or "keep" theirs.
+  # Weights of another resolution: "tiles" (the paper's, integer factors),
+  # "interleaved", "resample" (any size); "": tiles where they fit.
+  c.init_resize = ""
 
   c.model = m = ml_collections.ConfigDict()
   m.variant = "B/16"  # S, B, L or H, and the patch size in pixels.
@@ -43,6 +48,12 @@ def default() -> Config:
   m.head_bias = 0.0  # Initial bias of the head.
   m.dtype = "bfloat16"  # Of activations and matmul operands; or "float32".
   m.remat = False  # Recompute each block in the backward pass: less memory.
+  # Appendix A.1 of the paper: docs/experiments.md.
+  m.token_mixing = "shared"  # One MLP for all channels; or "untied".
+  m.token_groups = 1  # G, neighbouring channels that a token MLP sees at once.
+  m.group_projection = False  # Or groups of G learned views of the channels.
+  m.pyramid_blocks = ()  # Blocks, from 0, whose token mixing
+  m.pyramid_tokens = ()  # leaves so many tokens.
 
   c.data = d = ml_collections.ConfigDict()
   d.name = "imagenet21k"
@@ -57,10 +68,15 @@ def default() -> Config:
   d.flip = True  # Left to right, every second image.
   d.randaugment_layers = 0  # Operations per image; 0: no RandAugment.
   d.randaugment_magnitude = 10
+  # Section 3.4: a fixed permutation of the "patches" and of the pixels inside
+  # a patch, or of all "pixels"; "": none.
+  d.permute = ""
+  d.permute_seed = 0
   d.affine_degrees = 0.0  # Light random affine: rotation up to +- this,
   d.affine_scale = 0.0  # scale up to 1 +- this,
   d.affine_translate = 0.0  # translation up to +- this share of the side.
-  d.eval_short_side = 256  # Resize to this before the central crop.
+  # Resize to this before the central crop; 0: no crop, squeeze the image.
+  d.eval_short_side = 256
   d.threads = 16  # Decoding threads of a host (of each worker, if any).
   d.workers = 0  # Decoding processes of a host; 0: threads alone.
   # Batches made ahead (by each worker, if any): what bounds host memory.
@@ -79,12 +95,25 @@ def default() -> Config:
   p.b2 = 0.999
   p.eps = 1e-8
   p.momentum = 0.9  # SGD's.
-  p.clip_norm = 1.0  # Of the gradient, over all parameters; 0: no clipping.
+  p.clip_norm = 1.0  # Of the whole gradient; 0: no clipping.
   p.ema_decay = 0.0  # Evaluate an average of the weights; 0: no average.
+  # Micro-batches that an update's batch is cut into: the same update, made
+  # with less memory.
+  p.accumulate = 1
+  p.sam_rho = 0.0  # Radius of Sharpness-Aware Minimization; 0: without it.
+  p.train = "all"  # Or "head", a linear probe: all else stays as it is.
+  # Pairs (pattern, factor): the first pattern that matches the whole name of a
+  # parameter ("head/.*") multiplies its learning rate; 0 leaves it as it is.
+  p.lr_factors = ()
 
   c.schedule = s = ml_collections.ConfigDict()
   s.warmup = "10000 steps"  # Linear, from 0.
   s.decay = "linear"  # To 0 at the end: "linear", "cosine" or "constant".
+
+  c.sweep = w = ml_collections.ConfigDict()  # What `tools.sweep` tries.
+  w.learning_rates = ()  # Of optimizer.learning_rate.
+  w.train_split = ""  # Trained on to choose; the last run takes data.*_split.
+  w.eval_split = ""  # Chosen by accuracy on it.
 
   c.log_every = "50 steps"
   c.eval_every = "1 epochs"  # Beside the evaluation at the end.
@@ -111,7 +140,15 @@ FREE_KEYS = (
   "log_every",
   "checkpoint_every",
   "keep_checkpoints",
+  "sweep.learning_rates",
+  "sweep.train_split",
+  "sweep.eval_split",
 )
+
+
+def image_size(config: Config) -> tuple[int, int]:
+  """(height, width) of the images, in pixels."""
+  return config.image_size, config.image_width or config.image_size
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -121,7 +158,7 @@ def flatten(config: Config) -> dict[str, Any]:
     if isinstance(value, GROUPS):
       flat |= {f"{key}.{k}": v for k, v in flatten(value).items()}
     else:
-      flat[key] = list(value) if isinstance(value, tuple) else value
+      flat[key] = _plain(value)
   return flat
 
 
@@ -138,11 +175,16 @@ def differences(old: Config, new: Config) -> dict[str, str]:
 def to_json(config: Config) -> dict[str, object]:
   """The config as plain JSON values."""
   return {
-    key: to_json(value)
-    if isinstance(value, GROUPS)
-    else (list(value) if isinstance(value, tuple) else value)
+    key: to_json(value) if isinstance(value, GROUPS) else _plain(value)
     for key, value in config.items()
   }
+
+
+def _plain(value: Any) -> Any:
+  """Lists for tuples, at any depth: what JSON makes of them."""
+  if isinstance(value, tuple | list):
+    return [_plain(v) for v in value]
+  return value
 
 
 def override(key: str, value: Any) -> str:

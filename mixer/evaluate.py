@@ -1,4 +1,8 @@
-"""Exact metrics, and features, over a whole split."""
+"""Exact metrics, predictions and features over a whole split.
+
+Every function works on one process and on many: each host brings its own part
+of the batches and gets the whole result.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -31,7 +35,8 @@ def _one_late(
     if pending is not None:
       yield jax.device_get(pending)
     pending = result
-  yield jax.device_get(pending)
+  if pending is not None:
+    yield jax.device_get(pending)
 
 
 def evaluate(
@@ -65,6 +70,31 @@ def evaluate(
     "loss": sums["loss_sum"] / count,
     "examples": count,
   }
+
+
+def examples(
+  model: inference.Inference,
+  params: Any,
+  batches: Batches,
+  mesh: Mesh,
+  interrupt: Callable[[], None] = lambda: None,
+) -> Iterator[dict[str, np.ndarray]]:
+  """What is predicted for every example of a split, a batch at a time.
+
+  Args: as for `evaluate`; batches without `label` do as well.
+
+  Yields:
+    Arrays over the N real examples of a batch, in the split's order:
+    `classes` int32 and `scores` float32 `[N, top]`, see `inference.Inference`;
+    and, if the batches have labels, `label` int32 and `loss` float32 `[N]`.
+  """
+
+  def step(params: Any, batch: inference.Batch) -> Any:
+    return (model.examples if "label" in batch else model.top)(params, batch)
+
+  for result in _one_late(step, params, batches, mesh, interrupt):
+    mask = result.pop("mask")
+    yield {name: value[mask] for name, value in result.items()}
 
 
 def features(

@@ -14,36 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mixer import mlp as mlp_lib
+from mixer import permutation, token_mixing
 from mixer.errors import UserError
-
-
-class MlpBlock(nn.Module):
-  """Dense -> GELU -> dropout -> Dense -> dropout on the last axis.
-
-  GELU is the tanh approximation, as in the released models.
-
-  Attributes:
-    mlp_dim: hidden width.
-    dropout: rate, after the GELU and at the end.
-    dtype: of the computation.
-  """
-
-  mlp_dim: int
-  dropout: float = 0.0
-  dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-    """`[..., D]` -> `[..., D]`."""
-    shape = x.shape
-    # One plain matmul on two axes: CPUs lack a fast kernel for more.
-    x = x.reshape(-1, shape[-1])
-    x = nn.Dense(self.mlp_dim, dtype=self.dtype)(x)
-    x = nn.gelu(x, approximate=True)
-    x = nn.Dropout(self.dropout, deterministic=not train)(x)
-    x = nn.Dense(shape[-1], dtype=self.dtype)(x)
-    x = nn.Dropout(self.dropout, deterministic=not train)(x)
-    return x.reshape(shape)
 
 
 class MixerBlock(nn.Module):
@@ -55,6 +28,8 @@ class MixerBlock(nn.Module):
     dropout: rate inside both MLPs.
     drop_path: probability that a branch is left out, for each example.
     dtype: of the computation.
+    num_tokens: S after the block; 0: as before.
+    mixing: how tokens are mixed.
   """
 
   tokens_mlp_dim: int
@@ -62,18 +37,25 @@ class MixerBlock(nn.Module):
   dropout: float = 0.0
   drop_path: float = 0.0
   dtype: jnp.dtype = jnp.float32
+  num_tokens: int = 0
+  mixing: token_mixing.TokenMixing = token_mixing.TokenMixing()
 
   @nn.compact
   def __call__(self, x_BSC: jax.Array, train: bool = False) -> jax.Array:
-    """`[B, S, C]` -> `[B, S, C]`."""
+    """`[B, S, C]` -> `[B, num_tokens or S, C]`."""
+    num_tokens = self.num_tokens or x_BSC.shape[1]
+    token_mlp = mlp_lib.MlpBlock(
+      self.tokens_mlp_dim,
+      self.dropout,
+      self.dtype,
+      num_tokens * self.mixing.groups,
+      name="token_mixing",
+    )
+    y_BSC = token_mixing.mix(self.mixing, token_mlp, _layer_norm(x_BSC), train)
+    x_BSC = token_mixing.shortcut(x_BSC, num_tokens)
+    x_BSC = x_BSC + self._drop_path(y_BSC, train)
     y_BSC = _layer_norm(x_BSC)
-    y_BCS = jnp.swapaxes(y_BSC, 1, 2)
-    y_BCS = MlpBlock(
-      self.tokens_mlp_dim, self.dropout, self.dtype, name="token_mixing"
-    )(y_BCS, train=train)
-    x_BSC = x_BSC + self._drop_path(jnp.swapaxes(y_BCS, 1, 2), train)
-    y_BSC = _layer_norm(x_BSC)
-    y_BSC = MlpBlock(
+    y_BSC = mlp_lib.MlpBlock(
       self.channels_mlp_dim, self.dropout, self.dtype, name="channel_mixing"
     )(y_BSC, train=train)
     return x_BSC + self._drop_path(y_BSC, train)
@@ -121,6 +103,9 @@ class MlpMixer(nn.Module):
       statistics, pre-logits and head are float32.
     remat: recompute each block in the backward pass instead of keeping its
       activations.
+    mixing: how tokens are mixed.
+    permute: a fixed permutation of the images, of `permutation.KINDS`.
+    permute_seed: its seed.
   """
 
   patch_size: int
@@ -134,6 +119,9 @@ class MlpMixer(nn.Module):
   head_bias: float = 0.0
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
+  mixing: token_mixing.TokenMixing = token_mixing.TokenMixing()
+  permute: str = ""
+  permute_seed: int = 0
 
   @nn.compact
   def __call__(
@@ -150,6 +138,11 @@ class MlpMixer(nn.Module):
     Returns:
       Logits, float32 `[B, K]`, or pre-logits, float32 `[B, C]`.
     """
+    # Here, so that training and whatever is done with a model do it alike. It
+    # commutes with scaling and mixup.
+    images = permutation.permute(
+      images, self.permute, self.patch_size, self.permute_seed
+    )
     patch = (self.patch_size, self.patch_size)
     x = nn.Conv(
       self.hidden_dim,
@@ -171,6 +164,8 @@ class MlpMixer(nn.Module):
         self.dropout,
         self.stochastic_depth * i / max(self.num_blocks - 1, 1),
         self.dtype,
+        self.mixing.tokens(i, x_BSC.shape[1]),
+        self.mixing,
         name=f"MixerBlock_{i}",
       )(x_BSC, train)
     x_BSC = _layer_norm(x_BSC, "pre_head_layer_norm")

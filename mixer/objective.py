@@ -12,28 +12,37 @@ def scale(images: jax.Array, dtype: jnp.dtype) -> jax.Array:
   return (images.astype(jnp.float32) / 127.5 - 1.0).astype(dtype)
 
 
-def mixup(
-  key: jax.Array, images: jax.Array, targets: jax.Array, p: float
-) -> tuple[jax.Array, jax.Array]:
-  """Mixup (arXiv 1710.09412) as the authors' code applies it.
+def with_neighbours(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """Adds to every example its left neighbour, which mixup mixes in.
 
-  One weight a is drawn from Beta(p, p) for the whole batch, a = max(a, 1 - a)
-  goes to the example itself and 1 - a to its left neighbour in the batch.
+  As the hosts ship them, before a batch is cut into parts: the neighbours are
+  those in the whole batch, and what moves between devices are bytes.
+
+  Args:
+    batch: arrays `[B, ...]`.
+
+  Returns:
+    The same and, as `neighbour_NAME`, each rolled by one.
+  """
+  rolled = {f"neighbour_{k}": jnp.roll(v, 1, axis=0) for k, v in batch.items()}
+  return batch | rolled
+
+
+def mixup_weight(key: jax.Array, p: float) -> jax.Array:
+  """Mixup's weight (arXiv 1710.09412), as the authors' code draws it.
+
+  One a is drawn from Beta(p, p) for the whole batch; a = max(a, 1 - a) goes to
+  the example itself and 1 - a to its left neighbour in the batch.
 
   Args:
     key: random key.
-    images: float `[B, H, W, 3]`.
-    targets: float32 `[B, K]`.
     p: both parameters of the Beta distribution, above 0.
+
+  Returns:
+    float32 in [0.5, 1].
   """
   a = jax.random.beta(key, p, p)
-  a = jnp.maximum(a, 1.0 - a)
-
-  def mix(x: jax.Array) -> jax.Array:
-    w = a.astype(x.dtype)
-    return w * x + (1 - w) * jnp.roll(x, 1, axis=0)
-
-  return mix(images), mix(targets)
+  return jnp.maximum(a, 1.0 - a)
 
 
 def one_hot(
@@ -64,24 +73,34 @@ def losses(name: str, logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def training_inputs(
-  key: jax.Array,
   batch: dict[str, jax.Array],
   config: config_lib.Config,
   num_classes: int,
+  weight: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """A batch as shipped -> what the model and the loss take.
+  """A batch as shipped, or a part of it -> what the model and the loss take.
 
   Args:
-    key: random key, for mixup.
-    batch: `image` uint8 `[B, H, W, 3]`, `label` int32 `[B]`.
+    batch: `image` uint8 `[B, H, W, 3]`, `label` int32 `[B]`; with mixup their
+      neighbours too, see `with_neighbours`.
     config: the run's.
     num_classes: K.
+    weight: of `mixup_weight`; None for no mixup.
 
   Returns:
     Images `[B, H, W, 3]` in the compute dtype, targets float32 `[B, K]`.
   """
-  images = scale(batch["image"], jnp.float32)
-  targets = one_hot(batch["label"], num_classes, config.loss.label_smoothing)
-  if config.loss.mixup:
-    images, targets = mixup(key, images, targets, config.loss.mixup)
+
+  def read(prefix: str = "") -> tuple[jax.Array, jax.Array]:
+    labels, smoothing = batch[f"{prefix}label"], config.loss.label_smoothing
+    return (
+      scale(batch[f"{prefix}image"], jnp.dtype("float32")),
+      one_hot(labels, num_classes, smoothing),
+    )
+
+  images, targets = read()
+  if weight is not None:
+    other_images, other_targets = read("neighbour_")
+    images = weight * images + (1 - weight) * other_images
+    targets = weight * targets + (1 - weight) * other_targets
   return images.astype(config.model.dtype), targets

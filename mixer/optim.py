@@ -1,5 +1,8 @@
-"""Schedules and optimizers: optax chains built from the config."""
+"""Schedules, optimizers, and which parameters are trained."""
 
+import math
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -7,7 +10,11 @@ import jax.numpy as jnp
 import optax
 
 from mixer import config as config_lib
-from mixer import durations
+from mixer import durations, weights
+from mixer.errors import UserError
+
+_KEY = "optimizer.lr_factors"
+_EXAMPLE = f"--config.{_KEY}=\"(('head/.*', 10.0),)\""
 
 
 def schedule(config: config_lib.Config, plan: durations.Plan) -> optax.Schedule:
@@ -36,13 +43,49 @@ def decay_mask(params: Any) -> Any:
   )
 
 
+def factor(config: config_lib.Config, name: str) -> float:
+  """What a parameter's learning rate is multiplied by; 0: it is frozen.
+
+  Args:
+    config: `optimizer.train` and `optimizer.lr_factors` say.
+    name: '/'-joined, as "head/kernel".
+  """
+  if config.optimizer.train == "head" and not name.startswith("head/"):
+    return 0.0
+  for pattern, value in config.optimizer.lr_factors:
+    if re.fullmatch(pattern, name):
+      return float(value)
+  return 1.0
+
+
+def split(
+  config: config_lib.Config, params: weights.Params
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """(trained, frozen): two nested dicts that `merge` makes one again.
+
+  Only the first is differentiated, clipped, and known to the optimizer.
+  """
+  flat = weights.flatten(params)
+  frozen = {k for k in flat if not factor(config, k)}
+  return (
+    weights.unflatten({k: v for k, v in flat.items() if k not in frozen}),
+    weights.unflatten({k: flat[k] for k in frozen}),
+  )
+
+
+def merge(*trees: Any) -> dict[str, Any]:
+  """One nested dict of all parameters in several."""
+  flat = [weights.flatten(tree) for tree in trees]
+  return weights.unflatten({k: v for part in flat for k, v in part.items()})
+
+
 def make(
   config: config_lib.Config, plan: durations.Plan
 ) -> optax.GradientTransformation:
   """Clipping, then AdamW or SGD with momentum, then the learning rate.
 
   Weight decay is decoupled (arXiv 1711.05101) and scaled by the learning
-  rate, as in `optax.adamw`.
+  rate, as in `optax.adamw`, with the factor of its parameter.
   """
   c = config.optimizer
   chain = [optax.clip_by_global_norm(c.clip_norm)] if c.clip_norm else []
@@ -58,6 +101,79 @@ def make(
     # optax's Adam mixes its count with floats, which strict promotion, under
     # which our own code is tested, refuses.
     with jax.numpy_dtype_promotion("standard"):
-      return whole.update(updates, state, params)
+      updates, state = whole.update(updates, state, params)
+    return _scale(config, updates), state
 
   return optax.GradientTransformation(whole.init, update)
+
+
+def _scale(config: config_lib.Config, updates: Any) -> Any:
+  """Each parameter's update times its factor."""
+
+  def scale(path: Any, update: jax.Array) -> jax.Array:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    value = factor(config, name)
+    return update if value == 1.0 else value * update
+
+  return jax.tree_util.tree_map_with_path(scale, updates)
+
+
+def check_factors(config: config_lib.Config) -> None:
+  """Refuses `optimizer.lr_factors` that are no pairs of pattern and factor.
+
+  Raises:
+    UserError: names what is wrong.
+  """
+  example = f"as in {_EXAMPLE}."
+  for pair in config.optimizer.lr_factors:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+      raise UserError(
+        f"{_KEY} has {pair!r} where a pair of a pattern and a factor should "
+        f"be, {example}"
+      )
+    pattern, value = pair
+    if not isinstance(pattern, str):
+      raise UserError(
+        f"{_KEY} has {pattern!r} where a pattern should be, {example}"
+      )
+    if (
+      isinstance(value, bool)
+      or not isinstance(value, int | float)
+      or not 0 <= value < math.inf
+    ):
+      raise UserError(
+        f"{_KEY} has the factor {value!r} for {pattern!r}; it should be a "
+        f"number of at least 0, {example}"
+      )
+    try:
+      re.compile(pattern)
+    except re.error as e:
+      raise UserError(
+        f"{_KEY} has {pattern!r}, which is no regular expression ({e}); write "
+        f"it {example}"
+      ) from e
+
+
+def check_names(config: config_lib.Config, names: Iterable[str]) -> None:
+  """Refuses `optimizer.lr_factors` that don't fit a model.
+
+  Args:
+    config: of `check_factors`.
+    names: of all parameters.
+
+  Raises:
+    UserError: a pattern that matches none, or none that would be trained.
+  """
+  names, pairs = sorted(names), config.optimizer.lr_factors
+  for pattern, _ in pairs:
+    if not any(re.fullmatch(pattern, name) for name in names):
+      raise UserError(
+        f"{_KEY} has {pattern!r}, which matches no parameter's whole name; "
+        f"there are: {weights.shorten(names)}. Write it as in {_EXAMPLE}."
+      )
+  if not any(factor(config, name) for name in names):
+    raise UserError(
+      f"{_KEY}={pairs!r} with optimizer.train={config.optimizer.train!r} "
+      "leaves no parameter to train: give one a factor above 0, as in "
+      f"{_EXAMPLE}."
+    )

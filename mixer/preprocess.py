@@ -100,14 +100,15 @@ class EvalOptions:
 
   Attributes:
     size: (height, width) of the central crop, or an int.
-    short_side: to which the shorter side is resized first.
+    short_side: to which the shorter side is resized first; 0: no crop, the
+      whole image is squeezed to `size`.
   """
 
   size: Size = (224, 224)
   short_side: int = 256
 
   def __post_init__(self):
-    if self.short_side < max(_pair(self.size)):
+    if self.short_side and self.short_side < max(_pair(self.size)):
       raise errors.UserError(
         f"short_side={self.short_side} is smaller than the crop "
         f"size={self.size} taken from it: give a short_side of at least "
@@ -319,7 +320,8 @@ def evaluation(
   Args:
     encoded: the bytes of an image file.
     size: of the crop.
-    short_side: to which the shorter side is resized before.
+    short_side: to which the shorter side is resized before; 0: no crop, the
+      whole image is squeezed to `size`, as VTAB does (arXiv 1910.04867).
 
   Returns:
     uint8 [height, width, 3], writable.
@@ -330,6 +332,11 @@ def evaluation(
   """
   crop = EvalOptions(size, short_side).pair
   image = images.open_image(encoded).pixels()
+  if not short_side:
+    # One axis after the other: one may shrink and the other grow.
+    for whole in ((crop[0], image.shape[1]), crop):
+      image = images.resize_part(image, whole, (0, 0), whole)
+    return image
   whole = images.short_size(image.shape[0], image.shape[1], short_side)
   start = (whole[0] - crop[0]) // 2, (whole[1] - crop[1]) // 2
   return images.resize_part(image, whole, start, crop)

@@ -83,7 +83,7 @@ class Reporter:
     self.loader: loader.Loader | None = None
     self._plan = plan
     self._batch_size = config.batch_size
-    self._flops = flops.training(trainer.model, config.image_size)
+    self._flops = flops.update(trainer.model, config)
     peak = flops.peak(jax.devices()[0].device_kind)
     self._peak = peak and peak * jax.device_count()
     self._watch = Stopwatch()

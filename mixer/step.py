@@ -11,7 +11,16 @@ import optax
 from jax.sharding import Mesh
 
 from mixer import config as config_lib
-from mixer import durations, inference, objective, optim, sharding
+from mixer import (
+  durations,
+  gradients,
+  inference,
+  objective,
+  optim,
+  sharding,
+  token_mixing,
+  weights,
+)
 from mixer import model as model_lib
 
 Batch = dict[str, jax.Array]
@@ -79,6 +88,14 @@ def build_model(
     head_bias=m.head_bias,
     dtype=jnp.dtype(m.dtype),
     remat=m.remat,
+    mixing=token_mixing.TokenMixing(
+      untied=m.token_mixing == "untied",
+      groups=m.token_groups,
+      projection=m.group_projection,
+      pyramid=tuple(zip(m.pyramid_blocks, m.pyramid_tokens, strict=True)),
+    ),
+    permute=config.data.permute,
+    permute_seed=config.data.permute_seed,
     **shape,
   )
 
@@ -108,14 +125,14 @@ class Trainer:
     lr = optim.schedule(config, plan)
 
     def init() -> TrainState:
-      side = config.image_size
-      images = jnp.zeros((1, side, side, 3), self.model.dtype)
+      size = config_lib.image_size(config)
+      images = jnp.zeros((1, *size, 3), self.model.dtype)
       key = key_for(config.seed, Purpose.INIT)
       params = self.model.init(key, images)["params"]
       return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(optim.split(config, params)[0]),
         # A copy, as a donated buffer must not be given away twice.
         ema=jax.tree.map(jnp.copy, params)
         if config.optimizer.ema_decay
@@ -123,6 +140,7 @@ class Trainer:
       )
 
     abstract = jax.eval_shape(init)
+    optim.check_names(config, weights.flatten(abstract.params))
     where = sharding.state(mesh, abstract)
     self.abstract = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -149,35 +167,61 @@ def _train_step(
   optimizer: optax.GradientTransformation,
   lr: optax.Schedule,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-  """One update; metrics are of the weights before it."""
+  """One update; metrics are of the weights before it, unperturbed.
+
+  With SAM, `sam_loss` is the loss at the perturbed weights, and `grad_norm`
+  is not finite where the gradient there isn't.
+  """
+  c = config.optimizer
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    images, targets = objective.training_inputs(
-      key_for(config.seed, Purpose.MIXUP, state.step),
-      batch,
-      config,
-      num_classes,
-    )
+    weight = None
+    if config.loss.mixup:
+      key = key_for(config.seed, Purpose.MIXUP, state.step)
+      weight = objective.mixup_weight(key, config.loss.mixup)
+      batch = objective.with_neighbours(batch)
     dropout_key = key_for(config.seed, Purpose.DROPOUT, state.step)
+    trained, frozen = optim.split(config, state.params)
 
-    def loss_fn(params: Any) -> jax.Array:
-      logits = model_lib.apply(model, params, images, key=dropout_key)
-      return objective.losses(config.loss.name, logits, targets).mean()
-
-    loss, grads = jax.value_and_grad(loss_fn)(state.params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if ema is not None:
-      ema = optax.incremental_update(
-        params, ema, 1.0 - config.optimizer.ema_decay
+    def loss_fn(
+      trained: Any, batch: Batch, part: jax.Array | None
+    ) -> jax.Array:
+      images, targets = objective.training_inputs(
+        batch, config, num_classes, weight
       )
+      key = dropout_key
+      if part is not None:
+        key = jax.random.fold_in(key, part)
+      params = optim.merge(trained, frozen)
+      logits = model_lib.apply(model, params, images, key=key)
+      return objective.losses(config.loss.name, logits, targets)
+
+    def gradient(trained: Any) -> tuple[jax.Array, Any]:
+      return gradients.accumulated(loss_fn, trained, batch, c.accumulate)
+
+    loss, grads = gradient(trained)
     metrics = {
       "loss": loss,
       "learning_rate": lr(state.step),
       "grad_norm": optax.tree.norm(grads),
       "param_norm": optax.tree.norm(state.params),
     }
+    if c.sam_rho:
+      perturbed = gradients.ascended(trained, grads, c.sam_rho)
+      metrics["sam_loss"], grads = gradient(perturbed)
+      # What stops a run is its grad_norm.
+      norm = optax.tree.norm(grads)
+      metrics["grad_norm"] = jnp.where(
+        jnp.isfinite(norm), metrics["grad_norm"], norm
+      )
+    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+    trained = optax.apply_updates(trained, updates)
+    ema = state.ema
+    if ema is not None:
+      averaged, still = optim.split(config, ema)
+      averaged = optax.incremental_update(trained, averaged, 1.0 - c.ema_decay)
+      ema = optim.merge(averaged, still)
+    params = optim.merge(trained, frozen)
     return TrainState(state.step + 1, params, opt_state, ema), metrics
 
   return train_step

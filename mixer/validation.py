@@ -1,7 +1,7 @@
 """Refuses a config that cannot work, in sentences."""
 
 from mixer import config as config_lib
-from mixer import durations
+from mixer import durations, optim, permutation
 from mixer import model as model_lib
 from mixer.errors import UserError
 
@@ -79,22 +79,30 @@ def validate(config: config_lib.Config, num_devices: int) -> None:
         + f", as in --config.{key}={example}."
       )
 
+  one_of("init_head", ("new", "keep"))
+  one_of("init_resize", ("", "tiles", "interleaved", "resample"))
   one_of("model.dtype", ("bfloat16", "float32"))
+  one_of("model.token_mixing", ("shared", "untied"))
+  one_of("data.permute", permutation.KINDS)
   one_of("data.crop", ("inception", "resize"))
   one_of("loss.name", ("softmax", "sigmoid"))
   one_of("optimizer.name", ("adamw", "sgd"))
+  one_of("optimizer.train", ("all", "head"))
   one_of("schedule.decay", ("linear", "cosine", "constant"))
   inf = float("inf")
   for key, low, high, example in (
     ("seed", 0, 2**32, 0),
     ("batch_size", 1, inf, 64),
     ("image_size", 1, inf, 224),
+    ("image_width", 0, inf, 224),
     ("model.num_blocks", 0, inf, 12),
     ("model.hidden_dim", 0, inf, 768),
     ("model.tokens_mlp_dim", 0, inf, 384),
     ("model.channels_mlp_dim", 0, inf, 3072),
     ("model.dropout", 0, 1, 0.1),
     ("model.stochastic_depth", 0, 1, 0.1),
+    ("model.token_groups", 1, inf, 4),
+    ("data.permute_seed", 0, 2**32, 0),
     ("data.examples_per_class", 0, inf, 10),
     ("data.subset_seed", 0, 2**32, 0),
     ("data.crop_area_min", 0, 1, 0.05),
@@ -103,6 +111,7 @@ def validate(config: config_lib.Config, num_devices: int) -> None:
     ("data.affine_degrees", 0, 181, 10),
     ("data.affine_scale", 0, 1, 0.1),
     ("data.affine_translate", 0, 1, 0.1),
+    ("data.eval_short_side", 0, inf, 256),
     ("data.threads", 1, inf, 16),
     ("data.workers", 0, inf, 0),
     ("data.prefetch_batches", 1, inf, 2),
@@ -116,12 +125,16 @@ def validate(config: config_lib.Config, num_devices: int) -> None:
     ("optimizer.momentum", 0, 1, 0.9),
     ("optimizer.clip_norm", 0, inf, 1),
     ("optimizer.ema_decay", 0, 1, 0.9999),
+    ("optimizer.accumulate", 1, inf, 4),
+    ("optimizer.sam_rho", 0, inf, 0.1),
     ("keep_checkpoints", 1, inf, 3),
     ("fewshot.seeds", 1, inf, 3),
     ("fewshot.l2", 0, inf, 1024),
   ):
     between(key, low, high, example)
+  optim.check_factors(config)
   _check_together(config, num_devices)
+  _check_token_mixing(config)
 
 
 def _check_together(config: config_lib.Config, num_devices: int) -> None:
@@ -135,21 +148,34 @@ def _check_together(config: config_lib.Config, num_devices: int) -> None:
       + " or ".join(f"--config.batch_size={n}" for n in near)
       + "."
     )
-  spec = model_lib.parse_variant(config.model.variant)
-  side, patch = config.image_size, spec.patch_size
-  if side % patch:
-    near = [max(1, side // patch) * patch]
-    near.append(near[0] + patch)
+  parts, each = config.optimizer.accumulate, b // num_devices
+  if each % parts:
+    divisors = [n for n in range(1, each + 1) if not each % n]
+    near = [max(n for n in divisors if n < parts)]
+    near += [n for n in divisors if n > parts][:1]
     raise UserError(
-      f"image_size={side} can't be divided into patches of {patch} pixels "
-      f"(model.variant={config.model.variant}); use "
-      + " or ".join(f"--config.image_size={n}" for n in near)
+      f"optimizer.accumulate={parts} doesn't divide the {each} examples that "
+      f"each of {num_devices} devices has of batch_size={b}; use "
+      + " or ".join(f"--config.optimizer.accumulate={n}" for n in near)
       + "."
     )
-  if config.data.eval_short_side < side:
+  spec = model_lib.parse_variant(config.model.variant)
+  patch, size = spec.patch_size, config_lib.image_size(config)
+  for key in ("image_size", "image_width"):
+    if config[key] % patch:
+      near = [max(1, config[key] // patch) * patch]
+      near.append(near[0] + patch)
+      raise UserError(
+        f"{key}={config[key]} can't be divided into patches of {patch} pixels "
+        f"(model.variant={config.model.variant}); use "
+        + " or ".join(f"--config.{key}={n}" for n in near)
+        + "."
+      )
+  side = max(size)
+  if 0 < config.data.eval_short_side < side:
     raise UserError(
       f"data.eval_short_side={config.data.eval_short_side} is smaller than "
-      f"the central crop, image_size={side}; use "
+      f"the central crop, {size[0]} x {size[1]} px (image_size); use "
       f"--config.data.eval_short_side={side} or more."
     )
   if config.loss.name == "sigmoid" and config.loss.label_smoothing:
@@ -164,6 +190,11 @@ def _check_together(config: config_lib.Config, num_devices: int) -> None:
       "optimizer.name='sgd'; use --config.optimizer.weight_decay=0 or "
       "--config.optimizer.name=adamw."
     )
+  if config.init_head == "keep" and not config.init_from:
+    raise UserError(
+      "init_head='keep' and init_from='': there is no head to keep; name the "
+      "weights by --config.init_from=PATH, or use --config.init_head=new."
+    )
   shots = config.fewshot.shots
   if config.fewshot.name and (
     not shots or not all(isinstance(s, int) and s > 0 for s in shots)
@@ -171,4 +202,46 @@ def _check_together(config: config_lib.Config, num_devices: int) -> None:
     raise UserError(
       f"fewshot.shots={shots!r} should be numbers of examples, as in "
       '--config.fewshot.shots="(1, 5, 10, 25)".'
+    )
+
+
+def _check_token_mixing(config: config_lib.Config) -> None:
+  """Refuses groups and pyramids that don't fit the model."""
+  m = config.model
+  spec = model_lib.parse_variant(m.variant)
+  channels = m.hidden_dim or spec.hidden_dim
+  if channels % m.token_groups:
+    near = [g for g in range(1, m.token_groups) if channels % g == 0][-1]
+    raise UserError(
+      f"model.token_groups={m.token_groups} doesn't divide the model's "
+      f"{channels} channels; use --config.model.token_groups={near}."
+    )
+  blocks, tokens = list(m.pyramid_blocks), list(m.pyramid_tokens)
+  example = (
+    'as in --config.model.pyramid_blocks="(2, 5)" '
+    '--config.model.pyramid_tokens="(98, 49)"'
+  )
+  for key, values in (("blocks", blocks), ("tokens", tokens)):
+    if not all(type(v) is int for v in values):
+      raise UserError(
+        f"model.pyramid_{key}={values!r} should be whole numbers, {example}."
+      )
+  if len(blocks) != len(tokens):
+    raise UserError(
+      f"model.pyramid_blocks={blocks} and model.pyramid_tokens={tokens} should "
+      f"be equally long, {example}."
+    )
+  depth = m.num_blocks or spec.num_blocks
+  if blocks != sorted({*blocks} & {*range(depth)}):
+    raise UserError(
+      f"model.pyramid_blocks={blocks} should be rising numbers of blocks; the "
+      f"model has 0 to {depth - 1}."
+    )
+  height, width = config_lib.image_size(config)
+  before = [height // spec.patch_size * (width // spec.patch_size), *tokens]
+  if any(not 0 < b < a for a, b in zip(before, tokens, strict=False)):
+    raise UserError(
+      f"model.pyramid_tokens={tokens} should fall from block to block; the "
+      f"model starts with {before[0]} tokens (images of {height} x {width}, "
+      f"patches of {spec.patch_size} pixels)."
     )

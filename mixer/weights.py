@@ -87,6 +87,11 @@ def shorten(lines: list[str]) -> str:
   return "; ".join(lines[:8]) + more
 
 
+def listed(lines: list[str]) -> str:
+  """All of them; one a line where they are many."""
+  return "; ".join(lines) if len(lines) <= 8 else "\n  ".join(["", *lines])
+
+
 def expected(shape: Shape) -> dict[str, tuple[int, ...]]:
   """Name and shape of every parameter of a model."""
   p, c, s = shape.patch_size, shape.hidden_dim, shape.num_tokens
@@ -156,7 +161,7 @@ def shape_of(params: Params, where: str = "these weights") -> Shape:
   lines = mismatches(found, expected(shape))
   if lines:
     raise UserError(
-      f"{where} are not those of a whole MLP-Mixer: {shorten(lines)}."
+      f"{where} are not those of a whole MLP-Mixer: {listed(lines)}."
     )
   return shape
 

@@ -96,10 +96,25 @@ def claim(
     write_json(workdir / _CONFIG, new)
 
 
+def _completed(
+  config: dict[str, Any], defaults: dict[str, Any]
+) -> dict[str, Any]:
+  """A config, and what it has no key for."""
+  groups = {
+    key: _completed(config.get(key, {}), value)
+    for key, value in defaults.items()
+    if isinstance(value, dict)
+  }
+  return defaults | config | groups
+
+
 def _check_drift(
   workdir: pathlib.Path, new: dict[str, Any], allow: tuple[str, ...]
 ) -> None:
   old = read_config(workdir)
+  # A key that came later had its default until then.
+  defaults = config_lib.to_json(config_lib.default())
+  old["config"] = _completed(old["config"], defaults)
   known = {
     key
     for start in (old, new)  # A key may be gone since.

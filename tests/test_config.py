@@ -323,6 +323,12 @@ _RANGES: dict[str, tuple[tuple, tuple]] = {
   "seed": ((-1, 2**32), (0, 2**32 - 1)),
   "batch_size": ((0, -8), (8,)),
   "image_size": ((0, -16), (16,)),
+  "image_width": ((-16, 8), (0, 16, 256)),
+  "model.token_mixing": (("", "grouped"), ("shared", "untied")),
+  "model.token_groups": ((0,), (1, 768)),
+  "data.permute": (("tokens",), ("", "patches", "pixels")),
+  "data.permute_seed": ((-1, 2**32), (0, 2**32 - 1)),
+  "init_resize": (("tile",), ("", "tiles", "interleaved", "resample")),
   "model.num_blocks": ((-1,), (0, 100)),
   "model.hidden_dim": ((-1,), (0, 1)),
   "model.tokens_mlp_dim": ((-1,), (0, 1)),
@@ -340,7 +346,7 @@ _RANGES: dict[str, tuple[tuple, tuple]] = {
   "data.affine_degrees": ((-1.0, 181.0, _NAN), (0.0, 180.0)),
   "data.affine_scale": ((-0.1, 1.0), (0.0, 0.9)),
   "data.affine_translate": ((-0.1, 1.0), (0.0, 0.9)),
-  "data.eval_short_side": ((223, 0, -1), (224, 256)),
+  "data.eval_short_side": ((223, -1), (224, 256, 0)),
   "data.threads": ((0, -1), (1,)),
   "data.workers": ((-1,), (0, 4)),
   "data.prefetch_batches": ((0, -1), (1, 8)),
@@ -356,6 +362,9 @@ _RANGES: dict[str, tuple[tuple, tuple]] = {
   "optimizer.momentum": ((-0.1, 1.0), (0.0, 0.99)),
   "optimizer.clip_norm": ((-1.0, _NAN), (0.0, 5.0)),
   "optimizer.ema_decay": ((-0.1, 1.0), (0.0, 0.9999)),
+  "optimizer.accumulate": ((0, -1), (1, 4096)),
+  "optimizer.sam_rho": ((-0.1, _NAN, _INF), (0.0, 0.6)),
+  "optimizer.train": (("tail", ""), ("all", "head")),
   "schedule.decay": (("step", ""), ("linear", "cosine", "constant")),
   "keep_checkpoints": ((0, -1), (1, 9)),
   "fewshot.seeds": ((0, -1), (1,)),
@@ -376,10 +385,20 @@ def test_every_number_and_choice_has_its_range():
     "data.train_split",
     "data.eval_split",
     "data.flip",
+    "optimizer.lr_factors",
     "fewshot.name",
     "fewshot.train_split",
     "fewshot.eval_split",
     "fewshot.shots",
+    # Checked together, below and in test_token_mixing.
+    "init_head",
+    "model.group_projection",
+    "model.pyramid_blocks",
+    "model.pyramid_tokens",
+    # Checked by tools.sweep, which alone uses them.
+    "sweep.learning_rates",
+    "sweep.train_split",
+    "sweep.eval_split",
   }
 
 
@@ -411,6 +430,7 @@ _CONTRADICTIONS: dict[str, tuple[dict[str, Any], int, set[str]]] = {
   "uneven batch": ({"batch_size": 100}, 8, {"batch_size"}),
   "patch larger than image": ({"image_size": 8}, 1, {"image_size"}),
   "cut patch": ({"image_size": 225}, 1, {"image_size"}),
+  "cut patch across": ({"image_width": 225}, 1, {"image_width"}),
   "cut patch of 14": (
     {"model__variant": "H/14", "image_size": 230},
     1,
@@ -430,6 +450,28 @@ _CONTRADICTIONS: dict[str, tuple[dict[str, Any], int, set[str]]] = {
     {"optimizer__name": "sgd", "optimizer__weight_decay": 0.1},
     1,
     {"optimizer.weight_decay", "optimizer.name"},
+  ),
+  "no head to keep": ({"init_head": "keep"}, 1, {"init_from", "init_head"}),
+  "groups that don't divide": (
+    {"model__token_groups": 5},
+    1,
+    {"model.token_groups"},
+  ),
+  "parts of less than an example": (
+    {"optimizer__accumulate": 1024},
+    8,
+    {"optimizer.accumulate"},
+  ),
+  "uneven parts": ({"optimizer__accumulate": 3}, 8, {"optimizer.accumulate"}),
+  "factors that are no pairs": (
+    {"optimizer__lr_factors": ("head/.*", 10.0)},
+    1,
+    {"optimizer.lr_factors"},
+  ),
+  "a factor below zero": (
+    {"optimizer__lr_factors": (("head/.*", -1.0),)},
+    1,
+    {"optimizer.lr_factors"},
   ),
   "no shots": (
     {"fewshot__name": "digits", "fewshot__shots": ()},
@@ -474,6 +516,44 @@ def test_batches_that_cannot_be_divided(batch, num_devices):
   assert min(abs(n - batch) for n in near) <= max(
     num_devices // 2, num_devices - batch
   )
+
+
+@given(st.integers(1, 512), st.integers(1, 8), st.integers(1, 600))
+def test_parts_divide_what_a_device_has(each, num_devices, parts):
+  config = changed(batch_size=each * num_devices, optimizer__accumulate=parts)
+  if each % parts == 0:
+    validation.validate(config, num_devices)
+    return
+  near = [
+    int(a.split("=")[1]) for a in suggestions(refusal(config, num_devices))
+  ]
+  assert all(each % n == 0 for n in near)
+  # The nearest on either side.
+  between = range(min(near) + 1, max(near) if len(near) > 1 else parts + 1)
+  assert not any(each % n == 0 for n in between)
+  assert min(near) < parts
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "\"(('head/.*', 10.0), ('stem/.*', 0))\"",
+    "\"[['head/.*', 10.0], ['stem/.*', 0]]\"",
+  ],
+)
+def test_factors_of_learning_rates(text):
+  # From the command line, into config.json, and back.
+  config = override(
+    config_lib.default(), f"--config.optimizer.lr_factors={text}"
+  )
+  validation.validate(config, 1)
+  pairs = [("head/.*", 10.0), ("stem/.*", 0)]
+  assert [tuple(p) for p in config.optimizer.lr_factors] == pairs
+  read = ml_collections.ConfigDict(json.loads(_dump(config)))
+  validation.validate(read, 1)
+  assert config_lib.differences(config, read) == {}
+  read.optimizer.lr_factors = ()
+  assert {*config_lib.differences(config, read)} == {"optimizer.lr_factors"}
 
 
 def test_shots_of_no_task_do_not_matter():

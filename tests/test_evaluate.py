@@ -1,3 +1,8 @@
+import os
+import socket
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +11,8 @@ import pytest
 import input_pipeline
 from mixer import durations, evaluate, model, objective, sharding
 from mixer import step as step_lib
+from tests import evaluate_process
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +127,78 @@ def test_interrupt_is_heard_before_each_batch(parts):
   batches = input_pipeline.eval_batches(split, config)
   with pytest.raises(KeyboardInterrupt):
     evaluate.evaluate(trainer.inference, params, batches, mesh, interrupt)
+
+
+def test_examples_are_those_of_numpy(parts):
+  config, split, mesh, trainer, params = parts
+  batches = input_pipeline.eval_batches(split, config)
+  rows = list(evaluate.examples(trainer.inference, params, batches, mesh))
+  assert [len(r["label"]) for r in rows] == [32] * 12 + [13]
+  got = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
+  logits, labels = independent(config, split, trainer, params)
+  np.testing.assert_array_equal(got["label"], labels)
+  p = np.exp(logits - logits.max(axis=-1, keepdims=True))
+  p /= p.sum(axis=-1, keepdims=True)
+  order = np.argsort(-logits, axis=-1, kind="stable")[:, :5]
+  np.testing.assert_array_equal(got["classes"], order)
+  chosen = np.take_along_axis(p, order, axis=-1)
+  np.testing.assert_allclose(got["scores"], chosen, rtol=1e-4, atol=1e-7)
+  loss = -np.log(p[np.arange(397), labels])
+  np.testing.assert_allclose(got["loss"], loss, rtol=1e-4, atol=1e-5)
+
+
+def test_examples_without_labels(parts):
+  config, split, mesh, trainer, params = parts
+  labelled = list(input_pipeline.eval_batches(split, config))[-2:]
+  bare = [{k: b[k] for k in ("image", "mask")} for b in labelled]
+  with_labels, without = (
+    list(evaluate.examples(trainer.inference, params, batches, mesh))
+    for batches in (labelled, bare)
+  )
+  for a, b in zip(with_labels, without, strict=True):
+    assert b.keys() == {"classes", "scores"}
+    np.testing.assert_array_equal(a["classes"], b["classes"])
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(data_dir, tmp_path):
+  expected = evaluate_process.everything(data_dir)
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    port = s.getsockname()[1]
+  outs = [tmp_path / f"{rank}.npz" for rank in range(2)]
+  flags = "--xla_force_host_platform_device_count=2"
+  processes = [
+    subprocess.Popen(
+      [
+        *(sys.executable, "-m", "tests.evaluate_process"),
+        *(str(rank), "2", str(port), data_dir, str(out)),
+      ],
+      cwd=ROOT,
+      env=dict(os.environ) | {"XLA_FLAGS": flags},
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for rank, out in enumerate(outs)
+  ]
+  try:
+    for process in processes:
+      _, err = process.communicate(timeout=300)
+      assert process.returncode == 0, err
+  finally:
+    for process in processes:
+      process.kill()
+  found = [dict(np.load(out)) for out in outs]
+  assert found[0].keys() == found[1].keys() == expected.keys()
+  exact = 0
+  for name, value in expected.items():
+    one, other = found[0][name], found[1][name]
+    np.testing.assert_array_equal(one, other, err_msg=name)
+    is_count = name.split("/")[1] not in ("scores", "loss", "features")
+    exact += is_count
+    if is_count:
+      np.testing.assert_array_equal(one, value, err_msg=name)
+    else:
+      np.testing.assert_allclose(one, value, rtol=1e-4, atol=1e-6, err_msg=name)
+  # Accuracies, examples, classes, labels, columns, matrix; of both splits.
+  assert exact == 14

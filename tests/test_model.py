@@ -1,10 +1,13 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mixer import config as config_lib
 from mixer import flops, model, weights
 from mixer.errors import UserError
 from tests import reference
@@ -72,6 +75,23 @@ def test_flops(name):
   np.testing.assert_allclose(macs / 1e9, TABLE[name][1], atol=0.0051)
   training = flops.training(module, 224) / 1e9
   np.testing.assert_allclose(training, TABLE[name][2], atol=0.0051)
+
+
+def test_flops_of_an_update():
+  module = model.build("B/16", 1000)
+  config = config_lib.default()
+  plain = flops.training(module, 224)
+  assert flops.update(module, config) == plain
+  config.image_width = 448  # Twice the tokens: only the head stays.
+  head = 768 * 1000
+  assert flops.update(module, config) == 2 * plain - 6 * head
+  config.image_width = 0
+  config.optimizer.sam_rho = 0.1
+  assert flops.update(module, config) == 2 * plain
+  config.optimizer.sam_rho = 0.0
+  config.optimizer.train = "head"
+  macs, _ = flops.forward_macs(module, 224)
+  assert flops.update(module, config) == 2 * macs + 2 * head
 
 
 def test_names_and_shapes_are_those_of_the_released_checkpoints():
@@ -285,8 +305,6 @@ def test_stochastic_depth_is_linear_over_depth():
       rates.append(context.module.drop_path)
     return next_fun(*args, **kwargs)
 
-  import flax.linen as nn
-
   with nn.intercept_methods(note):
     module.init(jax.random.key(0), random_images())
   np.testing.assert_allclose(rates, [0, 0.1, 0.2, 0.3, 0.4])
@@ -296,3 +314,79 @@ def test_stochastic_depth_is_linear_over_depth():
 def test_unknown_variants_are_refused(name):
   with pytest.raises(UserError, match=r"model\.variant=.*B/16"):
     model.build(name)
+
+
+# What the paper says of its layers (introduction, section 4): that they are
+# convolutions.
+
+
+@pytest.fixture(scope="module")
+def layers():
+  """name -> (parameters, input, output) of layers of a model."""
+  module, images = small(num_blocks=1), random_images(side=16)[:, :12]
+  params = jax.jit(module.init)(jax.random.key(0), images)["params"]
+  params = jax.tree.map(lambda x: np.asarray(x) + np.float32(0.1), params)
+  found, kinds = {}, ("token", "channel")
+
+  def note(next_fun, args, kwargs, context):
+    result = next_fun(*args, **kwargs)
+    path = "/".join(context.module.path)
+    if path in ("stem", *(f"MixerBlock_0/{kind}_mixing" for kind in kinds)):
+      found[path] = (context.module.variables["params"], args[0], result)
+    return result
+
+  with nn.intercept_methods(note):
+    module.apply({"params": params}, images)
+  return found
+
+
+def convolve(x, kernel, groups=1):
+  """`[B, H, W, I]` by `[h, w, I / groups, O]`, no padding, stride 1."""
+  return jax.lax.conv_general_dilated(
+    x,
+    kernel,
+    (1, 1),
+    "VALID",
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    feature_group_count=groups,
+  )
+
+
+def test_the_stem_is_a_strided_convolution(layers):
+  p, images, got = layers["stem"]
+  assert got.shape == (2, 3, 4, 24)
+  for b in range(2):
+    for c in range(24):
+      # Of a convolution at every place, every fourth row and column.
+      dense = scipy.signal.correlate(images[b], p["kernel"][..., c], "valid")
+      expected = dense[::4, ::4, 0] + p["bias"][c]
+      np.testing.assert_allclose(got[b, ..., c], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_channel_mixing_is_1x1_convolutions(layers):
+  p, x_BSC, got = layers["MixerBlock_0/channel_mixing"]
+  x = x_BSC.reshape(2, 3, 4, 24)
+  for i in range(2):
+    dense = p[f"Dense_{i}"]
+    x = convolve(x, dense["kernel"][None, None]) + dense["bias"]
+    x = nn.gelu(x) if i == 0 else x
+  np.testing.assert_allclose(
+    x.reshape(got.shape), got, rtol=1e-4, atol=1e-4 * np.abs(got).max()
+  )
+
+
+def test_token_mixing_is_depthwise_convolutions_that_share_weights(layers):
+  p, x_BCS, got = layers["MixerBlock_0/token_mixing"]
+  into, out = p["Dense_0"], p["Dense_1"]
+  x = jnp.swapaxes(x_BCS, 1, 2).reshape(2, 3, 4, 24)
+  # The receptive field is the whole image; every channel, a group of its own,
+  # has the same T filters.
+  filters = into["kernel"].reshape(3, 4, 1, 12)
+  x = convolve(x, jnp.tile(filters, (1, 1, 1, 24)), groups=24)
+  x = nn.gelu(x + jnp.tile(into["bias"], 24))
+  assert x.shape == (2, 1, 1, 24 * 12)
+  filters = jnp.tile(out["kernel"][None, None], (1, 1, 1, 24))
+  x = convolve(x, filters, groups=24) + jnp.tile(out["bias"], 24)
+  np.testing.assert_allclose(
+    x.reshape(got.shape), got, rtol=1e-4, atol=1e-4 * np.abs(got).max()
+  )

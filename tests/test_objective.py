@@ -68,30 +68,53 @@ def test_sigmoid_loss_at_the_initial_head_bias():
   np.testing.assert_allclose(loss, expected, rtol=1e-4)
 
 
-def test_mixup_mixes_neighbours_with_one_weight_above_a_half():
-  rng = np.random.default_rng(0)
-  images = rng.uniform(-1, 1, (5, 4, 4, 3)).astype(np.float32)
-  targets = np.eye(5, dtype=np.float32)
-  mixed, soft = objective.mixup(
-    jax.random.key(7), jnp.asarray(images), jnp.asarray(targets), 0.5
+def make_batch(size=5, num_classes=5, seed=0):
+  rng = np.random.default_rng(seed)
+  return {
+    "image": rng.integers(0, 256, (size, 4, 4, 3), dtype=np.uint8),
+    "label": rng.integers(0, num_classes, size, dtype=np.int32),
+  }
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_mixup_mixes_neighbours_with_one_weight(smoothing):
+  config = smoke.get_config()
+  config.loss.label_smoothing = smoothing
+  batch = make_batch()
+  mixed, soft = objective.training_inputs(
+    objective.with_neighbours(jax.tree.map(jnp.asarray, batch)),
+    config,
+    5,
+    jnp.float32(0.7),
   )
-  a = float(soft[0, 0])
-  assert 0.5 <= a < 1
+  images = batch["image"] / 127.5 - 1
+  targets = np.eye(5)[batch["label"]] * (1 - smoothing) + smoothing / 5
   for i in range(5):
     np.testing.assert_allclose(
-      mixed[i], a * images[i] + (1 - a) * images[i - 1], atol=1e-6
+      mixed[i], 0.7 * images[i] + 0.3 * images[i - 1], atol=1e-6
     )
     np.testing.assert_allclose(
-      soft[i], a * targets[i] + (1 - a) * targets[i - 1], atol=1e-6
+      soft[i], 0.7 * targets[i] + 0.3 * targets[i - 1], atol=1e-6
     )
+
+
+def test_neighbours_are_bytes():
+  batch = objective.with_neighbours(jax.tree.map(jnp.asarray, make_batch()))
+  kinds = {k: v.dtype.name for k, v in batch.items()}
+  assert kinds == {
+    "image": "uint8",
+    "label": "int32",
+    "neighbour_image": "uint8",
+    "neighbour_label": "int32",
+  }
 
 
 def test_mixup_weights_follow_the_folded_beta_distribution():
   p, n = 0.5, 4000
-  one = jnp.asarray([[1.0], [0.0]])
-  weights = jax.vmap(lambda key: objective.mixup(key, one, one, p)[1][0, 0])(
+  weights = jax.vmap(lambda key: objective.mixup_weight(key, p))(
     jax.random.split(jax.random.key(0), n)
   )
+  assert 0.5 <= weights.min() <= weights.max() <= 1
   # Independent: numpy's own draws of the same law.
   draws = np.random.default_rng(0).beta(p, p, n)
   folded = np.maximum(draws, 1 - draws)
@@ -105,16 +128,14 @@ def test_mixup_weights_follow_the_folded_beta_distribution():
 def test_training_inputs(dtype):
   config = smoke.get_config()
   config.model.dtype = dtype
-  config.loss.mixup = 0.0
   config.loss.label_smoothing = 0.1
-  rng = np.random.default_rng(0)
-  batch = {
-    "image": jnp.asarray(rng.integers(0, 256, (2, 4, 4, 3)), jnp.uint8),
-    "label": jnp.asarray([1, 0], jnp.int32),
-  }
+  batch = make_batch(2) | {"label": np.array([1, 0], np.int32)}
   images, targets = objective.training_inputs(
-    jax.random.key(0), batch, config, 4
+    jax.tree.map(jnp.asarray, batch), config, 4
   )
   assert images.dtype == jnp.dtype(dtype)
   assert targets.dtype == jnp.float32
   np.testing.assert_allclose(targets[0], [0.025, 0.925, 0.025, 0.025])
+  np.testing.assert_allclose(
+    images.astype(jnp.float32), batch["image"] / 127.5 - 1, atol=2**-8
+  )

@@ -463,6 +463,28 @@ def test_a_flat_image_stays_flat():
     np.testing.assert_array_equal(got, 255)
 
 
+@pytest.mark.parametrize("shape", [(90, 130), (10, 100), (100, 10), (28, 28)])
+def test_evaluation_can_squeeze_instead_of_cropping(shape):
+  image = picture(*shape)
+  got = preprocess.evaluation(encode(image), (24, 20), short_side=0)
+  assert got.shape == (24, 20, 3) and got.flags.writeable
+  mixed = min(shape) < 20  # One axis shrinks, the other one grows.
+  want = (
+    bilinear_or_area(image, (24, 20)) if mixed else (area_resize(image, 24, 20))
+  )
+  assert np.abs(got.astype(float) - want).mean() < 0.5
+
+
+def bilinear_or_area(image, size):
+  """Each axis in its own way: area means shrink, lines enlarge."""
+  for axis in (0, 1):
+    pair = list(image.shape[:2])
+    resize = bilinear_enlarge if size[axis] > pair[axis] else area_resize
+    pair[axis] = size[axis]
+    image = resize(image, *pair)
+  return image
+
+
 def test_central_crop():
   image = picture(9, 12)
   got = preprocess.central_crop(image, (4, 5))

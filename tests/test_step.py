@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from mixer import durations, model, objective, optim, sharding
+from mixer import checkpoints, durations, model, objective, optim, sharding
 from mixer import step as step_lib
+from mixer.errors import UserError
+from tests import conftest
 
 PLAN = durations.Plan(
   total=20, warmup=2, log_every=1, eval_every=1, checkpoint_every=1
@@ -55,6 +58,22 @@ def test_any_number_of_devices_computes_the_same(smoke_config, devices):
   assert trainer.abstract.params["stem"]["kernel"].sharding == leaf.sharding
 
 
+@pytest.mark.parametrize(
+  "devices", [pytest.param(2, marks=pytest.mark.slow), 8]
+)
+def test_sam_in_parts_is_the_same_on_any_number_of_devices(
+  smoke_config, devices
+):
+  # Likewise with dropout, stochastic depth and mixup.
+  smoke_config.optimizer.update(accumulate=2, sam_rho=0.5)
+  _, one, one_metrics = run(smoke_config, 1)
+  _, many, many_metrics = run(smoke_config, devices)
+  assert_trees_close(one_metrics, many_metrics, rtol=5e-5)
+  assert_trees_close(
+    jax.device_get(one.params), jax.device_get(many.params), atol=5e-5
+  )
+
+
 def test_repeats_to_the_bit(smoke_config):
   _, one, _ = run(smoke_config, 8)
   _, two, _ = run(smoke_config, 8)
@@ -63,7 +82,13 @@ def test_repeats_to_the_bit(smoke_config):
   )
 
 
-def test_compiles_once_and_never_copies_the_state(smoke_config):
+@pytest.mark.parametrize(
+  "options",
+  [{}, {"accumulate": 2, "sam_rho": 0.5}, {"train": "head"}],
+  ids=["plain", "SAM in parts", "probe"],
+)
+def test_compiles_once_and_never_copies_the_state(smoke_config, options):
+  smoke_config.optimizer.update(options)
   trainer, state, _ = run(smoke_config, 8)
   mesh = sharding.make_mesh()
   before = state
@@ -78,44 +103,67 @@ def test_compiles_once_and_never_copies_the_state(smoke_config):
 def plain_update(config, params, opt_state, step, batch):
   """One update written out, without jit, sharding or TrainState."""
   key = step_lib.key_for(config.seed, step_lib.Purpose.MIXUP, step)
+  a = objective.mixup_weight(key, config.loss.mixup)
   images = jnp.asarray(batch["image"].astype(np.float32) / 127.5 - 1)
   targets = jax.nn.one_hot(batch["label"], 10)
-  images, targets = objective.mixup(key, images, targets, config.loss.mixup)
+  images = a * images + (1 - a) * jnp.roll(images, 1, axis=0)
+  targets = a * targets + (1 - a) * jnp.roll(targets, 1, axis=0)
   module = step_lib.build_model(config, 10)
-  dropout_key = step_lib.key_for(config.seed, step_lib.Purpose.DROPOUT, step)
+  whole_key = step_lib.key_for(config.seed, step_lib.Purpose.DROPOUT, step)
+  parts = config.optimizer.accumulate
 
-  def loss(params):
-    logits = model.apply(module, params, images, key=dropout_key)
+  @jax.jit
+  @jax.value_and_grad
+  def loss(params, images, targets, key):
+    logits = model.apply(module, params, images, key=key)
     return -(targets * jax.nn.log_softmax(logits)).sum(axis=-1).mean()
 
-  value, gradients = jax.jit(jax.value_and_grad(loss))(params)
-  updates, opt_state = optim.make(config, PLAN).update(
-    gradients, opt_state, params
-  )
+  def gradient(params):
+    values = []
+    for i in range(parts):
+      key = whole_key if parts == 1 else jax.random.fold_in(whole_key, i)
+      values.append(loss(params, images[i::parts], targets[i::parts], key))
+    return jax.tree.map(lambda *x: sum(x) / parts, *values)
+
+  value, gradients = gradient(params)
+  used, rho = gradients, config.optimizer.sam_rho
+  if rho:
+    distance = norm_of(gradients)
+    used = gradient(
+      jax.tree.map(lambda p, g: p + rho * g / distance, params, gradients)
+    )[1]
+  updates, opt_state = optim.make(config, PLAN).update(used, opt_state, params)
   return value, gradients, optax.apply_updates(params, updates), opt_state
 
 
-def test_updates_and_metrics_equal_a_plain_loop(smoke_config):
+def norm_of(tree):
+  return np.sqrt(sum(np.sum(np.asarray(x) ** 2) for x in jax.tree.leaves(tree)))
+
+
+@pytest.mark.parametrize(("accumulate", "rho"), [(1, 0.0), (4, 0.5)])
+def test_updates_and_metrics_equal_a_plain_loop(smoke_config, accumulate, rho):
+  smoke_config.optimizer.accumulate = accumulate
+  smoke_config.optimizer.sam_rho = rho
   trainer, state, metrics = run(smoke_config, 1, steps=3)
   params = jax.device_get(trainer.init().params)
   average = params
   opt_state = optim.make(smoke_config, PLAN).init(params)
   schedule = optim.schedule(smoke_config, PLAN)
   for i in range(3):
-    norm = np.sqrt(sum(np.sum(x**2) for x in jax.tree.leaves(params)))
+    norm = norm_of(params)
     value, gradients, params, opt_state = plain_update(
       smoke_config, params, opt_state, i, make_batch(i)
     )
     average = jax.tree.map(
       lambda old, new: 0.9 * old + 0.1 * new, average, params
     )
-    grad_norm = np.sqrt(
-      sum(np.sum(np.asarray(x) ** 2) for x in jax.tree.leaves(gradients))
-    )
     np.testing.assert_allclose(metrics[i]["loss"], value, rtol=1e-5)
-    np.testing.assert_allclose(metrics[i]["grad_norm"], grad_norm, rtol=1e-4)
+    np.testing.assert_allclose(
+      metrics[i]["grad_norm"], norm_of(gradients), rtol=1e-4
+    )
     np.testing.assert_allclose(metrics[i]["param_norm"], norm, rtol=1e-5)
     np.testing.assert_allclose(metrics[i]["learning_rate"], schedule(i))
+    assert ("sam_loss" in metrics[i]) == bool(rho)
   assert int(state.step) == 3
   assert_trees_close(jax.device_get(state.params), params, atol=2e-4)
   assert_trees_close(jax.device_get(state.ema), average, atol=2e-4)
@@ -159,3 +207,170 @@ def test_step_is_counted_in_the_state(smoke_config):
   _, state, _ = run(smoke_config, 2, steps=2)
   assert dataclasses.replace(state).step == 2
   assert state.step.dtype == jnp.int32
+
+
+@pytest.fixture
+def plain_config(smoke_config):
+  """Smaller, and without random numbers in the model."""
+  smoke_config.model.update(
+    num_blocks=1, hidden_dim=16, dropout=0.0, stochastic_depth=0.0
+  )
+  return smoke_config
+
+
+@pytest.mark.parametrize(
+  ("loss", "smoothing", "mixup"),
+  [
+    ("softmax", 0.1, 0.5),
+    ("sigmoid", 0.0, 0.5),
+    pytest.param("softmax", 0.0, 0.0, marks=pytest.mark.slow),
+  ],
+)
+def test_parts_make_the_update_of_the_whole_batch(
+  plain_config, loss, smoothing, mixup
+):
+  plain_config.loss.update(name=loss, label_smoothing=smoothing, mixup=mixup)
+  # Adam would blow the rounding of gradients that are all but zero up.
+  plain_config.optimizer.update(name="sgd", weight_decay=0.0, learning_rate=0.3)
+  trainer, whole, whole_metrics = run(plain_config, 1, steps=4)
+  plain_config.optimizer.accumulate = 4
+  _, parts, parts_metrics = run(plain_config, 1, steps=4)
+  assert_trees_close(parts_metrics, whole_metrics, rtol=1e-5)
+  assert_trees_close(parts, whole, atol=2e-6)
+  # All kernels have moved by far more than that.
+  start = dict(conftest.leaves(trainer.init().params))
+  for name, leaf in conftest.leaves(whole.params):
+    if "kernel" in name:
+      assert abs(leaf - start[name]).max() > 1e-4, name
+
+
+def compiled(config, devices):
+  """The update, compiled for abstract batches."""
+  mesh = sharding.make_mesh(jax.devices()[:devices])
+  trainer = step_lib.Trainer(config, PLAN, 10, mesh)
+  b, side = config.batch_size, config.image_size
+  split = sharding.batch(mesh)
+  batch = {
+    "image": jax.ShapeDtypeStruct(
+      (b, side, side, 3), jnp.uint8, sharding=split
+    ),
+    "label": jax.ShapeDtypeStruct((b,), jnp.int32, sharding=split),
+  }
+  return trainer.train_step.lower(trainer.abstract, batch).compile()
+
+
+_MOVES = r"all-gather|all-to-all|reduce-scatter|collective-permute|all-reduce"
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("mixup", [0.0, 0.5])
+def test_no_example_moves_but_for_mixup(plain_config, accumulate, mixup):
+  plain_config.loss.mixup = mixup
+  plain_config.optimizer.update(accumulate=accumulate, sam_rho=0.5)
+  text = compiled(plain_config, 8).as_text()
+  lines = re.findall(rf"= (.*) (?:{_MOVES})(?:-start)?\(", text)
+  moved = {x for line in lines for x in re.findall(r"\w+\[[\d,]*\]", line)}
+  # Gradients in float32, losses; and each device hands the last of its
+  # examples to the next device.
+  trainer = step_lib.Trainer(plain_config, PLAN, 10, sharding.make_mesh())
+  parameters = jax.tree.leaves(trainer.abstract.params)
+  gradients = {f"f32{list(x.shape)}".replace(" ", "") for x in parameters}
+  gradients |= {"f32[]", "f32[10,16]"}  # The last: the head's, transposed.
+  neighbours = {"s32[1]", "u8[1,16,16,3]"} if mixup else set()
+  assert "f32[4,4,3,16]" in moved
+  assert moved - gradients == neighbours
+
+
+def test_parts_take_less_memory(plain_config):
+  plain_config.batch_size, plain_config.image_size = 64, 64
+  plain_config.model.update(num_blocks=3, hidden_dim=64)
+
+  def temporaries(accumulate):
+    plain_config.optimizer.accumulate = accumulate
+    return compiled(plain_config, 1).memory_analysis().temp_size_in_bytes
+
+  # Beside an eighth of the activations there are gradients and bytes.
+  assert temporaries(8) < 0.25 * temporaries(1)
+
+
+def test_a_probe_trains_the_head_alone(plain_config):
+  plain_config.optimizer.train = "head"
+  trainer, state, _ = run(plain_config, 8)
+  start = dict(conftest.leaves(trainer.init().params))
+  for name, leaf in conftest.leaves(state.params):
+    assert np.array_equal(leaf, start[name]) == ("['head']" not in name)
+  for name, leaf in conftest.leaves(state.ema):
+    assert np.array_equal(leaf, start[name]) == ("['head']" not in name)
+  # Adam's two moments of kernel and bias, and two counts.
+  assert sum(x.size for x in jax.tree.leaves(state.opt_state)) == 2 * 170 + 2
+
+
+def test_what_is_frozen_costs_no_backward_pass(plain_config):
+  plain_config.model.update(num_blocks=3, hidden_dim=64)
+
+  def operations(train):
+    plain_config.optimizer.train = train
+    return compiled(plain_config, 1).cost_analysis()["flops"]
+
+  # Forward alone is a third.
+  assert operations("head") < 0.45 * operations("all")
+
+
+def test_a_frozen_part_is_left_out_of_the_norm_that_clips(plain_config):
+  plain_config.optimizer.update(
+    name="sgd", weight_decay=0.0, momentum=0.0, clip_norm=1e-3, ema_decay=0.0
+  )
+  plain_config.optimizer.lr_factors = (("head/bias", 1.0), (".*", 0.0))
+  plain_config.schedule.decay = "constant"
+  plan = dataclasses.replace(PLAN, warmup=0)
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  trainer = step_lib.Trainer(plain_config, plan, 10, mesh)
+  batch = sharding.put_batch(mesh, make_batch())
+  state, metrics = trainer.train_step(trainer.init(), batch)
+  moved = state.params["head"]["bias"]  # From zero.
+  assert metrics["grad_norm"] > 1e-3
+  np.testing.assert_allclose(
+    norm_of(moved), 1e-3 * plain_config.optimizer.learning_rate, rtol=1e-3
+  )
+  assert not state.params["head"]["kernel"].any()
+
+
+def test_patterns_are_compared_with_the_model(plain_config):
+  plain_config.optimizer.lr_factors = (("MixerBlock_1/.*", 0.0),)
+  with pytest.raises(UserError, match="'MixerBlock_1/.*', which matches no"):
+    step_lib.Trainer(plain_config, PLAN, 10, sharding.make_mesh())
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"train": "head"},
+    {"train": "head", "name": "sgd", "weight_decay": 0.0},
+    {"lr_factors": (("stem/.*", 0.0), ("head/.*", 10.0)), "sam_rho": 0.1},
+  ],
+  ids=["adamw", "sgd", "part"],
+)
+def test_a_state_with_frozen_parts_is_saved_and_restored(
+  plain_config, tmp_path, options
+):
+  plain_config.optimizer.update(options)
+  trainer, state, _ = run(plain_config, 8, steps=2)
+  with checkpoints.Checkpoints(tmp_path) as saved:
+    saved.save(2, state, {})
+    restored = saved.restore(trainer.abstract)
+  assert jax.tree.structure(restored) == jax.tree.structure(state)
+  jax.tree.map(np.testing.assert_array_equal, restored, state)
+  mesh = sharding.make_mesh()
+  both = [
+    trainer.train_step(s, sharding.put_batch(mesh, make_batch(2)))[0]
+    for s in (restored, state)
+  ]
+  jax.tree.map(np.testing.assert_array_equal, *both)
+
+
+def test_a_perturbed_gradient_that_is_not_finite_shows(plain_config):
+  # So that the run stops before such a state is saved.
+  plain_config.optimizer.sam_rho = 1e38
+  _, _, metrics = run(plain_config, 1, steps=1)
+  assert np.isfinite(metrics[0]["loss"])
+  assert not np.isfinite(metrics[0]["grad_norm"])

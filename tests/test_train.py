@@ -247,7 +247,7 @@ def test_a_wrong_first_command_can_be_mended(
 ):
   wrong = train_command(tmp_path / "run", "--config.init_from=nowhere")
   assert wrong.returncode == 1
-  assert "there is no checkpoint in nowhere" in wrong.stderr
+  assert "there are no weights at nowhere" in wrong.stderr
   mended = train_command(
     tmp_path / "run", f"--config.init_from={undisturbed[0]}"
   )

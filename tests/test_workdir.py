@@ -108,7 +108,7 @@ def test_free_keys_may_differ(tmp_path):
     **{
       key.replace(".", "__"): f"{flat[key]}1"
       if isinstance(flat[key], str)
-      else flat[key] + 1
+      else flat[key] + ([1] if isinstance(flat[key], list) else 1)
       for key in config_lib.FREE_KEYS
     }
   )
@@ -143,6 +143,16 @@ def test_allowing_a_key_that_is_none_is_refused(tmp_path):
   workdir.claim(tmp_path, config_json(), _RESOLVED)
   message = refusal(tmp_path, config_json(), _RESOLVED, ["sede"])
   assert message == "--allow_change=sede: that is no key of the config."
+
+
+def test_a_key_that_is_younger_had_its_default(tmp_path):
+  old = config_json()
+  del old["sweep"], old["image_width"]
+  del old["optimizer"]["sam_rho"]
+  workdir.claim(tmp_path, old, _RESOLVED)
+  workdir.claim(tmp_path, config_json(), _RESOLVED)
+  changed = config_json(optimizer__sam_rho=0.1)
+  assert "sam_rho: 0.0 -> 0.1" in refusal(tmp_path, changed, _RESOLVED)
 
 
 def test_a_key_that_is_gone_or_new_can_be_allowed(tmp_path):

@@ -30,7 +30,7 @@ from mixer import step as step_lib
 
 # Labels a class (0: all of them) -> draws of them, that is runs.
 DRAWS = {5: 3, 10: 3, 25: 2, 0: 1}
-STEPS = {5: 100, 10: 150, 25: 250, 0: 600}
+STEPS = {1: 100, 5: 100, 10: 150, 25: 250, 0: 600}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +61,19 @@ def _run(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, float]:
   return values
 
 
-def _digits(workdir: pathlib.Path, labels: int, ridge: float | None) -> Row:
-  """Fine-tunes, and trains from scratch, with that many labels a class."""
+def digits(
+  workdir: pathlib.Path, labels: int, draws: int, ridge: float | None = None
+) -> Row:
+  """Fine-tunes, and trains from scratch, with that many labels a class.
+
+  Args:
+    workdir: with the pre-training in `pretrain`.
+    labels: a class, one of `STEPS`; 0 for all.
+    draws: of labels; each has a seed of its own.
+    ridge: accuracy of a ridge regression, for the table.
+  """
   found: dict[str, list[float]] = {"finetune": [], "scratch": []}
-  for draw in range(DRAWS[labels]):
+  for draw in range(draws):
     for kind, accuracies in found.items():
       config = demo_finetune.get_config()
       config.data.data_dir = str(workdir / "data")
@@ -232,8 +241,8 @@ def demo(workdir: pathlib.Path) -> list[str]:
     flush=True,
   )
   rows = [
-    _digits(workdir, labels, pretrained.get(f"fewshot/{labels}shot"))
-    for labels in DRAWS
+    digits(workdir, labels, draws, pretrained.get(f"fewshot/{labels}shot"))
+    for labels, draws in DRAWS.items()
   ]
   fonts = pretrained["eval/accuracy"]
   print(f"\nGlyphs in held-out fonts: accuracy {fonts:.3f}\n")

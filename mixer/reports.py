@@ -1,0 +1,147 @@
+"""Files and lines that an evaluation leaves for people."""
+
+import csv
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mixer import tally as tally_lib
+
+# Up to so many classes the matrix is written whole, and drawn.
+DENSE_CLASSES = 1_000
+# Up to so many, a drawing has room for their names.
+_NAMED_CLASSES = 40
+
+
+def write(
+  folder: pathlib.Path,
+  tally: tally_lib.Tally,
+  class_ids: Sequence[str],
+  class_names: Sequence[str],
+) -> list[pathlib.Path]:
+  """Writes the confusions and the table of the classes.
+
+  Args:
+    folder: that is there; its files of the same names are replaced.
+    tally: what was counted.
+    class_ids: in the order of the labels, as the data set names them.
+    class_names: the same, for people.
+
+  Returns:
+    The files: `per_class.csv`; `confusion.csv`, the pairs that occur; with few
+    classes `confusion.npy`, int64 `[K, K]`, and `confusion.png` too.
+  """
+  table = []
+  for row in tally.classes():
+    other = "" if row.confused_with is None else class_ids[row.confused_with]
+    name = "" if row.confused_with is None else class_names[row.confused_with]
+    table.append(
+      (
+        class_ids[row.label],
+        class_names[row.label],
+        row.examples,
+        row.correct,
+        f"{row.correct / row.examples:.6f}" if row.examples else "",
+        other,
+        name,
+        row.confused,
+      )
+    )
+  header = (
+    "class,name,examples,correct,accuracy,"
+    "confused_with,confused_with_name,confused"
+  )
+  files = [_csv(folder / "per_class.csv", header.split(","), table)]
+  found = tally.confusion.tocoo()
+  order = np.lexsort((found.col, found.row))
+  pairs = zip(
+    found.row[order].tolist(),
+    found.col[order].tolist(),
+    found.data[order].tolist(),
+    strict=True,
+  )
+  files.append(
+    _csv(
+      folder / "confusion.csv",
+      ("true", "predicted", "count", "true_name", "predicted_name"),
+      (
+        (class_ids[t], class_ids[p], n, class_names[t], class_names[p])
+        for t, p, n in pairs
+      ),
+    )
+  )
+  if len(class_ids) <= DENSE_CLASSES:
+    dense = tally.confusion.toarray()
+    files += [folder / "confusion.npy", folder / "confusion.png"]
+    np.save(files[-2], dense)
+    _draw(files[-1], dense, class_names)
+  return files
+
+
+def _csv(path: pathlib.Path, header: Sequence[str], rows: Any) -> pathlib.Path:
+  with open(path, "w", newline="", encoding="utf-8") as f:
+    writer = csv.writer(f, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+  return path
+
+
+def _draw(path: pathlib.Path, matrix: np.ndarray, names: Sequence[str]) -> None:
+  """A heat map: of each true class, the share that went to each other."""
+  import matplotlib
+
+  matplotlib.use("Agg")
+  from matplotlib import colors
+  from matplotlib import pyplot as plt
+
+  shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+  named = len(names) <= _NAMED_CLASSES
+  side = max(5.0, 0.3 * len(names)) if named else 9.0
+  figure, axes = plt.subplots(figsize=(side + 1, side), layout="constrained")
+  # By the root, as the rare mistakes are what one looks for.
+  norm = colors.PowerNorm(0.5, vmin=0, vmax=1)
+  drawn = axes.imshow(
+    shares, cmap="magma_r", norm=norm, interpolation="nearest"
+  )
+  axes.set(xlabel="predicted", ylabel="true")
+  if named:
+    places = np.arange(len(names))
+    axes.set_xticks(places, names, rotation=90)
+    axes.set_yticks(places, names)
+  figure.colorbar(drawn, ax=axes, label="share of the true class")
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
+
+
+def describe(metrics: Mapping[str, Any], loss: str) -> str:
+  """The metrics that there are, one a line.
+
+  Args:
+    metrics: of `tally.Tally.metrics`; `images_per_second`; few-shot
+      accuracies, `fewshot/Nshot` and their `fewshot/Nshot_draws`.
+    loss: its name.
+  """
+  lines = [
+    text.format(metrics[name])
+    for name, text in (
+      ("accuracy", "top-1         {:.2%}"),
+      ("accuracy_top5", "top-5         {:.2%}"),
+      ("loss", f"loss          {{:.4f}} nats ({loss})"),
+      ("real_accuracy", "ReaL          {:.2%}"),
+      ("real_examples", "              of {:,} examples with valid labels"),
+      ("not_numbers", "NaN           {:,} examples, counted as wrong"),
+      ("examples", "examples      {:,}"),
+      ("images_per_second", "images/s      {:,.1f}"),
+    )
+    if name in metrics
+  ]
+  for name, value in metrics.items():
+    if name.endswith("shot"):
+      draws = metrics[f"{name}_draws"]
+      lines.append(
+        f"{name.removeprefix('fewshot/'):<14}{value:.2%} ({min(draws):.2%} to "
+        f"{max(draws):.2%} over {len(draws)} draws)"
+      )
+  return "\n".join(lines)

@@ -1,0 +1,235 @@
+"""A trained model with all that evaluating it, or predicting with it, needs.
+
+From a run of ours everything comes from the checkpoint's own metadata; from a
+released file from the weights themselves, and from what is known of them.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mixer import checkpoints, released, resolution, weights
+from mixer import config as config_lib
+from mixer import model as model_lib
+from mixer import step as step_lib
+from mixer.datasets import wordnet
+from mixer.errors import UserError
+
+# Lists of classes of the released heads, by the number of outputs.
+_RELEASED = {1_000: "imagenet1k", 21_843: "head"}
+# The paper's short side for its crop.
+_SHORT_SIDE, _CROP = 256, 224
+# A head that was trained with a sigmoid loss expects each class to be absent:
+# its biases begin at about -7 (1,000 classes) or -10 (21,843) and stay near. A
+# softmax loss leaves their mean where it begins, at 0.
+_SIGMOID_BIAS = -3.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A trained model.
+
+  Attributes:
+    module: the Flax module, with a head if the weights have one.
+    params: nested dict of float32 numpy arrays.
+    image_size: (height, width) of the images it takes, in pixels.
+    short_side: to which their shorter side is resized before the crop.
+    class_ids: of its outputs, in order, as the data set named them; None where
+      nobody knows or there is no head.
+    class_names: the same, for people.
+    loss: that it was trained with, "softmax" or "sigmoid".
+    origin: what it is, for people.
+    config: of the run that it comes from; None for a released file.
+  """
+
+  module: model_lib.MlpMixer
+  params: Any
+  image_size: tuple[int, int]
+  short_side: int
+  class_ids: tuple[str, ...] | None
+  class_names: tuple[str, ...] | None
+  loss: str
+  origin: str
+  config: config_lib.Config | None = None
+
+  @property
+  def num_classes(self) -> int:
+    """K; 0 without a head."""
+    return self.module.num_classes
+
+
+def load(
+  path: str,
+  image_size: int | Sequence[int] | None = None,
+  method: str = "",
+  dtype: str = "",
+) -> Trained:
+  """Loads a trained model.
+
+  Args:
+    path: a workdir of train.py (for its newest checkpoint), a checkpoint in
+      it, a released .npz file, or its name, as "imagenet1k/Mixer-B_16".
+    image_size: of the images it is to take, in pixels: a side, or (height,
+      width); None for what it was trained at. The short side before the crop
+      changes in proportion.
+    method: to fit it to another size, see `resolution.METHODS`; "" for the one
+      that suits the size.
+    dtype: of activations and matmul operands; "" for what the run had, and
+      float32 for a released file.
+
+  Raises:
+    UserError: nothing there, no sound weights, or a size that can't be.
+  """
+  is_run = released.kind(path) == "checkpoint"
+  found = _of_run(path) if is_run else _of_file(path)
+  if image_size is not None:
+    found = _resized(found, image_size, method)
+  if dtype:
+    module = found.module.clone(dtype=jnp.dtype(dtype))
+    found = dataclasses.replace(found, module=module)
+  return found
+
+
+def _of_run(path: str) -> Trained:
+  params, info = checkpoints.load_params(path)
+  where = info["path"]
+  try:
+    config = _config(info["config"], info.get("resolved") or {})
+    class_ids = tuple(info["class_names"])
+  except (KeyError, TypeError, ValueError) as e:
+    raise UserError(
+      f"checkpoint {where} lacks the config and the class names that train.py "
+      f"saves with it ({e}); take another checkpoint."
+    ) from e
+  size = config_lib.image_size(config)
+  module = step_lib.build_model(config, len(class_ids))
+  _check(module, params, size, where)
+  kept = ", averaged weights" if info["averaged"] else ""
+  return Trained(
+    module=module,
+    params=params,
+    image_size=size,
+    short_side=config.data.eval_short_side,
+    class_ids=class_ids,
+    class_names=names_for_people(class_ids),
+    loss=config.loss.name,
+    origin=f"{where} (step {info['step']}{kept})",
+    config=config,
+  )
+
+
+def _of_file(path: str) -> Trained:
+  params = released.load(path)
+  shape = weights.shape_of(params, f"the weights in {path}")
+  side = math.isqrt(shape.num_tokens) * shape.patch_size
+  if side**2 != shape.num_tokens * shape.patch_size**2:
+    raise UserError(
+      f"the weights in {path} are for {shape.num_tokens} tokens, which no "
+      "square image has; those of another shape can be used from a workdir "
+      "of train.py, which knows it."
+    )
+  attributes = dataclasses.asdict(shape)
+  attributes.pop("num_tokens")  # It follows from the image.
+  known = _RELEASED.get(shape.num_classes)
+  class_ids = wordnet.classes(known) if known else None
+  loss = "softmax"
+  if shape.num_classes and np.mean(params["head"]["bias"]) < _SIGMOID_BIAS:
+    loss = "sigmoid"
+  return Trained(
+    module=model_lib.MlpMixer(**attributes),
+    params=params,
+    image_size=(side, side),
+    short_side=round(side * _SHORT_SIDE / _CROP),
+    class_ids=class_ids,
+    class_names=names_for_people(class_ids) if class_ids else None,
+    loss=loss,
+    origin=path,
+  )
+
+
+def _config(
+  stored: Mapping[str, Any], resolved: Mapping[str, Any]
+) -> config_lib.Config:
+  """The config of a run; keys that are younger have their defaults."""
+  config = config_lib.default()
+  known = config_lib.flatten(config)
+  for key, value in config_lib.flatten(stored).items():
+    if key not in known:
+      continue  # Gone since.
+    *groups, last = key.split(".")
+    place = config
+    for group in groups:
+      place = place[group]
+    place[last] = _tuples(value)
+  # Of weights that the run had fitted to its resolution.
+  if resolved.get("tokens_mlp_dim"):
+    config.model.tokens_mlp_dim = resolved["tokens_mlp_dim"]
+  return config
+
+
+def _tuples(value: Any) -> Any:
+  """Tuples for the lists that JSON has made of them, at any depth."""
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _check(
+  module: model_lib.MlpMixer, params: Any, size: tuple[int, int], where: str
+) -> None:
+  """Refuses weights that are not the module's."""
+  images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+  variables = jax.eval_shape(module.init, jax.random.key(0), images)
+  lines = weights.mismatches(
+    weights.shapes(params), weights.shapes(variables["params"])
+  )
+  if lines:
+    raise UserError(
+      f"checkpoint {where} holds weights of another model than the config that "
+      f"was saved with it: {weights.shorten(lines)}. It was made by another "
+      "version of mixer, or is not whole; take another checkpoint."
+    )
+
+
+def _resized(
+  found: Trained, image_size: int | Sequence[int], method: str
+) -> Trained:
+  """The same model for images of another size."""
+  old, size = found.image_size, _pair(image_size)
+  if size == old:
+    return found
+  if found.module.permute:
+    raise UserError(
+      f"{found.origin} was trained on images with their {found.module.permute} "
+      f"permuted, which is for {old[0]} x {old[1]} px alone; leave "
+      "--image_size out."
+    )
+  shape = weights.shape_of(found.params, f"the weights in {found.origin}")
+  method = method or resolution.choose(shape, image_size, old)
+  params = resolution.resize(found.params, image_size, method, old)
+  t = weights.shape_of(params).tokens_mlp_dim
+  said = resolution.describe(shape, image_size, method, old)
+  return dataclasses.replace(
+    found,
+    module=found.module.clone(tokens_mlp_dim=t),
+    params=params,
+    image_size=size,
+    short_side=round(max(size) * found.short_side / max(old)),
+    origin=f"{found.origin}; {said}",
+  )
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+  height, width = (size, size) if isinstance(size, int) else size
+  return height, width
+
+
+def names_for_people(class_ids: tuple[str, ...]) -> tuple[str, ...]:
+  """Names in place of WordNet ids; others stay as they are."""
+  try:
+    return wordnet.names(class_ids)
+  except UserError:  # Some are no WordNet ids that are known here.
+    return class_ids

@@ -1,0 +1,491 @@
+import functools
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixer import model, resolution, weights
+from mixer.errors import UserError
+from tests import reference
+
+P = 2
+BLOCKWISE = ("tiles", "interleaved")
+pre_logits = functools.partial(reference.forward, head=False)
+
+sides = st.integers(1, 4)
+grids = st.tuples(sides, sides)
+factors = st.tuples(st.integers(1, 3), st.integers(1, 3))
+seeds = st.integers(0, 999)
+examples = functools.partial(settings, deadline=None)
+
+
+def make_shape(grid=(3, 4), t=5, c=6, k=3, patch=P):
+  return weights.Shape(patch, 2, c, t, 7, math.prod(grid), k)
+
+
+def random_params(shape, seed=0) -> Any:
+  rng = np.random.default_rng(seed)
+  return weights.unflatten(
+    {
+      name: rng.normal(0, 0.5, dims).astype(np.float32)
+      for name, dims in weights.expected(shape).items()
+    }
+  )
+
+
+def pixels(grid, by=(1, 1)):
+  return grid[0] * by[0] * P, grid[1] * by[1] * P
+
+
+def random_images(size, seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.uniform(-1, 1, (2, *size, 3)).astype(np.float32)
+
+
+def parts(images, by, method):
+  """The images of the old size that the blocks of a large one see."""
+  ky, kx = by
+  _, height, width, _ = images.shape
+  h, w = height // ky, width // kx
+  for a, b in itertools.product(range(ky), range(kx)):
+    if method == "tiles":
+      yield images[:, a * h : (a + 1) * h, b * w : (b + 1) * w]
+      continue
+    out = np.empty((len(images), h, w, 3), np.float32)
+    for y, x in itertools.product(range(0, h, P), range(0, w, P)):
+      top, left = y * ky + a * P, x * kx + b * P
+      patch = images[:, top : top + P, left : left + P]
+      out[:, y : y + P, x : x + P] = patch
+    yield out
+
+
+def flax_pre_logits(params, images):
+  s = weights.shape_of(params)
+  module = model.build(
+    f"S/{s.patch_size}",
+    s.num_classes,
+    num_blocks=s.num_blocks,
+    hidden_dim=s.hidden_dim,
+    tokens_mlp_dim=s.tokens_mlp_dim,
+    channels_mlp_dim=s.channels_mlp_dim,
+  )
+  apply = jax.jit(functools.partial(model.apply, module, pre_logits=True))
+  return np.asarray(apply(params, jnp.asarray(images)))
+
+
+def check_mean_of_parts(forward, atol, params, grid, by, method, seed=0):
+  images = random_images(pixels(grid, by), seed)
+  new = resolution.resize(params, pixels(grid, by), method, pixels(grid))
+  old = [forward(params, part) for part in parts(images, by, method)]
+  np.testing.assert_allclose(
+    forward(new, images), np.mean(old, axis=0), atol=atol, rtol=0
+  )
+
+
+def assert_same(a: Any, b: Any, atol=0.0):
+  a, b = weights.flatten(a), weights.flatten(b)
+  assert a.keys() == b.keys()
+  for name in a:
+    np.testing.assert_allclose(a[name], b[name], atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize("method", BLOCKWISE)
+@examples(max_examples=40)
+@given(grid=grids, by=factors, t=sides, c=sides, seed=seeds)
+def test_pre_logits_are_the_mean_of_the_parts(method, grid, by, t, c, seed):
+  params = random_params(make_shape(grid, t, c), seed)
+  check_mean_of_parts(pre_logits, 1e-9, params, grid, by, method, seed)
+
+
+@pytest.mark.parametrize("method", BLOCKWISE)
+def test_so_they_are_in_the_model_itself(method):
+  params = random_params(make_shape((3, 4)))
+  check_mean_of_parts(flax_pre_logits, 2e-6, params, (3, 4), (2, 3), method)
+
+
+def test_tiles_are_the_block_diagonal_kernels_of_the_paper():
+  g, k = 3, 2
+  params = random_params(make_shape((g, g)))
+  new = resolution.resize(params, g * k * P, "tiles")
+  r, c = np.divmod(np.arange((g * k) ** 2), g * k)
+  tile, inner = (r // g) * k + c // g, (r % g) * g + c % g
+  place = tile * g * g + inner
+  for block in ("MixerBlock_0", "MixerBlock_1"):
+    old_mlp, new_mlp = params[block]["token_mixing"], new[block]["token_mixing"]
+    copies = {k: [v] * 4 for k, v in weights.flatten(old_mlp).items()}
+    one: Any = scipy.linalg.block_diag(*copies["Dense_0/kernel"])
+    two: Any = scipy.linalg.block_diag(*copies["Dense_1/kernel"])
+    wanted = {
+      "Dense_0/kernel": one[place],
+      "Dense_0/bias": np.concatenate(copies["Dense_0/bias"]),
+      "Dense_1/kernel": two[:, place],
+      "Dense_1/bias": np.concatenate(copies["Dense_1/bias"])[place],
+    }
+    assert_same(new_mlp, weights.unflatten(wanted))
+
+
+@pytest.mark.parametrize("method", BLOCKWISE)
+@examples(max_examples=20)
+@given(grid=grids, first=factors, second=factors)
+def test_two_enlargements_are_one(method, grid, first, second):
+  params = random_params(make_shape(grid))
+  both = (first[0] * second[0], first[1] * second[1])
+  size, middle = pixels(grid, both), pixels(grid, first)
+  once = resolution.resize(params, size, method, pixels(grid))
+  half = resolution.resize(params, middle, method, pixels(grid))
+  twice = resolution.resize(half, size, method, middle)
+  images = random_images(size)
+  np.testing.assert_allclose(
+    pre_logits(twice, images), pre_logits(once, images), atol=1e-9
+  )
+  # The same hidden units, in another order.
+  units = []
+  for mlp in (once, twice):
+    dense = mlp["MixerBlock_0"]["token_mixing"]
+    rows = np.concatenate(
+      [
+        dense["Dense_0"]["kernel"].T,
+        dense["Dense_0"]["bias"][:, None],
+        dense["Dense_1"]["kernel"],
+      ],
+      axis=1,
+    )
+    units.append(rows[np.lexsort(rows.T)])
+  np.testing.assert_array_equal(*units)
+
+
+@functools.cache
+def cubic(old, new):
+  """[new, old], by another implementation; least squares to fewer."""
+  if new < old:
+    up = cubic(new, old)
+    return np.linalg.lstsq(up, np.eye(old), rcond=None)[0]
+  eye = jnp.eye(old, dtype=jnp.float32)
+  return np.asarray(jax.image.resize(eye, (new, old), "cubic"), np.float64)
+
+
+def token_mlp(params, fields):
+  """The first block's, of fields [N, rows, cols]."""
+  dense = params["MixerBlock_0"]["token_mixing"]
+  x = fields.reshape(len(fields), -1)
+  x = x @ dense["Dense_0"]["kernel"] + dense["Dense_0"]["bias"]
+  x = np.asarray(jax.nn.gelu(jnp.asarray(x, jnp.float32)))
+  x = x @ dense["Dense_1"]["kernel"] + dense["Dense_1"]["bias"]
+  return x.reshape(fields.shape)
+
+
+def to_grid(fields, grid):
+  y, x = map(cubic, fields.shape[1:], grid)
+  return np.einsum("ri,cj,nij->nrc", y, x, fields)
+
+
+@pytest.mark.parametrize(
+  ("old", "new"),
+  [
+    ((4, 4), (7, 7)),
+    ((4, 4), (3, 3)),
+    ((4, 7), (7, 3)),
+    ((4, 3), (4, 7)),
+    ((7, 7), (14, 14)),
+    ((1, 3), (4, 1)),
+  ],
+)
+def test_the_resampled_mlp_is_the_old_one_on_the_old_grid(old, new):
+  params = random_params(make_shape(old))
+  resized = resolution.resize(params, pixels(new), "resample", pixels(old))
+  fields = np.random.default_rng(1).standard_normal((5, *new))
+  wanted = to_grid(token_mlp(params, to_grid(fields, old)), new)
+  np.testing.assert_allclose(token_mlp(resized, fields), wanted, atol=2e-5)
+
+
+@examples(max_examples=40)
+@given(grid=grids, more=st.tuples(sides, sides), seed=seeds)
+def test_resampling_to_a_finer_grid_and_back_changes_nothing(grid, more, seed):
+  params = random_params(make_shape(grid), seed)
+  finer = (grid[0] + more[0] - 1, grid[1] + more[1] - 1)
+  there = resolution.resize(params, pixels(finer), "resample", pixels(grid))
+  back = resolution.resize(there, pixels(grid), "resample", pixels(finer))
+  assert_same(back, params, atol=1e-5)
+
+
+@examples(max_examples=40)
+@given(old=grids, new=grids)
+def test_resampling_keeps_what_a_constant_field_gives(old, new):
+  params = random_params(make_shape(old))
+  resized = resolution.resize(params, pixels(new), "resample", pixels(old))
+  before, after = (
+    p["MixerBlock_1"]["token_mixing"]["Dense_0"]["kernel"].sum(axis=0)
+    for p in (params, resized)
+  )
+  np.testing.assert_allclose(after, before, atol=1e-5)
+
+
+def low_frequencies(size, channels, seed):
+  """A smooth field [H, W, channels] of at most one period a side."""
+  rng = np.random.default_rng(seed)
+  y, x = ((np.arange(n) + 0.5) / n for n in size)
+  out = np.zeros((*size, channels))
+  for u, v in itertools.product(range(3), repeat=2):
+    wave = np.outer(np.cos(np.pi * u * y), np.cos(np.pi * v * x))
+    out = out + wave[..., None] * rng.standard_normal(channels) / (1 + u + v)
+  return out
+
+
+def smooth_params(grid, seed):
+  """Weights that vary slowly over the tokens, as those of trained models do."""
+  params = random_params(make_shape(grid, t=8, c=12), seed)
+  for i in range(2):
+    mlp = params[f"MixerBlock_{i}"]["token_mixing"]
+    s, t = mlp["Dense_0"]["kernel"].shape
+    field = low_frequencies(grid, 2 * t + 1, seed + i).reshape(s, -1)
+    field = field.astype(np.float32)
+    mlp["Dense_0"]["kernel"] = field[:, :t] / s
+    mlp["Dense_1"] = {"kernel": field[:, t:-1].T, "bias": field[:, -1]}
+  # A stem that sees colours, not what is finer than a patch.
+  kernel = params["stem"]["kernel"]
+  params["stem"]["kernel"] = np.broadcast_to(kernel[:1, :1], kernel.shape)
+  return params
+
+
+def unscaled(params, ratio):
+  """As position embeddings are resized: without a thought for the sum."""
+  flat = weights.flatten(params)
+  for name, leaf in flat.items():
+    if name.endswith("token_mixing/Dense_0/kernel"):
+      flat[name] = leaf * ratio
+  return weights.unflatten(flat)
+
+
+@examples(max_examples=20)
+@given(
+  old=st.tuples(st.integers(6, 9), st.integers(6, 9)),
+  new=st.tuples(st.integers(4, 16), st.integers(4, 16)),
+  seed=seeds,
+)
+def test_smooth_images_give_nearly_the_same_at_another_size(old, new, seed):
+  params = smooth_params(old, seed)
+  resized = resolution.resize(params, pixels(new), "resample", pixels(old))
+  here, there = (
+    low_frequencies(pixels(grid), 3, seed)[None] for grid in (old, new)
+  )
+  wanted = pre_logits(params, here)
+
+  def error(found):
+    difference = pre_logits(found, there) - wanted
+    return np.linalg.norm(difference) / np.linalg.norm(wanted)
+
+  assert error(resized) < 0.03
+  ratio = math.prod(new) / math.prod(old)
+  if not 0.75 < ratio < 1.3:
+    assert error(resized) < 0.25 * error(unscaled(resized, ratio))
+
+
+@pytest.mark.parametrize(
+  ("size", "method", "width", "sentence"),
+  [
+    (
+      (12, 16),
+      "tiles",
+      20,
+      "tiled from 3 x 4 to 6 x 8 tokens (paper, appendix C): "
+      "token MLP width 5 -> 20",
+    ),
+    (
+      (6, 24),
+      "interleaved",
+      15,
+      "interleaved from 3 x 4 to 3 x 12 tokens (ours, not the paper's): "
+      "token MLP width 5 -> 15",
+    ),
+    (
+      (4, 10),
+      "resample",
+      5,
+      "resampled from 3 x 4 to 2 x 5 tokens (ours, not in the paper): "
+      "token MLP width stays 5",
+    ),
+    ([6, 8], "tiles", 5, ""),
+    ((6, 8), "interleaved", 5, ""),
+    ((6, 8), "resample", 5, ""),
+    ((6, 8), "", 5, ""),
+  ],
+)
+def test_what_is_said_is_what_is_done(size, method, width, sentence):
+  old = make_shape((3, 4))
+  how = (size, method, (6, 8))
+  said = resolution.describe(old, *how)
+  assert said == (f"token mixing {sentence}" if sentence else "")
+  new = weights.shape_of(resolution.resize(random_params(old), *how))
+  assert resolution.tokens_mlp_dim(old, *how) == new.tokens_mlp_dim == width
+  assert new.num_tokens == math.prod(size) // P**2
+
+
+@pytest.mark.parametrize(
+  ("size", "from_size", "method"),
+  [
+    (448, None, "tiles"),
+    (np.int64(448), 224, "tiles"),
+    ((224, 672), None, "tiles"),
+    (224, None, "tiles"),
+    (384, None, "resample"),
+    (112, None, "resample"),
+    ((448, 384), None, "resample"),
+    ((448, 224), None, "tiles"),
+    ((448, 112), (112, 448), "resample"),
+  ],
+)
+def test_the_method_that_suits_a_size(size, from_size, method):
+  shape = make_shape((14, 14), patch=16)
+  assert resolution.choose(shape, size, from_size) == method
+
+
+def test_no_method_means_the_one_that_suits():
+  params = random_params(make_shape((2, 2)))
+  for size, method in ((8, "tiles"), (6, "resample")):
+    assert_same(
+      resolution.resize(params, size, ""),
+      resolution.resize(params, size, method),
+    )
+
+
+@pytest.mark.parametrize("variant", model.VARIANTS)
+def test_published_models_at_twice_their_size_have_the_papers_shapes(variant):
+  spec = model.parse_variant(variant)
+  # What one block is like the others are.
+  module = model.build(
+    variant, num_blocks=1, tokens_mlp_dim=4 * spec.tokens_mlp_dim
+  )
+  images = jax.ShapeDtypeStruct((1, 448, 448, 3), jnp.float32)
+  wanted = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
+  old = weights.Shape(
+    spec.patch_size,
+    1,
+    spec.hidden_dim,
+    spec.tokens_mlp_dim,
+    spec.channels_mlp_dim,
+    (224 // spec.patch_size) ** 2,
+    0,
+  )
+  params = weights.unflatten(
+    {k: np.zeros(v, np.float32) for k, v in weights.expected(old).items()}
+  )
+  assert weights.shapes(resolution.resize(params)) == weights.shapes(wanted)
+
+
+@pytest.mark.parametrize("method", resolution.METHODS)
+def test_only_token_mixing_changes_and_nothing_is_copied(method):
+  params = random_params(make_shape((3, 3)))
+  before = jax.tree.map(np.copy, params)
+  old = weights.flatten(params)
+  new = weights.flatten(resolution.resize(params, 12, method))
+  changed = {name for name in old if new[name] is not old[name]}
+  assert changed == {name for name in old if "/token_mixing/" in name} - (
+    {f"MixerBlock_{i}/token_mixing/Dense_0/bias" for i in range(2)}
+    if method == "resample"
+    else set()
+  )
+  assert_same(params, before)
+  same = weights.flatten(resolution.resize(params, 6, method))
+  assert all(same[name] is old[name] for name in old)
+
+
+@pytest.mark.parametrize("method", resolution.METHODS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_any_arrays_become_float32_numpy_arrays(method, dtype):
+  params = random_params(make_shape((2, 2)))
+  with jax.enable_x64(dtype == "float64"):
+    given = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+  new = resolution.resize(given, 8, method)
+  for leaf in jax.tree.leaves(new):
+    assert type(leaf) is np.ndarray and leaf.dtype == np.float32
+    assert leaf.flags.c_contiguous
+  wanted = resolution.resize(params, 8, method)
+  assert_same(new, wanted, atol=0.02 if dtype == "bfloat16" else 1e-6)
+
+
+def test_the_size_of_an_oblong_grid_may_be_left_out_where_it_stays():
+  params = random_params(make_shape((3, 4)))
+  assert_same(resolution.resize(params, (6, 8)), params)
+
+
+@pytest.mark.parametrize(
+  ("change", "sentence"),
+  [
+    (
+      dict(image_size=230),
+      "image_size=230: the height, 230 px, is no multiple of the model's "
+      "patch, 16 px. Nearest: 224 or 240.",
+    ),
+    (
+      dict(image_size=(448, 450), method="resample"),
+      "image_size=\\(448, 450\\): the width, 450 px.* Nearest: 448 or 464.",
+    ),
+    (dict(image_size=7), "no multiple.*Nearest: 16.$"),
+    (dict(image_size=0), "image_size=0 is no image size; .* height and width"),
+    (dict(image_size=-16), "image_size=-16 is no image size"),
+    (dict(image_size=448.0), "image_size=448.0 is no image size"),
+    (dict(image_size="448"), "image_size='448' is no image size"),
+    (dict(image_size=(448,)), "image_size=\\(448,\\) is no image size"),
+    (
+      dict(image_size=(448, 448.5)),
+      "image_size=\\(448, 448.5\\) is no image size",
+    ),
+    (
+      dict(image_size=384),
+      "init_resize=tiles needs .* whole multiple.* 14 x 14 tokens "
+      "\\(224 x 224 px\\), and image_size=384 has 24 x 24. .*"
+      "--config.init_resize=resample.",
+    ),
+    (
+      dict(image_size=112, method="interleaved"),
+      "init_resize=interleaved needs .* image_size=112 has 7 x 7. .*"
+      "--config.init_resize=resample.",
+    ),
+    (dict(image_size=(448, 112)), "image_size=\\(448, 112\\) has 28 x 7"),
+    (
+      dict(image_size=448, method="bilinear"),
+      "init_resize='bilinear' is no method.*tiles, interleaved, resample",
+    ),
+    (
+      dict(image_size=448, from_size=256),
+      "from_size=256 is 16 x 16 patches of 16 px, but the weights are for 196 ",
+    ),
+    (dict(image_size=448, from_size=225), "from_size=225: the height, 225 px"),
+  ],
+)
+def test_refusals(change, sentence):
+  shape = make_shape((14, 14), patch=16)
+  arguments = dict(method="tiles", from_size=None) | change
+  for function in (resolution.describe, resolution.tokens_mlp_dim):
+    with pytest.raises(UserError, match=sentence):
+      function(shape, **arguments)
+
+
+def test_an_oblong_grid_must_be_told():
+  params = random_params(make_shape((3, 4)))
+  with pytest.raises(UserError, match="12 tokens, which no square .*from_size"):
+    resolution.resize(params, (12, 16))
+  assert resolution.resize(params, (12, 16), from_size=(6, 8))
+
+
+def test_what_is_no_mixer_is_refused():
+  params = random_params(make_shape((2, 2)))
+  del params["MixerBlock_1"]["token_mixing"]["Dense_1"]["bias"]
+  with pytest.raises(UserError, match="whole MLP-Mixer.*Dense_1/bias"):
+    resolution.resize(params, 8)
+
+
+def test_another_patch_is_refused():
+  shape = make_shape((14, 14), patch=16)
+  resolution.check_patch(shape, 16)
+  with pytest.raises(
+    UserError, match="^a.npz have patches of 16 px.* 32 px: .*ends in /16"
+  ):
+    resolution.check_patch(shape, 32, "a.npz")

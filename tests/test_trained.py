@@ -1,0 +1,188 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import smoke
+from mixer import config as config_lib
+from mixer import model, trained, weights
+from mixer import step as step_lib
+from mixer.datasets import wordnet
+from mixer.errors import UserError
+from tests import trained_files
+
+
+def logits(found, images):
+  """What the model says of uint8 images."""
+  scaled = images.astype(np.float32) / 127.5 - 1
+  apply = jax.jit(lambda params, x: model.apply(found.module, params, x))
+  return np.asarray(apply(found.params, scaled.astype(found.module.dtype)))
+
+
+def pictures(side, count=2):
+  shape = (count, side, side, 3)
+  return np.random.default_rng(3).integers(0, 256, shape, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("run")
+  return workdir, trained_files.save(workdir, smoke.get_config())
+
+
+def test_a_run_is_what_its_config_says(run):
+  workdir, state = run
+  config = smoke.get_config()
+  for path in (workdir, workdir / "checkpoints" / "4"):
+    found = trained.load(str(path))
+    # The average of the weights, as evaluations during training.
+    jax.tree.map(np.testing.assert_array_equal, found.params, state.ema)
+    assert found.module == step_lib.build_model(config, 10)
+    assert (found.image_size, found.short_side) == ((16, 16), 16)
+    assert found.class_ids == found.class_names == tuple("0123456789")
+    assert (found.loss, found.num_classes) == ("softmax", 10)
+    assert found.config is not None
+    assert found.config.to_dict() == config.to_dict()
+    assert f"{workdir}/checkpoints/4 (step 4, averaged weights)" in found.origin
+
+
+def test_a_config_from_before_a_key_was_added(tmp_path):
+  config = smoke.get_config()
+
+  def older(metadata):
+    del metadata["config"]["sweep"]
+    del metadata["config"]["data"]["eval_short_side"]
+    metadata["config"]["gone"] = 1
+    metadata["config"]["fewshot"]["shots"] = [1, 2]
+
+  trained_files.save(tmp_path, config, older)
+  found = trained.load(str(tmp_path))
+  assert found.short_side == config_lib.default().data.eval_short_side
+  assert found.config is not None
+  assert found.config.fewshot.shots == (1, 2)
+  assert "gone" not in found.config
+
+
+def test_weights_that_a_run_had_widened(tmp_path):
+  config = smoke.get_config()
+  config.optimizer.ema_decay = 0.0
+  config.model.tokens_mlp_dim = 64
+
+  def narrower(metadata):
+    metadata["config"]["model"]["tokens_mlp_dim"] = 16
+    metadata["resolved"]["tokens_mlp_dim"] = 64
+
+  state = trained_files.save(tmp_path, config, narrower)
+  found = trained.load(str(tmp_path))
+  assert found.module.tokens_mlp_dim == 64
+  assert "averaged" not in found.origin
+  jax.tree.map(np.testing.assert_array_equal, found.params, state.params)
+
+
+def test_weights_of_another_model_than_the_config(tmp_path):
+  def other(metadata):
+    metadata["config"]["model"]["hidden_dim"] = 40
+
+  trained_files.save(tmp_path, smoke.get_config(), other)
+  with pytest.raises(UserError, match=r"\(32,\) there and \(40,\) here"):
+    trained.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("key", ["config", "class_names"])
+def test_without_what_train_py_saves(tmp_path, key):
+  trained_files.save(tmp_path, smoke.get_config(), lambda m: m.pop(key))
+  with pytest.raises(UserError, match=f"lacks the config .*{key}"):
+    trained.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ("num_classes", "bias", "loss", "ids"),
+  [
+    (1_000, 0.1, "softmax", wordnet.classes("imagenet1k")),
+    (21_843, -9.0, "sigmoid", wordnet.classes("head")),
+    (10, 0.0, "softmax", None),
+  ],
+)
+def test_a_released_file(tmp_path, num_classes, bias, loss, ids):
+  path = tmp_path / "w.npz"
+  flat = trained_files.npz(path, num_classes, bias)
+  found = trained.load(str(path))
+  assert found.class_ids == ids
+  if ids:
+    assert found.class_names == wordnet.names(ids)
+  assert found.loss == loss
+  # 8 px is to 224 as 9 is to 256.
+  assert (found.image_size, found.short_side) == ((8, 8), 9)
+  assert (found.config, found.origin) == (None, str(path))
+  assert found.module.dtype == jnp.float32
+  got = weights.flatten(found.params)
+  jax.tree.map(np.testing.assert_array_equal, got, flat)
+  module = model.MlpMixer(4, 2, 8, 6, 12, num_classes=num_classes)
+  assert found.module == module
+
+
+def test_a_file_without_head_gives_features(tmp_path):
+  trained_files.npz(tmp_path / "w.npz", 0)
+  found = trained.load(str(tmp_path / "w.npz"))
+  assert (found.num_classes, found.class_ids, found.class_names) == (
+    0,
+    None,
+    None,
+  )
+  assert logits(found, pictures(8)).shape == (2, 8)
+
+
+def test_another_size_is_the_mean_over_tiles(tmp_path):
+  # Appendix C, as the head is linear.
+  trained_files.npz(tmp_path / "w.npz", 10)
+  found = trained.load(str(tmp_path / "w.npz"))
+  large = trained.load(str(tmp_path / "w.npz"), (16, 24), "tiles")
+  assert (large.image_size, large.short_side) == ((16, 24), 27)
+  assert large.module.tokens_mlp_dim == 6 * 6
+  assert "token mixing tiled from 2 x 2 to 4 x 6" in large.origin
+  images = np.concatenate([pictures(16), pictures(16)], axis=2)[:, :, :24]
+  tiles = [
+    logits(found, images[:, y : y + 8, x : x + 8])
+    for y in (0, 8)
+    for x in (0, 8, 16)
+  ]
+  np.testing.assert_allclose(
+    logits(large, images), np.mean(tiles, axis=0), rtol=1e-4, atol=1e-5
+  )
+
+
+def test_the_method_follows_the_size_unless_it_is_named(run):
+  workdir = str(run[0])
+  assert trained.load(workdir, 16).module == trained.load(workdir).module
+  assert "tiled" in trained.load(workdir, 32).origin
+  assert "resampled" in trained.load(workdir, 24).origin
+  assert "interleaved" in trained.load(workdir, 32, "interleaved").origin
+  found = trained.load(workdir, 32, "resample", "bfloat16")
+  assert "resampled" in found.origin
+  assert found.module.dtype == jnp.bfloat16
+  assert logits(found, pictures(32)).shape == (2, 10)
+  with pytest.raises(UserError, match="no multiple of the"):
+    trained.load(workdir, 18)
+
+
+def test_permuted_patches_go_with_the_model_and_with_one_size(tmp_path):
+  config = smoke.get_config()
+  config.data.permute = "patches"
+  config.data.permute_seed = 7
+  trained_files.save(tmp_path, config)
+  found = trained.load(str(tmp_path))
+  assert (found.module.permute, found.module.permute_seed) == ("patches", 7)
+  plain = dataclasses.replace(found, module=found.module.clone(permute=""))
+  images = pictures(16)
+  assert not np.allclose(logits(found, images), logits(plain, images))
+  with pytest.raises(UserError, match="patches permuted.*--image_size"):
+    trained.load(str(tmp_path), 32)
+
+
+def test_nothing_there(tmp_path):
+  with pytest.raises(UserError, match=r"(?s)there are no weights at"):
+    trained.load(str(tmp_path / "none"))
+  with pytest.raises(UserError, match="there is no checkpoint in"):
+    trained.load(str(tmp_path))

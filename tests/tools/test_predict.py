@@ -1,0 +1,231 @@
+"""What `python -m tools.predict` says, against what evaluation computes."""
+
+import os
+import re
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import input_pipeline
+from configs import smoke
+from mixer import inference, runtime, sharding, trained
+from mixer.datasets import digits
+from mixer.datasets import split as split_lib
+from tests import trained_files
+from tools import predict, prepare
+
+
+@pytest.fixture(autouse=True)
+def untouched(monkeypatch):
+  """Lets main() not change the tests' own process."""
+  monkeypatch.setattr(runtime, "start", lambda platform: None)
+  monkeypatch.setattr(runtime, "quiet_libraries", lambda: None)
+
+
+_NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, data_dir):
+  """A workdir with classes of its own; evaluation crops."""
+  workdir = tmp_path_factory.mktemp("run")
+  config = smoke.get_config()
+  config.data.eval_short_side = 20
+  config.data.data_dir = data_dir
+  trained_files.save(
+    workdir, config, lambda metadata: metadata.update(class_names=_NAMES)
+  )
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+  """Files of several formats and shapes; some lie on their side, by EXIF."""
+  root = tmp_path_factory.mktemp("photos")
+  (root / "below").mkdir()
+  rng = np.random.default_rng(0)
+  for i in range(11):
+    size = (int(rng.integers(12, 60)), int(rng.integers(12, 60)), 3)
+    image = Image.fromarray(rng.integers(0, 256, size, np.uint8))
+    if i % 3:
+      exif = Image.Exif()
+      exif[0x0112] = 1 + i % 8
+      image.save(root / "below" / f"{i:02}.jpg", exif=exif, quality=90)
+    else:
+      image.save(root / f"{i:02}.png")
+  return root
+
+
+@pytest.fixture
+def command(run, capfd):
+  def go(*args, code=0, checkpoint=run):
+    words = [f"--checkpoint={checkpoint}", *map(str, args)]
+    assert predict.main(words) == code
+    return capfd.readouterr()
+
+  return go
+
+
+def table(out):
+  """File -> (score, class), the highest first."""
+  found, last = {}, ""
+  for line in out.split("\n\n", 1)[1].splitlines():
+    match = re.fullmatch(r"(.*?) +(\d\.\d{3})  (.*)", line)
+    assert match, line
+    last = match[1] or last
+    found.setdefault(last, []).append((float(match[2]), match[3]))
+  return found
+
+
+def test_it_says_what_evaluation_computes_of_the_same_bytes(
+  run, command, data_dir, tmp_path
+):
+  """Digits as files, and the same ones as a data set."""
+  images, _ = digits.load()
+  for i, pixels in enumerate(images[1400:1413]):
+    Image.fromarray(pixels).save(tmp_path / f"{i:02}.png")
+  found = trained.load(str(run))
+  config = found.config
+  assert config is not None
+  config.batch_size = 16
+  split = split_lib.open_split("digits", "test[:13]", data_dir)
+  mesh = sharding.make_mesh()
+  functions = inference.Inference(found.module, "softmax", 10, mesh)
+  (batch,) = input_pipeline.eval_batches(split, config)
+  logits, _ = jax.device_get(
+    functions.logits(found.params, sharding.put_batch(mesh, batch))
+  )
+  logits = logits[:13].astype(np.float64)
+  p = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+  order = np.argsort(-p, axis=-1, kind="stable")
+
+  paths = sorted(map(str, tmp_path.iterdir()))
+  said = list(predict.predict(found, paths, top=3))
+  assert [s.path for s in said] == paths
+  for i, one in enumerate(said):
+    np.testing.assert_array_equal(one.classes, order[i, :3])
+    np.testing.assert_allclose(one.scores, p[i, order[i, :3]], rtol=1e-5)
+  printed = table(command(tmp_path, "--top=3").out)
+  assert list(printed) == paths
+  for i, rows in enumerate(printed.values()):
+    assert [name for _, name in rows] == [_NAMES[k] for k in order[i, :3]]
+    np.testing.assert_allclose(
+      [score for score, _ in rows], p[i, order[i, :3]], atol=5.1e-4
+    )
+
+
+def test_files_are_treated_as_a_data_set_made_of_them_is(run, photos, tmp_path):
+  """Upright by EXIF; every pixel the same."""
+  found = trained.load(str(run))
+  assert found.config is not None
+  source = tmp_path / "source"
+  source.mkdir()
+  os.symlink(photos, source / "only")
+  flags = ["folder", "--name=photos", f"--source={source}"]
+  flags += ["--hold_out=none", "--workers=0", f"--data_dir={tmp_path}/data"]
+  assert prepare.main(flags) == 0
+  split = split_lib.open_split("photos", "train", f"{tmp_path}/data")
+  assert len(split) == 11
+  found.config.batch_size = 16
+  (batch,) = input_pipeline.eval_batches(split, found.config)
+  theirs = {x.tobytes() for x in batch["image"][:11]}
+  paths, _ = predict.find([str(photos)])
+  ours = {predict.read(path, found).tobytes() for path in paths}
+  assert ours == theirs
+  assert len(ours) == 11
+
+
+def test_damaged_files_are_told_and_the_rest_goes_on(command, photos, tmp_path):
+  good = sorted(photos.glob("*.png"))
+  cut = tmp_path / "cut.png"
+  cut.write_bytes(good[0].read_bytes()[:60])
+  (tmp_path / "empty.jpg").touch()
+  (tmp_path / "text.jpg").write_text("no image at all")
+  misnamed = tmp_path / "misnamed.jpg"
+  misnamed.write_bytes(good[1].read_bytes())
+  got = command(
+    *(good[0], tmp_path, tmp_path / "none.png", good[1]), "--top=1", code=1
+  )
+  printed = table(got.out)
+  assert list(printed) == [str(good[0]), str(misnamed), str(good[1])]
+  assert printed[str(misnamed)] == printed[str(good[1])]
+  errors = got.err.splitlines()
+  assert [e.split(": ")[1] for e in errors] == [
+    *(str(tmp_path / name) for name in ("cut.png", "empty.jpg", "text.jpg")),
+    str(tmp_path / "none.png"),
+  ]
+  assert "0 bytes" in errors[1] and "No such file" in errors[3]
+
+
+def test_batches_do_not_depend_on_what_lies_beside(run, photos):
+  """More files than a batch: 8 devices have 256 at a time."""
+  found = trained.load(str(run))
+  paths, _ = predict.find([str(photos)])
+  once = {s.path: s for s in predict.predict(found, paths)}
+  many = paths * 25
+  for one in predict.predict(found, [*many, "none.jpg", paths[0]]):
+    if one.path == "none.jpg":
+      assert one.problem and not len(one.classes)
+    else:
+      np.testing.assert_array_equal(one.classes, once[one.path].classes)
+      np.testing.assert_allclose(
+        one.scores, once[one.path].scores, rtol=1e-5, atol=1e-7
+      )
+
+
+def test_find(photos, tmp_path):
+  names = [str(photos / "*.png"), str(photos / "**" / "*.jpg")]
+  paths, empty = predict.find([*names, str(photos), names[0], str(tmp_path)])
+  assert len(paths) == len(set(paths)) == 11
+  assert paths[0] == str(photos / "00.png")
+  assert empty == [str(tmp_path)]
+  strange = tmp_path / "a[1].png"
+  strange.touch()
+  assert predict.find([str(strange)]) == ([str(strange)], [])
+
+
+def test_nothing_found(command, tmp_path):
+  err = command(tmp_path, f"{tmp_path}/*.png", code=1).err
+  assert err.startswith(f"error: there is no image in {tmp_path}, ")
+  assert "expected files, folders" in err
+
+
+def test_a_pattern_that_matches_nothing_is_told(command, photos, tmp_path):
+  got = command(photos / "00.png", f"{tmp_path}/*.gif", code=1)
+  assert f"error: {tmp_path}/*.gif: there is no image\n" in got.err
+  assert len(table(got.out)) == 1
+
+
+@pytest.mark.parametrize(
+  ("num_classes", "bias", "header", "name"),
+  [
+    (10, 0.0, "probabilities (softmax); 10 classes", r"output \d"),
+    (21_843, -9.0, "sigmoids, each class for itself; 21,843", r"[\w' ().-]+"),
+  ],
+)
+def test_the_header_says_what_the_scores_are(
+  command, photos, tmp_path, num_classes, bias, header, name
+):
+  path = tmp_path / "w.npz"
+  trained_files.npz(path, num_classes, bias)
+  out = command(photos / "00.png", checkpoint=path).out
+  assert f"scores        {header}" in out
+  ((_, rows),) = table(out).items()
+  assert len(rows) == 5
+  assert all(re.fullmatch(name, label) for _, label in rows)
+
+
+def test_without_head(command, photos, tmp_path):
+  trained_files.npz(tmp_path / "w.npz", 0)
+  err = command(photos, checkpoint=tmp_path / "w.npz", code=1).err
+  assert "has no head" in err
+
+
+def test_logits_that_are_not_numbers(command, photos, tmp_path):
+  config = smoke.get_config()
+  config.optimizer.ema_decay = 0.0
+  trained_files.save(tmp_path, config, scale=np.nan)
+  out = command(photos / "00.png", "--top=1", checkpoint=tmp_path).out
+  assert "none: the logits are not numbers" in out

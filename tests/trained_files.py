@@ -1,0 +1,51 @@
+"""Makes what trained models are loaded from, without training."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mixer import checkpoints, model, weights
+from mixer import config as config_lib
+from mixer import step as step_lib
+
+_NAMES = list("0123456789")
+
+
+def random_params(module, side):
+  """Weights that are not special, made without a compilation."""
+  images = jnp.zeros((1, side, side, 3))
+  shapes = jax.eval_shape(module.init, jax.random.key(1), images)["params"]
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes
+  )
+
+
+def save(workdir, config, change=lambda metadata: None, scale=1.0):
+  """A workdir as train.py leaves it; the state in it."""
+  module = step_lib.build_model(config, 10)
+  params = random_params(module, config.image_size)
+  params = jax.tree.map(lambda x: x * np.float32(scale), params)
+  ema = None
+  if config.optimizer.ema_decay:
+    ema = jax.tree.map(lambda x: x * 2, params)
+  state = step_lib.TrainState(jnp.asarray(4), params, jnp.zeros(1), ema)
+  metadata = {
+    "config": config_lib.to_json(config),
+    "resolved": {"total": 20},
+    "class_names": _NAMES,
+  }
+  change(metadata)
+  with checkpoints.Checkpoints(workdir) as c:
+    c.save(4, state, metadata)
+  return state
+
+
+def npz(path, num_classes, bias=0.0, side=8):
+  """A file in the layout of the released ones; its weights."""
+  module = model.MlpMixer(4, 2, 8, 6, 12, num_classes=num_classes)
+  flat = weights.flatten(random_params(module, side))
+  if num_classes:
+    flat["head/bias"] += np.float32(bias)
+  np.savez(path, allow_pickle=False, **flat)
+  return flat
