@@ -11,7 +11,7 @@ digits are scans of 8 x 8 points: twice the pixels hold no more of them.
 
 A seed stands for a pre-training, a draw of labels and a fine-tuning. Prints a
 table and writes benchmarks/results/resolution.json. Started again, it goes on
-where it was. A seed takes some 8 minutes on two quiet CPU cores.
+where it was. A seed takes some 6 minutes on two quiet CPU cores.
 """
 
 import argparse
@@ -157,7 +157,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     "Accuracy, mean (range) over seeds: of the untouched model on glyphs; on "
     "digits of\na ridge regression on its features, and fine-tuned; by labels "
     "a class",
-    "".join(f"{t:<22}" for t in ("image size", *titles)).rstrip(),
+    "".join(f"{t:<24}" for t in ("image size", *titles)).rstrip(),
   ]
   for size, method in ARMS:
     own = [r for r in rows if (r["image_size"], r["method"]) == (size, method)]
@@ -166,7 +166,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
       values = [r[column] for r in own]
       spread = f"({min(values):.3f} to {max(values):.3f})"
       cells.append(f"{np.mean(values):.3f} {spread}")
-    lines.append("".join(f"{cell:<22}" for cell in cells).rstrip())
+    lines.append("".join(f"{cell:<24}" for cell in cells).rstrip())
   return "\n".join(lines)
 
 

@@ -100,7 +100,10 @@ def _unknown(key: str) -> str:
   if inside:
     example = config_lib.override(inside[0], _KNOWN[inside[0]])
     return f"{key} is a group of keys; set one of them, as in {example}."
-  close = difflib.get_close_matches(key, _KNOWN, n=1)
+  # A name without its group, before names that merely look alike.
+  last = key.rpartition(".")[2]
+  close = [k for k in _KNOWN if k.rpartition(".")[2] == last]
+  close = close or difflib.get_close_matches(key, _KNOWN, n=1)
   meant = f"did you mean {close[0]!r}? " if close else ""
   return (
     f"the config has no key {key!r}; {meant}mixer/config.py lists them all."
@@ -121,5 +124,7 @@ def _not_loaded(flag: str, error: Exception, text: str) -> str:
     "Configuration is not available because of an earlier failure to load: "
   )
   where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+  if isinstance(error, UserError):
+    return text
   what = f"{type(error).__name__}: {text}".rstrip(":. ")
   return f"{flag} can't be loaded: {what}{where}."

@@ -118,6 +118,12 @@ def load(config: config_lib.Config, class_names: Sequence[str]) -> Origin:
     )
   found = _check_same(config, path, params, size)
   wanted = config_lib.image_size(config)
+  if kind and size != wanted:
+    raise UserError(
+      f"init_from={path} was trained on images of {size[0]} x {size[1]} px "
+      f"with their {kind} permuted, which no other size has in that order; use "
+      f"--config.image_size={size[0]} --config.image_width={size[1]}."
+    )
   if size != wanted:
     shape = weights.shape_of(params, f"the weights of init_from={path}")
     method = config.init_resize or resolution.choose(shape, wanted, size)

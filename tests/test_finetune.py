@@ -220,6 +220,18 @@ def test_another_permutation_is_refused(pretrained):
     origin_of(pretrained[0] / "plain", **changes)
 
 
+def test_another_resolution_of_permuted_images_is_refused(tmp_path):
+  data = {"permute": "pixels", "permute_seed": 0}
+  metadata = METADATA | {"config": {"image_size": 16, "data": data}}
+  with checkpoints.Checkpoints(tmp_path) as c:
+    c.save(1, make_trainer().init(), metadata)
+  changes = {"data.permute": "pixels"}
+  assert origin_of(tmp_path, **changes).params is not None
+  changes |= {"image_size": 32, "data.eval_short_side": 32}
+  with pytest.raises(UserError, match="16 x 16 px with their pixels permuted"):
+    origin_of(tmp_path, **changes)
+
+
 def test_a_smaller_resolution_is_resampled(pretrained):
   changes = {"image_size": 12, "data.eval_short_side": 12}
   origin = origin_of(pretrained[0] / "plain", **changes)

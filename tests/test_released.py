@@ -243,7 +243,7 @@ def test_the_older_layout_is_judged_in_its_own_names(path, flat):
 def test_a_block_that_is_missing_is_noticed(path, layout):
   arrays = layout(random_weights(SMALL))
   np.savez(path, **{k: v for k, v in arrays.items() if "lock_1/" not in k})
-  with pytest.raises(UserError, match=r"lock_1/.* is missing.*and \d+ more"):
+  with pytest.raises(UserError, match=r"lock_1/.* is missing"):
     released.load(path)
 
 
