@@ -224,22 +224,44 @@ _ALLOW_CHANGE = flags.DEFINE_list(
 )
 
 
-def main(argv: Sequence[str]) -> int:
-  """Runs the command line; returns the exit code."""
+def command(
+  argv: Sequence[str],
+  module: str,
+  work: Callable[[config_lib.Config, pathlib.Path], object],
+) -> int:
+  """Runs a command line with the flags of this file.
+
+  Args:
+    argv: what is left of it beside flags.
+    module: what is run, as `python MODULE`.
+    work: takes the config and the workdir.
+
+  Returns:
+    The exit code.
+  """
 
   def body() -> None:
     if len(argv) > 1:
       raise UserError(f"{argv[1]!r} is no flag; flags start with --.")
     if not _WORKDIR.value or _CONFIG.value is None:
       raise UserError(
-        "name a recipe and a folder: python train.py "
+        f"name a recipe and a folder: python {module} "
         "--config=configs/smoke.py --workdir=/tmp/smoke"
       )
     runtime.quiet_libraries()
     runtime.start(_PLATFORM.value)
-    train(_CONFIG.value, _WORKDIR.value, _ALLOW_CHANGE.value)
+    work(_CONFIG.value, pathlib.Path(_WORKDIR.value).expanduser())
 
   return command_line.run(body)
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the command line; returns the exit code."""
+
+  def work(config: config_lib.Config, workdir: pathlib.Path) -> None:
+    train(config, workdir, _ALLOW_CHANGE.value)
+
+  return command(argv, "train.py", work)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,10 @@ def assert_trees_close(one, two, **tolerance):
   )
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize(
+  "devices",
+  [*(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 8],
+)
 def test_any_number_of_devices_computes_the_same(smoke_config, devices):
   # With dropout, stochastic depth and mixup: randomness is the same too.
   _, one, one_metrics = run(smoke_config, 1)
@@ -58,9 +61,8 @@ def test_any_number_of_devices_computes_the_same(smoke_config, devices):
   assert trainer.abstract.params["stem"]["kernel"].sharding == leaf.sharding
 
 
-@pytest.mark.parametrize(
-  "devices", [pytest.param(2, marks=pytest.mark.slow), 8]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 8])
 def test_sam_in_parts_is_the_same_on_any_number_of_devices(
   smoke_config, devices
 ):
@@ -84,7 +86,11 @@ def test_repeats_to_the_bit(smoke_config):
 
 @pytest.mark.parametrize(
   "options",
-  [{}, {"accumulate": 2, "sam_rho": 0.5}, {"train": "head"}],
+  [
+    {},
+    {"accumulate": 2, "sam_rho": 0.5},
+    pytest.param({"train": "head"}, marks=pytest.mark.slow),
+  ],
   ids=["plain", "SAM in parts", "probe"],
 )
 def test_compiles_once_and_never_copies_the_state(smoke_config, options):
@@ -169,6 +175,7 @@ def test_updates_and_metrics_equal_a_plain_loop(smoke_config, accumulate, rho):
   assert_trees_close(jax.device_get(state.ema), average, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_no_average_where_none_is_wanted(smoke_config):
   smoke_config.optimizer.ema_decay = 0.0
   _, state, _ = run(smoke_config, 1, steps=1)
@@ -222,7 +229,7 @@ def plain_config(smoke_config):
   ("loss", "smoothing", "mixup"),
   [
     ("softmax", 0.1, 0.5),
-    ("sigmoid", 0.0, 0.5),
+    pytest.param("sigmoid", 0.0, 0.5, marks=pytest.mark.slow),
     pytest.param("softmax", 0.0, 0.0, marks=pytest.mark.slow),
   ],
 )
@@ -262,8 +269,15 @@ def compiled(config, devices):
 _MOVES = r"all-gather|all-to-all|reduce-scatter|collective-permute|all-reduce"
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize("mixup", [0.0, 0.5])
+@pytest.mark.parametrize(
+  ("mixup", "accumulate"),
+  [
+    (0.0, 4),
+    (0.5, 4),
+    pytest.param(0.0, 1, marks=pytest.mark.slow),
+    pytest.param(0.5, 1, marks=pytest.mark.slow),
+  ],
+)
 def test_no_example_moves_but_for_mixup(plain_config, accumulate, mixup):
   plain_config.loss.mixup = mixup
   plain_config.optimizer.update(accumulate=accumulate, sam_rho=0.5)
@@ -281,6 +295,7 @@ def test_no_example_moves_but_for_mixup(plain_config, accumulate, mixup):
   assert moved - gradients == neighbours
 
 
+@pytest.mark.slow
 def test_parts_take_less_memory(plain_config):
   plain_config.batch_size, plain_config.image_size = 64, 64
   plain_config.model.update(num_blocks=3, hidden_dim=64)
@@ -305,6 +320,7 @@ def test_a_probe_trains_the_head_alone(plain_config):
   assert sum(x.size for x in jax.tree.leaves(state.opt_state)) == 2 * 170 + 2
 
 
+@pytest.mark.slow
 def test_what_is_frozen_costs_no_backward_pass(plain_config):
   plain_config.model.update(num_blocks=3, hidden_dim=64)
 
@@ -345,8 +361,14 @@ def test_patterns_are_compared_with_the_model(plain_config):
   "options",
   [
     {"train": "head"},
-    {"train": "head", "name": "sgd", "weight_decay": 0.0},
-    {"lr_factors": (("stem/.*", 0.0), ("head/.*", 10.0)), "sam_rho": 0.1},
+    pytest.param(
+      {"train": "head", "name": "sgd", "weight_decay": 0.0},
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      {"lr_factors": (("stem/.*", 0.0), ("head/.*", 10.0)), "sam_rho": 0.1},
+      marks=pytest.mark.slow,
+    ),
   ],
   ids=["adamw", "sgd", "part"],
 )

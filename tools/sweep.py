@@ -18,10 +18,10 @@ import pathlib
 from collections.abc import Sequence
 
 import ml_collections
-from absl import app, flags
+from absl import app
 
 import train
-from mixer import command_line, reporter, runtime
+from mixer import command_line, reporter
 from mixer import config as config_lib
 from mixer import workdir as workdir_lib
 from mixer.errors import UserError
@@ -134,34 +134,23 @@ def table(
   return "\n".join(lines)
 
 
+def run(config: config_lib.Config, workdir: pathlib.Path) -> None:
+  """Sweeps, prints the table, writes sweep.json."""
+  trials, last = sweep(config, workdir)
+  workdir_lib.write_json(
+    workdir / "sweep.json",
+    {
+      "trials": [dataclasses.asdict(t) for t in trials],
+      "last": dataclasses.asdict(last),
+      "config": config_lib.to_json(config),
+    },
+  )
+  print("\n" + table(config, trials, last))
+
+
 def main(argv: Sequence[str]) -> int:
   """Runs the command line; returns the exit code."""
-
-  def body() -> None:
-    # train.py defines the flags.
-    given = flags.FLAGS
-    if len(argv) > 1:
-      raise UserError(f"{argv[1]!r} is no flag; flags start with --.")
-    if not given.workdir or given.config is None:
-      raise UserError(
-        "name a recipe and a folder: python -m tools.sweep "
-        "--config=configs/finetune.py:dataset=cifar10 --workdir=DIR"
-      )
-    runtime.quiet_libraries()
-    runtime.start(given.platform)
-    workdir = pathlib.Path(given.workdir).expanduser()
-    trials, last = sweep(given.config, workdir)
-    workdir_lib.write_json(
-      workdir / "sweep.json",
-      {
-        "trials": [dataclasses.asdict(t) for t in trials],
-        "last": dataclasses.asdict(last),
-        "config": config_lib.to_json(given.config),
-      },
-    )
-    print("\n" + table(given.config, trials, last))
-
-  return command_line.run(body)
+  return train.command(argv, "-m tools.sweep", run)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def check(command, tmp_path, phases, steps, seed):
 
 def test_killed_three_times(train_command, tmp_path):
   phases = (kill_in_training, kill_in_start_up, kill_in_training)
-  check(train_command, tmp_path, phases, steps=240, seed=0)
+  check(train_command, tmp_path, phases, steps=160, seed=0)
 
 
 @pytest.mark.slow

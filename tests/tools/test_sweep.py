@@ -80,6 +80,7 @@ def test_all_diverged(config, tmp_path):
     sweep.sweep(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command(data_dir, tmp_path):
   run = [sys.executable, "-m", "tools.sweep", "--config=configs/smoke.py"]
   run += ["--config.total=2 steps", f"--config.data.data_dir={data_dir}"]
