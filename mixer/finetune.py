@@ -1,20 +1,18 @@
 """Starting from weights that exist: another run's, or released ones."""
 
 import dataclasses
-import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 
-from mixer import checkpoints, released, resolution, weights
+from mixer import checkpoints, resolution, trained, weights
 from mixer import config as config_lib
 from mixer import step as step_lib
 from mixer import workdir as workdir_lib
-from mixer.datasets import wordnet
 from mixer.errors import UserError
 
 
@@ -99,112 +97,69 @@ def load(config: config_lib.Config, class_names: Sequence[str]) -> Origin:
     UserError: nothing there, no sound weights, or another model's.
   """
   path = config.init_from
-  source = _read(path)
-  broken = weights.not_finite(source.params)
+  found = trained.load(path)
+  # A released file has been checked where it was read.
+  broken = weights.not_finite(found.params) if found.config else []
   if broken:
     raise UserError(
       f"init_from={path}: there are NaNs or infinities in "
       f"{weights.shorten(broken)}; take an earlier checkpoint."
     )
-  params, notes = dict(source.params), []
+  _check_same(config, found)
+  found, said = trained.fitted(
+    found, config_lib.image_size(config), config.init_resize
+  )
+  params = dict(found.params)
   head = params.pop("head", None)
-  size = source.image_size
-  kind, seed = source.permutation
-  if (kind, seed) != _permutation(config.data):
+  if config.init_head == "keep":
+    _check_head(config, head, found.class_ids, class_names)
+    params["head"] = head
+    notes = ["their head is kept", said]
+  else:
+    notes = ["with a fresh head", said]
+  return Origin(
+    f"starting from the weights of {found.source}, "
+    + "; ".join(filter(None, notes)),
+    params,
+    found.module.tokens_mlp_dim,
+  )
+
+
+def _check_same(config: config_lib.Config, found: trained.Trained) -> None:
+  """Refuses weights of another model than the config's, at their own size."""
+  path, theirs = config.init_from, found.module
+  permuted = (theirs.permute, theirs.permute_seed if theirs.permute else 0)
+  d = config.data
+  if permuted != (d.permute, d.permute_seed if d.permute else 0):
     raise UserError(
       f"init_from={path} was trained on images under another permutation than "
       "this config's, so its weights mean nothing here; set "
-      f"--config.data.permute={kind} --config.data.permute_seed={seed}."
+      f"--config.data.permute={permuted[0]} "
+      f"--config.data.permute_seed={permuted[1]}."
     )
-  found = _check_same(config, path, params, size)
-  wanted = config_lib.image_size(config)
-  if kind and size != wanted:
-    raise UserError(
-      f"init_from={path} was trained on images of {size[0]} x {size[1]} px "
-      f"with their {kind} permuted, which no other size has in that order; use "
-      f"--config.image_size={size[0]} --config.image_width={size[1]}."
-    )
-  if size != wanted:
-    shape = weights.shape_of(params, f"the weights of init_from={path}")
-    method = config.init_resize or resolution.choose(shape, wanted, size)
-    params = resolution.resize(params, wanted, method, size)
-    notes.append(resolution.describe(shape, wanted, method, size))
-    found = resolution.tokens_mlp_dim(shape, wanted, method, size)
-  if config.init_head == "keep":
-    _check_head(config, head, source.class_names, class_names)
-    params["head"] = head
-    notes.insert(0, "their head is kept")
-  else:
-    notes.insert(0, "with a fresh head")
-  sentence = f"starting from the weights of {source.name}, " + "; ".join(notes)
-  return Origin(sentence, params, found)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Source:
-  """Weights as they were found; `class_names` None where nobody knows."""
-
-  name: str
-  params: Any
-  image_size: tuple[int, int]
-  class_names: Sequence[str] | None
-  permutation: tuple[str, int] = ("", 0)
-
-
-def _read(path: str) -> _Source:
-  if released.kind(path) == "checkpoint":
-    params, info = checkpoints.load_params(path)
-    theirs = info["config"]
-    side = theirs["image_size"]
-    name = f"{info['path']} (step {info['step']})"
-    return _Source(
-      name,
-      params,
-      (side, theirs.get("image_width") or side),
-      info.get("class_names"),
-      _permutation(theirs.get("data", {})),
-    )
-  params = released.load(path)
-  shape = weights.shape_of(params, f"the weights of init_from={path}")
-  side = math.isqrt(shape.num_tokens) * shape.patch_size
-  heads = {len(c): c for c in map(wordnet.classes, ("imagenet1k", "head"))}
-  names = heads.get(shape.num_classes)
-  return _Source(path, params, (side, side), names)
-
-
-def _permutation(data: Mapping[str, Any]) -> tuple[str, int]:
-  """That of the images, from a config's group `data`."""
-  kind = data.get("permute", "")
-  return kind, data.get("permute_seed", 0) if kind else 0
-
-
-def _check_same(
-  config: config_lib.Config, path: str, params: Any, size: tuple[int, int]
-) -> int:
-  """Refuses weights of another model than the config's, at their own size.
-
-  Returns:
-    T of the weights; 0 where they have none that is common to all channels.
-  """
-  found = weights.shapes(params)
-  kernel = found.get("MixerBlock_0/token_mixing/Dense_0/kernel", ())
-  t = kernel[1] if len(kernel) == 2 else 0
-  module = step_lib.build_model(Origin("", None, t).config(config), 0)
-  stem = found.get("stem/kernel", ())
-  if len(stem) == 4 and stem[0] != module.patch_size:
+  # Its T follows the weights.
+  own = step_lib.build_model(config, theirs.num_classes).clone(
+    tokens_mlp_dim=theirs.tokens_mlp_dim
+  )
+  if theirs.patch_size != own.patch_size:
     where = f"the weights of init_from={path}"
-    shape = weights.shape_of(params, where)
-    resolution.check_patch(shape, module.patch_size, where)
-  images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-  own = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
-  lines = weights.mismatches(found, weights.shapes(own))
+    shape = weights.shape_of(found.params, where)
+    resolution.check_patch(shape, own.patch_size, where)
+  images = jax.ShapeDtypeStruct((1, *found.image_size, 3), jnp.float32)
+  wanted = jax.eval_shape(own.init, jax.random.key(0), images)["params"]
+  lines = weights.mismatches(
+    weights.shapes(_headless(found.params)), weights.shapes(_headless(wanted))
+  )
   if lines:
     raise UserError(
       f"init_from={path} holds another model than this config: "
       + weights.listed(lines)
       + ". Set model.* as it was there."
     )
-  return t
+
+
+def _headless(params: weights.Params) -> dict[str, Any]:
+  return {k: v for k, v in params.items() if k != "head"}
 
 
 def _check_head(

@@ -43,7 +43,8 @@ class Trained:
       nobody knows or there is no head.
     class_names: the same, for people.
     loss: that it was trained with, "softmax" or "sigmoid".
-    origin: what it is, for people.
+    source: where it lies, for people.
+    origin: the same, and what was done to it.
     config: of the run that it comes from; None for a released file.
   """
 
@@ -54,6 +55,7 @@ class Trained:
   class_ids: tuple[str, ...] | None
   class_names: tuple[str, ...] | None
   loss: str
+  source: str
   origin: str
   config: config_lib.Config | None = None
 
@@ -88,7 +90,9 @@ def load(
   is_run = released.kind(path) == "checkpoint"
   found = _of_run(path) if is_run else _of_file(path)
   if image_size is not None:
-    found = _resized(found, image_size, method)
+    found, said = fitted(found, image_size, method)
+    if said:
+      found = dataclasses.replace(found, origin=f"{found.origin}; {said}")
   if dtype:
     module = found.module.clone(dtype=jnp.dtype(dtype))
     found = dataclasses.replace(found, module=module)
@@ -118,6 +122,7 @@ def _of_run(path: str) -> Trained:
     class_ids=class_ids,
     class_names=names_for_people(class_ids),
     loss=config.loss.name,
+    source=f"{where} (step {info['step']})",
     origin=f"{where} (step {info['step']}{kept})",
     config=config,
   )
@@ -148,6 +153,7 @@ def _of_file(path: str) -> Trained:
     class_ids=class_ids,
     class_names=names_for_people(class_ids) if class_ids else None,
     loss=loss,
+    source=path,
     origin=path,
   )
 
@@ -194,32 +200,38 @@ def _check(
     )
 
 
-def _resized(
-  found: Trained, image_size: int | Sequence[int], method: str
-) -> Trained:
-  """The same model for images of another size."""
+def fitted(
+  found: Trained, image_size: int | Sequence[int], method: str = ""
+) -> tuple[Trained, str]:
+  """The same model for images of another size, and a sentence about it.
+
+  Args: as for `load`.
+
+  Raises:
+    UserError: a size that can't be.
+  """
   old, size = found.image_size, _pair(image_size)
   if size == old:
-    return found
+    return found, ""
   if found.module.permute:
     raise UserError(
-      f"{found.origin} was trained on images with their {found.module.permute} "
-      f"permuted, which is for {old[0]} x {old[1]} px alone; leave "
-      "--image_size out."
+      f"{found.source} was trained on images of {old[0]} x {old[1]} px with "
+      f"their {found.module.permute} permuted, which no other size has in that "
+      "order; leave --image_size (in training --config.image_size) at that."
     )
   shape = weights.shape_of(found.params, f"the weights in {found.origin}")
   method = method or resolution.choose(shape, image_size, old)
   params = resolution.resize(found.params, image_size, method, old)
   t = weights.shape_of(params).tokens_mlp_dim
   said = resolution.describe(shape, image_size, method, old)
-  return dataclasses.replace(
+  changed = dataclasses.replace(
     found,
     module=found.module.clone(tokens_mlp_dim=t),
     params=params,
     image_size=size,
     short_side=round(max(size) * found.short_side / max(old)),
-    origin=f"{found.origin}; {said}",
   )
+  return changed, said
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import pytest
 
 from configs import smoke
 from mixer import checkpoints, durations, finetune, released, sharding
+from mixer import config as config_lib
 from mixer import step as step_lib
 from mixer.errors import UserError
 
@@ -38,7 +39,7 @@ def make_trainer(num_classes=10, devices=8, ema_decay=0.9):
 
 
 METADATA = {
-  "config": {"image_size": 16},
+  "config": config_lib.to_json(smoke.get_config()),
   "class_names": [f"class {k}" for k in range(10)],
 }
 
@@ -221,8 +222,8 @@ def test_another_permutation_is_refused(pretrained):
 
 
 def test_another_resolution_of_permuted_images_is_refused(tmp_path):
-  data = {"permute": "pixels", "permute_seed": 0}
-  metadata = METADATA | {"config": {"image_size": 16, "data": data}}
+  config = make_config(**{"data.permute": "pixels"})
+  metadata = METADATA | {"config": config_lib.to_json(config)}
   with checkpoints.Checkpoints(tmp_path) as c:
     c.save(1, make_trainer().init(), metadata)
   changes = {"data.permute": "pixels"}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mixer import checkpoints, model, released, resolution, weights
 from mixer import step as step_lib
 from mixer.errors import UserError
-from tests import reference
+from tests import reference, trained_files
 
 SMALL = weights.Shape(
   patch_size=2,
@@ -160,21 +160,8 @@ def logits_of(path, variant, num_classes, batch):
   return np.asarray(found), images
 
 
-def shape_of(variant, num_classes):
-  spec = model.parse_variant(variant)
-  return weights.Shape(
-    spec.patch_size,
-    spec.num_blocks,
-    spec.hidden_dim,
-    spec.tokens_mlp_dim,
-    spec.channels_mlp_dim,
-    (224 // spec.patch_size) ** 2,
-    num_classes,
-  )
-
-
 def assert_computes_the_same(folder, variant, num_classes, batch=1):
-  flat = random_weights(shape_of(variant, num_classes), seed=3)
+  flat = random_weights(trained_files.shape_of(variant, num_classes), seed=3)
   np.savez(folder / "current.npz", **flat)
   found, images = logits_of(folder / "current.npz", variant, num_classes, batch)
   expected = reference.forward(weights.unflatten(flat), images)
@@ -316,7 +303,7 @@ def test_what_is_saved_is_checked(path, flat):
 
 
 def test_loading_takes_little_memory_besides_the_weights(tmp_path):
-  shape = dataclasses.replace(shape_of("B/32", 10), num_blocks=2)
+  shape = dataclasses.replace(trained_files.shape_of("B/32", 10), num_blocks=2)
   flat = random_weights(shape)
   np.savez(tmp_path / "a.npz", **flat)
   size = sum(v.nbytes for v in flat.values())
@@ -425,7 +412,8 @@ def mirror(tmp_path_factory):
   root = tmp_path_factory.mktemp("mirror")
   (root / "gsam").mkdir()
   np.savez(
-    root / "gsam" / "Mixer-S_32.npz", **random_weights(shape_of("S/32", 1000))
+    root / "gsam" / "Mixer-S_32.npz",
+    **random_weights(trained_files.shape_of("S/32", 1000)),
   )
   handler = functools.partial(Handler, directory=root)
   with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -445,7 +433,7 @@ def cache(tmp_path, monkeypatch, mirror):
 
 
 def test_a_name_is_downloaded_once(cache, mirror, monkeypatch):
-  expected = random_weights(shape_of("S/32", 1000))
+  expected = random_weights(trained_files.shape_of("S/32", 1000))
   file = cache / "released" / "gsam" / "Mixer-S_32.npz"
   assert_same(released.load("gsam/Mixer-S_32"), expected)
   assert list(file.parent.iterdir()) == [file]
@@ -512,7 +500,7 @@ def test_without_a_connection_it_is_said_where_to_put_the_file(
 def test_a_file_put_in_another_ones_place_is_refused(cache):
   file = cache / "released" / "imagenet21k" / "Mixer-B_16.npz"
   file.parent.mkdir(parents=True)
-  small = weights.expected(shape_of("S/32", 1000))
+  small = weights.expected(trained_files.shape_of("S/32", 1000))
   zeros: dict[str, Any] = {k: np.zeros(v, np.float32) for k, v in small.items()}
   np.savez_compressed(file, **zeros)
   with pytest.raises(UserError) as e:

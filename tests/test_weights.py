@@ -5,6 +5,7 @@ import pytest
 
 from mixer import model, weights
 from mixer.errors import UserError
+from tests import trained_files
 
 
 def abstract(variant, num_classes, side=224):
@@ -17,16 +18,7 @@ def abstract(variant, num_classes, side=224):
 @pytest.mark.parametrize("variant", model.VARIANTS)
 def test_shape_of_every_variant(variant, num_classes):
   shape = weights.shape_of(abstract(variant, num_classes))
-  spec = model.parse_variant(variant)
-  assert shape == weights.Shape(
-    spec.patch_size,
-    spec.num_blocks,
-    spec.hidden_dim,
-    spec.tokens_mlp_dim,
-    spec.channels_mlp_dim,
-    (224 // spec.patch_size) ** 2,
-    num_classes,
-  )
+  assert shape == trained_files.shape_of(variant, num_classes)
 
 
 def test_unflatten_is_the_inverse_of_flatten():

@@ -49,3 +49,17 @@ def npz(path, num_classes, bias=0.0, side=8):
     flat["head/bias"] += np.float32(bias)
   np.savez(path, allow_pickle=False, **flat)
   return flat
+
+
+def shape_of(variant, num_classes):
+  """Of a variant's weights, for images of 224 px."""
+  spec = model.parse_variant(variant)
+  return weights.Shape(
+    spec.patch_size,
+    spec.num_blocks,
+    spec.hidden_dim,
+    spec.tokens_mlp_dim,
+    spec.channels_mlp_dim,
+    (224 // spec.patch_size) ** 2,
+    num_classes,
+  )
