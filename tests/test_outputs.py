@@ -20,6 +20,7 @@ def trained_with(class_ids, num_classes=None):
     class_ids=class_ids,
     class_names=class_ids,
     loss="softmax",
+    source="runs/x",
     origin="runs/x",
   )
 
