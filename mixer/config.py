@@ -118,7 +118,24 @@ def default() -> Config:
   c.log_every = "50 steps"
   c.eval_every = "1 epochs"  # Beside the evaluation at the end.
   c.checkpoint_every = "1 epochs"  # Beside the checkpoint at the end.
-  c.keep_checkpoints = 3  # The newest so many stay.
+  c.keep_checkpoints = 3  # The newest so many stay,
+  c.keep_every = ""  # those at multiples of this duration ("": none),
+  c.keep_best = ""  # and the best by this metric ("eval/accuracy"; "": none).
+
+  c.sharding = h = ml_collections.ConfigDict()
+  # Split the optimizer's state over all devices (ZeRO-1, arXiv 1910.02054).
+  h.zero1 = True
+  # Devices that share one copy of the weights (FSDP); 1: each has its own.
+  h.fsdp = 1
+  h.min_size = 65_536  # Arrays of fewer elements are whole on every device.
+  h.reduce_dtype = "float32"  # Gradients are summed over devices in this.
+
+  # At a NaN or infinity: "stop", or "skip" that update and go on, unless the
+  # limit of updates in a row has been skipped.
+  c.nonfinite = "stop"
+  c.nonfinite_limit = 10
+  # A run that makes no progress for so long is ended; 0: never.
+  c.hang_seconds = 1800
 
   c.fewshot = f = ml_collections.ConfigDict()
   f.name = ""  # Data set; "": no few-shot evaluation.
@@ -140,6 +157,14 @@ FREE_KEYS = (
   "log_every",
   "checkpoint_every",
   "keep_checkpoints",
+  "keep_every",
+  "keep_best",
+  "sharding.zero1",
+  "sharding.fsdp",
+  "sharding.min_size",
+  "nonfinite",
+  "nonfinite_limit",
+  "hang_seconds",
   "sweep.learning_rates",
   "sweep.train_split",
   "sweep.eval_split",

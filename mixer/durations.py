@@ -16,6 +16,7 @@ class Plan:
   log_every: int
   eval_every: int
   checkpoint_every: int
+  keep_every: int = 0  # 0: never.
 
 
 _UNITS = ("steps", "epochs", "examples", "%")
@@ -93,4 +94,5 @@ def plan(config: config_lib.Config, num_examples: int) -> Plan:
     max(1, steps(k, total))
     for k in ("log_every", "eval_every", "checkpoint_every")
   )
-  return Plan(total, warmup, *every)
+  kept = max(1, steps("keep_every", total)) if config.keep_every else 0
+  return Plan(total, warmup, *every, kept)

@@ -60,6 +60,8 @@ def validate(config: config_lib.Config, num_devices: int) -> None:
     "checkpoint_every",
   ):
     durations.parse(key, flat[key])
+  if flat["keep_every"]:
+    durations.parse("keep_every", flat["keep_every"])
 
   def one_of(key: str, allowed: tuple[str, ...]) -> None:
     value = flat[key]
@@ -89,6 +91,9 @@ def validate(config: config_lib.Config, num_devices: int) -> None:
   one_of("optimizer.name", ("adamw", "sgd"))
   one_of("optimizer.train", ("all", "head"))
   one_of("schedule.decay", ("linear", "cosine", "constant"))
+  one_of("keep_best", ("", "eval/accuracy", "eval/accuracy_top5", "eval/loss"))
+  one_of("nonfinite", ("stop", "skip"))
+  one_of("sharding.reduce_dtype", ("float32", "bfloat16"))
   inf = float("inf")
   for key, low, high, example in (
     ("seed", 0, 2**32, 0),
@@ -128,6 +133,10 @@ def validate(config: config_lib.Config, num_devices: int) -> None:
     ("optimizer.accumulate", 1, inf, 4),
     ("optimizer.sam_rho", 0, inf, 0.1),
     ("keep_checkpoints", 1, inf, 3),
+    ("sharding.fsdp", 1, inf, 1),
+    ("sharding.min_size", 1, inf, 65_536),
+    ("nonfinite_limit", 1, inf, 10),
+    ("hang_seconds", 0, inf, 1800),
     ("fewshot.seeds", 1, inf, 3),
     ("fewshot.l2", 0, inf, 1024),
   ):
@@ -157,6 +166,14 @@ def _check_together(config: config_lib.Config, num_devices: int) -> None:
       f"optimizer.accumulate={parts} doesn't divide the {each} examples that "
       f"each of {num_devices} devices has of batch_size={b}; use "
       + " or ".join(f"--config.optimizer.accumulate={n}" for n in near)
+      + "."
+    )
+  n = config.sharding.fsdp
+  if num_devices % n:
+    near = [d for d in range(1, num_devices + 1) if not num_devices % d]
+    raise UserError(
+      f"sharding.fsdp={n} doesn't divide the {num_devices} devices; use "
+      + " or ".join(f"--config.sharding.fsdp={d}" for d in near[:4])
       + "."
     )
   spec = model_lib.parse_variant(config.model.variant)

@@ -367,6 +367,14 @@ _RANGES: dict[str, tuple[tuple, tuple]] = {
   "optimizer.train": (("tail", ""), ("all", "head")),
   "schedule.decay": (("step", ""), ("linear", "cosine", "constant")),
   "keep_checkpoints": ((0, -1), (1, 9)),
+  "keep_every": (("5 weeks", "often"), ("", "10 epochs", "1000 steps")),
+  "keep_best": (("accuracy", "train/loss"), ("", "eval/accuracy", "eval/loss")),
+  "sharding.fsdp": ((0, -1), (1,)),
+  "sharding.min_size": ((0, -1), (1, 10**9)),
+  "sharding.reduce_dtype": (("", "float16"), ("float32", "bfloat16")),
+  "nonfinite": (("", "ignore"), ("stop", "skip")),
+  "nonfinite_limit": ((0, -1), (1, 100)),
+  "hang_seconds": ((-1,), (0, 60)),
   "fewshot.seeds": ((0, -1), (1,)),
   "fewshot.l2": ((-1.0, _NAN), (0.0, 1.0)),
 }
@@ -380,6 +388,7 @@ def test_every_number_and_choice_has_its_range():
     "init_from",
     "model.head_bias",
     "model.remat",
+    "sharding.zero1",
     "data.name",
     "data.data_dir",
     "data.train_split",
@@ -427,6 +436,11 @@ def test_the_borders_of_a_range_are_valid(key):
 # What is changed, devices, and the keys that offer a way out.
 _CONTRADICTIONS: dict[str, tuple[dict[str, Any], int, set[str]]] = {
   "fewer examples than devices": ({"batch_size": 4}, 8, {"batch_size"}),
+  "shares that don't divide": (
+    {"sharding__fsdp": 3},
+    8,
+    {"sharding.fsdp"},
+  ),
   "uneven batch": ({"batch_size": 100}, 8, {"batch_size"}),
   "patch larger than image": ({"image_size": 8}, 1, {"image_size"}),
   "cut patch": ({"image_size": 225}, 1, {"image_size"}),

@@ -106,7 +106,9 @@ def test_free_keys_may_differ(tmp_path):
   flat = config_lib.flatten(smoke.get_config())
   new = config_json(
     **{
-      key.replace(".", "__"): f"{flat[key]}1"
+      key.replace(".", "__"): not flat[key]
+      if isinstance(flat[key], bool)
+      else f"{flat[key]}1"
       if isinstance(flat[key], str)
       else flat[key] + ([1] if isinstance(flat[key], list) else 1)
       for key in config_lib.FREE_KEYS
