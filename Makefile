@@ -32,7 +32,7 @@ help: ## List these targets.
 setup: $(VENV)/.installed-core ## Build .venv from requirements.txt.
 	@:
 
-setup-%: $(VENV)/.installed-% ## Add requirements-%.txt: dev, gpu, tpu, tensorflow.
+setup-%: $(VENV)/.installed-% ## Add requirements-%.txt: dev, gpu, tpu, gcs, tensorflow.
 	@:
 
 demo: setup ## Train a small Mixer on this machine, into DEMO_DIR.
@@ -48,6 +48,7 @@ lint: setup-dev ## Check style and types; changes nothing.
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m basedpyright --pythonpath $(BIN)/python
+	$(BIN)/shellcheck --external-sources launch/*.sh launch/slurm/* .ci/run
 
 format: setup-dev ## Sort imports, mend what can be mended, format.
 	$(BIN)/python -m ruff check --fix-only .

@@ -144,6 +144,30 @@ class _Evaluate:
     yield from [(0, False)] * (len(places) - len(within))
 
 
+def _order(split: Split, config: config_lib.Config) -> Any:
+  """Places in the endless shuffled sequence -> examples of the split."""
+  order = grain.MapDataset.range(len(split)).shuffle(
+    seed=_seed(config.seed, _Purpose.SHUFFLE)
+  )
+  return order.repeat()
+
+
+def train_records(
+  split: Split, config: config_lib.Config, step: int
+) -> list[int]:
+  """The records of an update's batch, in its order: places in the data set.
+
+  Args:
+    split: training examples.
+    config: the run's.
+    step: the update, from 1.
+  """
+  order = _order(split, config)
+  first = (step - 1) * config.batch_size
+  places = (int(order[first + i]) for i in range(config.batch_size))
+  return [int(split.records[place]) for place in places]
+
+
 def train_batches(
   split: Split,
   config: config_lib.Config,
@@ -166,13 +190,10 @@ def train_batches(
   """
   p = jax.process_index() if process_index is None else process_index
   count = jax.process_count() if process_count is None else process_count
-  order = grain.MapDataset.range(len(split)).shuffle(
-    seed=_seed(config.seed, _Purpose.SHUFFLE)
-  )
   examples = _Train(
     split,
     train_options(config),
-    order.repeat(),
+    _order(split, config),
     _seed(config.seed, _Purpose.AUGMENT),
   )
   pieces = loader.Pieces(

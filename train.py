@@ -7,15 +7,21 @@ Exit codes: 0 done; 42 stopped by SIGTERM or Ctrl-C, and saved; 1 anything
 else, with a sentence on stderr where it is something that a user can mend.
 """
 
+# First of all, so that a signal is heard while the rest is imported.
+from mixer import stop
+
+if __name__ == "__main__":
+  stop.listen()
+
 import dataclasses
-import pathlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app
+from etils import epath
 from jax.sharding import Mesh
-from ml_collections import config_flags
 
 import input_pipeline
 from mixer import checkpoints as checkpoints_lib
@@ -25,7 +31,12 @@ from mixer import (
   evaluate,
   fewshot,
   finetune,
+  gate,
+  hosts,
+  lock,
+  nonfinite,
   reporter,
+  run_flags,
   runtime,
   sharding,
   validation,
@@ -38,7 +49,7 @@ from mixer.errors import UserError
 
 def train(
   config: config_lib.Config,
-  workdir: str | pathlib.Path,
+  workdir: epath.PathLike,
   allow_change: Iterable[str] = (),
 ) -> dict[str, float]:
   """Trains, or goes on training, until the config's `total`.
@@ -53,16 +64,17 @@ def train(
 
   Raises:
     UserError: something that the user can mend.
-    runtime.Preempted: stopped by a signal; the state is saved.
+    stop.Preempted: stopped by a signal; the state is saved.
   """
-  with runtime.StopSignal() as stop:
+  began = stop.began()
+  path = workdir_lib.path(workdir)
+  with stop.Watch(hosts.board()) as watch:
     # What can be refused is refused before anything is allocated.
     validation.validate(config, jax.device_count())
     train_split, eval_split = input_pipeline.open_splits(config)
     fewshot_task = input_pipeline.open_fewshot(config)
     plan = durations.plan(config, len(train_split))
     class_names = train_split.class_names
-    path = pathlib.Path(workdir).expanduser()
     origin = finetune.prepare(config, path, class_names)
     resolved = dataclasses.asdict(plan) | {
       "train_examples": len(train_split),
@@ -71,80 +83,203 @@ def train(
     }
     resolved |= origin.resolved
     config_json = config_lib.to_json(config)
-    workdir_lib.claim(
-      path,
-      config_json,
-      resolved,
-      allow_change,
-      has_progress=bool(checkpoints_lib.committed(path)),
-    )
 
-    mesh = sharding.make_mesh()
-    config = origin.config(config)
-    trainer = step_lib.Trainer(config, plan, len(class_names), mesh)
-    with checkpoints_lib.Checkpoints(path, config.keep_checkpoints) as saved:
-      start = saved.latest
-      if start is None:
-        state, step = origin.place(trainer.init()), 0
-        sentence = origin.sentence
-      else:
-        state, step = saved.restore(trainer.abstract), start
-        sentence = f"going on after step {step} of {plan.total}"
-      report = reporter.Reporter(path, config, plan, trainer, step)
-      report.terminal.say(_describe(config, trainer, path, sentence))
-      metadata = {
-        "config": config_json,
-        "resolved": resolved,
-        "class_names": list(class_names),
-        "environment": runtime.environment(),
-        "origin": sentence,
-      }
+    def claim() -> None:
+      has_progress = bool(checkpoints_lib.committed(path))
+      workdir_lib.claim(
+        path, config_json, resolved, allow_change, has_progress=has_progress
+      )
 
-      def save() -> None:
-        report.settle()
-        if saved.latest != step:
-          with report.pause():
-            saved.save(step, state, metadata)
+    with lock.Lock(path) as owner:
+      watch.leaving.append(owner.release)
+      if owner.sentence:
+        _say(owner.sentence)
+      hosts.on_first("claim", claim)
+      gate.pass_together(config, {"workdir": str(path), "resolved": resolved})
+      watch.check()
 
-      def evaluation() -> None:
-        report.settle()
-        with report.pause():
-          values = _evaluate(
-            config, trainer, state, mesh, eval_split, fewshot_task, stop.check
+      config = origin.config(config)
+      mesh = sharding.make_mesh(fsdp=config.sharding.fsdp)
+      trainer = step_lib.Trainer(config, plan, len(class_names), mesh)
+      with checkpoints_lib.Checkpoints(
+        path,
+        config.keep_checkpoints,
+        keep_every=plan.keep_every,
+        best=lambda: report.scores(config.keep_best),
+        tell=_say,
+      ) as saved:
+        if saved.latest is None:
+          state, step, sentence = (
+            origin.place(trainer.init()),
+            0,
+            origin.sentence,
           )
-        report.evaluation(step, values)
-
-      def missing_evaluation() -> bool:
-        due = step == plan.total or (step and step % plan.eval_every == 0)
-        return bool(due) and not report.writer.has(step, "eval/accuracy")
-
-      try:
-        try:
-          if missing_evaluation():  # Stopped between save and evaluation.
-            evaluation()
-          batches = input_pipeline.train_batches(train_split, config, step)
-          report.loader = batches
-          while step < plan.total:
-            stop.check()
-            batch = sharding.put_batch(mesh, next(batches))
-            state, values = trainer.train_step(state, batch)
-            step += 1
-            report.update(step, values)
-            if step % plan.checkpoint_every == 0 or step == plan.total:
-              save()
-            if missing_evaluation():
-              evaluation()
-          report.terminal.say(f"{path}: done")
-        except checkpoints_lib.SaveError:
-          raise
-        except (runtime.Preempted, UserError):
-          save()  # Whatever it was, no update that is done is lost.
-          raise
-      except reporter.NotFinite as e:
-        raise _diverged(e, saved) from e
-      finally:
-        report.close()
+        else:
+          state, step = saved.restore(trainer.abstract)
+          sentence = f"going on after step {step} of {plan.total}"
+        report = reporter.Reporter(path, config, plan, trainer, step, began)
+        report.terminal.say(reporter.describe(config, trainer, path, sentence))
+        metadata = {
+          "config": config_json,
+          "resolved": resolved,
+          "class_names": list(class_names),
+          "environment": runtime.environment(),
+          "origin": sentence,
+        }
+        _Run(
+          config=config,
+          plan=plan,
+          path=path,
+          train_split=train_split,
+          eval_split=eval_split,
+          fewshot_task=fewshot_task,
+          mesh=mesh,
+          trainer=trainer,
+          saved=saved,
+          report=report,
+          watch=watch,
+          owner=owner,
+          hangs=runtime.Hangs(config.hang_seconds),
+          metadata=metadata,
+          state=state,
+          step=step,
+          start=step,
+          on_disk=saved.latest,
+        ).to_the_end()
     return report.writer.last("eval/accuracy")
+
+
+@dataclasses.dataclass
+class _Run:
+  """A run between its start and its end; `step` updates are done.
+
+  The state of update `start` is where this process began, that of `on_disk`
+  the newest that has been saved.
+  """
+
+  config: config_lib.Config
+  plan: durations.Plan
+  path: epath.Path
+  train_split: input_pipeline.Split
+  eval_split: input_pipeline.Split
+  fewshot_task: fewshot.Task | None
+  mesh: Mesh
+  trainer: step_lib.Trainer
+  saved: checkpoints_lib.Checkpoints
+  report: reporter.Reporter
+  watch: stop.Watch
+  owner: lock.Lock
+  hangs: runtime.Hangs
+  metadata: dict[str, Any]
+  state: step_lib.TrainState
+  step: int
+  start: int
+  on_disk: int | None
+
+  def to_the_end(self) -> None:
+    """Trains; however that ends, says where the time went."""
+    report = self.report
+    report.on_skipped = self._tell_skipped
+    report.goodput.begin()
+    try:
+      self._train()
+      report.terminal.say(f"{self.path}: done")
+    except (checkpoints_lib.SaveError, lock.LostError):
+      raise
+    except (stop.Preempted, UserError) as e:
+      # Whatever it was, no update that is done is lost; but one process can't
+      # save without the others, who know nothing of its error.
+      if self.step > self.start:
+        if isinstance(e, stop.Preempted) or not hosts.several():
+          self._save()
+          self._wait()
+      raise
+    except reporter.NotFinite as e:
+      newest, limit = self.saved.latest, self.config.nonfinite_limit
+      raise nonfinite.stopped(e, self._blame(e), newest, limit) from e
+    finally:
+      self.hangs.end()
+      if self.step > self.start:
+        report.account(self.step)
+      report.close()
+
+  def _train(self) -> None:
+    report, total = self.report, self.plan.total
+    # Stopped between save and evaluation; as the one says that writes.
+    if hosts.broadcast("evaluation", self._evaluation_missing()):
+      self._evaluate()
+    batches = input_pipeline.train_batches(
+      self.train_split, self.config, self.step
+    )
+    report.loader = batches
+    while self.step < total:
+      self._pulse()
+      with report.goodput.spend("data"):
+        batch = next(batches)
+      first = self.step == self.start
+      with report.goodput.spend("compile" if first else "step"):
+        batch = sharding.put_batch(self.mesh, batch)
+        self.state, values = self.trainer.train_step(self.state, batch)
+      self.step += 1
+      self.watch.working()
+      report.update(self.step, values)
+      if self.step % self.plan.checkpoint_every == 0 or self.step == total:
+        self._save()
+      if self._evaluation_missing():
+        self._evaluate()
+    self._wait()
+
+  def _pulse(self) -> None:
+    """Between any two things that all processes do together."""
+    self.watch.check()
+    self.owner.check()
+    self.hangs.heard()
+
+  def _save(self) -> None:
+    self.report.settle()
+    if self.on_disk != self.step:
+      with self.report.pause("saving"):
+        # So that the records are never behind the newest checkpoint.
+        self.report.writer.flush()
+        self.saved.save(self.step, self.state, self.metadata)
+      self.on_disk = self.step
+
+  def _wait(self) -> None:
+    with self.report.pause("saving"):
+      self.saved.wait()
+
+  def _evaluation_missing(self) -> bool:
+    step, plan = self.step, self.plan
+    due = step == plan.total or (step and step % plan.eval_every == 0)
+    return bool(due) and not self.report.writer.has(step, "eval/accuracy")
+
+  def _evaluate(self) -> None:
+    self.report.settle()
+    with self.report.pause("evaluation"):
+      values = _evaluate(
+        self.config,
+        self.trainer,
+        self.state,
+        self.mesh,
+        self.eval_split,
+        self.fewshot_task,
+        self._pulse,
+      )
+    self.report.evaluation(self.step, values)
+
+  def _blame(self, error: reporter.NotFinite) -> str:
+    records = input_pipeline.train_records(
+      self.train_split, self.config, error.step
+    )
+    return nonfinite.describe(self.path, error, self.config, records)
+
+  def _tell_skipped(self, error: reporter.NotFinite) -> None:
+    self.report.terminal.say(f"{error}: skipped. {self._blame(error)}")
+
+
+def _say(sentence: str) -> None:
+  if jax.process_index() == 0:
+    print(sentence, flush=True)
 
 
 def _evaluate(
@@ -172,96 +307,9 @@ def _evaluate(
   return named
 
 
-def _describe(
-  config: config_lib.Config,
-  trainer: step_lib.Trainer,
-  path: pathlib.Path,
-  origin: str,
-) -> str:
-  """The lines that a run starts with."""
-  count = sum(x.size for x in jax.tree.leaves(trainer.abstract.params))
-  device = jax.devices()[0]
-  height, width = config_lib.image_size(config)
-  size = height if height == width else f"{height} x {width}"
-  return (
-    f"Mixer {config.model.variant} at {size} px, "
-    f"{trainer.num_classes} classes, {count / 1e6:,.2f} M parameters, "
-    f"{config.model.dtype}\n"
-    f"{config.data.name}: batch {config.batch_size} on {jax.device_count()} x "
-    f"{device.device_kind}\n"
-    f"{path}: {origin}"
-  )
-
-
-def _diverged(
-  error: reporter.NotFinite, saved: checkpoints_lib.Checkpoints
-) -> UserError:
-  newest = saved.latest
-  kept = (
-    f"The newest checkpoint, of step {newest}, is from before."
-    if newest is not None
-    else "There is no checkpoint from before."
-  )
-  return UserError(
-    f"{error}: training stops there. {kept} Lower optimizer.learning_rate or "
-    "optimizer.clip_norm, lengthen schedule.warmup, or try "
-    "model.dtype=float32, in a new --workdir (--config.init_from takes the "
-    "weights of that checkpoint)."
-  )
-
-
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Where the run lives: made if missing, gone on with if not."
-)
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "The recipe; --config.KEY=VALUE overrides a key."
-)
-_PLATFORM = flags.DEFINE_enum(
-  "platform", "", ["", "cpu", "gpu", "tpu"], "Refuse to run on another."
-)
-_ALLOW_CHANGE = flags.DEFINE_list(
-  "allow_change", [], "Config keys that may differ from the first start."
-)
-
-
-def command(
-  argv: Sequence[str],
-  module: str,
-  work: Callable[[config_lib.Config, pathlib.Path], object],
-) -> int:
-  """Runs a command line with the flags of this file.
-
-  Args:
-    argv: what is left of it beside flags.
-    module: what is run, as `python MODULE`.
-    work: takes the config and the workdir.
-
-  Returns:
-    The exit code.
-  """
-
-  def body() -> None:
-    if len(argv) > 1:
-      raise UserError(f"{argv[1]!r} is no flag; flags start with --.")
-    if not _WORKDIR.value or _CONFIG.value is None:
-      raise UserError(
-        f"name a recipe and a folder: python {module} "
-        "--config=configs/smoke.py --workdir=/tmp/smoke"
-      )
-    runtime.quiet_libraries()
-    runtime.start(_PLATFORM.value)
-    work(_CONFIG.value, pathlib.Path(_WORKDIR.value).expanduser())
-
-  return command_line.run(body)
-
-
 def main(argv: Sequence[str]) -> int:
   """Runs the command line; returns the exit code."""
-
-  def work(config: config_lib.Config, workdir: pathlib.Path) -> None:
-    train(config, workdir, _ALLOW_CHANGE.value)
-
-  return command(argv, "train.py", work)
+  return run_flags.command(argv, "train.py", train)
 
 
 if __name__ == "__main__":

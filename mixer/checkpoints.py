@@ -1,36 +1,49 @@
-"""Checkpoints: what is saved, when a save counts, how it is found again.
+"""Saves checkpoints: asynchronously, with digests, keeping those that are due.
 
-Checkpoint N lies in `WORKDIR/checkpoints/N` and holds the state after N
-updates: `params` by themselves, so that weights can be loaded without the
-optimizer, and the rest as `training`. Orbax writes it in the background and
-marks it as committed at the very end; what has no such mark doesn't exist for
-us and is removed at the next start.
+Checkpoint N holds the state after N updates: `params` by themselves, so that
+weights can be loaded without the optimizer, the average as `ema`, and the rest
+as `training`. Orbax writes it in the background and marks it as committed at
+the very end; what has no such mark doesn't count.
 """
 
-import pathlib
+import concurrent.futures
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint.experimental.v1
+from etils import epath
 
+from mixer import (
+  digests,
+  finding,
+  hosts,
+  inventory,
+  restoring,
+  retention,
+  saved,
+)
 from mixer import step as step_lib
-from mixer import weights
 from mixer.errors import UserError
+from mixer.finding import committed, locate
+from mixer.saved import load_params
+
+__all__ = [
+  "Checkpoints",
+  "SaveError",
+  "committed",
+  "load_params",
+  "locate",
+  "restore_at",
+]
 
 # Orbax's annotations don't fit its own classes.
 ocp: Any = orbax.checkpoint.experimental.v1
-# Orbax writes it last, before it gives the folder its name.
-_COMMITTED = "commit_success.txt"
 
 
-def _parts(state: step_lib.TrainState) -> dict[str, Any]:
-  """The state as the named parts that a checkpoint consists of."""
-  parts = {
-    "params": state.params,
-    "training": {"step": state.step, "opt_state": state.opt_state},
-  }
-  return parts if state.ema is None else parts | {"ema": state.ema}
+_LONG = 10**9  # Seconds; thirty years.
 
 
 class SaveError(UserError):
@@ -40,27 +53,53 @@ class SaveError(UserError):
 class Checkpoints:
   """The checkpoints of one workdir.
 
-  Use as a context manager: leaving it waits for a save under way.
+  Use as a context manager: leaving it waits for a save under way. Of several
+  hosts, all have to make the same calls; the first alone moves and removes.
 
   Attributes:
     directory: where they lie.
+    saving: the step of the newest save, None before the first.
   """
 
-  def __init__(self, workdir: pathlib.Path, keep: int = 1):
+  def __init__(
+    self,
+    workdir: finding.Path,
+    keep: int = 1,
+    *,
+    keep_every: int = 0,
+    best: Callable[[], Mapping[int, float]] | None = None,
+    tell: Callable[[str], None] = print,
+  ):
     """Opens or makes the directory; removes what a killed save has left.
+
+    Beside those named here, the one that was restored stays: it has been read
+    and found whole, which is more than is known of younger ones.
 
     Args:
       workdir: of the run.
       keep: how many stay, the newest ones.
+      keep_every: those at multiples of so many steps stay as well; 0: none.
+      best: gives a metric by step, higher is better, as far as it is known; of
+        the checkpoints there are, the best one stays as well.
+      tell: takes sentences for people.
+
+    Raises:
+      UserError: it can't be made.
     """
-    self.directory = workdir / "checkpoints"
-    self._response = None
-    self._saving = None
-    self._orbax = ocp.training.Checkpointer(
-      self.directory.absolute(),
-      preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-      cleanup_tmp_directories=True,
+    self.directory = finding.directory(workdir)
+    self.saving: int | None = None
+    self._keep, self._keep_every = keep, keep_every
+    self._best = best or dict
+    self._tell = tell if jax.process_index() == 0 else lambda _: None
+    self._restored: int | None = None
+    self._pending: concurrent.futures.Future[list[str]] | None = None
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
+    said, steps = hosts.on_first(
+      "checkpoints", lambda: (finding.tidy(self.directory), self._committed())
     )
+    for sentence in said:
+      self._tell(sentence)
+    self._latest: int | None = max(steps, default=None)
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -68,18 +107,17 @@ class Checkpoints:
   def __exit__(self, kind: type | None, *unused: object) -> None:
     try:
       self.wait()
-      self._orbax.close()
-    except Exception as e:
-      # Orbax raises a failed save's error once more when it is closed; what
-      # brought us here, that error or another, comes first.
-      if kind is None:
-        raise e if isinstance(e, SaveError) else self._failure(e) from e
+    except SaveError:
+      if kind is None:  # Else what brought us here comes first.
+        raise
+    finally:
+      self._thread.shutdown(wait=False)
 
   @property
   def latest(self) -> int | None:
-    """The newest step that is whole on disk, None if there is none."""
+    """The newest step that is committed, None if there is none."""
     self.wait()
-    return max(committed(self.directory.parent), default=None)
+    return self._latest
 
   def save(
     self, step: int, state: step_lib.TrainState, metadata: dict[str, Any]
@@ -95,173 +133,171 @@ class Checkpoints:
       SaveError: this save or the one before it failed.
     """
     self.wait()
-    self._saving = step
+    self.saving = step
+    first = jax.process_index() == 0
+    local = not finding.is_remote(self.directory)
     try:
-      self._response = self._orbax.save_checkpointables_async(
-        step,
-        _parts(state),
-        force=True,
-        custom_metadata=metadata,
-      )
+      if first and local and not self.directory.exists():
+        self.directory.mkdir(parents=True)
+        self._tell(
+          f"{self.directory} had vanished, with what was in it, and was made "
+          f"anew for the checkpoint of step {step}."
+        )
+      parts = _parts(state)
+      sealed = digests.seal(metadata, parts)
+      with self._context():
+        response = ocp.save_checkpointables_async(
+          self._path(step), parts, custom_metadata=sealed
+        )
     except (OSError, ValueError) as e:
       raise self._failure(e) from e
+    metrics = dict(self._best()) if first else {}
+    self._pending = self._thread.submit(
+      self._finish, step, response, list(parts), metrics
+    )
+
+  def _committed(self) -> list[int]:
+    return committed(self.directory.parent)
+
+  def _path(self, step: int) -> epath.Path:
+    return self.directory / str(step)
+
+  def _context(self) -> Any:
+    """How Orbax is to save."""
+    context = ocp.Context()
+    # Else a folder that can't be made leaves threads that wait for it.
+    context.asynchronous.create_directories_asynchronously = False
+    if jax.process_count() == 1:
+      # Orbax waits by the time of day: should that jump by more, a sound save
+      # would count as failed. `hang_seconds` bounds the wait.
+      context.asynchronous.timeout_secs = _LONG
+    if finding.is_remote(self.directory):
+      # To rename a folder of an object store is to copy it bit by bit.
+      context.atomicity.mode = ocp.options.AtomicityMode.COMMIT_FILE
+    return context
+
+  def _finish(
+    self,
+    step: int,
+    response: Any,
+    parts: list[str],
+    metrics: Mapping[int, float],
+  ) -> list[str]:
+    """In the background: waits for the commit, removes what is due."""
+    response.result()
+    if jax.process_index():
+      return []
+    # Orbax doesn't notice when it is all removed while being written.
+    there = [self._path(step) / part for part in parts]
+    gone = [path for path in there if not path.is_dir()]
+    if gone or not finding.is_committed(self._path(step)):
+      raise OSError(f"{(gone or [self._path(step)])[0]} has vanished")
+    sentences = []
+    try:
+      inventory.write(self._path(step))
+    except OSError as e:
+      sentences.append(
+        f"checkpoint {self._path(step)} is saved, but no list of its files: "
+        f"{finding.reason(e)}."
+      )
+    steps = self._committed()
+    kept = retention.kept(steps, self._keep, self._keep_every, metrics)
+    for old in sorted({*steps} - kept - {step, self._restored}):
+      try:
+        finding.remove(self._path(old))
+      except OSError as e:
+        sentences.append(
+          f"checkpoint {self._path(old)} can't be removed: "
+          f"{finding.reason(e)}. It is left as it is."
+        )
+    return sentences
 
   def wait(self) -> None:
-    """Returns when the save under way is whole on disk.
+    """Returns when the save under way is committed.
 
     Raises:
       SaveError: it failed.
     """
-    response, self._response = self._response, None
-    if response is None:
+    pending, self._pending = self._pending, None
+    if pending is None:
       return
     try:
-      response.result()
+      sentences = pending.result()
     except Exception as e:
       raise self._failure(e) from e
+    self._latest = self.saving
+    for sentence in sentences:
+      self._tell(sentence)
 
   def _failure(self, error: Exception) -> SaveError:
-    whole = [s for s in committed(self.directory.parent) if s != self._saving]
+    whole = []
+    with contextlib.suppress(OSError):
+      whole = [s for s in self._committed() if s != self.saving]
     kept = (
       f"The newest whole one is that of step {whole[-1]}."
       if whole
       else "There is none yet."
     )
     return SaveError(
-      f"the checkpoint of step {self._saving} could not be written to "
-      f"{self.directory}: {_reason(error)}. {kept} Mend the cause (most often "
-      "a full disk or missing rights) and start the same command again: it "
-      "goes on from there."
+      f"the checkpoint of step {self.saving} could not be written to "
+      f"{self.directory}: {finding.reason(error)}. {kept} Mend the cause "
+      "(most often a full disk or missing rights) and start the same command "
+      "again: it goes on from there."
     )
 
-  def restore(self, abstract: step_lib.TrainState) -> step_lib.TrainState:
-    """The newest state, laid out as `abstract` says.
+  def restore(
+    self, abstract: step_lib.TrainState
+  ) -> tuple[step_lib.TrainState, int]:
+    """The newest state that is whole, laid out as `abstract` says.
+
+    Damaged ones that are newer are told, and moved to `checkpoints.damaged`
+    beside the directory.
+
+    Returns:
+      The state, and its step.
 
     Raises:
-      UserError: it can't be read, or is of another model.
+      UserError: none is whole, or the newest is of another model.
     """
-    step = self.latest
-    assert step is not None
-    where = self.directory / str(step)
-    parts = _parts(abstract)
-    try:
-      saved = self._orbax.checkpointables_metadata(step).metadata
-      _check_readable(saved)
-      _check_same(where, saved, parts)
-      found = self._orbax.load_checkpointables(step, parts)
-    except UserError:
-      raise
-    except Exception as e:
-      raise UserError(
-        f"checkpoint {where} can't be read: {_reason(e)}. If it is damaged, "
-        "move it away: the same command then goes on from the checkpoint "
-        "before it."
-      ) from e
-    rest = found["training"]
-    return step_lib.TrainState(
-      rest["step"], found["params"], rest["opt_state"], found.get("ema")
+    self.wait()
+    steps = hosts.on_first("checkpoints", self._committed)
+    found, step = restoring.newest_whole(
+      self.directory, steps, _parts(abstract), self._tell
     )
+    self._latest = self._restored = step
+    return _state(abstract, found), step
 
 
-def _check_readable(saved: dict[str, Any]) -> None:
-  # Orbax has None for the metadata of a part that it can't open.
-  for part, metadata in saved.items():
-    if metadata is None:
-      raise ValueError(f"its part `{part}` can't be opened")
-
-
-def _check_same(where: pathlib.Path, saved: Any, parts: Any) -> None:
-  # Orbax itself loads an array of another shape without a word.
-  lines = weights.mismatches(weights.shapes(saved), weights.shapes(parts))
-  if lines:
-    raise UserError(
-      f"checkpoint {where} is of another model or optimizer: "
-      + weights.shorten(lines)
-      + ". Use the config that it was made with, or another --workdir."
-    )
-
-
-def _reason(error: BaseException) -> str:
-  """The first line of an error, or of what caused it, that says something."""
-  text = str(error).strip() or repr(error)
-  return text.splitlines()[0][:300].rstrip(".")
-
-
-def locate(path: str) -> tuple[pathlib.Path, int]:
-  """Finds a checkpoint.
+def restore_at(
+  workdir: finding.Path, step: int, abstract: step_lib.TrainState
+) -> step_lib.TrainState:
+  """The state of one checkpoint, verified; moves nothing.
 
   Args:
-    path: a workdir (for its newest checkpoint), or `WORKDIR/checkpoints/N`.
-
-  Returns:
-    The workdir and the step.
-
-  Raises:
-    UserError: nothing of the kind is there.
-  """
-  given = pathlib.Path(path).expanduser()
-  if given.parent.name == "checkpoints" and given.name.isdigit():
-    workdir, step = given.parent.parent, int(given.name)
-  else:
-    workdir, step = given, None
-  directory = workdir / "checkpoints"
-  if not directory.is_dir():
-    raise UserError(
-      f"there is no checkpoint in {path}: expected a workdir of train.py, "
-      "with a folder `checkpoints`, or one of the folders in that."
-    )
-  found = committed(workdir)
-  if step is None and found:
-    step = found[-1]
-  if step not in found:
-    raise UserError(
-      f"there is no whole checkpoint{'' if step is None else f' {step}'} in "
-      f"{directory}; there are: {', '.join(map(str, found)) or 'none'}."
-    )
-  return workdir, step
-
-
-def committed(workdir: pathlib.Path) -> list[int]:
-  """The steps of the whole checkpoints in a workdir, in order."""
-  directory = workdir / "checkpoints"
-  try:
-    found = list(directory.iterdir())
-  except (FileNotFoundError, NotADirectoryError):
-    return []
-  return sorted(
-    int(d.name)
-    for d in found
-    if d.name.isdigit() and (d / _COMMITTED).is_file()
-  )
-
-
-def load_params(
-  path: str, *, averaged: bool = True
-) -> tuple[Any, dict[str, Any]]:
-  """Reads weights alone, to the host: no optimizer.
-
-  Args:
-    path: as for `locate`.
-    averaged: take the average of the weights where the run kept one.
-
-  Returns:
-    A nested dict of numpy arrays; and the metadata saved with them, plus
-    `step`, `path`, and `averaged`, whether there is an average.
+    workdir: of the run.
+    step: of the checkpoint.
+    abstract: how the state is to lie.
 
   Raises:
-    UserError: nothing there, or not readable.
+    UserError: it is damaged, or of another model.
   """
-  workdir, step = locate(path)
-  where = (workdir / "checkpoints" / str(step)).absolute()
-  try:
-    metadata = ocp.checkpointables_metadata(where)
-    saved = metadata.metadata or {}
-    part = "ema" if averaged and "ema" in saved else "params"
-    _check_readable({part: saved[part]})
-    host = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), saved[part])
-    found = ocp.load_checkpointables(where, {part: host})[part]
-  except Exception as e:
-    raise UserError(f"checkpoint {where} can't be read: {_reason(e)}.") from e
-  info: dict[str, Any] = dict(metadata.custom_metadata or {})
-  info |= {"step": step, "path": str(where), "averaged": "ema" in saved}
-  return found, info
+  parts = _parts(abstract)
+  found = saved.look(finding.directory(workdir) / str(step))
+  saved.check_same(found, parts)
+  return _state(abstract, saved.load(found, parts))
+
+
+def _parts(state: step_lib.TrainState) -> dict[str, Any]:
+  """The state as the named parts that a checkpoint consists of."""
+  fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+  fields = {k: v for k, v in fields.items() if v is not None}
+  parts = {k: fields.pop(k) for k in ("params", "ema") if k in fields}
+  return parts | {"training": fields}
+
+
+def _state(
+  abstract: step_lib.TrainState, parts: Mapping[str, Any]
+) -> step_lib.TrainState:
+  """The state of these parts."""
+  weights = {k: v for k, v in parts.items() if k != "training"}
+  return dataclasses.replace(abstract, **weights, **parts["training"])

@@ -4,11 +4,12 @@ import difflib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import flags
 
-from mixer import checkpoints, runtime
+from mixer import checkpoints, hosts, stop
 from mixer import config as config_lib
 from mixer.errors import UserError
 
@@ -51,16 +52,27 @@ def run(body: Callable[[], None]) -> int:
   except BrokenPipeError:  # As of `... | head`: nobody reads on.
     # Python would complain once more when it closes its output at the end.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return runtime.FAILED
-  except runtime.Preempted as e:
+    return stop.FAILED
+  except stop.Preempted as e:
     print(e, file=sys.stderr)
-    return runtime.PREEMPTED
+    return stop.PREEMPTED
   except UserError as e:
     print(f"error: {e}", file=sys.stderr)
-    if isinstance(e, checkpoints.SaveError):
-      runtime.exit_at_once(runtime.FAILED)
-    return runtime.FAILED
-  return runtime.DONE
+    if hosts.is_loss(e):
+      stop.exit_at_once(stop.LOST)
+    hosts.post_failure(str(e))
+    if isinstance(e, checkpoints.SaveError) or hosts.several():
+      stop.exit_at_once(stop.FAILED)
+    return stop.FAILED
+  except Exception as e:
+    if hosts.several():
+      traceback.print_exc()
+      if hosts.is_loss(e):
+        stop.exit_at_once(stop.LOST)
+      hosts.post_failure(f"{type(e).__name__}: {e}")
+      stop.exit_at_once(stop.FAILED)
+    raise
+  return stop.DONE
 
 
 def _sentence(error: Exception, argv: list[str]) -> str:

@@ -123,12 +123,13 @@ def default() -> Config:
   c.keep_best = ""  # and the best by this metric ("eval/accuracy"; "": none).
 
   c.sharding = h = ml_collections.ConfigDict()
-  # Split the optimizer's state over all devices (ZeRO-1, arXiv 1910.02054).
+  # Split the optimizer's state and the average of the weights over all devices
+  # (ZeRO-1, arXiv 1910.02054).
   h.zero1 = True
   # Devices that share one copy of the weights (FSDP); 1: each has its own.
   h.fsdp = 1
   h.min_size = 65_536  # Arrays of fewer elements are whole on every device.
-  h.reduce_dtype = "float32"  # Gradients are summed over devices in this.
+  h.reduce_dtype = "float32"  # Kernels' gradients are summed over devices so.
 
   # At a NaN or infinity: "stop", or "skip" that update and go on, unless the
   # limit of updates in a row has been skipped.
@@ -203,6 +204,34 @@ def to_json(config: Config) -> dict[str, object]:
     key: to_json(value) if isinstance(value, GROUPS) else _plain(value)
     for key, value in config.items()
   }
+
+
+def from_json(stored: Mapping[str, Any], resolved: Mapping[str, Any]) -> Config:
+  """The config of a run; keys that are younger have their defaults.
+
+  Args:
+    stored: as of `to_json`.
+    resolved: what config.json tells beside it.
+  """
+  config = default()
+  known = flatten(config)
+  for key, value in flatten(stored).items():
+    if key not in known:
+      continue  # Gone since.
+    *groups, last = key.split(".")
+    place = config
+    for group in groups:
+      place = place[group]
+    place[last] = _tuples(value)
+  # Of weights that the run had fitted to its resolution.
+  if resolved.get("tokens_mlp_dim"):
+    config.model.tokens_mlp_dim = resolved["tokens_mlp_dim"]
+  return config
+
+
+def _tuples(value: Any) -> Any:
+  """Tuples for the lists that JSON has made of them, at any depth."""
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _plain(value: Any) -> Any:

@@ -95,4 +95,4 @@ def plan(config: config_lib.Config, num_examples: int) -> Plan:
     for k in ("log_every", "eval_every", "checkpoint_every")
   )
   kept = max(1, steps("keep_every", total)) if config.keep_every else 0
-  return Plan(total, warmup, *every, kept)
+  return Plan(total, warmup, *every, keep_every=kept)

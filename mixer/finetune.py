@@ -1,13 +1,13 @@
 """Starting from weights that exist: another run's, or released ones."""
 
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+from etils import epath
 
 from mixer import checkpoints, resolution, trained, weights
 from mixer import config as config_lib
@@ -51,20 +51,29 @@ class Origin:
     """Puts the weights into a freshly made state, and its average."""
     if self.params is None:
       return state
+
+    def put(new: Any, old: jax.Array) -> jax.Array:
+      # Each host gives its devices what they hold; nothing is compared.
+      return jax.make_array_from_callback(
+        old.shape, old.sharding, lambda index: new[index]
+      )
+
     own = {k: state.params[k] for k in self.params}
-    placed = jax.tree.map(
-      lambda new, old: jax.device_put(new, old.sharding), self.params, own
-    )
-    state = dataclasses.replace(state, params=dict(state.params) | placed)
+    params = dict(state.params) | jax.tree.map(put, self.params, own)
+    state = dataclasses.replace(state, params=params)
     if state.ema is None:
       return state
-    ema = jax.tree.map(lambda x: x.copy(), state.params)
-    return dataclasses.replace(state, ema=ema)
+    # In buffers of its own, and where the average lies.
+    copy = jax.jit(
+      lambda tree: jax.tree.map(jnp.copy, tree),
+      out_shardings=jax.tree.map(lambda x: x.sharding, state.ema),
+    )
+    return dataclasses.replace(state, ema=copy(params))
 
 
 def prepare(
   config: config_lib.Config,
-  workdir: pathlib.Path,
+  workdir: epath.PathLike,
   class_names: Sequence[str],
 ) -> Origin:
   """Finds out what a run starts from; reads the weights it needs.

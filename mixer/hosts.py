@@ -7,6 +7,9 @@ common yet, or no longer, can still find out about each other.
 
 import collections
 import json
+import socket
+import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,11 +20,22 @@ from mixer.errors import UserError
 # Seconds for which hosts wait for one another where nothing long is under way.
 TIMEOUT = 120.0
 
+# Seconds for which the first process, which is the service for all others,
+# stays so that they can read its last words.
+_READ = 1.0
+
 _rounds: collections.Counter[str] = collections.Counter()
 
 
 class HostsError(UserError):
   """The processes of a run could not agree; all of them have to end."""
+
+
+def is_loss(error: BaseException) -> bool:
+  """Whether an error may come of another process's end."""
+  return several() and isinstance(
+    error, HostsError | jax.errors.JaxRuntimeError
+  )
 
 
 def _next(name: str) -> str:
@@ -64,6 +78,85 @@ def gather(name: str, value: Any, timeout: float = TIMEOUT) -> list[Any]:
   return [json.loads(text) for _, text in sorted(found)]
 
 
+def on_first(name: str, function: Callable[[], Any]) -> Any:
+  """Calls a function on the first process; its result on all, as `gather`.
+
+  Raises:
+    UserError: what the function has raised, on every process.
+  """
+  result: Any = None
+  refusal = ""
+  if jax.process_index() == 0:
+    try:
+      result = function()
+    except UserError as e:
+      refusal = str(e)
+      if jax.process_count() == 1:
+        raise
+  result, refusal = broadcast(name, (result, refusal))
+  if refusal:
+    raise UserError(refusal)
+  return result
+
+
 def broadcast(name: str, value: Any, timeout: float = TIMEOUT) -> Any:
   """The first process's value, on every process; as `gather`."""
   return gather(name, value if jax.process_index() == 0 else None, timeout)[0]
+
+
+class Board:
+  """Where a process leaves word for the others; they have to look."""
+
+  def __init__(self):
+    self._client: Any = distributed.global_state.client
+
+  def post(self, kind: str, text: str) -> None:
+    """Leaves word; the first of a kind stays."""
+    if kind in self.read():
+      return
+    try:
+      self._client.key_value_set(f"mixer/board/{kind}", text)
+    except RuntimeError:  # Another one was faster, or none is left to read it.
+      pass
+
+  def read(self) -> dict[str, str]:
+    """Word by kind; nothing where the service is gone."""
+    try:
+      found = self._client.key_value_dir_get("mixer/board/")
+    except RuntimeError:
+      return {}
+    return {key.rpartition("/")[2]: text for key, text in found}
+
+  def next_after(self, passed: int) -> int:
+    """The first point that no process has passed.
+
+    Args:
+      passed: how many this one has. All have to ask.
+
+    Returns:
+      The same on all; -1, a point that never comes, if not all have asked: so
+      at the end of a run, when some look no more.
+    """
+    try:
+      return 1 + max(gather("stop", passed))
+    except HostsError:
+      return -1
+
+
+def board() -> Board | None:
+  """For a run of several processes; None for one."""
+  return Board() if jax.process_count() > 1 else None
+
+
+def several() -> bool:
+  """Whether this process has others beside it; starts nothing."""
+  return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def post_failure(sentence: str) -> None:
+  """Lets the others end at once, with what has failed here."""
+  if several():
+    who = f"process {jax.process_index()} on {socket.gethostname()}"
+    Board().post("failed", f"{who} failed: {sentence}")
+    if jax.process_index() == 0:
+      time.sleep(_READ)

@@ -7,20 +7,24 @@ import pathlib
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+from etils import epath
 
+from mixer import uploading
+from mixer import workdir as workdir_lib
 from mixer.errors import UserError
 
 FILE = "metrics.jsonl"
 
 
-def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
+def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
   """The records of a run, in order; a line cut off by a kill is left out."""
   records = []
   try:
-    text = (workdir / FILE).read_text()
+    text = (epath.Path(workdir) / FILE).read_text()
   except FileNotFoundError:
     return []
   for line in text.splitlines():
@@ -36,26 +40,43 @@ class Writer:
 
   A run that goes on from step N first drops the records after N, which it
   will write again: so the file reads as if nothing had happened.
+
+  On a local disk a record is there as soon as it is written. Nothing can be
+  appended to an object: there the files are kept here and uploaded whole, now
+  and then and in `flush`. Only what a resume makes again anyway is lost if
+  `flush` is called before every save.
+
+  Attributes:
+    records: from the first step on.
+    dropped: those after the start step, which an earlier start has written.
   """
 
-  def __init__(self, workdir: pathlib.Path, start_step: int):
+  def __init__(self, workdir: epath.PathLike, start_step: int):
     """Opens the files.
 
     Args:
       workdir: of the run.
       start_step: updates done.
+
+    Raises:
+      UserError: the workdir takes no files.
     """
     self._active = jax.process_index() == 0
-    self.records = [r for r in read(workdir) if r["step"] <= start_step]
+    found = read(workdir)
+    self.records = [r for r in found if r["step"] <= start_step]
+    self.dropped = [r for r in found if r["step"] > start_step]
     if not self._active:
       return
-    path = workdir / FILE
-    temporary = path.with_name(f".{FILE}")
-    with open(temporary, "w") as f:
-      f.writelines(json.dumps(r) + "\n" for r in self.records)
-    temporary.replace(path)
-    self._file = open(path, "a")
-    self._board = _Board(workdir / "tensorboard", start_step)
+    self._path = epath.Path(workdir) / FILE
+    with self._telling():
+      self._place = uploading.place(epath.Path(workdir))
+      path = self._place.local / FILE
+      temporary = path.with_name(f".{FILE}")
+      with open(temporary, "w") as f:
+        f.writelines(json.dumps(r) + "\n" for r in self.records)
+      temporary.replace(path)
+      self._file = open(path, "a")
+      self._board = _Board(self._place.local / "tensorboard", start_step)
 
   def has(self, step: int, name: str) -> bool:
     """Whether a record of that step with that metric is there."""
@@ -78,24 +99,43 @@ class Writer:
     self.records.append(record)
     if not self._active:
       return
-    try:
+    with self._telling():
       self._file.write(json.dumps(record) + "\n")
       self._file.flush()
       self._board.write(step, values)
-    except OSError as e:
-      raise UserError(
-        f"metrics can't be written to {self._file.name}: {e.strerror}. Mend "
-        "the cause and start the same command again: it goes on from the "
-        "newest checkpoint."
-      ) from e
+      self._place.keep_up()
+
+  def flush(self) -> None:
+    """Returns when all is where it is kept; call it before every save.
+
+    Raises:
+      UserError: the disk or the store doesn't take it.
+    """
+    if not self._active:
+      return
+    with self._telling():
+      self._board.flush()
+      self._place.catch_up()
 
   def close(self) -> None:
     """Flushes and closes the files."""
     if self._active:
-      for file in (self._board, self._file):
-        # `write` has told of a full disk: what it said comes first.
-        with contextlib.suppress(OSError):
-          file.close()
+      for end in (self._board.close, self._file.close, self._place.close):
+        # `write` and `flush` have told of what is full or out of reach: what
+        # they said comes first.
+        with contextlib.suppress(*workdir_lib.failures(self._path)):
+          end()
+
+  @contextlib.contextmanager
+  def _telling(self) -> Iterator[None]:
+    try:
+      yield
+    except workdir_lib.failures(self._path) as e:
+      raise UserError(
+        f"metrics can't be written to {self._path}: {workdir_lib.reason(e)}. "
+        "Mend the cause and start the same command again: it goes on from the "
+        "newest checkpoint."
+      ) from e
 
 
 class _Board:
@@ -133,8 +173,12 @@ class _Board:
     ]
     self._add(step=step, summary=self._summary(value=pairs))
     if time.monotonic() - self._flushed > 10:
-      self._file.flush()
-      self._flushed = time.monotonic()
+      self.flush()
+
+  def flush(self) -> None:
+    """Brings to the disk what was added."""
+    self._file.flush()
+    self._flushed = time.monotonic()
 
   def _add(self, **fields: Any) -> None:
     event = self._event(wall_time=time.time(), **fields)

@@ -14,8 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mixer import linear, permutation, token_mixing
 from mixer import mlp as mlp_lib
-from mixer import permutation, token_mixing
 from mixer.errors import UserError
 
 
@@ -30,6 +30,7 @@ class MixerBlock(nn.Module):
     dtype: of the computation.
     num_tokens: S after the block; 0: as before.
     mixing: how tokens are mixed.
+    grad_dtype: of the kernels' gradients; see `mixer.linear`.
   """
 
   tokens_mlp_dim: int
@@ -39,6 +40,7 @@ class MixerBlock(nn.Module):
   dtype: jnp.dtype = jnp.float32
   num_tokens: int = 0
   mixing: token_mixing.TokenMixing = token_mixing.TokenMixing()
+  grad_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x_BSC: jax.Array, train: bool = False) -> jax.Array:
@@ -49,14 +51,19 @@ class MixerBlock(nn.Module):
       self.dropout,
       self.dtype,
       num_tokens * self.mixing.groups,
+      self.grad_dtype,
       name="token_mixing",
     )
     y_BSC = token_mixing.mix(self.mixing, token_mlp, _layer_norm(x_BSC), train)
-    x_BSC = token_mixing.shortcut(x_BSC, num_tokens)
+    x_BSC = token_mixing.shortcut(x_BSC, num_tokens, self.grad_dtype)
     x_BSC = x_BSC + self._drop_path(y_BSC, train)
     y_BSC = _layer_norm(x_BSC)
     y_BSC = mlp_lib.MlpBlock(
-      self.channels_mlp_dim, self.dropout, self.dtype, name="channel_mixing"
+      self.channels_mlp_dim,
+      self.dropout,
+      self.dtype,
+      grad_dtype=self.grad_dtype,
+      name="channel_mixing",
     )(y_BSC, train=train)
     return x_BSC + self._drop_path(y_BSC, train)
 
@@ -106,6 +113,7 @@ class MlpMixer(nn.Module):
     mixing: how tokens are mixed.
     permute: a fixed permutation of the images, of `permutation.KINDS`.
     permute_seed: its seed.
+    grad_dtype: of the kernels' gradients; see `mixer.linear`.
   """
 
   patch_size: int
@@ -122,6 +130,7 @@ class MlpMixer(nn.Module):
   mixing: token_mixing.TokenMixing = token_mixing.TokenMixing()
   permute: str = ""
   permute_seed: int = 0
+  grad_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(
@@ -143,13 +152,11 @@ class MlpMixer(nn.Module):
     images = permutation.permute(
       images, self.permute, self.patch_size, self.permute_seed
     )
-    patch = (self.patch_size, self.patch_size)
-    x = nn.Conv(
+    x = linear.PatchConv(
       self.hidden_dim,
-      patch,
-      strides=patch,
-      padding="VALID",
-      dtype=self.dtype,
+      self.patch_size,
+      self.dtype,
+      self.grad_dtype,
       name="stem",
     )(images)
     x_BSC = x.reshape(x.shape[0], -1, x.shape[-1])
@@ -166,14 +173,16 @@ class MlpMixer(nn.Module):
         self.dtype,
         self.mixing.tokens(i, x_BSC.shape[1]),
         self.mixing,
+        self.grad_dtype,
         name=f"MixerBlock_{i}",
       )(x_BSC, train)
     x_BSC = _layer_norm(x_BSC, "pre_head_layer_norm")
     x_BC = jnp.mean(x_BSC, axis=1, dtype=jnp.float32)
     if pre_logits or not self.num_classes:
       return x_BC
-    return nn.Dense(
+    return linear.Dense(
       self.num_classes,
+      grad_dtype=self.grad_dtype,
       kernel_init=nn.initializers.zeros,
       bias_init=nn.initializers.constant(self.head_bias),
       name="head",

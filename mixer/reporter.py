@@ -2,14 +2,14 @@
 
 import contextlib
 import math
-import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
+from etils import epath
 
 from mixer import config as config_lib
-from mixer import durations, flops, loader, metrics
+from mixer import durations, flops, goodput, loader, metrics
 from mixer import step as step_lib
 
 
@@ -20,11 +20,13 @@ class NotFinite(Exception):
     step: the update in which it did.
     name: of the metric.
     value: its value.
+    skipped: how many updates in a row were skipped for it, with this one.
   """
 
-  def __init__(self, step: int, name: str, value: float):
+  def __init__(self, step: int, name: str, value: float, skipped: int = 0):
     super().__init__(f"{name} is {value} at step {step}")
     self.step, self.name, self.value = step, name, value
+    self.skipped = skipped
 
 
 class Stopwatch:
@@ -68,17 +70,27 @@ class Reporter:
     writer: of the records.
     terminal: for further lines.
     loader: whose timing is told; None for none.
+    goodput: where the time went.
+    on_skipped: called with what was not finite, when an update was skipped
+      for it.
   """
 
   def __init__(
     self,
-    workdir: pathlib.Path,
+    workdir: epath.Path,
     config: config_lib.Config,
     plan: durations.Plan,
     trainer: step_lib.Trainer,
     start_step: int,
+    began: float,
   ):
     self.writer = metrics.Writer(workdir, start_step)
+    self.goodput = goodput.Goodput(
+      began, self.writer.records, self.writer.dropped
+    )
+    self.on_skipped: Callable[[NotFinite], None] = lambda _: None
+    self._skip_limit = config.nonfinite_limit
+    self._skipped = 0
     self.terminal = metrics.Terminal(plan.total)
     self.loader: loader.Loader | None = None
     self._plan = plan
@@ -119,11 +131,26 @@ class Reporter:
     elif logged:
       self._measure(step)
     if logged:
-      self.writer.write(step, values | self._speed)
+      self.writer.write(step, values | self._speed | self.goodput.record())
     self.terminal.progress(step, values | self._speed, logged=logged)
-    for name in ("train/loss", "train/grad_norm"):
-      if not math.isfinite(values[name]):
-        raise NotFinite(step, name, values[name])
+    self._check_finite(step, values)
+
+  def _check_finite(self, step: int, values: dict[str, float]) -> None:
+    """Raises at a broken update; or tells, where it has been skipped."""
+    broken = [
+      name
+      for name in ("train/loss", "train/grad_norm")
+      if not math.isfinite(values[name])
+    ]
+    if not broken:
+      self._skipped = 0
+      return
+    skipped = "train/skipped" in values
+    self._skipped += skipped
+    error = NotFinite(step, broken[0], values[broken[0]], self._skipped)
+    if not skipped or self._skipped > self._skip_limit:
+      raise error
+    self.on_skipped(error)
 
   def _measure(self, step: int) -> None:
     steps = self._watch.steps(step)
@@ -143,18 +170,59 @@ class Reporter:
       self._speed["train/mfu"] = rate * self._flops / self._peak
 
   @contextlib.contextmanager
-  def pause(self) -> Iterator[None]:
-    """What happens inside doesn't count as training time."""
-    with self._watch.pause():
+  def pause(self, kind: str) -> Iterator[None]:
+    """What happens inside is no training: goodput has it as of that kind."""
+    with self._watch.pause(), self.goodput.spend(kind):
       yield
 
   def evaluation(self, step: int, values: dict[str, float]) -> None:
     """Writes an evaluation's record and line."""
     self.writer.write(step, values)
+    self.writer.flush()
     shown = [f"{k} {v:.4f}" for k, v in values.items() if k != "eval/examples"]
     self.terminal.say(f"step {step}: " + "  ".join(shown))
+
+  def scores(self, name: str) -> dict[int, float]:
+    """A metric by step, so that more is better; none for the name "".
+
+    Args:
+      name: as in metrics.jsonl; a loss is turned round.
+    """
+    sign = -1.0 if name.endswith("loss") else 1.0
+    return {
+      r["step"]: sign * r[name]
+      for r in self.writer.records
+      if r.get(name) is not None
+    }
+
+  def account(self, step: int) -> None:
+    """Writes where the time went, as a record; and the table for people."""
+    self.writer.write(step, self.goodput.record())
+    self.writer.flush()
+    self.terminal.say(self.goodput.table())
 
   def close(self) -> None:
     """Ends the live line, closes the files."""
     self.terminal.end()
     self.writer.close()
+
+
+def describe(
+  config: config_lib.Config,
+  trainer: step_lib.Trainer,
+  path: epath.Path,
+  origin: str,
+) -> str:
+  """The lines that a run starts with."""
+  count = sum(x.size for x in jax.tree.leaves(trainer.abstract.params))
+  device = jax.devices()[0]
+  height, width = config_lib.image_size(config)
+  size = height if height == width else f"{height} x {width}"
+  return (
+    f"Mixer {config.model.variant} at {size} px, "
+    f"{trainer.num_classes} classes, {count / 1e6:,.2f} M parameters, "
+    f"{config.model.dtype}\n"
+    f"{config.data.name}: batch {config.batch_size} on {jax.device_count()} x "
+    f"{device.device_kind}\n"
+    f"{path}: {origin}"
+  )

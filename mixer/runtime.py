@@ -1,27 +1,24 @@
-"""Everything between the process and the program: start, signals, exit."""
+"""Between the process and the program: platform, memory, versions."""
 
 import ctypes
+import faulthandler
 import importlib.metadata
 import importlib.util
 import os
 import pathlib
 import pkgutil
 import platform as platform_lib
-import signal
 import sys
 import threading
+import time
 import warnings
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import absl.logging
 import jax
 
-from mixer import __version__
+from mixer import __version__, distributed, stop
 from mixer.errors import UserError
-
-# Exit codes, documented in README.md.
-DONE, FAILED, PREEMPTED = 0, 1, 42
 
 # XLA's CPU backend may fuse matmuls through YNNPACK, which in jaxlib 0.10.2
 # can return wrong values (jax issue 39103): we keep it off. XLA reads the
@@ -41,20 +38,25 @@ def set_xla_flags() -> None:
     os.environ["XLA_FLAGS"] = f"{flags} {_CPU_FLAG}".strip()
 
 
-def start(platform: str = "") -> None:
+def start(
+  platform: str = "", request: distributed.Request | None = None
+) -> None:
   """Starts JAX on the platform that the user asked for.
 
   Args:
     platform: "cpu", "gpu", "tpu", or "" for the best that is there.
+    request: whether there are other processes; None: there are none.
 
   Raises:
-    UserError: JAX finds no such device.
+    UserError: JAX finds no such device, or the other processes don't come.
   """
   set_xla_flags()
   if _is_cpu_alone(platform):
     keep_freed_memory()
   if platform:
     jax.config.update("jax_platforms", {"gpu": "cuda"}.get(platform, platform))
+  if request is not None:
+    distributed.start(request)
   try:
     # Without a word from the user JAX falls back to the CPU, with a warning
     # of its own where an accelerator is there but fails to start.
@@ -144,57 +146,54 @@ def environment() -> dict[str, Any]:
   }
 
 
-class Preempted(Exception):
-  """A signal asked for a stop; says which."""
+# Seconds that a thread can't come too late by itself.
+_SUSPENDED = 10.0
+_STDERR = 2  # The descriptor: what `sys.stderr` is may be anything.
 
 
-class StopSignal:
-  """Turns the first SIGTERM or Ctrl-C into a flag, the second into an exit.
+class Hangs:
+  """Ends the process when it isn't heard of for too long.
 
-  Use as a context manager; outside the main thread it listens to nothing.
-
-  Attributes:
-    name: of the signal that came, or "".
+  It says where every thread is, and exits with `stop.LOST`.
   """
 
-  _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+  def __init__(self, seconds: float):
+    """Starts looking.
 
-  def __init__(self):
-    self.name = ""
-    self._previous = {}
+    Args:
+      seconds: for which it may be silent; 0: for ever.
+    """
+    self._seconds = seconds
+    self._heard = time.monotonic()
+    self._ended = threading.Event()
+    if seconds:
+      threading.Thread(target=self._look, name="hangs", daemon=True).start()
 
-  def check(self) -> None:
-    """Raises `Preempted` if a signal has come."""
-    if self.name:
-      raise Preempted(
-        f"{self.name}: stopped and saved; the same command goes on from here"
-      )
+  def heard(self) -> None:
+    """Something has gone on."""
+    self._heard = time.monotonic()
 
-  def _handle(self, number: int, frame: FrameType | None) -> None:
-    if self.name:
-      print("\nsecond signal: exiting at once, not saved", file=sys.stderr)
-      os._exit(128 + number)
-    self.name = signal.Signals(number).name
+  def end(self) -> None:
+    """Looks no more."""
+    self._ended.set()
 
-  def __enter__(self) -> "StopSignal":
-    if threading.current_thread() is threading.main_thread():
-      for number in self._SIGNALS:
-        self._previous[number] = signal.signal(number, self._handle)
-    return self
-
-  def __exit__(self, *unused: object) -> None:
-    for number, handler in self._previous.items():
-      signal.signal(number, handler)
-
-
-def exit_at_once(code: int) -> NoReturn:
-  """Ends the process without waiting for its threads.
-
-  Those of a save that has failed can wait for each other for ever.
-  """
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(code)
+  def _look(self) -> None:
+    pause = min(1.0, self._seconds / 4)
+    before = time.monotonic()
+    while not self._ended.wait(pause):
+      now = time.monotonic()
+      # All was suspended, this thread too (Ctrl-Z): that is no hang.
+      if now - before > pause + _SUSPENDED:
+        self._heard = now
+      before = now
+      if now - self._heard > self._seconds:
+        print(
+          f"\nnothing has gone on for {self._seconds:g} s (hang_seconds); what "
+          "the threads are at:",
+          file=sys.stderr,
+        )
+        faulthandler.dump_traceback(_STDERR)
+        stop.exit_at_once(stop.LOST)
 
 
 def quiet_libraries() -> None:

@@ -1,5 +1,6 @@
 """The training state, and the jitted functions that use it."""
 
+import dataclasses
 import enum
 from collections.abc import Callable
 from typing import Any
@@ -87,6 +88,7 @@ def build_model(
     stochastic_depth=m.stochastic_depth,
     head_bias=m.head_bias,
     dtype=jnp.dtype(m.dtype),
+    grad_dtype=jnp.dtype(config.sharding.reduce_dtype),
     remat=m.remat,
     mixing=token_mixing.TokenMixing(
       untied=m.token_mixing == "untied",
@@ -109,7 +111,7 @@ class Trainer:
     abstract: the state as `jax.ShapeDtypeStruct`s that carry shardings.
     init: `() -> TrainState`, made where it is to lie.
     train_step: `(state, batch) -> (state, metrics)`; the state is donated.
-    inference: the functions of `params` alone.
+    inference: the functions of the state's `eval_params` alone, as they lie.
   """
 
   def __init__(
@@ -141,7 +143,12 @@ class Trainer:
 
     abstract = jax.eval_shape(init)
     optim.check_names(config, weights.flatten(abstract.params))
-    where = sharding.state(mesh, abstract)
+    where = dataclasses.replace(
+      jax.tree.map(lambda _: sharding.replicated(mesh), abstract),
+      params=sharding.weights(mesh, abstract.params, config),
+      opt_state=sharding.optimizer(mesh, abstract.opt_state, config),
+      ema=sharding.optimizer(mesh, abstract.ema, config),
+    )
     self.abstract = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       abstract,
@@ -150,14 +157,54 @@ class Trainer:
     everywhere, split = sharding.replicated(mesh), sharding.batch(mesh)
     self.init = jax.jit(init, out_shardings=where)
     self.train_step = jax.jit(
-      _train_step(config, self.model, num_classes, optimizer, lr),
+      _train_step(config, self.model, num_classes, optimizer, lr, mesh),
       in_shardings=(where, split),
       out_shardings=(where, everywhere),
       donate_argnums=0,
     )
     self.inference = inference.Inference(
-      self.model, config.loss.name, num_classes, mesh, where.params
+      self.model, config.loss.name, num_classes, mesh, where.eval_params
     )
+
+
+def losses_of(
+  config: config_lib.Config,
+  model: model_lib.MlpMixer,
+  num_classes: int,
+  step: jax.Array | int,
+  batch: Batch,
+) -> tuple[gradients.LossFn, Batch]:
+  """What an update makes smaller.
+
+  Args:
+    config: the run's.
+    model: its module.
+    num_classes: K.
+    step: updates done before.
+    batch: as shipped.
+
+  Returns:
+    The losses of the examples as a function of all parameters, see
+    `gradients.LossFn`; and the batch, whole, as it takes it or parts of it.
+  """
+  weight = None
+  if config.loss.mixup:
+    key = key_for(config.seed, Purpose.MIXUP, step)
+    weight = objective.mixup_weight(key, config.loss.mixup)
+    batch = objective.with_neighbours(batch)
+  dropout_key = key_for(config.seed, Purpose.DROPOUT, step)
+
+  def losses(params: Any, batch: Batch, part: jax.Array | None) -> jax.Array:
+    images, targets = objective.training_inputs(
+      batch, config, num_classes, weight
+    )
+    key = dropout_key
+    if part is not None:
+      key = jax.random.fold_in(key, part)
+    logits = model_lib.apply(model, params, images, key=key)
+    return objective.losses(config.loss.name, logits, targets)
+
+  return losses, batch
 
 
 def _train_step(
@@ -166,62 +213,80 @@ def _train_step(
   num_classes: int,
   optimizer: optax.GradientTransformation,
   lr: optax.Schedule,
+  mesh: Mesh,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """One update; metrics are of the weights before it, unperturbed.
 
   With SAM, `sam_loss` is the loss at the perturbed weights, and `grad_norm`
-  is not finite where the gradient there isn't.
+  is not finite where the gradient there isn't. Where broken updates are
+  skipped, `skipped` is 1 for one that was and 0 else; only `step` moves then.
   """
   c = config.optimizer
 
+  # Gradients are summed to where they are needed, an update is computed where
+  # its state lies, and only new weights are gathered.
+  def apart(tree: Any) -> Any:
+    where = sharding.optimizer(mesh, tree, config)
+    return jax.lax.with_sharding_constraint(tree, where)
+
+  def together(tree: Any) -> Any:
+    where = sharding.weights(mesh, tree, config)
+    return jax.lax.with_sharding_constraint(tree, where)
+
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    weight = None
-    if config.loss.mixup:
-      key = key_for(config.seed, Purpose.MIXUP, state.step)
-      weight = objective.mixup_weight(key, config.loss.mixup)
-      batch = objective.with_neighbours(batch)
-    dropout_key = key_for(config.seed, Purpose.DROPOUT, state.step)
+    losses, batch = losses_of(config, model, num_classes, state.step, batch)
     trained, frozen = optim.split(config, state.params)
 
     def loss_fn(
       trained: Any, batch: Batch, part: jax.Array | None
     ) -> jax.Array:
-      images, targets = objective.training_inputs(
-        batch, config, num_classes, weight
-      )
-      key = dropout_key
-      if part is not None:
-        key = jax.random.fold_in(key, part)
-      params = optim.merge(trained, frozen)
-      logits = model_lib.apply(model, params, images, key=key)
-      return objective.losses(config.loss.name, logits, targets)
+      return losses(optim.merge(trained, frozen), batch, part)
 
     def gradient(trained: Any) -> tuple[jax.Array, Any]:
       return gradients.accumulated(loss_fn, trained, batch, c.accumulate)
 
     loss, grads = gradient(trained)
+    grads, old = apart(together(grads)), apart(state.params)
     metrics = {
       "loss": loss,
-      "learning_rate": lr(state.step),
+      "learning_rate": lr(_updates(state.opt_state)),
       "grad_norm": optax.tree.norm(grads),
-      "param_norm": optax.tree.norm(state.params),
+      "param_norm": optax.tree.norm(old),
     }
     if c.sam_rho:
       perturbed = gradients.ascended(trained, grads, c.sam_rho)
-      metrics["sam_loss"], grads = gradient(perturbed)
+      metrics["sam_loss"], grads = gradient(together(perturbed))
+      grads = apart(together(grads))
       # What stops a run is its grad_norm.
       norm = optax.tree.norm(grads)
       metrics["grad_norm"] = jnp.where(
         jnp.isfinite(norm), metrics["grad_norm"], norm
       )
+    trained, frozen = optim.split(config, old)
     updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-    trained = optax.apply_updates(trained, updates)
+    trained = apart(optax.apply_updates(trained, updates))
     ema = state.ema
     if ema is not None:
       averaged, still = optim.split(config, ema)
       averaged = optax.incremental_update(trained, averaged, 1.0 - c.ema_decay)
       ema = optim.merge(averaged, still)
     params = optim.merge(trained, frozen)
-    return TrainState(state.step + 1, params, opt_state, ema), metrics
+    new = TrainState(state.step + 1, params, opt_state, ema)
+    if config.nonfinite == "skip":
+      sound = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+      metrics["skipped"] = jnp.where(sound, 0.0, 1.0)
+      before = TrainState(new.step, old, state.opt_state, state.ema)
+      new = jax.tree.map(lambda x, y: jnp.where(sound, x, y), new, before)
+    return new, metrics
 
   return train_step
+
+
+def _updates(opt_state: Any) -> Any:
+  """What the learning rate goes by: updates made, without those skipped."""
+
+  def schedules(x: Any) -> bool:
+    return isinstance(x, optax.ScaleByScheduleState)
+
+  leaves = jax.tree.leaves(opt_state, is_leaf=schedules)
+  return next(x.count for x in leaves if schedules(x))

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mixer import linear
 from mixer import mlp as mlp_lib
 
 
@@ -60,8 +61,8 @@ def mix(
   b, s, c = y_BSC.shape
   if mixing.projection:
     # The G functions side by side, a view's outputs G columns apart.
-    y_BSC = nn.Dense(
-      c, use_bias=False, dtype=mlp.dtype, name="group_projection"
+    y_BSC = linear.Dense(
+      c, False, mlp.dtype, mlp.grad_dtype, name="group_projection"
     )(y_BSC)
   y = jnp.swapaxes(y_BSC, 1, 2)
   if mixing.groups > 1:
@@ -81,7 +82,9 @@ def mix(
   return jnp.swapaxes(y, 1, 2)
 
 
-def shortcut(x_BSC: jax.Array, num_tokens: int) -> jax.Array:
+def shortcut(
+  x_BSC: jax.Array, num_tokens: int, grad_dtype: jnp.dtype = jnp.float32
+) -> jax.Array:
   """What the output of token mixing is added to. In a compact method.
 
   Where the number of tokens changes, it is a learned linear map along the
@@ -91,6 +94,7 @@ def shortcut(x_BSC: jax.Array, num_tokens: int) -> jax.Array:
   Args:
     x_BSC: `[B, S, C]`, what came into the block.
     num_tokens: S' after token mixing.
+    grad_dtype: of the kernel's gradient.
 
   Returns:
     `[B, S', C]`, `x_BSC` itself where S' is S.
@@ -98,7 +102,7 @@ def shortcut(x_BSC: jax.Array, num_tokens: int) -> jax.Array:
   if num_tokens == x_BSC.shape[1]:
     return x_BSC
   x_BCS = jnp.swapaxes(x_BSC, 1, 2)
-  x_BCS = nn.Dense(
-    num_tokens, use_bias=False, dtype=x_BSC.dtype, name="token_shortcut"
+  x_BCS = linear.Dense(
+    num_tokens, False, x_BSC.dtype, grad_dtype, name="token_shortcut"
   )(x_BCS)
   return jnp.swapaxes(x_BCS, 1, 2)

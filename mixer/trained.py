@@ -6,7 +6,7 @@ released file from the weights themselves, and from what is known of them.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -70,6 +70,7 @@ def load(
   image_size: int | Sequence[int] | None = None,
   method: str = "",
   dtype: str = "",
+  averaged: bool = True,
 ) -> Trained:
   """Loads a trained model.
 
@@ -83,12 +84,13 @@ def load(
       that suits the size.
     dtype: of activations and matmul operands; "" for what the run had, and
       float32 for a released file.
+    averaged: take the average of the weights where the run kept one.
 
   Raises:
     UserError: nothing there, no sound weights, or a size that can't be.
   """
   is_run = released.kind(path) == "checkpoint"
-  found = _of_run(path) if is_run else _of_file(path)
+  found = _of_run(path, averaged) if is_run else _of_file(path)
   if image_size is not None:
     found, said = fitted(found, image_size, method)
     if said:
@@ -99,11 +101,11 @@ def load(
   return found
 
 
-def _of_run(path: str) -> Trained:
-  params, info = checkpoints.load_params(path)
+def _of_run(path: str, averaged: bool) -> Trained:
+  params, info = checkpoints.load_params(path, averaged=averaged)
   where = info["path"]
   try:
-    config = _config(info["config"], info.get("resolved") or {})
+    config = config_lib.from_json(info["config"], info.get("resolved") or {})
     class_ids = tuple(info["class_names"])
   except (KeyError, TypeError, ValueError) as e:
     raise UserError(
@@ -113,7 +115,7 @@ def _of_run(path: str) -> Trained:
   size = config_lib.image_size(config)
   module = step_lib.build_model(config, len(class_ids))
   _check(module, params, size, where)
-  kept = ", averaged weights" if info["averaged"] else ""
+  kept = ", averaged weights" if averaged and info["averaged"] else ""
   return Trained(
     module=module,
     params=params,
@@ -156,31 +158,6 @@ def _of_file(path: str) -> Trained:
     source=path,
     origin=path,
   )
-
-
-def _config(
-  stored: Mapping[str, Any], resolved: Mapping[str, Any]
-) -> config_lib.Config:
-  """The config of a run; keys that are younger have their defaults."""
-  config = config_lib.default()
-  known = config_lib.flatten(config)
-  for key, value in config_lib.flatten(stored).items():
-    if key not in known:
-      continue  # Gone since.
-    *groups, last = key.split(".")
-    place = config
-    for group in groups:
-      place = place[group]
-    place[last] = _tuples(value)
-  # Of weights that the run had fitted to its resolution.
-  if resolved.get("tokens_mlp_dim"):
-    config.model.tokens_mlp_dim = resolved["tokens_mlp_dim"]
-  return config
-
-
-def _tuples(value: Any) -> Any:
-  """Tuples for the lists that JSON has made of them, at any depth."""
-  return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _check(

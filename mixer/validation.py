@@ -168,6 +168,13 @@ def _check_together(config: config_lib.Config, num_devices: int) -> None:
       + " or ".join(f"--config.optimizer.accumulate={n}" for n in near)
       + "."
     )
+  if parts > 1 and config.sharding.reduce_dtype == "bfloat16":
+    raise UserError(
+      f"optimizer.accumulate={parts} adds gradients up in float32, and so they "
+      "are summed over devices, and sharding.reduce_dtype='bfloat16'; use "
+      "--config.sharding.reduce_dtype=float32 or "
+      "--config.optimizer.accumulate=1."
+    )
   n = config.sharding.fsdp
   if num_devices % n:
     near = [d for d in range(1, num_devices + 1) if not num_devices % d]

@@ -1,37 +1,125 @@
-"""The workdir: whose it is, and the config that it was made with."""
+"""The workdir: where it may lie, whose it is, and the config it was made with.
 
+It lies on a local disk or in a bucket of Google Cloud Storage; `epath` reads
+and writes both.
+"""
+
+import importlib.util
 import json
 import os
-import pathlib
+import re
+import uuid
 from collections.abc import Iterable
 from typing import Any
 
+import fsspec.config
 import jax
+from etils import epath
 
 from mixer import config as config_lib
 from mixer.errors import UserError
 
 _CONFIG = "config.json"
 
+# With TensorFlow around, epath would go through it, and import it for that.
+os.environ.setdefault("EPATH_USE_TF", "false")
 
-def write_json(path: pathlib.Path, content: Any) -> None:
+
+def path(text: epath.PathLike) -> epath.Path:
+  """A folder or file, local or gs://, from what a user has written.
+
+  Raises:
+    UserError: it lies where nothing can be written to, or what is needed for
+      it isn't installed.
+  """
+  written = os.fspath(text)
+  scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", written)
+  if scheme is None:
+    return epath.Path(written).expanduser()
+  if not re.match(r"gs://[^/]+", written):
+    raise UserError(
+      f"{written}: expected a local path or gs://BUCKET/FOLDER; other stores "
+      "than Google's are not supported."
+    )
+  if importlib.util.find_spec("gcsfs") is None:
+    raise UserError(
+      f"{written} needs gcsfs, which is not installed: make setup-gcs, or "
+      'pip install -e ".[gcs]".'
+    )
+  # Its memory of what lies in a folder knows nothing of what others write, not
+  # even TensorStore in this process.
+  options = fsspec.config.conf.setdefault("gcs", {})
+  options.setdefault("use_listings_cache", False)
+  return epath.Path(written)
+
+
+def is_remote(where: epath.PathLike) -> bool:
+  """Whether it lies in an object store."""
+  return os.fspath(where).startswith("gs://")
+
+
+def failures(where: epath.PathLike) -> tuple[type[Exception], ...]:
+  """What reading and writing there may raise, through no fault of ours."""
+  # What the store's libraries raise has no common base.
+  return (Exception,) if is_remote(where) else (OSError,)
+
+
+def reason(error: BaseException) -> str:
+  """An error in some words, without a full stop."""
+  text = getattr(error, "strerror", None) or str(error).strip() or repr(error)
+  return text.splitlines()[0][:300].rstrip(".")
+
+
+def make(workdir: epath.PathLike) -> None:
+  """Makes the folder, where a folder is a thing.
+
+  Raises:
+    UserError: it can't be made.
+  """
+  if is_remote(workdir):
+    return  # To gcsfs it would mean: make the bucket.
+  try:
+    os.makedirs(workdir, exist_ok=True)
+  except OSError as e:
+    raise not_writable(workdir, e) from e
+
+
+def not_writable(workdir: epath.PathLike, error: Exception) -> UserError:
+  """The error of a workdir that takes no files."""
+  where = os.fspath(workdir)
+  advice = "name a folder that can, or one that doesn't exist yet."
+  if is_remote(workdir):
+    advice = (
+      "does the bucket exist, and may you write to it (gcloud auth "
+      "application-default login; the role Storage Object User)?"
+    )
+  return UserError(
+    f"--workdir={where} can't be written to ({reason(error)}); {advice}"
+  )
+
+
+def write_json(where: epath.PathLike, content: Any) -> None:
   """Writes a file that is there whole or not at all."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  target = epath.Path(where)
+  text = json.dumps(content, indent=2) + "\n"
+  if is_remote(target):
+    target.write_text(text)  # An object is written at once, or not.
+    return
+  temporary = target.with_name(f".{target.name}.{os.getpid()}")
   with open(temporary, "w") as f:
-    json.dump(content, f, indent=2)
-    f.write("\n")
+    f.write(text)
     f.flush()
     os.fsync(f.fileno())
-  os.replace(temporary, path)
+  os.replace(temporary, target)
 
 
-def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+def read_config(workdir: epath.PathLike) -> dict[str, Any]:
   """What `claim` wrote: `{"config": ..., "resolved": ...}`.
 
   Raises:
     UserError: no workdir of ours.
   """
-  path = workdir / _CONFIG
+  path = epath.Path(workdir) / _CONFIG
   try:
     content = json.loads(path.read_text())
     return {k: dict(content[k]) for k in ("config", "resolved")}
@@ -39,7 +127,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     raise UserError(
       f"{workdir} is not a workdir of train.py: it has no {_CONFIG}."
     ) from None
-  except (ValueError, KeyError, TypeError, OSError) as e:
+  except (ValueError, KeyError, TypeError, *failures(path)) as e:
     raise UserError(
       f"{path} can't be read ({e}); restore it from a copy, or start again "
       "in an empty --workdir."
@@ -47,7 +135,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def claim(
-  workdir: pathlib.Path,
+  workdir: epath.PathLike,
   config: dict[str, Any],
   resolved: dict[str, Any],
   allow: Iterable[str] = (),
@@ -71,18 +159,16 @@ def claim(
     UserError: it can't be made, is somebody else's, or its config differs.
   """
   new = {"config": config, "resolved": resolved}
+  workdir = epath.Path(workdir)
+  make(workdir)
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    names = {p.name for p in workdir.iterdir()}
     # The folder must take files: better said now than at the first save.
-    probe = workdir / f".probe.{os.getpid()}"
-    probe.touch()
+    probe = workdir / f".probe.{uuid.uuid4().hex}"
+    probe.write_text("probe")
+    names = {p.name for p in workdir.iterdir()} - {probe.name}
     probe.unlink()
-  except OSError as e:
-    raise UserError(
-      f"--workdir={workdir} can't be written to ({e.strerror}); name a folder "
-      "that can, or one that doesn't exist yet."
-    ) from e
+  except failures(workdir) as e:
+    raise not_writable(workdir, e) from e
   if _CONFIG in names:
     if has_progress:
       _check_drift(workdir, new, tuple(allow))
@@ -109,7 +195,7 @@ def _completed(
 
 
 def _check_drift(
-  workdir: pathlib.Path, new: dict[str, Any], allow: tuple[str, ...]
+  workdir: epath.PathLike, new: dict[str, Any], allow: tuple[str, ...]
 ) -> None:
   old = read_config(workdir)
   # A key that came later had its default until then.

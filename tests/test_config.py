@@ -441,6 +441,11 @@ _CONTRADICTIONS: dict[str, tuple[dict[str, Any], int, set[str]]] = {
     8,
     {"sharding.fsdp"},
   ),
+  "half precision of parts": (
+    {"sharding__reduce_dtype": "bfloat16", "optimizer__accumulate": 2},
+    1,
+    {"sharding.reduce_dtype", "optimizer.accumulate"},
+  ),
   "uneven batch": ({"batch_size": 100}, 8, {"batch_size"}),
   "patch larger than image": ({"image_size": 8}, 1, {"image_size"}),
   "cut patch": ({"image_size": 225}, 1, {"image_size"}),

@@ -146,6 +146,7 @@ def test_going_on_drops_what_will_come_again(tmp_path, writer):
   again = writer(20)
   assert [r["step"] for r in lines(tmp_path)] == [1, 10, 20, 20]
   assert again.has(20, "eval/accuracy") and not again.has(30, "train/loss")
+  assert again.dropped == [{"step": 30, "train/loss": 30.0}]
   again.write(30, {"train/loss": -1.0})
   assert [r["step"] for r in lines(tmp_path)] == [1, 10, 20, 20, 30]
   assert again.last("train/loss") == {"train/loss": -1.0}
@@ -209,10 +210,28 @@ def test_tensorboard_can_be_read_within_seconds(tmp_path, writer, monkeypatch):
   assert scalars(path) == [(1, "train/loss", 2.5)]
 
 
+def test_a_flush_brings_all_to_the_disk(tmp_path, writer):
+  w = writer()
+  w.write(1, {"train/loss": 2.5})
+  w.flush()
+  (path,) = boards(tmp_path)
+  assert scalars(path) == [(1, "train/loss", 2.5)]
+  assert lines(tmp_path) == w.records
+  w.flush()
+  assert scalars(path) == [(1, "train/loss", 2.5)]
+
+
+def test_a_folder_that_takes_no_files_is_told(tmp_path):
+  (tmp_path / f".{metrics.FILE}").mkdir()  # In the way.
+  with pytest.raises(UserError, match="metrics can't be written to .*Is a dir"):
+    metrics.Writer(tmp_path, 0)
+
+
 def test_other_hosts_write_nothing(tmp_path, monkeypatch):
   monkeypatch.setattr(jax, "process_index", lambda: 1)
   w = metrics.Writer(tmp_path, 0)
   w.write(1, {"train/loss": 2.5})
+  w.flush()
   assert w.has(1, "train/loss")  # They decide as the first one does.
   w.close()
   assert not list(tmp_path.iterdir())

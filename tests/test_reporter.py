@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 import types
 from typing import Any
 
@@ -57,7 +58,9 @@ class Run:
     self.model, self.read = model, []
     trainer: Any = types.SimpleNamespace(model=model)
     plan = durations.plan(config, 1400)
-    self.report = reporter.Reporter(workdir, config, plan, trainer, start_step)
+    self.report = reporter.Reporter(
+      workdir, config, plan, trainer, start_step, time.monotonic()
+    )
 
   def update(self, step: int, **values: float) -> None:
     values = dict.fromkeys(_METRICS, 1.0) | values
@@ -65,7 +68,11 @@ class Run:
     self.report.update(step, late)
 
   def records(self) -> dict[int, dict]:
-    return {r["step"]: r for r in metrics.read(self.workdir)}
+    """Without what `goodput` adds, which has tests of its own."""
+    return {
+      r["step"]: {k: v for k, v in r.items() if not k.startswith("goodput/")}
+      for r in metrics.read(self.workdir)
+    }
 
 
 @pytest.fixture
@@ -161,7 +168,7 @@ def test_pauses_do_not_count_as_training(run, clock):
   for step in range(1, 12):
     clock.now += 0.25
     if step in (5, 8):
-      with r.report.pause():
+      with r.report.pause("saving"):
         clock.now += 1000
     r.update(step)
   assert r.records()[10]["train/seconds_per_step"] == pytest.approx(0.25)
@@ -172,7 +179,7 @@ def test_a_pause_that_fails_does_not_count_either(run, clock):
   for step in range(1, 12):
     clock.now += 0.25
     if step == 5:
-      with pytest.raises(ValueError), r.report.pause():
+      with pytest.raises(ValueError), r.report.pause("saving"):
         clock.now += 1000
         raise ValueError
     r.update(step)
@@ -184,7 +191,7 @@ def test_a_pause_counts_for_its_own_interval_alone(run, clock):
   for step in range(1, 22):
     clock.now += 0.25
     if step == 5:
-      with r.report.pause():
+      with r.report.pause("saving"):
         clock.now += 1000
     r.update(step)
   assert r.records()[20]["train/seconds_per_step"] == pytest.approx(0.25)
@@ -281,3 +288,45 @@ def test_an_evaluation_is_a_record_and_a_line(run, capsys):
   assert capsys.readouterr().out == (
     "step 30: eval/accuracy 0.2500  eval/loss 1.5000\n"
   )
+
+
+def test_where_the_time_went_is_written_and_told(run, capsys):
+  r = run(log_every="1 steps")
+  r.report.goodput.begin()
+  r.update(1)
+  with r.report.pause("evaluation"):
+    pass
+  r.report.settle()
+  r.report.account(1)
+  found = metrics.read(r.workdir)
+  assert [set(x) >= {"goodput/step", "goodput/lost"} for x in found] == [
+    True
+  ] * 2
+  assert "in all" in capsys.readouterr().out
+
+
+def test_skipped_updates_are_told_up_to_the_limit(run):
+  r = run(log_every="1 steps", nonfinite_limit=2)
+  told = []
+  r.report.on_skipped = told.append
+  nan = {"loss": math.nan, "skipped": 1.0}
+  sound = {"loss": 1.0, "skipped": 0.0}
+  for step, values in enumerate([nan, nan, sound, nan, nan, sound], 1):
+    r.update(step, **values)
+  r.report.settle()
+  assert [e.step for e in told] == [1, 2, 4, 5]
+  assert [e.skipped for e in told] == [1, 2, 1, 2]
+  for step in (7, 8, 9):
+    r.update(step, **nan)
+  with pytest.raises(reporter.NotFinite) as caught:
+    r.report.settle()
+  assert (caught.value.step, caught.value.skipped) == (9, 3)
+
+
+def test_scores_rank_losses_from_the_lowest(run):
+  r = run()
+  r.report.evaluation(3, {"eval/accuracy": 0.5, "eval/loss": 2.0})
+  r.report.evaluation(6, {"eval/accuracy": 0.6, "eval/loss": 1.5})
+  assert r.report.scores("eval/accuracy") == {3: 0.5, 6: 0.6}
+  assert r.report.scores("eval/loss") == {3: -2.0, 6: -1.5}
+  assert r.report.scores("") == {}

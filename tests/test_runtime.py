@@ -6,11 +6,11 @@ import pathlib
 import signal
 import subprocess
 import sys
-import threading
+import time
 
 import pytest
 
-from mixer import runtime
+from mixer import runtime, stop
 
 _ROOT = pathlib.Path(__file__).parent.parent
 
@@ -25,78 +25,6 @@ def python(code: str, **env: str) -> subprocess.CompletedProcess:
     text=True,
     timeout=120,
   )
-
-
-@pytest.fixture
-def handlers():
-  """Handlers of our own, to be found again; pytest's come back at the end."""
-  came = []
-
-  def own(number, frame):
-    came.append(number)
-
-  before = {n: signal.signal(n, own) for n in (signal.SIGTERM, signal.SIGINT)}
-  yield own, came
-  for number, handler in before.items():
-    signal.signal(number, handler)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_becomes_a_flag(handlers, number):
-  own, came = handlers
-  with runtime.StopSignal() as stop:
-    stop.check()
-    os.kill(os.getpid(), number)
-    assert stop.name == number.name
-    with pytest.raises(runtime.Preempted, match=number.name):
-      stop.check()
-    with pytest.raises(runtime.Preempted):  # Until it is obeyed.
-      stop.check()
-  assert came == []
-  assert signal.getsignal(signal.SIGTERM) is own
-  assert signal.getsignal(signal.SIGINT) is own
-  os.kill(os.getpid(), number)
-  assert came == [number]
-
-
-def test_handlers_come_back_after_an_exception(handlers):
-  own, _ = handlers
-  with pytest.raises(ValueError), runtime.StopSignal():
-    raise ValueError
-  assert signal.getsignal(signal.SIGTERM) is own
-  assert signal.getsignal(signal.SIGINT) is own
-
-
-def test_outside_the_main_thread_it_listens_to_nothing(handlers):
-  own, _ = handlers
-  seen = []
-
-  def work():
-    with runtime.StopSignal() as stop:
-      seen.append(signal.getsignal(signal.SIGTERM))
-      stop.check()
-
-  thread = threading.Thread(target=work)
-  thread.start()
-  thread.join()
-  assert seen == [own]
-  assert signal.getsignal(signal.SIGTERM) is own
-
-
-@pytest.mark.parametrize("second", ["SIGTERM", "SIGINT"])
-def test_a_second_signal_exits_at_once(second):
-  done = python(
-    "import os, signal\n"
-    "from mixer import runtime\n"
-    "with runtime.StopSignal() as stop:\n"
-    "  os.kill(os.getpid(), signal.SIGTERM)\n"
-    "  print(stop.name, flush=True)\n"
-    f"  os.kill(os.getpid(), signal.{second})\n"
-    "  print('still here', flush=True)\n"
-  )
-  assert done.returncode == 128 + getattr(signal, second)
-  assert done.stdout == "SIGTERM\n"
-  assert done.stderr.strip() == "second signal: exiting at once, not saved"
 
 
 _START = (
@@ -275,7 +203,48 @@ def test_environment_is_json():
   assert got["versions"] == runtime.versions()
 
 
-def test_exit_codes():
-  # Scripts of users depend on them.
-  codes = (runtime.DONE, runtime.FAILED, runtime.PREEMPTED)
-  assert codes == (0, 1, 42)
+def test_a_hang_is_heard_of_and_a_suspension_is_none():
+  # The process is stopped for longer than it may be silent, then goes on; and
+  # only then it is silent by itself.
+  code = (
+    "import os, time\n"
+    "from mixer import runtime, stop\n"
+    "runtime._SUSPENDED = 0.5\n"
+    "hangs = runtime.Hangs(2.0)\n"
+    "print('ready', flush=True)\n"
+    "time.sleep(1000)\n"
+  )
+  process = subprocess.Popen(
+    [sys.executable, "-c", code],
+    cwd=_ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout and process.stdout.readline() == "ready\n"
+  process.send_signal(signal.SIGSTOP)
+  time.sleep(4)
+  process.send_signal(signal.SIGCONT)
+  since = time.monotonic()
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == stop.LOST
+  # Anew from where it went on; and it can't be early.
+  assert time.monotonic() - since > 1.0
+  assert "nothing has gone on for 2 s (hang_seconds)" in err
+  assert "line 6 in <module>" in err
+
+
+def test_what_goes_on_is_no_hang():
+  done = python(
+    "import time\n"
+    "from mixer import runtime\n"
+    "hangs = runtime.Hangs(2.0)\n"
+    "for _ in range(30):\n"
+    "  time.sleep(0.1)\n"
+    "  hangs.heard()\n"
+    "hangs.end()\n"
+    "time.sleep(3)\n"
+    "print('alive')\n"
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == "alive\n"

@@ -27,7 +27,7 @@ def make_batch(i=0, size=16):
 
 def run(config, devices, steps=3):
   """The state and the metrics after some updates on that many devices."""
-  mesh = sharding.make_mesh(jax.devices()[:devices])
+  mesh = sharding.make_mesh(jax.devices()[:devices], config.sharding.fsdp)
   trainer = step_lib.Trainer(config, PLAN, 10, mesh)
   state, metrics = trainer.init(), []
   for i in range(steps):
@@ -43,32 +43,53 @@ def assert_trees_close(one, two, **tolerance):
   )
 
 
+def slow(*values):
+  return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
-  "devices",
-  [*(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 8],
+  ("devices", "zero1", "fsdp"),
+  [
+    slow(2, True, 1),
+    slow(4, True, 1),
+    (8, True, 1),
+    slow(8, False, 1),
+    slow(2, True, 2),
+    slow(4, False, 2),
+    (8, True, 2),
+    slow(8, True, 8),
+  ],
 )
-def test_any_number_of_devices_computes_the_same(smoke_config, devices):
+def test_any_number_of_devices_computes_the_same(
+  smoke_config, devices, zero1, fsdp
+):
   # With dropout, stochastic depth and mixup: randomness is the same too.
   _, one, one_metrics = run(smoke_config, 1)
+  smoke_config.sharding.update(zero1=zero1, fsdp=fsdp, min_size=64)
   trainer, many, many_metrics = run(smoke_config, devices)
   assert_trees_close(one_metrics, many_metrics, rtol=2e-5)
-  assert_trees_close(
-    jax.device_get(one.params), jax.device_get(many.params), atol=2e-5
+  assert_trees_close(jax.device_get(one), jax.device_get(many), atol=2e-5)
+  jax.tree.map(
+    lambda x, a: np.testing.assert_equal(x.sharding, a.sharding),
+    many,
+    trainer.abstract,
   )
   leaf = many.params["stem"]["kernel"]
   assert len(leaf.sharding.device_set) == devices
-  assert leaf.sharding.is_fully_replicated
-  assert trainer.abstract.params["stem"]["kernel"].sharding == leaf.sharding
+  assert leaf.sharding.is_fully_replicated == (fsdp == 1)
+  average = many.ema["stem"]["kernel"]
+  assert average.sharding.is_fully_replicated == (fsdp == 1 and not zero1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize(("devices", "fsdp"), [(2, 1), (8, 1), (8, 4)])
 def test_sam_in_parts_is_the_same_on_any_number_of_devices(
-  smoke_config, devices
+  smoke_config, devices, fsdp
 ):
   # Likewise with dropout, stochastic depth and mixup.
   smoke_config.optimizer.update(accumulate=2, sam_rho=0.5)
   _, one, one_metrics = run(smoke_config, 1)
+  smoke_config.sharding.update(fsdp=fsdp, min_size=64)
   _, many, many_metrics = run(smoke_config, devices)
   assert_trees_close(one_metrics, many_metrics, rtol=5e-5)
   assert_trees_close(
@@ -95,6 +116,7 @@ def test_repeats_to_the_bit(smoke_config):
 )
 def test_compiles_once_and_never_copies_the_state(smoke_config, options):
   smoke_config.optimizer.update(options)
+  smoke_config.sharding.min_size = 64
   trainer, state, _ = run(smoke_config, 8)
   mesh = sharding.make_mesh()
   before = state
@@ -376,10 +398,11 @@ def test_a_state_with_frozen_parts_is_saved_and_restored(
   plain_config, tmp_path, options
 ):
   plain_config.optimizer.update(options)
+  plain_config.sharding.min_size = 64
   trainer, state, _ = run(plain_config, 8, steps=2)
   with checkpoints.Checkpoints(tmp_path) as saved:
     saved.save(2, state, {})
-    restored = saved.restore(trainer.abstract)
+    restored, _ = saved.restore(trainer.abstract)
   assert jax.tree.structure(restored) == jax.tree.structure(state)
   jax.tree.map(np.testing.assert_array_equal, restored, state)
   mesh = sharding.make_mesh()
@@ -388,6 +411,8 @@ def test_a_state_with_frozen_parts_is_saved_and_restored(
     for s in (restored, state)
   ]
   jax.tree.map(np.testing.assert_array_equal, *both)
+  # What comes from a checkpoint lies as what was made does.
+  assert trainer.train_step._cache_size() == 1
 
 
 def test_a_perturbed_gradient_that_is_not_finite_shows(plain_config):
@@ -396,3 +421,91 @@ def test_a_perturbed_gradient_that_is_not_finite_shows(plain_config):
   _, _, metrics = run(plain_config, 1, steps=1)
   assert np.isfinite(metrics[0]["loss"])
   assert not np.isfinite(metrics[0]["grad_norm"])
+
+
+# Updates that are skipped.
+
+
+def trainer_for(config, devices=8):
+  mesh = sharding.make_mesh(jax.devices()[:devices], config.sharding.fsdp)
+  return step_lib.Trainer(config, PLAN, 10, mesh), mesh
+
+
+@pytest.mark.parametrize("rho", [0.0, slow(0.1)])
+def test_a_broken_update_is_skipped_and_leaves_no_trace(smoke_config, rho):
+  smoke_config.nonfinite = "skip"
+  smoke_config.sharding.min_size = 64
+  smoke_config.optimizer.sam_rho = rho
+  trainer, mesh = trainer_for(smoke_config)
+
+  def update(state, i):
+    batch = sharding.put_batch(mesh, make_batch(i))
+    state, metrics = trainer.train_step(state, batch)
+    return state, jax.device_get(metrics)
+
+  def host(state):
+    return jax.tree.map(lambda x: np.array(x, copy=True), state)
+
+  state, metrics = update(trainer.init(), 0)
+  assert metrics["skipped"] == 0
+  before = host(state)
+  # A weight is infinite for one update; the arrays are put back after it.
+  broken = jax.tree.map(np.copy, before)
+  broken.params["stem"]["kernel"][0, 0, 0, 0] = np.inf
+  where = jax.tree.map(lambda x: x.sharding, trainer.abstract)
+  state, metrics = update(jax.device_put(broken, where), 1)
+  assert metrics["skipped"] == 1
+  assert metrics["skipped"].dtype == np.float32
+  assert not np.isfinite(metrics["loss"] + metrics["grad_norm"])
+  after = host(state)
+  assert after.step == before.step + 1
+  jax.tree.map(
+    np.testing.assert_array_equal, after, broken.replace(step=after.step)
+  )
+  # The next one is that of a run that never had the batch, at the same step.
+  healed = broken.replace(step=after.step, params=before.params)
+  state, metrics = update(jax.device_put(healed, where), 2)
+  assert metrics["skipped"] == 0
+  moved, spared = host(state), before.replace(step=after.step)
+  expected, _ = update(jax.device_put(spared, where), 2)
+  jax.tree.map(np.testing.assert_array_equal, moved, host(expected))
+  assert any(np.any(x) for x in jax.tree.leaves(moved.opt_state[1].mu))
+  # The schedule goes by the updates made.
+  schedule = optim.schedule(smoke_config, PLAN)
+  np.testing.assert_allclose(metrics["learning_rate"], schedule(1))
+  assert trainer.train_step._cache_size() == 1
+
+
+def test_a_step_that_was_skipped_goes_on_by_itself(plain_config):
+  # Nobody mends anything: an update so large that the next loss overflows
+  # stays; all after it are skipped, and count.
+  plain_config.nonfinite = "skip"
+  plain_config.optimizer.update(
+    name="sgd", learning_rate=1e38, clip_norm=0.0, weight_decay=0.0
+  )
+  _, state, metrics = run(plain_config, 2, steps=5)
+  skipped = [m["skipped"] for m in metrics]
+  assert skipped[:1] == [0]
+  assert skipped[-1] == 1
+  assert skipped == sorted(skipped)
+  assert int(state.step) == 5
+  assert int(step_lib._updates(state.opt_state)) == skipped.count(0)
+
+
+def test_where_broken_updates_stop_a_run_nothing_is_added(plain_config):
+  trainer, state, metrics = run(plain_config, 1, steps=1)
+  assert "skipped" not in metrics[0]
+  plain_config.nonfinite = "skip"
+  _, same, _ = run(plain_config, 1, steps=1)
+  assert_trees_close(state, same, atol=1e-6)
+  # On the contrary: what it came to is there to be looked at.
+  params = jax.device_get(state.params)
+  params["head"]["bias"] = np.full_like(params["head"]["bias"], np.nan)
+  where = jax.tree.map(lambda x: x.sharding, trainer.abstract.params)
+  broken = dataclasses.replace(state, params=jax.device_put(params, where))
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  state, metrics = trainer.train_step(
+    broken, sharding.put_batch(mesh, make_batch())
+  )
+  assert not np.isfinite(metrics["loss"])
+  assert np.isnan(state.params["stem"]["kernel"]).all()

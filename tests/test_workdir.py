@@ -2,8 +2,11 @@
 
 import json
 import os
+import pathlib
+import sys
 
 import pytest
+from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -260,3 +263,43 @@ def test_a_folder_without_progress_takes_another_config(tmp_path):
   new = config_json(init_from="elsewhere")
   workdir.claim(tmp_path, new, _RESOLVED, has_progress=False)
   assert written(tmp_path)["config"] == new
+
+
+def test_a_path_is_what_the_user_means(monkeypatch):
+  monkeypatch.setenv("HOME", "/home/somebody")
+  assert str(workdir.path("~/runs/one")) == "/home/somebody/runs/one"
+  assert str(workdir.path("runs/a b")) == "runs/a b"
+  assert str(workdir.path(pathlib.Path("/runs"))) == "/runs"
+  assert str(workdir.path(epath.Path("/runs"))) == "/runs"
+  assert workdir.path("/c:/odd").name == "odd"  # No scheme: a folder's name.
+
+
+@pytest.mark.parametrize(
+  "text", ["s3://bucket/run", "gs:/bucket/run", "gs://", "gs:///run", "file:/x"]
+)
+def test_a_path_that_leads_nowhere_is_refused(text):
+  with pytest.raises(UserError, match="expected a local path or gs://BUCKET"):
+    workdir.path(text)
+
+
+def test_any_kind_of_path_will_do(tmp_path):
+  for kind in (str, pathlib.Path, epath.Path):
+    where = kind(tmp_path / kind.__name__)
+    workdir.claim(where, config_json(), _RESOLVED)
+    workdir.claim(where, config_json(), _RESOLVED)
+    assert workdir.read_config(where)["resolved"] == _RESOLVED
+
+
+def test_a_full_disk_is_told_before_the_first_save(tmp_path, monkeypatch):
+  def full(*unused):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(type(epath.Path(tmp_path)), "write_text", full)
+  with pytest.raises(UserError, match="can't be written to .No space left"):
+    workdir.claim(tmp_path, config_json(), _RESOLVED)
+
+
+def test_tensorflow_is_not_what_reads_buckets():
+  # epath would import it as soon as it is installed.
+  assert os.environ["EPATH_USE_TF"] == "false"
+  assert "tensorflow" not in sys.modules

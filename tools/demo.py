@@ -24,7 +24,15 @@ import numpy as np
 import input_pipeline
 import train
 from configs import demo_finetune, demo_pretrain
-from mixer import checkpoints, command_line, metrics, model, objective, runtime
+from mixer import (
+  checkpoints,
+  command_line,
+  metrics,
+  model,
+  objective,
+  runtime,
+  stop,
+)
 from mixer import config as config_lib
 from mixer import step as step_lib
 
@@ -270,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   code = command_line.run(body)
   for failure in failures:
     print(f"not as it should be: {failure}", file=sys.stderr)
-  return runtime.FAILED if failures else code
+  return stop.FAILED if failures else code
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@
 
 Prints the step, a table of all parameters, their norm, the config, the versions
 that made it, the newest metrics, and one SHA-256 over all parameters (and one
-over their average where the run kept one).
+over their average where the run kept one). Compares all arrays, the optimizer's
+too, with the digests that were saved beside them: where one differs, the exit
+code is 1.
 """
 
 import argparse
@@ -18,7 +20,15 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from mixer import checkpoints, command_line, metrics, runtime, weights
+from mixer import (
+  checkpoints,
+  command_line,
+  metrics,
+  runtime,
+  saved,
+  weights,
+)
+from mixer.errors import UserError
 
 
 def digest(params: Any) -> str:
@@ -47,12 +57,14 @@ def describe(path: str) -> dict[str, Any]:
     path: a workdir, for its newest checkpoint, or `WORKDIR/checkpoints/N`.
 
   Raises:
-    UserError: no checkpoint there.
+    UserError: no checkpoint there, or none that can be read.
   """
-  params, info = checkpoints.load_params(path, averaged=False)
+  count, different = saved.verify(path)
+  params, info = checkpoints.load_params(path, averaged=False, verify=False)
   average = {}
   if info["averaged"]:
-    average = {"sha256_ema": digest(checkpoints.load_params(path)[0])}
+    average_params, _ = checkpoints.load_params(path, verify=False)
+    average = {"sha256_ema": digest(average_params)}
   workdir, step = checkpoints.locate(path)
   leaves = jax.tree.leaves(params)
   squares = sum(float(np.sum(np.square(x, dtype=np.float64))) for x in leaves)
@@ -67,6 +79,8 @@ def describe(path: str) -> dict[str, Any]:
     "norm": squares**0.5,
     "finite": all(bool(np.isfinite(x).all()) for x in leaves),
     "sha256": digest(params),
+    "digests": count,
+    "not_as_saved": different,
     "shapes": {k: list(v) for k, v in weights.shapes(params).items()},
     "metrics": newest,
     "config": info.get("config"),
@@ -93,6 +107,17 @@ def _print(about: dict[str, Any]) -> None:
   print(f"sha256      {about['sha256']}")
   if "sha256_ema" in about:
     print(f"sha256_ema  {about['sha256_ema']}")
+  print(f"digests     {_compared(about)}")
+
+
+def _compared(about: dict[str, Any]) -> str:
+  """What the comparison with the digests has found."""
+  if not about["digests"]:
+    return "none: this checkpoint is from before there were any"
+  of = f"{about['digests']} arrays"
+  if about["not_as_saved"]:
+    return f"{of}, NOT AS SAVED: {weights.shorten(about['not_as_saved'])}"
+  return f"{of}, all as saved"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,6 +139,11 @@ def main(argv: Sequence[str] | None = None) -> int:
       print(json.dumps(about, indent=2))
     else:
       _print(about)
+    if about["not_as_saved"]:
+      raise UserError(
+        f"checkpoint {about['path']} is damaged: {_compared(about)}. Take "
+        "another one, or a copy."
+      )
 
   return command_line.run(body)
 

@@ -31,6 +31,7 @@ from mixer import (
   preprocess,
   runtime,
   sharding,
+  stop,
   trained,
   trained_flags,
 )
@@ -239,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed.append(run(args))
 
   code = command_line.run(body)
-  return runtime.FAILED if any(failed) else code
+  return stop.FAILED if any(failed) else code
 
 
 if __name__ == "__main__":

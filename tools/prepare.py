@@ -25,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
+from mixer import stop
 from mixer.datasets.preparation import prepare_flags
 from mixer.errors import UserError
 
@@ -334,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     then = told[0] if told else "the same command goes on with it"
     print(f"{begin}{name}: stopped; {then}", file=sys.stderr)
     # Threads of a download would be waited for.
-    runtime.exit_at_once(runtime.PREEMPTED)
+    stop.exit_at_once(stop.PREEMPTED)
 
 
 if __name__ == "__main__":

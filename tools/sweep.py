@@ -12,16 +12,23 @@ Each run has a folder in the workdir, as train.py makes it: `lr_0.003`, ...,
 `final`. `sweep.json` has the table. The same command goes on where it stopped.
 """
 
+# First of all, so that a signal is heard while the rest is imported.
+from mixer import stop
+
+if __name__ == "__main__":
+  stop.listen()
+
 import dataclasses
 import math
-import pathlib
 from collections.abc import Sequence
 
+import jax
 import ml_collections
 from absl import app
+from etils import epath
 
 import train
-from mixer import command_line, reporter
+from mixer import command_line, reporter, run_flags
 from mixer import config as config_lib
 from mixer import workdir as workdir_lib
 from mixer.errors import UserError
@@ -36,13 +43,16 @@ class Trial:
 
 
 def sweep(
-  config: config_lib.Config, workdir: pathlib.Path
+  config: config_lib.Config,
+  workdir: epath.Path,
+  allow_change: Sequence[str] = (),
 ) -> tuple[list[Trial], Trial]:
   """Tries all rates, and trains with the best one.
 
   Args:
     config: with what to try in `sweep`.
     workdir: for all runs.
+    allow_change: see `train.train`.
 
   Returns:
     The trials in the order of the config, and the last run: its rate, and its
@@ -50,7 +60,7 @@ def sweep(
 
   Raises:
     UserError: nothing to try, all of it diverged, or what train.py raises.
-    runtime.Preempted: stopped by a signal.
+    stop.Preempted: stopped by a signal.
   """
   s = config.sweep
   rates = [float(r) for r in s.learning_rates]
@@ -68,7 +78,7 @@ def sweep(
       "number would be of data that was chosen by. Hold out a part of the "
       'training split, as in --config.sweep.eval_split="train[90%:]".'
     )
-  trials = [_try(config, rate, workdir) for rate in rates]
+  trials = [_try(config, rate, workdir, allow_change) for rate in rates]
   finished = [t for t in trials if t.accuracy is not None]
   if not finished:
     raise UserError(
@@ -78,7 +88,7 @@ def sweep(
   # The first of equals: rates are listed from the smallest on.
   best = max(finished, key=lambda t: t.accuracy or 0.0).learning_rate
   print(f"\nlast run: learning rate {best:g} on {config.data.train_split}")
-  last = train.train(_with_rate(config, best), workdir / "final")
+  last = train.train(_with_rate(config, best), workdir / "final", allow_change)
   return trials, Trial(best, last["eval/accuracy"])
 
 
@@ -92,7 +102,10 @@ def _with_rate(
 
 
 def _try(
-  config: config_lib.Config, learning_rate: float, workdir: pathlib.Path
+  config: config_lib.Config,
+  learning_rate: float,
+  workdir: epath.Path,
+  allow_change: Sequence[str],
 ) -> Trial:
   changed = _with_rate(config, learning_rate)
   changed.data.train_split = config.sweep.train_split
@@ -102,7 +115,9 @@ def _try(
     flush=True,
   )
   try:
-    values = train.train(changed, workdir / f"lr_{learning_rate:g}")
+    values = train.train(
+      changed, workdir / f"lr_{learning_rate:g}", allow_change
+    )
   except UserError as e:
     if not isinstance(e.__cause__, reporter.NotFinite):
       raise
@@ -134,9 +149,15 @@ def table(
   return "\n".join(lines)
 
 
-def run(config: config_lib.Config, workdir: pathlib.Path) -> None:
+def run(
+  config: config_lib.Config,
+  workdir: epath.Path,
+  allow_change: Sequence[str] = (),
+) -> None:
   """Sweeps, prints the table, writes sweep.json."""
-  trials, last = sweep(config, workdir)
+  trials, last = sweep(config, workdir, allow_change)
+  if jax.process_index():
+    return
   workdir_lib.write_json(
     workdir / "sweep.json",
     {
@@ -150,7 +171,7 @@ def run(config: config_lib.Config, workdir: pathlib.Path) -> None:
 
 def main(argv: Sequence[str]) -> int:
   """Runs the command line; returns the exit code."""
-  return train.command(argv, "-m tools.sweep", run)
+  return run_flags.command(argv, "-m tools.sweep", run)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import struct
 
 import jax
@@ -12,8 +13,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_st
 
 from configs import smoke
-from mixer import checkpoints, durations, metrics, runtime, sharding, weights
+from mixer import (
+  checkpoints,
+  durations,
+  metrics,
+  runtime,
+  sharding,
+  stop,
+  weights,
+)
 from mixer import step as step_lib
+from tests import test_saved
 from tools import inspect
 
 _PLAN = durations.Plan(
@@ -176,6 +186,8 @@ def test_json(run, capsys):
     "finite": True,
     "sha256": by_the_docstring(params),
     "sha256_ema": by_the_docstring(jax.device_get(state.ema)),
+    "digests": len(jax.tree.leaves(state)),
+    "not_as_saved": [],
     "shapes": {k: list(v) for k, v in weights.shapes(state.params).items()},
     "metrics": {"step": 4, "train/loss": 1.0, "eval/accuracy": 0.25},
     "config": {"seed": 0},
@@ -197,6 +209,36 @@ def test_text(run, capsys):
   assert "stem/kernel" in out and "(4, 4, 3, 32)" in out
   assert "eval/accuracy" in out and "0.25" in out
   assert "NOT ALL FINITE" not in out
+  count = len(jax.tree.leaves(state))
+  assert f"digests     {count} arrays, all as saved\n" in out
+
+
+def test_arrays_that_are_not_as_saved(run, tmp_path, capsys):
+  shutil.copytree(run[0] / "checkpoints", tmp_path / "checkpoints")
+  checkpoint = tmp_path / "checkpoints" / "4"
+
+  def change(parts):
+    bias = np.array(parts["training"]["opt_state"][1]["mu"]["head"]["bias"])
+    bias[3] += 1
+    parts["training"]["opt_state"][1]["mu"]["head"]["bias"] = bias
+
+  test_saved.rewrite(checkpoint, change)
+  for more in ([], ["--json"]):
+    assert inspect.main([str(tmp_path), *more]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: checkpoint {checkpoint} is damaged")
+    assert "NOT AS SAVED: training/opt_state/1/mu/head/bias" in captured.err
+    name = '"training/opt_state/1/mu/head/bias"' if more else "NOT AS SAVED"
+    assert name in captured.out
+
+
+def test_a_checkpoint_from_before_there_were_digests(run, tmp_path, capsys):
+  state = jax.device_get(run[1])
+  parts = {"params": state.params, "training": {"step": state.step}}
+  where = tmp_path / "checkpoints" / "4"
+  test_saved.ocp.save_checkpointables(where, parts, custom_metadata={})
+  assert inspect.main([str(tmp_path)]) == 0
+  assert "digests     none: this" in capsys.readouterr().out
 
 
 def test_without_average_or_metrics(tmp_path, capsys):
@@ -219,7 +261,7 @@ def test_a_broken_state_is_pointed_out(tmp_path, capsys):
 
 @pytest.mark.parametrize("more", [[], ["--json"]], ids=["text", "json"])
 def test_nothing_there(tmp_path, capsys, more):
-  assert inspect.main([str(tmp_path), *more]) == runtime.FAILED == 1
+  assert inspect.main([str(tmp_path), *more]) == stop.FAILED == 1
   captured = capsys.readouterr()
   assert captured.out == ""
   assert captured.err.startswith(f"error: there is no checkpoint in {tmp_path}")

@@ -1,0 +1,155 @@
+"""Affine layers whose gradients leave them in a stated precision.
+
+XLA sums the parts of a gradient that the devices have in the dtype that its
+matmul or sum gives out. A plain bfloat16 layer gives out bfloat16, biases
+included. Here kernels' gradients are `grad_dtype`, and biases', which weigh
+next to nothing, always float32. Either way a matmul adds up in float32 inside.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Initializer
+
+_KERNEL = nn.initializers.lecun_normal()
+_BIAS = nn.initializers.zeros
+
+
+class Dense(nn.Module):
+  """A matmul with the last axis; parameters are those of `nn.Dense`.
+
+  Attributes:
+    features: O, width of the output.
+    use_bias: whether something is added.
+    dtype: of the computation.
+    grad_dtype: of the kernel's gradient; see above.
+    kernel_init: of the kernel `[I, O]`, float32.
+    bias_init: of the bias `[O]`, float32.
+  """
+
+  features: int
+  use_bias: bool = True
+  dtype: jnp.dtype = jnp.float32
+  grad_dtype: jnp.dtype = jnp.float32
+  kernel_init: Initializer = _KERNEL
+  bias_init: Initializer = _BIAS
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """`[..., I]` -> `[..., O]`."""
+    kernel = self.param(
+      "kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32
+    )
+    bias = None
+    if self.use_bias:
+      bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+    return _dense(x.astype(self.dtype), kernel, bias, self.grad_dtype)
+
+
+class PatchConv(nn.Module):
+  """A convolution with a stride of its size; parameters as in `nn.Conv`.
+
+  Attributes:
+    features: C.
+    patch_size: P; rows and columns beyond whole patches are left out.
+    dtype: of the computation.
+    grad_dtype: of the kernel's gradient; see above.
+  """
+
+  features: int
+  patch_size: int
+  dtype: jnp.dtype = jnp.float32
+  grad_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """`[B, H, W, I]` -> `[B, H / P, W / P, C]`."""
+    p = self.patch_size
+    shape = (p, p, images.shape[-1], self.features)
+    kernel = self.param("kernel", _KERNEL, shape, jnp.float32)
+    bias = self.param("bias", _BIAS, (self.features,), jnp.float32)
+    return _patches(images.astype(self.dtype), kernel, bias, self.grad_dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _dense(
+  x: jax.Array, kernel: jax.Array, bias: jax.Array | None, grad_dtype: Any
+) -> jax.Array:
+  """`[..., I]`, `[I, O]`, `[O]` -> `[..., O]`, all in the dtype of `x`."""
+  y = jnp.matmul(x, kernel.astype(x.dtype))
+  return y if bias is None else y + bias.astype(x.dtype)
+
+
+def _dense_forward(x: Any, kernel: Any, bias: Any, grad_dtype: Any) -> Any:
+  return _dense(x, kernel, bias, grad_dtype), (x, kernel, bias)
+
+
+def _dense_backward(grad_dtype: Any, saved: Any, dy: jax.Array) -> Any:
+  x, kernel, bias = saved
+  dx = jnp.matmul(dy, kernel.astype(dy.dtype).T)
+  rows = tuple(range(x.ndim - 1))
+  return dx, _kernel_gradient(x, dy, rows, grad_dtype), _bias_gradient(bias, dy)
+
+
+_dense.defvjp(_dense_forward, _dense_backward)
+
+
+def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  return jax.lax.conv_general_dilated(
+    x,
+    kernel.astype(x.dtype),
+    kernel.shape[:2],
+    "VALID",
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _patches(
+  x: jax.Array, kernel: jax.Array, bias: jax.Array, grad_dtype: Any
+) -> jax.Array:
+  """`[B, H, W, I]`, `[P, P, I, C]`, `[C]` -> `[B, H / P, W / P, C]`."""
+  return _convolve(x, kernel) + bias.astype(x.dtype)
+
+
+def _patches_forward(x: Any, kernel: Any, bias: Any, grad_dtype: Any) -> Any:
+  return _patches(x, kernel, bias, grad_dtype), (x, kernel, bias)
+
+
+def _patches_backward(grad_dtype: Any, saved: Any, dy: jax.Array) -> Any:
+  x, kernel, bias = saved
+  # Of use to whom differentiates by images; else XLA leaves it out.
+  (dx,) = jax.vjp(lambda x: _convolve(x, kernel), x)[1](dy)
+  p, (b, h, w, _) = kernel.shape[0], dy.shape
+  whole = x[:, : h * p, : w * p].reshape(b, h, p, w, p, -1)
+  return (
+    dx,
+    _kernel_gradient(whole, dy, (0, 1, 3), grad_dtype),
+    _bias_gradient(bias, dy),
+  )
+
+
+_patches.defvjp(_patches_forward, _patches_backward)
+
+
+def _kernel_gradient(
+  x: jax.Array, dy: jax.Array, rows: tuple[int, ...], grad_dtype: Any
+) -> jax.Array:
+  """The sum over `rows` of x and all but the last axis of dy; float32."""
+  if jnp.finfo(grad_dtype).bits < jnp.finfo(x.dtype).bits:
+    # A matmul gives out no less than it takes in.
+    x, dy = x.astype(grad_dtype), dy.astype(grad_dtype)
+  columns = tuple(range(dy.ndim - 1))
+  gradient = jax.lax.dot_general(
+    x, dy, ((rows, columns), ((), ())), preferred_element_type=grad_dtype
+  )
+  return gradient.astype(jnp.float32)
+
+
+def _bias_gradient(bias: jax.Array | None, dy: jax.Array) -> jax.Array | None:
+  if bias is None:
+    return None
+  return jnp.sum(dy, axis=range(dy.ndim - 1), dtype=jnp.float32)

@@ -1,0 +1,25 @@
+"""Which checkpoints stay when a new one has been committed."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+
+def kept(
+  steps: Sequence[int], keep: int, keep_every: int, metrics: Mapping[int, float]
+) -> set[int]:
+  """The steps whose checkpoints stay.
+
+  Args:
+    steps: that have one, in order.
+    keep: the newest so many stay,
+    keep_every: those at multiples of it (0: none),
+    metrics: and the one with the highest of these by step; of several with the
+      same the newest. What is not finite doesn't count.
+  """
+  stay = {*steps[-keep:]}
+  if keep_every:
+    stay |= {s for s in steps if s % keep_every == 0}
+  known = [
+    (metrics[s], s) for s in steps if math.isfinite(metrics.get(s, math.nan))
+  ]
+  return stay | {max(known)[1]} if known else stay

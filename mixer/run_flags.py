@@ -1,0 +1,94 @@
+"""Flags of the commands that train: train.py and tools.sweep."""
+
+from collections.abc import Callable, Sequence
+
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from mixer import command_line, distributed, runtime, stop
+from mixer import config as config_lib
+from mixer import workdir as workdir_lib
+from mixer.errors import UserError
+
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Where the run lives: made if missing, gone on with if not."
+)
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "The recipe; --config.KEY=VALUE overrides a key."
+)
+_PLATFORM = flags.DEFINE_enum(
+  "platform", "", ["", "cpu", "gpu", "tpu"], "Refuse to run on another."
+)
+_ALLOW_CHANGE = flags.DEFINE_list(
+  "allow_change", [], "Config keys that may differ from the first start."
+)
+_CLUSTER = flags.DEFINE_enum(
+  "cluster",
+  "auto",
+  distributed.CLUSTERS,
+  "How the processes of a run find each other: as Slurm, GKE or a TPU VM's "
+  "metadata say, by the explicit address in the next flags, or none.",
+)
+_COORDINATOR_ADDRESS = flags.DEFINE_string(
+  "coordinator_address", "", "HOST:PORT where process 0 listens."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", 0, "Of the run, over all hosts."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", -1, "Which of them this one is, from 0."
+)
+_HEARTBEAT_SECONDS = flags.DEFINE_integer(
+  "heartbeat_seconds",
+  60,
+  "A process that is not heard of for so long is dead: all others end.",
+  lower_bound=1,
+)
+
+
+def _request() -> distributed.Request:
+  return distributed.Request(
+    cluster=_CLUSTER.value,
+    coordinator_address=_COORDINATOR_ADDRESS.value,
+    num_processes=_NUM_PROCESSES.value,
+    process_id=_PROCESS_ID.value,
+    heartbeat_seconds=_HEARTBEAT_SECONDS.value,
+  )
+
+
+def command(
+  argv: Sequence[str],
+  module: str,
+  work: Callable[[config_lib.Config, epath.Path, list[str]], object],
+) -> int:
+  """Runs a command line with these flags.
+
+  Args:
+    argv: what is left of it beside flags.
+    module: what is run, as `python MODULE`.
+    work: takes the config, the workdir and --allow_change.
+
+  Returns:
+    The exit code.
+  """
+
+  def body() -> None:
+    if len(argv) > 1:
+      raise UserError(f"{argv[1]!r} is no flag; flags start with --.")
+    if not _WORKDIR.value or _CONFIG.value is None:
+      raise UserError(
+        f"name a recipe and a folder: python {module} "
+        "--config=configs/smoke.py --workdir=/tmp/smoke"
+      )
+    runtime.quiet_libraries()
+    runtime.start(_PLATFORM.value, _request())
+    workdir = workdir_lib.path(_WORKDIR.value)
+    try:
+      work(_CONFIG.value, workdir, _ALLOW_CHANGE.value)
+    except stop.Preempted:
+      distributed.end()  # All stop: the first may not leave before the last.
+      raise
+    distributed.end()
+
+  return command_line.run(body)

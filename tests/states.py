@@ -1,0 +1,106 @@
+"""States for the tests of checkpoints: real ones, and tiny ones."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from configs import smoke
+from mixer import checkpoints, durations, sharding
+from mixer import step as step_lib
+
+_PLAN = durations.Plan(
+  total=20, warmup=2, log_every=1, eval_every=1, checkpoint_every=1
+)
+
+
+def make_trainer(devices=8, num_classes=10, **optimizer) -> step_lib.Trainer:
+  """Of the smoke config, on so many devices."""
+  config = smoke.get_config()
+  for key, value in optimizer.items():
+    config.optimizer[key] = value
+  mesh = sharding.make_mesh(jax.devices()[:devices])
+  return step_lib.Trainer(config, _PLAN, num_classes, mesh)
+
+
+def update(trainer: step_lib.Trainer, state, count=1):
+  """The state after that many more updates; `state` is given away."""
+  for _ in range(count):
+    rng = np.random.default_rng(int(state.step))
+    batch = {
+      "image": rng.integers(0, 256, (16, 16, 16, 3), dtype=np.uint8),
+      "label": rng.integers(0, 10, 16, dtype=np.int32),
+    }
+    mesh = trainer.abstract.step.sharding.mesh
+    state, _ = trainer.train_step(state, sharding.put_batch(mesh, batch))
+  return state
+
+
+def tiny(step: int, mesh=None, scale=1.0) -> step_lib.TrainState:
+  """A state of a few arrays, other ones for each step; some are sharded."""
+  mesh = mesh or sharding.make_mesh()
+  rng = np.random.default_rng(step)
+  whole, split = sharding.replicated(mesh), sharding.batch(mesh)
+
+  def put(where, *shape):
+    value = np.float32(scale) * rng.standard_normal(shape, np.float32)
+    return jax.make_array_from_callback(shape, where, lambda at: value[at])
+
+  def weights() -> dict[str, Any]:
+    # The large one is summed up on its devices.
+    return {"stem": {"kernel": put(whole, 8, 4096), "bias": put(whole, 4)}}
+
+  def number(value: int):
+    made = np.int32(value)
+    return jax.make_array_from_callback((), whole, lambda at: made)
+
+  moments = {"mu": put(split, 8, 5), "count": number(step)}
+  return step_lib.TrainState(number(step), weights(), (moments,), weights())
+
+
+def abstract(state):
+  """What says how a state is to lie on devices."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+    state,
+  )
+
+
+def copy(tree):
+  """On the host, in memory of its own: a device's may be looked at only."""
+  return jax.tree.map(lambda x: np.array(x, copy=True), tree)
+
+
+def names(tree) -> list[str]:
+  """Of all leaves, in order."""
+  paths = jax.tree_util.tree_leaves_with_path(tree)
+  return [jax.tree_util.keystr(path) for path, _ in paths]
+
+
+def assert_same(got, expected):
+  """Equal in every bit, and in type, shape and structure."""
+  assert jax.tree.structure(got) == jax.tree.structure(expected)
+  for name, a, b in zip(
+    names(expected),
+    jax.tree.leaves(got),
+    jax.tree.leaves(expected),
+    strict=True,
+  ):
+    a, b = np.asarray(a), np.asarray(b)
+    assert (a.dtype, a.shape) == (b.dtype, b.shape), name
+    assert a.tobytes() == b.tobytes(), name
+
+
+def save_tiny(workdir: pathlib.Path, *steps: int):
+  """A workdir with checkpoints of tiny states; the states by step."""
+  made = {step: tiny(step) for step in steps}
+  with checkpoints.Checkpoints(workdir, keep=len(steps)) as c:
+    for step, state in made.items():
+      c.save(step, state, {"class_names": ["a", "b"], "step": step})
+  return {step: copy(state) for step, state in made.items()}
+
+
+def listing(workdir: pathlib.Path) -> list[str]:
+  """What lies among the checkpoints."""
+  return sorted(p.name for p in (workdir / "checkpoints").iterdir())
