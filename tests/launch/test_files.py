@@ -57,7 +57,7 @@ def test_skypilot(kind):
   task = yaml.safe_load((LAUNCH / f"skypilot_{kind}.yaml").read_text())
   assert task["resources"]["use_spot"] is True
   recovery = task["resources"]["job_recovery"]
-  assert recovery["recover_on_exit_codes"] == [42]
+  assert recovery["recover_on_exit_codes"] == [42, 75]
   assert recovery["max_restarts_on_errors"] < 10  # A real error ends.
   assert task["setup"].split() == ["launch/worker.sh", "setup", kind, "gcs"]
   command = task["run"].replace("\\\n", " ")
