@@ -31,9 +31,6 @@ from mixer import (
   evaluate,
   fewshot,
   finetune,
-  gate,
-  hosts,
-  lock,
   nonfinite,
   reporter,
   run_flags,
@@ -44,7 +41,9 @@ from mixer import (
 from mixer import config as config_lib
 from mixer import step as step_lib
 from mixer import workdir as workdir_lib
+from mixer.cluster import gate, hosts
 from mixer.errors import UserError
+from mixer.storage import lock
 
 
 def train(

@@ -16,19 +16,19 @@ import jax
 import orbax.checkpoint.experimental.v1
 from etils import epath
 
-from mixer import (
+from mixer import step as step_lib
+from mixer.cluster import hosts
+from mixer.errors import UserError
+from mixer.storage import (
   digests,
   finding,
-  hosts,
   inventory,
   restoring,
   retention,
   saved,
 )
-from mixer import step as step_lib
-from mixer.errors import UserError
-from mixer.finding import committed, locate
-from mixer.saved import load_params
+from mixer.storage.finding import committed, locate
+from mixer.storage.saved import load_params
 
 __all__ = [
   "Checkpoints",

@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 from absl import flags
 
-from mixer import checkpoints, hosts, stop
+from mixer import checkpoints, stop
 from mixer import config as config_lib
+from mixer.cluster import hosts
 from mixer.errors import UserError
 
 

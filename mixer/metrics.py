@@ -13,9 +13,9 @@ from typing import Any
 import jax
 from etils import epath
 
-from mixer import uploading
 from mixer import workdir as workdir_lib
 from mixer.errors import UserError
+from mixer.storage import uploading
 
 FILE = "metrics.jsonl"
 

@@ -6,9 +6,10 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from mixer import command_line, distributed, runtime, stop
+from mixer import command_line, runtime, stop
 from mixer import config as config_lib
 from mixer import workdir as workdir_lib
+from mixer.cluster import distributed
 from mixer.errors import UserError
 
 _WORKDIR = flags.DEFINE_string(

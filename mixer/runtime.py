@@ -17,7 +17,8 @@ from typing import Any
 import absl.logging
 import jax
 
-from mixer import __version__, distributed, stop
+from mixer import __version__, stop
+from mixer.cluster import distributed
 from mixer.errors import UserError
 
 # XLA's CPU backend may fuse matmuls through YNNPACK, which in jaxlib 0.10.2

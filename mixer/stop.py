@@ -113,7 +113,7 @@ class Watch:
     """Makes one.
 
     Args:
-      board: of `mixer.hosts.Board`, for a run of several processes.
+      board: of `mixer.cluster.hosts.Board`, for a run of several processes.
       poll: how often a process looks at it, seconds.
     """
     self._poll = poll

@@ -1,4 +1,4 @@
-"""Saves or restores on one of several processes, for `tests.test_restoring`.
+"""Saves or restores on one of several processes, for tests of restoring.
 
 python -m tests.restore_process RANK COUNT PORT WORKDIR save STEP...
 python -m tests.restore_process RANK COUNT PORT WORKDIR restore STEP

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from mixer import checkpoints, inventory
+from mixer import checkpoints
 from mixer.errors import UserError
+from mixer.storage import inventory
 from tests import states
 from tests.states import assert_same, copy, listing, make_trainer, update
 

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 
 from configs import smoke
 from mixer import config as config_lib
-from mixer import lock, lock_file, metrics, owner, uploading
+from mixer import metrics
 from mixer import workdir as workdir_lib
 from mixer.errors import UserError
-from tests import conftest, object_store, test_lock, test_metrics, test_train
+from mixer.storage import lock, lock_file, owner, uploading
+from tests import conftest, object_store, test_metrics, test_train
+from tests.storage import test_lock
 
 pytest.importorskip("gcsfs")
 

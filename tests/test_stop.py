@@ -159,7 +159,7 @@ def test_a_signal_while_working_waits_for_the_next_check():
 
 
 class Board:
-  """`mixer.hosts.Board` among threads."""
+  """`mixer.cluster.hosts.Board` among threads."""
 
   def __init__(self, count):
     self.said = {}

@@ -13,16 +13,9 @@ from collections.abc import Sequence
 
 import jax
 
-from mixer import (
-  command_line,
-  digests,
-  npz,
-  released,
-  runtime,
-  trained,
-  weights,
-)
+from mixer import command_line, npz, released, runtime, trained, weights
 from mixer.errors import UserError
+from mixer.storage import digests
 
 
 def to_npz(model: trained.Trained, path: str) -> None:

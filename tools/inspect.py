@@ -20,15 +20,9 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from mixer import (
-  checkpoints,
-  command_line,
-  metrics,
-  runtime,
-  saved,
-  weights,
-)
+from mixer import checkpoints, command_line, metrics, runtime, weights
 from mixer.errors import UserError
+from mixer.storage import saved
 
 
 def digest(params: Any) -> str:

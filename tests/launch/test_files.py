@@ -13,7 +13,7 @@ import yaml
 from absl import flags
 
 import train  # noqa: F401  # Defines the flags.
-from mixer import distributed
+from mixer.cluster import distributed
 from tests import conftest
 
 LAUNCH = conftest.ROOT / "launch"

@@ -30,7 +30,6 @@ from mixer import (
   checkpoints,
   command_line,
   finetune,
-  gate,
   loader,
   reporter,
   runtime,
@@ -38,6 +37,7 @@ from mixer import (
 )
 from mixer import step as step_lib
 from mixer import workdir as workdir_lib
+from mixer.cluster import gate
 
 # Moment: (where, name of the function, before or after it).
 MOMENTS: dict[str, tuple[Any, str, bool]] = {

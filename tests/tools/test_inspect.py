@@ -23,7 +23,7 @@ from mixer import (
   weights,
 )
 from mixer import step as step_lib
-from tests import test_saved
+from tests.storage import test_saved
 from tools import inspect
 
 _PLAN = durations.Plan(

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from mixer import finding
 from mixer.errors import UserError
+from mixer.storage import finding
 from tests import states
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mixer import distributed
+from mixer.cluster import distributed
 from mixer.errors import UserError
 
 Request = distributed.Request

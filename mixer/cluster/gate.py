@@ -16,7 +16,8 @@ from typing import Any
 import jax
 
 from mixer import config as config_lib
-from mixer import hosts, runtime
+from mixer import runtime
+from mixer.cluster import hosts
 from mixer.errors import UserError
 
 # What may differ between hosts: where data lie, how they are read.
@@ -26,7 +27,7 @@ _OWN = (
   "data.workers",
   "data.prefetch_batches",
 )
-_ROOT = pathlib.Path(__file__).parent.parent
+_ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
 @functools.cache

@@ -10,8 +10,8 @@ import orbax.checkpoint.experimental.v1
 import pytest
 
 from mixer import checkpoints
-from mixer import saved as saved_lib
 from mixer.errors import UserError
+from mixer.storage import saved as saved_lib
 from tests import states
 
 # Orbax's annotations don't fit its own classes.

@@ -1,9 +1,9 @@
 """A list of a checkpoint's files, by which damage shows before they are read.
 
-The digests of the arrays (`mixer.digests`) prove what counts. This list, made
-right after the commit, tells of any file that is gone, cut off or changed, by
-its name, also of those that hold no array; and what reads arrays needn't meet
-such files, which makes it noisy. Of large files it compares the sizes alone.
+The digests of the arrays (`digests`) prove what counts. This list, made right
+after the commit, tells of any file that is gone, cut off or changed, by its
+name, also of those that hold no array; and what reads arrays needn't meet such
+files, which makes it noisy. Of large files it compares the sizes alone.
 """
 
 import concurrent.futures
@@ -13,7 +13,7 @@ from collections.abc import Collection
 
 from etils import epath
 
-from mixer import finding
+from mixer.storage import finding
 
 _NAME = "files.json"
 # Bytes up to which a file's content is compared.

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixer import lock, lock_file, owner
 from mixer.errors import UserError
+from mixer.storage import lock, lock_file, owner
 from tests import conftest
 
 
@@ -61,7 +61,7 @@ def until(condition):
 
 _HOLD = """
 import sys, time
-from mixer import lock
+from mixer.storage import lock
 lock.BEAT = 0.1
 with lock.Lock(sys.argv[1]) as held:
   print("held", held.sentence, flush=True)
@@ -282,7 +282,7 @@ def test_who_can_not_be_looked_up_is_watched(monkeypatch):
 _RACE = """
 import json, multiprocessing, sys
 import jax
-from mixer import lock, owner
+from mixer.storage import lock, owner
 from mixer.errors import UserError
 context = multiprocessing.get_context("fork")
 
@@ -531,7 +531,8 @@ import jax
 rank, port, workdir = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank)
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
-from mixer import hosts, lock
+from mixer.cluster import hosts
+from mixer.storage import lock
 from mixer.errors import UserError
 try:
   with lock.Lock(workdir) as held:

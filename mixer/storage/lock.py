@@ -15,10 +15,11 @@ import time
 import jax
 from etils import epath
 
-from mixer import hosts, lock_file
-from mixer import owner as owner_lib
 from mixer import workdir as workdir_lib
+from mixer.cluster import hosts
 from mixer.errors import UserError
+from mixer.storage import lock_file
+from mixer.storage import owner as owner_lib
 
 FILE = ".owner.json"
 # Seconds between two raises of the counter; for how long it has to stand still

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixer import retention
+from mixer.storage import retention
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from configs import smoke
-from mixer import gate
+from mixer.cluster import gate
 
 
 def facts():

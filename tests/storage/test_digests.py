@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mixer import digests, sharding
+from mixer import sharding
+from mixer.storage import digests
 
 _SHAPES = [(), (1,), (7,), (3, 4), (2, 3, 5)]
 _DTYPES = ["float32", "int32", "uint32", "bfloat16", "float16", "int8", "bool"]

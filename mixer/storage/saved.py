@@ -1,7 +1,7 @@
 """What a checkpoint holds: read, and compared with what was saved.
 
 It consists of parts: `params`, `ema` where the run keeps an average, and
-`training`, the rest. Beside its arrays lie their digests (`mixer.digests`).
+`training`, the rest. Beside its arrays lie their digests.
 """
 
 import contextlib
@@ -15,8 +15,9 @@ import numpy as np
 import orbax.checkpoint.experimental.v1
 from etils import epath
 
-from mixer import digests, finding, inventory, weights
+from mixer import weights
 from mixer.errors import UserError
+from mixer.storage import digests, finding, inventory
 
 # Orbax's annotations don't fit its own classes.
 ocp: Any = orbax.checkpoint.experimental.v1

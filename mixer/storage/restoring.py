@@ -10,9 +10,10 @@ from typing import Any
 
 from etils import epath
 
-from mixer import finding, hosts
-from mixer import saved as saved_lib
+from mixer.cluster import hosts
 from mixer.errors import UserError
+from mixer.storage import finding
+from mixer.storage import saved as saved_lib
 
 # Seconds for which hosts wait for the slowest one to read a checkpoint.
 _READING = 1800.0

@@ -3,7 +3,7 @@
 import pytest
 from etils import epath
 
-from mixer import inventory
+from mixer.storage import inventory
 
 FILES = {
   "_META": b"{}",

@@ -16,7 +16,7 @@ from mixer import checkpoints, sharding
 from mixer.errors import UserError
 from tests import conftest, object_store, states
 from tests.reliability import several
-from tests.test_saved import add_one_bit, flip, forget_files, rewrite
+from tests.storage.test_saved import add_one_bit, flip, forget_files, rewrite
 
 ocp: Any = orbax.checkpoint.experimental.v1
 ABSTRACT = states.abstract(states.tiny(0))

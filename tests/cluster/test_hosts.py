@@ -2,7 +2,7 @@
 
 import pytest
 
-from mixer import hosts
+from mixer.cluster import hosts
 from mixer.errors import UserError
 
 

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from etils import epath
 
-from mixer import lock_file
 from mixer import workdir as workdir_lib
+from mixer.storage import lock_file
 
 # Seconds between two uploads, unless one is asked for.
 EVERY = 30.0
