@@ -4,32 +4,10 @@ import math
 
 from mixer import config as config_lib
 from mixer import model as model_lib
+from mixer.planning import hardware
 
-# bfloat16 matmul peak per device as JAX counts devices, FLOP/s, without
-# sparsity, by a part of `device_kind`; from the vendors' data sheets.
-_PEAKS = (
-  ("TPU v3", 61.5e12),  # One core.
-  ("TPU v4", 275e12),
-  ("TPU v5 lite", 197e12),
-  ("TPU v5e", 197e12),
-  ("TPU v5p", 459e12),
-  ("TPU v5", 459e12),
-  ("TPU v6 lite", 918e12),
-  ("TPU v6e", 918e12),
-  ("H200", 989e12),
-  ("H100", 989e12),
-  ("A100", 312e12),
-  ("L4", 121e12),
-  ("V100", 125e12),
-)
-
-
-def peak(device_kind: str) -> float | None:
-  """FLOP/s of a device in bfloat16, None where it isn't known."""
-  for name, value in _PEAKS:
-    if name in device_kind:
-      return value
-  return None
+# The table of what devices can do is there.
+peak = hardware.peak
 
 
 def forward_macs(

@@ -5,7 +5,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from configs import smoke
-from mixer import batch_search, compiling, durations, hardware, planning
+from mixer import durations
+from mixer.planning import batch_search, compiling, formulas, hardware
 
 
 @given(st.integers(0, 2**20), st.integers(-5, 2**21))
@@ -42,7 +43,7 @@ def test_of_a_config(monkeypatch, capsys):
   config.batch_size, config.optimizer.accumulate = 64, 2
   target = hardware.parse("v5e-8")
   plan = durations.plan(config, 1400)
-  predicted = planning.predict(config, target, 1400, 10)
+  predicted = formulas.predict(config, target, 1400, 10)
 
   def compile_step(config, plan, num_classes, target):
     assert num_classes == 10

@@ -1,0 +1,253 @@
+"""Accelerators by name: what a chip can do, how a slice of them is wired.
+
+Names of slices are those of Google's accelerator types, where v5e and v6e
+count chips, and v3, v4 and v5p count TensorCores, two a chip: v5p-64 has 32
+chips. For GPUs they count GPUs, as in h100-8.
+"""
+
+import dataclasses
+import math
+import re
+
+from mixer.errors import UserError
+
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """What the vendor's data sheet says of a device, as JAX counts devices.
+
+  Attributes:
+    name: as in the names of slices.
+    kind: a regular expression that `device_kind` contains.
+    flops: matmul peak in bfloat16 without sparsity, FLOP/s.
+    memory: bytes.
+    bandwidth: of the memory, bytes/s.
+    link: bytes/s out of a chip over one of its links to neighbours (TPU), or
+      over all of them through the switch of its host (GPU).
+    network: bytes/s out of it to other hosts, where links don't lead there.
+    host_devices: of one host.
+    host_cores: physical cores of a host with so many devices.
+    devices_per_chip: what is rented is chips.
+  """
+
+  name: str
+  kind: str
+  flops: float
+  memory: int
+  bandwidth: float
+  link: float
+  network: float
+  host_devices: int
+  host_cores: int
+  devices_per_chip: int = 1
+
+
+# TPU: docs.cloud.google.com/tpu/docs/v3, v4, v5e, v5p, v6e (read 2026-11-23).
+# A chip's bidirectional bandwidth there, over twice its links (4, in v4 and v5p
+# 6), is that of one link; for v3 and v4 a pod's all-reduce bandwidth over its
+# chips and their links. vCPUs of a host are two a core.
+# GPU: NVIDIA's data sheets of the SXM modules (NVLink in both directions, so
+# half of it goes out) and of DGX A100 and DGX H100/H200 (cores, and one network
+# card a GPU: 200 and 400 Gbit/s).
+CHIPS = (
+  # A TensorCore is a device: half a chip of 123 TFLOP/s, 32 GiB, 900 GB/s.
+  Chip("v3", "TPU v3", 61.5e12, 16 * _GIB, 450e9, 83e9, 0, 8, 48, 2),
+  Chip("v4", "TPU v4", 275e12, 32 * _GIB, 1200e9, 45e9, 0, 4, 120),
+  Chip("v5e", "TPU v5 ?(lite|e)", 197e12, 16 * _GIB, 819e9, 50e9, 0, 4, 56),
+  Chip("v5p", "TPU v5p?$", 459e12, 95 * _GIB, 2765e9, 100e9, 0, 4, 104),
+  Chip("v6e", "TPU v6 ?(lite|e)", 918e12, 32 * _GIB, 1638e9, 100e9, 0, 4, 90),
+  Chip("a100", "A100", 312e12, 80 * 10**9, 2039e9, 300e9, 25e9, 8, 128),
+  Chip(
+    "h100",
+    "H100(?! PCIe| NVL)",
+    989e12,
+    80 * 10**9,
+    3350e9,
+    450e9,
+    50e9,
+    8,
+    112,
+  ),
+  Chip("h200", "H200", 989e12, 141 * 10**9, 4800e9, 450e9, 50e9, 8, 112),
+)
+# Peaks of devices that nothing more is known of here.
+_OTHER_PEAKS = (
+  ("H100 PCIe", 756e12),
+  ("H100 NVL", 835e12),
+  (r"\bL4\b", 121e12),
+  (r"V100", 125e12),
+)
+
+# Slices that Google lets: chips -> their grid.
+_SLICES_2D = {
+  1: (1, 1),
+  4: (2, 2),
+  8: (2, 4),
+  16: (4, 4),
+  32: (4, 8),
+  64: (8, 8),
+  128: (8, 16),
+  256: (16, 16),
+}
+_SLICES_3D = {
+  4: (2, 2, 1),
+  8: (2, 2, 2),
+  16: (2, 2, 4),
+  32: (2, 4, 4),
+  64: (4, 4, 4),
+  128: (4, 4, 8),
+  256: (4, 8, 8),
+  512: (8, 8, 8),
+  1024: (8, 8, 16),
+}
+_SLICES_V3 = {
+  4: (2, 2),
+  16: (4, 4),
+  32: (4, 8),
+  64: (8, 8),
+  128: (8, 16),
+  256: (16, 16),
+  512: (16, 32),
+  1024: (32, 32),
+}
+_SLICES = {
+  "v3": _SLICES_V3,
+  "v4": _SLICES_3D,
+  "v5e": _SLICES_2D,
+  "v5p": _SLICES_3D,
+  "v6e": _SLICES_2D,
+}
+_COUNTS_CORES = ("v3", "v4", "v5p")
+_GPUS = (1, 2, 4)  # And multiples of 8.
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+  """Devices that train together.
+
+  Attributes:
+    name: such as "v5e-64".
+    chip: what they are.
+    num_chips: as they are rented.
+    grid: chips along each axis of a TPU slice; () for GPUs.
+  """
+
+  name: str
+  chip: Chip
+  num_chips: int
+  grid: tuple[int, ...] = ()
+
+  @property
+  def num_devices(self) -> int:
+    """As JAX counts them."""
+    return self.num_chips * self.chip.devices_per_chip
+
+  @property
+  def num_hosts(self) -> int:
+    """Processes; a v5e or v6e slice of up to 8 chips has one."""
+    if self.name in ("v5e-8", "v6e-8"):
+      return 1
+    return math.ceil(self.num_devices / self.chip.host_devices)
+
+  @property
+  def host_cores(self) -> float:
+    """Physical cores of one host, or of the share of it that is rented."""
+    here = self.num_devices / self.num_hosts
+    return self.chip.host_cores * here / self.chip.host_devices
+
+  @property
+  def platform(self) -> str:
+    """Of its devices, "tpu" or "gpu"."""
+    return "tpu" if self.grid else "gpu"
+
+  @property
+  def topology(self) -> str:
+    """As libtpu names it, "v5e:8x8"; "" for GPUs."""
+    return f"{self.chip.name}:{'x'.join(map(str, self.grid))}" * bool(self.grid)
+
+  def all_reduce_seconds(self, size: float) -> float:
+    """Time to sum `size` bytes of every device over all devices.
+
+    In rings, where each device sends 2 (N - 1) / N of it. On TPUs over all
+    links at once: two for each axis of the grid that is a ring, one for each
+    that is a line; two TensorCores of a chip share them. On GPUs inside each
+    host, then of an eighth between hosts.
+
+    Args:
+      size: bytes.
+    """
+    if self.num_devices == 1:
+      return 0.0
+    if self.grid:
+      links = sum(2 if self._is_ring(n) else 1 for n in self.grid if n > 1)
+      n = self.num_chips
+      return 2 * size * (n - 1) / n / (links * self.chip.link)
+    here = min(self.num_devices, self.chip.host_devices)
+    seconds = 2 * size * (here - 1) / here / self.chip.link
+    hosts = self.num_hosts
+    if hosts > 1:
+      share = size / here
+      seconds += 2 * share * (hosts - 1) / hosts / self.chip.network
+    return seconds
+
+  def _is_ring(self, length: int) -> bool:
+    """Whether an axis of the grid is wired from its end to its start."""
+    if self.chip.name in ("v4", "v5p"):
+      return all(n % 4 == 0 for n in self.grid)  # Whole cubes of 4 x 4 x 4.
+    return length == {"v3": 32}.get(self.chip.name, 16)
+
+
+def peak(device_kind: str) -> float | None:
+  """FLOP/s of a device in bfloat16, None where it isn't known."""
+  known = [(c.kind, c.flops) for c in CHIPS] + [*_OTHER_PEAKS]
+  for pattern, flops in known:
+    if re.search(pattern, device_kind):
+      return flops
+  return None
+
+
+def names() -> dict[str, list[str]]:
+  """The slices there are, by chip; GPUs may be any multiple of 8 as well."""
+  found = {
+    chip: [f"{chip}-{n * (2 if chip in _COUNTS_CORES else 1)}" for n in slices]
+    for chip, slices in _SLICES.items()
+  }
+  gpus = [c.name for c in CHIPS if c.name not in _SLICES]
+  return found | {g: [f"{g}-{n}" for n in (*_GPUS, 8, 16)] for g in gpus}
+
+
+def parse(name: str) -> Slice:
+  """The slice of a name such as "v5e-64".
+
+  Raises:
+    UserError: no such name; lists those that there are.
+  """
+  match = re.fullmatch(r"(\w+)-([1-9]\d*)", name)
+  chips = {c.name: c for c in CHIPS}
+  if not match or match.group(1) not in chips:
+    every = names()
+    raise UserError(
+      f"--hardware={name} is not known; name a chip and how many, as in "
+      "--hardware=v5e-64. There are "
+      + ", ".join(f"{group[0]} to {group[-1]}" for group in every.values())
+      + "."
+    )
+  chip, count = chips[match.group(1)], int(match.group(2))
+  if chip.name in _SLICES:
+    number = count / 2 if chip.name in _COUNTS_CORES else count
+    grid = _SLICES[chip.name].get(int(number))
+    if grid and number == int(number):
+      return Slice(name, chip, int(number), grid)
+  elif count in _GPUS or count % 8 == 0:
+    return Slice(name, chip, count)
+  counts = " (they count TensorCores, two a chip)" * (
+    chip.name in _COUNTS_CORES
+  )
+  more = "" if chip.name in _SLICES else " and further multiples of 8"
+  raise UserError(
+    f"--hardware={name}: there is no slice of that size. There are "
+    + ", ".join(names()[chip.name])
+    + f"{more}{counts}."
+  )
