@@ -3,8 +3,8 @@
   python -m tools.prepare imagenet2012 --source=DIR_WITH_THE_TARS
   python train.py --config=configs/mixer_l16_i1k.py --workdir=DIR
 
-Hardware: one host with 8 H100 GPUs; batch 4096 is divided among them. If it
-doesn't fit: --config.model.remat=True, up to a third more operations.
+Hardware: one host with 8 H100 GPUs, batch 4096 divided among them, with
+--config.optimizer.accumulate=4: without it doesn't fit (docs/scaling.md).
 Time: 1.0e20 FLOP. At 40 % of the peak that is 72 H100 hours ($220) or 362
 hours of TPU v5e chips ($430): 9.0 hours on the host above, 5.7 on 64 v5e.
 Predicted, not run: docs/recipes.md has the formula and what it assumes.

@@ -3,8 +3,8 @@
   python -m tools.prepare imagenet21k --source=winter21_whole.tar.gz
   python train.py --config=configs/mixer_l16_i21k.py --workdir=DIR
 
-Hardware: one host with 8 H100 GPUs; batch 4096 is divided among them. If it
-doesn't fit: --config.model.remat=True, up to a third more operations.
+Hardware: one host with 8 H100 GPUs, batch 4096 divided among them, with
+--config.optimizer.accumulate=4: without it doesn't fit (docs/scaling.md).
 Time: 1.0e21 FLOP. At 40 % of the peak that is 737 H100 hours ($2,200) or 3701
 hours of TPU v5e chips ($4,400): 92 hours on the host above, 58 on 64 v5e.
 Predicted, not run: docs/recipes.md has the formula and what it assumes.
