@@ -108,11 +108,8 @@ def train(
         tell=_say,
       ) as saved:
         if saved.latest is None:
-          state, step, sentence = (
-            origin.place(trainer.init()),
-            0,
-            origin.sentence,
-          )
+          state, step = origin.place(trainer.init()), 0
+          sentence = origin.sentence
         else:
           state, step = saved.restore(trainer.abstract)
           sentence = f"going on after step {step} of {plan.total}"
@@ -180,10 +177,14 @@ class _Run:
     report = self.report
     report.on_skipped = self._tell_skipped
     report.goodput.begin()
+    ours = True
     try:
       self._train()
       report.terminal.say(f"{self.path}: done")
-    except (checkpoints_lib.SaveError, lock.LostError):
+    except lock.LostError:
+      ours = False  # Nothing may be written any more.
+      raise
+    except checkpoints_lib.SaveError:
       raise
     except (stop.Preempted, UserError) as e:
       # Whatever it was, no update that is done is lost; but one process can't
@@ -198,7 +199,7 @@ class _Run:
       raise nonfinite.stopped(e, self._blame(e), newest, limit) from e
     finally:
       self.hangs.end()
-      if self.step > self.start:
+      if ours and self.step > self.start:
         report.account(self.step)
       report.close()
 

@@ -11,6 +11,7 @@ from etils import epath
 from mixer import config as config_lib
 from mixer import durations, flops, goodput, loader, metrics
 from mixer import step as step_lib
+from mixer.errors import UserError
 
 
 class NotFinite(Exception):
@@ -197,8 +198,10 @@ class Reporter:
 
   def account(self, step: int) -> None:
     """Writes where the time went, as a record; and the table for people."""
-    self.writer.write(step, self.goodput.record())
-    self.writer.flush()
+    # What can't be written has been told of: that comes first.
+    with contextlib.suppress(UserError):
+      self.writer.write(step, self.goodput.record())
+      self.writer.flush()
     self.terminal.say(self.goodput.table())
 
   def close(self) -> None:
