@@ -45,6 +45,7 @@ def test_a_second_run_is_refused_until_the_first_has_died(
   test_train.assert_same_run(workdir, undisturbed(1))
 
 
+@pytest.mark.slow
 def test_a_hang_ends_with_every_threads_place(data_dir, tmp_path, undisturbed):
   workdir = tmp_path / "run"
   run = test_phases.start(

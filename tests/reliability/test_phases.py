@@ -110,7 +110,7 @@ def check(data_dir, tmp_path, undisturbed, moment, nth, signal):
   finish(data_dir, workdir, undisturbed(1))
 
 
-FAST = [("commit", 2), (at.COMPILE, 1)]
+FAST = [("commit", 2)]
 
 
 @pytest.mark.parametrize(("moment", "nth"), FAST)

@@ -98,15 +98,9 @@ def check_loss_of_one(data_dir, tmp_path, undisturbed, process, number):
   test_phases.finish(data_dir, workdir, undisturbed(2), 2)
 
 
-def test_one_of_two_is_killed(data_dir, tmp_path, undisturbed):
-  check_loss_of_one(data_dir, tmp_path, undisturbed, 1, signal.SIGKILL)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  ("process", "number"),
-  [(0, signal.SIGKILL), (0, signal.SIGSTOP), (1, signal.SIGSTOP)],
-)
+@pytest.mark.parametrize("process", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_one_of_two_is_lost(data_dir, tmp_path, undisturbed, process, number):
   check_loss_of_one(data_dir, tmp_path, undisturbed, process, number)
 
