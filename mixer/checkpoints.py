@@ -17,6 +17,7 @@ import orbax.checkpoint.experimental.v1
 from etils import epath
 
 from mixer import step as step_lib
+from mixer import workdir as workdir_lib
 from mixer.cluster import hosts
 from mixer.errors import UserError
 from mixer.storage import (
@@ -135,7 +136,7 @@ class Checkpoints:
     self.wait()
     self.saving = step
     first = jax.process_index() == 0
-    local = not finding.is_remote(self.directory)
+    local = not workdir_lib.is_remote(self.directory)
     try:
       if first and local and not self.directory.exists():
         self.directory.mkdir(parents=True)
@@ -171,7 +172,7 @@ class Checkpoints:
       # Orbax waits by the time of day: should that jump by more, a sound save
       # would count as failed. `hang_seconds` bounds the wait.
       context.asynchronous.timeout_secs = _LONG
-    if finding.is_remote(self.directory):
+    if workdir_lib.is_remote(self.directory):
       # To rename a folder of an object store is to copy it bit by bit.
       context.atomicity.mode = ocp.options.AtomicityMode.COMMIT_FILE
     return context

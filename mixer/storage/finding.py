@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from mixer import workdir as workdir_lib
 from mixer.errors import UserError
 
 Path = str | os.PathLike[str]
@@ -20,13 +21,8 @@ _REMOVED = ".removed"  # and so we name what we are removing.
 
 def directory(workdir: Path) -> epath.Path:
   """Where a workdir's checkpoints lie: absolute, or an object store's."""
-  path = epath.Path(workdir).expanduser() / "checkpoints"
-  return path if is_remote(path) else path.absolute()
-
-
-def is_remote(path: Path) -> bool:
-  """Whether it is an object store's, where renaming is copying."""
-  return "://" in os.fspath(path)
+  path = workdir_lib.path(workdir) / "checkpoints"
+  return path if workdir_lib.is_remote(path) else path.absolute()
 
 
 def committed(workdir: Path) -> list[int]:
@@ -74,7 +70,7 @@ def locate(path: Path) -> tuple[epath.Path, int]:
   Raises:
     UserError: nothing of the kind is there.
   """
-  given = epath.Path(path).expanduser()
+  given = workdir_lib.path(path)
   if given.parent.name == "checkpoints" and given.name.isdigit():
     workdir, step = given.parent.parent, int(given.name)
   else:
@@ -128,7 +124,7 @@ def tidy(folder: epath.Path) -> list[str]:
 
 def _put_away(path: epath.Path) -> str:
   what = f"{path} was never finished, or has lost its mark of that"
-  if is_remote(path):  # A killed save leaves it so.
+  if workdir_lib.is_remote(path):  # A killed save leaves it so.
     path.rmtree()
     return f"{what}: it has been removed."
   at = os.fspath(move_aside(path))
@@ -137,7 +133,7 @@ def _put_away(path: epath.Path) -> str:
 
 def remove(path: epath.Path) -> None:
   """Removes a checkpoint; a kill leaves it whole, or not counting."""
-  if is_remote(path):
+  if workdir_lib.is_remote(path):
     (path / _COMMITTED).unlink(missing_ok=True)
   else:
     path = path.rename(path.with_name(path.name + _REMOVED))
@@ -157,7 +153,7 @@ def move_aside(path: epath.Path) -> epath.Path:
     while to.exists():
       count += 1
       to = folder / f"{path.name}.{count}"
-    if is_remote(path):
+    if workdir_lib.is_remote(path):
       for name in files_in(path):
         (path / name).copy(to / name)
       remove(path)
