@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from mixer import workdir
+from mixer import workdir as workdir_lib
 from mixer.errors import UserError
 from mixer.storage import finding
 from tests import states
@@ -42,8 +42,8 @@ def test_paths_are_absolute_unless_they_are_addresses(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert finding.directory("run") == tmp_path / "run" / "checkpoints"
   assert str(finding.directory("gs://b/run")) == "gs://b/run/checkpoints"
-  assert workdir.is_remote(finding.directory("gs://b/run"))
-  assert not workdir.is_remote(finding.directory("run"))
+  assert workdir_lib.is_remote(finding.directory("gs://b/run"))
+  assert not workdir_lib.is_remote(finding.directory("run"))
 
 
 @pytest.mark.parametrize("path", ["nosuch", "checkpoints", "file", ""])
