@@ -117,4 +117,10 @@ def test_what_was_stopped_goes_on_without_the_update(data_dir, tmp_path):
     ]
     for workdir in (first, second)
   )
-  assert found == expected
+  # The two modes are compiled apart, and differ in last bits.
+  assert len(found) == len(expected)
+  for one, other in zip(found, expected, strict=True):
+    assert one == {
+      k: v if v is None else pytest.approx(v, rel=1e-5)
+      for k, v in other.items()
+    }
