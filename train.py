@@ -14,7 +14,7 @@ if __name__ == "__main__":
   stop.listen()
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -256,16 +256,25 @@ class _Run:
   def _evaluate(self) -> None:
     self.report.settle()
     with self.report.pause("evaluation"):
-      values = _evaluate(
-        self.config,
-        self.trainer,
-        self.state,
-        self.mesh,
-        self.eval_split,
-        self.fewshot_task,
-        self._pulse,
-      )
+      values = self._evaluated()
     self.report.evaluation(self.step, values)
+
+  def _evaluated(self) -> dict[str, float]:
+    """Everything that the config wants evaluated, named as in metrics.jsonl."""
+    config, mesh, pulse = self.config, self.mesh, self._pulse
+    model, params = self.trainer.inference, self.state.eval_params
+    batches = input_pipeline.eval_batches(self.eval_split, config)
+    values = evaluate.evaluate(model, params, batches, mesh, pulse)
+    named = {f"eval/{k}": v for k, v in values.items()}
+    if self.fewshot_task is not None:
+
+      def extract(split: input_pipeline.Split) -> np.ndarray:
+        batches = input_pipeline.eval_batches(split, config)
+        return evaluate.features(model, params, batches, mesh, pulse)
+
+      for shots, draws in self.fewshot_task.accuracies(extract).items():
+        named[f"fewshot/{shots}shot"] = float(np.mean(draws))
+    return named
 
   def _blame(self, error: reporter.NotFinite) -> str:
     records = input_pipeline.train_records(
@@ -280,31 +289,6 @@ class _Run:
 def _say(sentence: str) -> None:
   if jax.process_index() == 0:
     print(sentence, flush=True)
-
-
-def _evaluate(
-  config: config_lib.Config,
-  trainer: step_lib.Trainer,
-  state: step_lib.TrainState,
-  mesh: Mesh,
-  split: input_pipeline.Split,
-  task: fewshot.Task | None,
-  interrupt: Callable[[], None],
-) -> dict[str, float]:
-  """Everything that the config wants evaluated, named as in metrics.jsonl."""
-  model, params = trainer.inference, state.eval_params
-  batches = input_pipeline.eval_batches(split, config)
-  values = evaluate.evaluate(model, params, batches, mesh, interrupt)
-  named = {f"eval/{k}": v for k, v in values.items()}
-  if task is not None:
-
-    def extract(split: input_pipeline.Split) -> np.ndarray:
-      batches = input_pipeline.eval_batches(split, config)
-      return evaluate.features(model, params, batches, mesh, interrupt)
-
-    for shots, draws in task.accuracies(extract).items():
-      named[f"fewshot/{shots}shot"] = float(np.mean(draws))
-  return named
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""The one exception that is meant for the user's eyes."""
+"""The one exception that is meant for the user's eyes; others in its words."""
 
 
 class UserError(Exception):
@@ -9,3 +9,9 @@ class UserError(Exception):
   and exit non-zero; every other exception is a defect of ours and keeps its
   traceback.
   """
+
+
+def first_line(error: BaseException) -> str:
+  """What an error says, for use within a sentence: without a full stop."""
+  text = str(error).strip() or repr(error)
+  return text.splitlines()[0][:300].rstrip(".")

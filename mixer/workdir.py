@@ -17,7 +17,7 @@ import jax
 from etils import epath
 
 from mixer import config as config_lib
-from mixer.errors import UserError
+from mixer.errors import UserError, first_line
 
 _CONFIG = "config.json"
 
@@ -66,8 +66,7 @@ def failures(where: epath.PathLike) -> tuple[type[Exception], ...]:
 
 def reason(error: BaseException) -> str:
   """An error in some words, without a full stop."""
-  text = getattr(error, "strerror", None) or str(error).strip() or repr(error)
-  return text.splitlines()[0][:300].rstrip(".")
+  return getattr(error, "strerror", None) or first_line(error)
 
 
 def make(workdir: epath.PathLike) -> None:

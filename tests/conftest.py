@@ -14,6 +14,7 @@ os.environ.setdefault(
 )
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+import gc
 import pathlib
 import subprocess
 import sys
@@ -44,6 +45,22 @@ def smoke_config(data_dir: str):
   config = smoke.get_config()
   config.data.data_dir = data_dir
   return config
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+  """Lets complaints about what is left behind come in the test that left it."""
+  yield
+  gc.collect()
+
+
+def noisy(test):
+  """Marks a test after which Orbax, having given up, leaves tasks behind."""
+  quiet = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore:coroutine .* was never awaited:RuntimeWarning",
+  )
+  return quiet(pytest.mark.usefixtures("collected")(test))
 
 
 def leaves(tree: Any) -> Iterator[tuple[str, Any]]:

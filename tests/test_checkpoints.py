@@ -1,7 +1,6 @@
 """Saving: whole or absent, and the same to the bit on any devices."""
 
 import dataclasses
-import gc
 import os
 import pathlib
 import resource
@@ -16,7 +15,7 @@ from etils import epath
 from mixer import checkpoints
 from mixer.errors import UserError
 from mixer.storage import inventory
-from tests import states
+from tests import conftest, states
 from tests.states import assert_same, copy, listing, make_trainer, update
 
 
@@ -272,22 +271,6 @@ def test_what_vanishes_while_it_is_written(tmp_path, monkeypatch, there):
   assert checkpoints.committed(tmp_path) == [3]
 
 
-# What Orbax leaves behind when it gives up complains when it is collected.
-@pytest.fixture
-def collected():
-  """Lets the complaints come in the test that they are of."""
-  yield
-  gc.collect()
-
-
-def noisy(test):
-  quiet = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning",
-    "ignore:coroutine .* was never awaited:RuntimeWarning",
-  )
-  return quiet(pytest.mark.usefixtures("collected")(test))
-
-
 class Later:
   """In place of Orbax's response to a save that fails in the background."""
 
@@ -372,7 +355,7 @@ def assert_fails(workdir, spoil, mend=lambda: None) -> str:
   return message
 
 
-@noisy
+@conftest.noisy
 def test_a_commit_that_fails(tmp_path, monkeypatch):
   rename = type(epath.Path(tmp_path)).rename
 
@@ -387,7 +370,7 @@ def test_a_commit_that_fails(tmp_path, monkeypatch):
   assert "Input/output error" in assert_fails(tmp_path, spoil, monkeypatch.undo)
 
 
-@noisy
+@conftest.noisy
 def test_a_mark_that_cannot_be_set(tmp_path, monkeypatch):
   write = type(epath.Path(tmp_path)).write_text
 
@@ -402,7 +385,7 @@ def test_a_mark_that_cannot_be_set(tmp_path, monkeypatch):
   assert "Input/output error" in assert_fails(tmp_path, spoil, monkeypatch.undo)
 
 
-@noisy
+@conftest.noisy
 def test_files_that_may_not_grow(tmp_path):
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -428,7 +411,7 @@ def small_disk(tmp_path):
   subprocess.run(["umount", "--lazy", str(where)], check=True)
 
 
-@noisy
+@conftest.noisy
 def test_a_full_disk(small_disk):
   filler = small_disk / "filler"
 
@@ -442,7 +425,7 @@ def test_a_full_disk(small_disk):
   assert "No space left on device. The newest" in message
 
 
-@noisy
+@conftest.noisy
 def test_a_disk_that_has_become_read_only(small_disk):
   def remount(how):
     subprocess.run(
@@ -455,14 +438,14 @@ def test_a_disk_that_has_become_read_only(small_disk):
   assert "Read-only file system" in message
 
 
-@noisy
+@conftest.noisy
 def test_a_read_only_disk_at_the_start(small_disk):
   subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
   with pytest.raises(UserError, match="can't be prepared .*Read-only file sys"):
     checkpoints.Checkpoints(small_disk)
 
 
-@noisy
+@conftest.noisy
 def test_a_file_in_place_of_the_folder(tmp_path):
   c = checkpoints.Checkpoints(tmp_path / "run")
   shutil.rmtree(tmp_path / "run")
@@ -471,7 +454,7 @@ def test_a_file_in_place_of_the_folder(tmp_path):
     c.save(3, states.tiny(0), {})
 
 
-@noisy
+@conftest.noisy
 def test_a_step_is_saved_once(tmp_path):
   state = states.tiny(3)
   with checkpoints.Checkpoints(tmp_path, keep=3) as c:

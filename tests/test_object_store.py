@@ -10,7 +10,6 @@ import time
 import pytest
 from etils import epath
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from configs import smoke
 from mixer import config as config_lib
@@ -121,17 +120,7 @@ def test_a_bucket_that_takes_nothing_is_told(store, workdir):
     lock.Lock(workdir).__enter__()
 
 
-@given(
-  st.lists(
-    st.tuples(
-      st.integers(0, 1),
-      st.sampled_from(["read", "write", "write", "remove"]),
-      st.integers(1, 10**9).map(lambda i: b"%d" % i),
-    ),
-    max_size=6,
-    unique_by=lambda move: move[2],
-  )
-)
+@given(test_lock.moves_of_two(6))
 @settings(
   max_examples=10,
   deadline=None,

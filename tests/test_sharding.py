@@ -9,17 +9,17 @@ import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.experimental.compilation_cache import compilation_cache
-from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mixer import durations, finetune, sharding
 from mixer import step as step_lib
+from mixer.planning import compiling, formulas
 from tests import conftest, reference
 
 PLAN = durations.Plan(
@@ -135,19 +135,6 @@ def build(config, devices=8):
   return step_lib.Trainer(config, PLAN, 10, mesh), mesh
 
 
-def abstract_batch(config, mesh):
-  split, (b, side) = (
-    sharding.batch(mesh),
-    (config.batch_size, config.image_size),
-  )
-  return {
-    "image": jax.ShapeDtypeStruct(
-      (b, side, side, 3), jnp.uint8, sharding=split
-    ),
-    "label": jax.ShapeDtypeStruct((b,), jnp.int32, sharding=split),
-  }
-
-
 def held(tree) -> int:
   """Bytes that the first device has."""
   shards = [x.addressable_shards[0].data for x in jax.tree.leaves(tree)]
@@ -247,7 +234,7 @@ def sent(text: str | None) -> dict[tuple[str, str], int]:
 def compile_step(config, **options):
   trainer, mesh = build(config)
   lowered = trainer.train_step.lower(
-    trainer.abstract, abstract_batch(config, mesh)
+    trainer.abstract, compiling.abstract_batch(config, mesh)
   )
   return trainer, lowered.compile(compiler_options=options or None)
 
@@ -353,10 +340,9 @@ def recipes(name: str) -> list[Any]:
 @pytest.mark.parametrize("fsdp", [1, pytest.param(16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", _RECIPES)
 def test_every_config_builds_on_256_devices(name, fsdp):
-  types = (AxisType.Auto,) * 2
-  mesh: Any = AbstractMesh((256 // fsdp, fsdp), sharding.AXES, axis_types=types)
   for config in recipes(name):
     config.sharding.fsdp = fsdp
+    mesh = formulas.abstract_mesh(config, 256)
     trainer = step_lib.Trainer(config, PLAN, 21_843, mesh)
 
     def local(tree):
@@ -375,13 +361,12 @@ def test_every_config_builds_on_256_devices(name, fsdp):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", _RECIPES)
 def test_every_config_updates_on_256_devices(name):
-  types = (AxisType.Auto,) * 2
-  mesh: Any = AbstractMesh((256, 1), sharding.AXES, axis_types=types)
   for config in recipes(name):
+    mesh = formulas.abstract_mesh(config, 256)
     config.batch_size = math.ceil(config.batch_size / 256) * 256
     trainer = step_lib.Trainer(config, PLAN, 1000, mesh)
     state, metrics = trainer.train_step.eval_shape(
-      trainer.abstract, abstract_batch(config, mesh)
+      trainer.abstract, compiling.abstract_batch(config, mesh)
     )
     for x, a in zip(
       jax.tree.leaves(state), jax.tree.leaves(trainer.abstract), strict=True

@@ -10,6 +10,7 @@ import pytest
 from mixer import checkpoints, durations, model, objective, optim, sharding
 from mixer import step as step_lib
 from mixer.errors import UserError
+from mixer.planning import compiling
 from tests import conftest
 
 PLAN = durations.Plan(
@@ -276,16 +277,7 @@ def test_parts_make_the_update_of_the_whole_batch(
 def compiled(config, devices):
   """The update, compiled for abstract batches."""
   mesh = sharding.make_mesh(jax.devices()[:devices])
-  trainer = step_lib.Trainer(config, PLAN, 10, mesh)
-  b, side = config.batch_size, config.image_size
-  split = sharding.batch(mesh)
-  batch = {
-    "image": jax.ShapeDtypeStruct(
-      (b, side, side, 3), jnp.uint8, sharding=split
-    ),
-    "label": jax.ShapeDtypeStruct((b,), jnp.int32, sharding=split),
-  }
-  return trainer.train_step.lower(trainer.abstract, batch).compile()
+  return compiling.lower(config, PLAN, 10, mesh).compile()
 
 
 _MOVES = r"all-gather|all-to-all|reduce-scatter|collective-permute|all-reduce"

@@ -13,7 +13,7 @@ import re
 import jax
 from jax._src import hardware_utils  # Counts TPU chips without starting them.
 
-from mixer.errors import UserError
+from mixer.errors import UserError, first_line
 
 CLUSTERS = ("auto", "none", "explicit", "slurm", "gke", "tpu")
 # What JAX calls the ones that it can ask for addresses itself.
@@ -91,7 +91,7 @@ def start(request: Request) -> str:
   except (RuntimeError, ValueError) as e:
     raise UserError(
       f"the processes of this run did not meet within {_START} s "
-      f"(--cluster={kind}: {_first_line(e)}). Start the same command on all of "
+      f"(--cluster={kind}: {first_line(e)}). Start the same command on all of "
       "them; or, for a single process, add --cluster=none."
     ) from e
   return kind
@@ -153,11 +153,6 @@ def _check_explicit(request: Request) -> None:
       f"--num_processes={n} and --process_id={i} should be how many processes "
       f"the run has, and which of them this is: {example}."
     )
-
-
-def _first_line(error: Exception) -> str:
-  text = str(error).strip() or repr(error)
-  return text.splitlines()[0][:300].rstrip(".")
 
 
 def end() -> None:

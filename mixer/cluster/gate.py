@@ -9,7 +9,6 @@ import functools
 import hashlib
 import pathlib
 import platform
-import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,8 +100,7 @@ def pass_together(config: config_lib.Config, more: Mapping[str, Any]) -> None:
   """
   if jax.process_count() == 1:
     return
-  name = f"process {jax.process_index()} on {socket.gethostname()}"
-  told = hosts.gather("start", [name, facts(config, more)])
+  told = hosts.gather("start", [hosts.own_name(), facts(config, more)])
   lines = differences([t for _, t in told], [n for n, _ in told])
   if lines:
     shown = lines[:20]

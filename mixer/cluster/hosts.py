@@ -148,6 +148,11 @@ def board() -> Board | None:
   return Board() if jax.process_count() > 1 else None
 
 
+def own_name() -> str:
+  """This process, for people: "process 3 on HOST"."""
+  return f"process {jax.process_index()} on {socket.gethostname()}"
+
+
 def several() -> bool:
   """Whether this process has others beside it; starts nothing."""
   return jax.distributed.is_initialized() and jax.process_count() > 1
@@ -156,7 +161,6 @@ def several() -> bool:
 def post_failure(sentence: str) -> None:
   """Lets the others end at once, with what has failed here."""
   if several():
-    who = f"process {jax.process_index()} on {socket.gethostname()}"
-    Board().post("failed", f"{who} failed: {sentence}")
+    Board().post("failed", f"{own_name()} failed: {sentence}")
     if jax.process_index() == 0:
       time.sleep(_READ)

@@ -1,6 +1,6 @@
 """Bytes that an update keeps, moves and sends, by the model's shape.
 
-The formulas are written out in `mixer.planning.FORMULAS`.
+The formulas are written out in `formulas.FORMULAS`.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Predicts what a run takes: memory, communication, time, money.
 
 Everything comes from stated formulas (`FORMULAS`) over the model's shape and
-the data sheets in `hardware`. docs/scaling.md holds them against what
-XLA's compilers say and against published runs.
+the data sheets in `hardware`. docs/scaling.md holds them against what XLA's
+compilers say and against published runs.
 """
 
 import dataclasses

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from mixer import workdir as workdir_lib
-from mixer.errors import UserError
+from mixer.errors import UserError, first_line
 
 Path = str | os.PathLike[str]
 
@@ -169,7 +169,6 @@ def move_aside(path: epath.Path) -> epath.Path:
 
 def reason(error: BaseException) -> str:
   """What of an error says something, in one line."""
-  text = str(error).strip() or repr(error)
   # The storage library says that at the end of a long line.
   full = "No space left on device"
-  return full if full in text else text.splitlines()[0][:300].rstrip(".")
+  return full if full in str(error) else first_line(error)

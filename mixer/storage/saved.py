@@ -124,7 +124,12 @@ def read(saved: Saved, targets: dict[str, Any]) -> dict[str, Any]:
   """As `load`, without comparing."""
   try:
     with _alone():
-      return ocp.load_checkpointables(saved.path, targets)
+      # One call for each part: of several in a call, Orbax leaves those after
+      # a part that fails waiting, and Python warns of them at any later time.
+      return {
+        name: ocp.load_checkpointables(saved.path, {name: target})[name]
+        for name, target in targets.items()
+      }
   except Exception as e:
     raise _unreadable(saved.path, e) from e
 

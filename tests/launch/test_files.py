@@ -12,7 +12,7 @@ import pytest
 import yaml
 from absl import flags
 
-import train  # noqa: F401  # Defines the flags.
+from mixer import run_flags  # noqa: F401  # Defines the flags.
 from mixer.cluster import distributed
 from tests import conftest
 

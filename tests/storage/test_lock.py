@@ -507,18 +507,21 @@ def folder(tmp_path_factory):
   return tmp_path_factory.mktemp("files")
 
 
-@given(
+def moves_of_two(count):
+  """Up to so many moves: (who, what, content)."""
   # No content comes twice: a run's token and counter see to that.
-  st.lists(
+  return st.lists(
     st.tuples(
       st.integers(0, 1),
       st.sampled_from(["read", "write", "write", "remove"]),
       st.integers(1, 10**9).map(lambda i: b"%d" % i),
     ),
-    max_size=12,
+    max_size=count,
     unique_by=lambda move: move[2],
   )
-)
+
+
+@given(moves_of_two(12))
 def test_a_file_changes_only_under_who_knows_it(folder, moves):
   path = folder / "file"
   path.unlink(missing_ok=True)

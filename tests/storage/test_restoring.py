@@ -117,14 +117,8 @@ def test_each_file_damaged(saved, tmp_path, how):
   assert done > 15
 
 
-# What Orbax leaves behind when it gives up complains when it is collected.
-NOISE = (
-  "ignore::pytest.PytestUnraisableExceptionWarning",
-  "ignore:Sharding info not provided:UserWarning",
-)
-
-
-@pytest.mark.filterwarnings(*NOISE)
+@conftest.noisy
+@pytest.mark.filterwarnings("ignore:Sharding info not provided:UserWarning")
 @pytest.mark.parametrize(
   "how",
   [
