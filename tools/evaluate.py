@@ -33,10 +33,10 @@ import input_pipeline
 from mixer import (
   command_line,
   evaluate,
+  evaluation_files,
   fewshot,
   inference,
   outputs,
-  reports,
   runtime,
   sharding,
   trained,
@@ -203,8 +203,8 @@ def run(args: argparse.Namespace) -> None:
     metrics, tally = _by_head(this, found)
     names = trained.names_for_people(split.class_names)
     if jax.process_index() == 0:
-      files = reports.write(folder, tally, split.class_names, names)
-  print(reports.describe(metrics, model.loss))
+      files = evaluation_files.write(folder, tally, split.class_names, names)
+  print(evaluation_files.describe(metrics, model.loss))
   results = {
     "metrics": metrics,
     "checkpoint": args.checkpoint,

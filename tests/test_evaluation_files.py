@@ -3,7 +3,7 @@ import csv
 import numpy as np
 from PIL import Image
 
-from mixer import reports, tally
+from mixer import evaluation_files, tally
 
 
 def counted(k: int, pairs):
@@ -27,7 +27,7 @@ def read(path):
 
 
 def test_files(tmp_path):
-  files = reports.write(tmp_path, counted(3, _PAIRS), _IDS, _NAMES)
+  files = evaluation_files.write(tmp_path, counted(3, _PAIRS), _IDS, _NAMES)
   assert {f.name for f in files} == {
     "per_class.csv",
     "confusion.csv",
@@ -56,7 +56,9 @@ def test_files(tmp_path):
 def test_many_classes_are_written_as_pairs_alone(tmp_path):
   k = 21_843
   ids = [f"n{i:08d}" for i in range(k)]
-  files = reports.write(tmp_path, counted(k, [(5, 5), (5, 21_842)]), ids, ids)
+  files = evaluation_files.write(
+    tmp_path, counted(k, [(5, 5), (5, 21_842)]), ids, ids
+  )
   assert {f.name for f in files} == {"per_class.csv", "confusion.csv"}
   assert read(tmp_path / "confusion.csv")[1:] == [
     ["n00000005", "n00000005", "1", "n00000005", "n00000005"],
@@ -69,7 +71,7 @@ def test_the_drawing_is_dark_where_examples_are(tmp_path):
   k = 4
   wrong = [(i, (i + 1) % k) for i in range(k)]
   ids = list("abcd")
-  reports.write(tmp_path, counted(k, wrong), ids, ids)
+  evaluation_files.write(tmp_path, counted(k, wrong), ids, ids)
   with Image.open(tmp_path / "confusion.png") as image:
     grey = np.asarray(image.convert("L")).astype(int)
   # A quarter of the square, which is about half of the drawing; far more than
@@ -78,7 +80,7 @@ def test_the_drawing_is_dark_where_examples_are(tmp_path):
 
 
 def test_describe_prints_what_there_is():
-  text = reports.describe(
+  text = evaluation_files.describe(
     {
       "accuracy": 0.7644,
       "accuracy_top5": 0.93,
