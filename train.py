@@ -32,6 +32,7 @@ from mixer import (
   fewshot,
   finetune,
   nonfinite,
+  provenance,
   reporter,
   run_flags,
   runtime,
@@ -119,9 +120,8 @@ def train(
           "config": config_json,
           "resolved": resolved,
           "class_names": list(class_names),
-          "environment": runtime.environment(),
-          "origin": sentence,
         }
+        metadata |= provenance.describe_start(saved.metadata, step, sentence)
         _Run(
           config=config,
           plan=plan,

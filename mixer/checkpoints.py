@@ -60,6 +60,7 @@ class Checkpoints:
   Attributes:
     directory: where they lie.
     saving: the step of the newest save, None before the first.
+    metadata: of the checkpoint that was restored, None if none was.
   """
 
   def __init__(
@@ -89,6 +90,7 @@ class Checkpoints:
     """
     self.directory = finding.directory(workdir)
     self.saving: int | None = None
+    self.metadata: dict[str, Any] | None = None
     self._keep, self._keep_every = keep, keep_every
     self._best = best or dict
     self._tell = tell if jax.process_index() == 0 else lambda _: None
@@ -262,7 +264,7 @@ class Checkpoints:
     """
     self.wait()
     steps = hosts.on_first("checkpoints", self._committed)
-    found, step = restoring.newest_whole(
+    found, step, self.metadata = restoring.newest_whole(
       self.directory, steps, _parts(abstract), self._tell
     )
     self._latest = self._restored = step

@@ -120,10 +120,15 @@ def kind(path: str | os.PathLike[str]) -> Literal["npz", "checkpoint"]:
   Raises:
     UserError: neither; lists the names.
   """
-  if os.path.isdir(pathlib.Path(path).expanduser()):
+  place = pathlib.Path(path).expanduser()
+  # One of them that is gone: what is there is told by who reads it.
+  gone = place.name.isdecimal() and place.parent.name == "checkpoints"
+  if place.is_dir() or (gone and place.parent.is_dir()):
     return "checkpoint"
   if _exists(path) or is_name(path):
     return "npz"
+  if str(path).startswith("gs://") and not str(path).endswith(".npz"):
+    return "checkpoint"  # Asking the store is left to who reads it.
   names = [f"{folder}/{name}" for folder in NAMES for name in NAMES[folder]]
   raise UserError(
     f"there are no weights at {path}: expected an .npz file, a workdir of "

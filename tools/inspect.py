@@ -1,110 +1,101 @@
-"""Shows what a checkpoint holds.
+"""Shows what a checkpoint holds, or how two differ.
 
-  python -m tools.inspect WORKDIR [--json]
+  python -m tools.inspect CHECKPOINT [--json]
+  python -m tools.inspect CHECKPOINT OTHER [--json]
 
-Prints the step, a table of all parameters, their norm, the config, the versions
-that made it, the newest metrics, and one SHA-256 over all parameters (and one
-over their average where the run kept one). Compares all arrays, the optimizer's
-too, with the digests that were saved beside them: where one differs, the exit
-code is 1.
+A checkpoint is a workdir (its newest one), WORKDIR/checkpoints/STEP, an .npz
+file or the name of a released one. Prints what model it is, where it comes from
+(starts, machines, versions, the code's hash), all parameters with their norms
+by module, the newest metrics, the config, and one SHA-256 over all parameters
+(and one over their average where the run kept one). Compares all arrays, the
+optimizer's too, with the digests that were saved beside them: where one
+differs, the exit code is 1. Of two, prints how far apart their weights are,
+module by module, and what differs in config, metrics and provenance.
 """
 
 import argparse
-import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import numpy as np
 from clu import parameter_overview
 
-from mixer import checkpoints, command_line, metrics, runtime, weights
+from mixer import (
+  command_line,
+  comparison,
+  description,
+  provenance,
+  runtime,
+  weights,
+)
+from mixer import config as config_lib
 from mixer.errors import UserError
-from mixer.storage import saved
 
 
-def digest(params: Any) -> str:
-  """SHA-256 over all parameters, in a stated order.
-
-  For each leaf, ordered by its '/'-joined name: the name, its dtype and its
-  shape as `name dtype (shape)` in UTF-8, a zero byte, then its values in C
-  order, little-endian.
-  """
-  sha = hashlib.sha256()
-  leaves = {
-    jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-  }
-  for name, leaf in sorted(leaves.items()):
-    leaf = np.asarray(leaf, leaf.dtype.newbyteorder("<"), order="C")
-    sha.update(f"{name} {leaf.dtype.name} {leaf.shape}".encode() + b"\0")
-    sha.update(leaf.tobytes())
-  return sha.hexdigest()
-
-
-def describe(path: str) -> dict[str, Any]:
-  """Everything that is printed, as JSON values.
-
-  Args:
-    path: a workdir, for its newest checkpoint, or `WORKDIR/checkpoints/N`.
-
-  Raises:
-    UserError: no checkpoint there, or none that can be read.
-  """
-  count, different = saved.verify(path)
-  params, info = checkpoints.load_params(path, averaged=False, verify=False)
-  average = {}
-  if info["averaged"]:
-    average_params, _ = checkpoints.load_params(path, verify=False)
-    average = {"sha256_ema": digest(average_params)}
-  workdir, step = checkpoints.locate(path)
-  leaves = jax.tree.leaves(params)
-  squares = sum(float(np.sum(np.square(x, dtype=np.float64))) for x in leaves)
-  newest = {}
-  for record in metrics.read(workdir):
-    if record["step"] <= step:
-      newest |= record
-  return {
-    "path": info["path"],
-    "step": step,
-    "parameters": sum(x.size for x in leaves),
-    "norm": squares**0.5,
-    "finite": all(bool(np.isfinite(x).all()) for x in leaves),
-    "sha256": digest(params),
-    "digests": count,
-    "not_as_saved": different,
-    "shapes": {k: list(v) for k, v in weights.shapes(params).items()},
-    "metrics": newest,
-    "config": info.get("config"),
-    "resolved": info.get("resolved"),
-    "class_names": info.get("class_names"),
-    "origin": info.get("origin"),
-    "environment": info.get("environment"),
-    "_params": params,
-  } | average
-
-
-def _print(about: dict[str, Any]) -> None:
+def _print(found: description.Described) -> None:
+  about = found.facts
   print(f"checkpoint  {about['path']}")
-  print(f"step        {about['step']}")
-  print(f"origin      {about['origin']}")
-  versions = (about["environment"] or {}).get("versions", {})
-  print("versions    " + ", ".join(f"{k} {v}" for k, v in versions.items()))
-  print(parameter_overview.get_parameter_overview(about["_params"]))
+  classes = about.get("class_names") or ()
+  head = f", {len(classes):,} classes: {_some(classes)}" if classes else ""
+  count = f"{about['parameters']:,} parameters"
+  print(f"model       {about['model']}; {count}{head}")
+  if "layout" in about:
+    print(f"file        {about['bytes']:,} bytes, {about['layout']}")
+    print(f"            sha256 {about['file_sha256']}")
+  else:
+    total = (about["resolved"] or {}).get("total")
+    print(f"step        {about['step']}" + (f" of {total}" if total else ""))
+    for label, line in _labelled("made", provenance.describe(about)):
+      print(f"{label:<12}{line}")
+  print(parameter_overview.get_parameter_overview(found.params))
+  _table(
+    ("module", "parameters", "norm", "largest"),
+    [
+      (name, f"{m['parameters']:,}", f"{m['norm']:.4g}", f"{m['largest']:.3g}")
+      for name, m in about["modules"].items()
+    ],
+  )
   finite = "" if about["finite"] else "  NOT ALL FINITE"
   print(f"norm        {about['norm']:.6f}{finite}")
-  for name, value in about["metrics"].items():
+  for name, value in about.get("metrics", {}).items():
     if name != "step":
-      print(f"{name:<28}{value}")
+      print(f"{name:<28}{_short(value)}")
+  if about.get("config"):
+    flat = config_lib.flatten(about["config"])
+    default = config_lib.flatten(config_lib.default())
+    for label, line in _labelled(
+      "config", [f"{k}: {v!r}" for k, v in flat.items() if v != default.get(k)]
+    ):
+      print(f"{label:<12}{line}")
+    print(f"{'':<12}(all else has its default; --json has everything)")
   print(f"sha256      {about['sha256']}")
   if "sha256_ema" in about:
     print(f"sha256_ema  {about['sha256_ema']}")
-  print(f"digests     {_compared(about)}")
+  if "digests" in about:
+    print(f"digests     {_compared(about)}")
 
 
-def _compared(about: dict[str, Any]) -> str:
+def _labelled(label: str, lines: Sequence[str]) -> list[tuple[str, str]]:
+  """The label for the first line, none for the others."""
+  return [(label if i == 0 else "", line) for i, line in enumerate(lines)]
+
+
+def _some(names: Sequence[str]) -> str:
+  """The first few of many names."""
+  return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+  """Prints columns, the first to the left, the others to the right."""
+  widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+  for row in (head, *rows):
+    cells = [f"{row[0]:<{widths[0]}}"]
+    cells += [f"{c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True)]
+    print("  ".join(cells))
+
+
+def _compared(about: Mapping[str, Any]) -> str:
   """What the comparison with the digests has found."""
   if not about["digests"]:
     return "none: this checkpoint is from before there were any"
@@ -114,30 +105,94 @@ def _compared(about: dict[str, Any]) -> str:
   return f"{of}, all as saved"
 
 
+_GROUPS = ("facts", "config", "metrics", "environment")
+# That differs of any two runs, and says little: in JSON alone.
+_NOISE = ("goodput/", "data/")
+
+
+def _print_both(a: str, b: str, found: Mapping[str, Any]) -> None:
+  print(f"a  {a}\nb  {b}\n")
+  if found["same_weights"]:
+    print("The weights are the same to the bit.")
+  elif found["modules"]:
+    print("Weights, |b - a| / |a| and so on by module:")
+    _table(
+      ("module", "relative", "cosine", "largest", "changed"),
+      [
+        (
+          name,
+          "-" if m["relative"] is None else f"{m['relative']:.3g}",
+          "-" if m["cosine"] is None else f"{m['cosine']:.4f}",
+          f"{m['largest']:.3g}",
+          f"{m['changed']:.1%}",
+        )
+        for name, m in found["modules"].items()
+      ],
+    )
+  for line in found["shapes"]:
+    print(f"in a, not so in b: {line}")
+  for group in _GROUPS:
+    for name, (first, second) in found[group].items():
+      if name.startswith(_NOISE):
+        continue
+      key = name if group == "facts" else f"{group} {name}"
+      print(f"{key}: {_short(first)} -> {_short(second)}")
+
+
+def _short(value: Any) -> str:
+  if isinstance(value, list | tuple) and len(value) > 5:
+    return f"{len(value):,}: {_some([str(v) for v in value])}"
+  if isinstance(value, float):
+    return f"{value:.6g}"
+  return "(none)" if value is None else str(value)
+
+
+def _refuse_damaged(about: Mapping[str, Any]) -> None:
+  if about.get("not_as_saved"):
+    raise UserError(
+      f"checkpoint {about['path']} is damaged: {_compared(about)}. Take "
+      "another one, or a copy."
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit code."""
   parser = argparse.ArgumentParser(
     prog="python -m tools.inspect",
-    description="Shows what a checkpoint holds.",
+    description="Shows what a checkpoint holds, or how two differ.",
+    allow_abbrev=False,
   )
-  parser.add_argument("path", help="workdir, or WORKDIR/checkpoints/STEP")
+  parser.add_argument(
+    "path",
+    metavar="CHECKPOINT",
+    help="workdir, WORKDIR/checkpoints/STEP, .npz file, or released name",
+  )
+  parser.add_argument(
+    "other", metavar="OTHER", nargs="?", help="to compare it with"
+  )
   parser.add_argument("--json", action="store_true", help="for programs")
   args = parser.parse_args(argv)
 
   def body() -> None:
     runtime.quiet_libraries()
     runtime.start("cpu")
-    about = describe(args.path)
-    if args.json:
-      about.pop("_params")
-      print(json.dumps(about, indent=2))
+    found = description.describe(args.path)
+    both = [found]
+    if args.other is None:
+      if args.json:
+        print(json.dumps(found.facts, indent=2))
+      else:
+        _print(found)
     else:
-      _print(about)
-    if about["not_as_saved"]:
-      raise UserError(
-        f"checkpoint {about['path']} is damaged: {_compared(about)}. Take "
-        "another one, or a copy."
-      )
+      both.append(description.describe(args.other))
+      different = comparison.compare(*both)
+      if args.json:
+        print(json.dumps(different, indent=2))
+      else:
+        a, b = (x.facts["path"] for x in both)
+        _print_both(a, b, different)
+    for each in both:
+      _refuse_damaged(each.facts)
 
   return command_line.run(body)
 

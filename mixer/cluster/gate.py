@@ -5,9 +5,6 @@ something that nobody has asked for, or wait for each other for ever. All of
 them tell what they have, and each compares.
 """
 
-import functools
-import hashlib
-import pathlib
 import platform
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +12,7 @@ from typing import Any
 import jax
 
 from mixer import config as config_lib
-from mixer import runtime
+from mixer import provenance, runtime
 from mixer.cluster import hosts
 from mixer.errors import UserError
 
@@ -26,19 +23,6 @@ _OWN = (
   "data.workers",
   "data.prefetch_batches",
 )
-_ROOT = pathlib.Path(__file__).parent.parent.parent
-
-
-@functools.cache
-def code() -> dict[str, str]:
-  """A hash for each source file that training runs, by its path."""
-  files = [_ROOT / "train.py", _ROOT / "input_pipeline.py"]
-  files += sorted((_ROOT / "mixer").rglob("*.py"))
-  return {
-    str(f.relative_to(_ROOT)): hashlib.sha256(f.read_bytes()).hexdigest()[:16]
-    for f in files
-    if f.is_file()
-  }
 
 
 def facts(
@@ -54,7 +38,7 @@ def facts(
   device = jax.local_devices()[0]
   return {
     "config": {k: v for k, v in flat.items() if k not in _OWN},
-    "code": dict(code()),
+    "code": dict(provenance.code()),
     "versions": runtime.versions(),
     "machine": {
       "platform": device.platform,

@@ -24,7 +24,7 @@ def newest_whole(
   steps: Sequence[int],
   targets: dict[str, Any],
   tell: Callable[[str], None],
-) -> tuple[dict[str, Any], int]:
+) -> tuple[dict[str, Any], int, dict[str, Any]]:
   """Loads the newest checkpoint that is whole; moves damaged ones aside.
 
   All hosts have to call it; they load the same one.
@@ -36,7 +36,7 @@ def newest_whole(
     tell: takes a sentence about each damaged one.
 
   Returns:
-    The parts, and the step.
+    The parts, the step, and the metadata saved with them.
 
   Raises:
     UserError: one is of another model; or none is whole: then nothing is moved.
@@ -64,7 +64,7 @@ def newest_whole(
         lambda path=folder / str(damaged): os.fspath(finding.move_aside(path)),
       )
       tell(f"{error}. It now lies in {at}; going on from checkpoint {step}.")
-    return found, step
+    return found, step, saved.metadata
   reasons = "; ".join(f"{step}: {e.reason}" for step, e in wrong.items())
   raise UserError(
     f"none of the checkpoints in {folder} is whole ({reasons}). They are left "

@@ -1,16 +1,11 @@
 """What `python -m tools.inspect` shows."""
 
-import hashlib
 import json
 import shutil
-import struct
 
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as numpy_st
 
 from configs import smoke
 from mixer import (
@@ -23,112 +18,13 @@ from mixer import (
   weights,
 )
 from mixer import step as step_lib
+from tests import test_description, trained_files
 from tests.storage import test_saved
 from tools import inspect
 
 _PLAN = durations.Plan(
   total=20, warmup=2, log_every=1, eval_every=1, checkpoint_every=1
 )
-_FORMATS = {"float32": "f", "float64": "d", "int32": "i", "uint8": "B"}
-
-
-def by_the_docstring(params) -> str:
-  """The digest, byte by byte, from what `digest` promises."""
-  leaves = {}
-
-  def collect(tree, prefix):
-    for key, value in tree.items():
-      if isinstance(value, dict):
-        collect(value, f"{prefix}{key}/")
-      else:
-        leaves[prefix + key] = value
-
-  collect(params, "")
-  text = b""
-  for name in sorted(leaves):
-    leaf = np.asarray(leaves[name])
-    text += f"{name} {leaf.dtype.name} {leaf.shape}".encode()
-    text += b"\0"
-    values = leaf.ravel(order="C").tolist()
-    text += struct.pack(f"<{len(values)}{_FORMATS[leaf.dtype.name]}", *values)
-  return hashlib.sha256(text).hexdigest()
-
-
-_ARRAYS = st.sampled_from(sorted(_FORMATS)).flatmap(
-  lambda name: numpy_st.arrays(
-    name,
-    numpy_st.array_shapes(min_dims=0, max_dims=3, max_side=3),
-    elements={"allow_nan": False} if name.startswith("f") else None,
-  )
-)
-_NAMES = st.text("abcX_0", min_size=1, max_size=4)
-_PARAMS = st.recursive(
-  st.dictionaries(_NAMES, _ARRAYS, min_size=1, max_size=3),
-  lambda inner: st.dictionaries(
-    _NAMES, inner | _ARRAYS, min_size=1, max_size=3
-  ),
-  max_leaves=4,
-)
-
-
-@given(_PARAMS)
-def test_digest_is_what_its_docstring_says(params):
-  assert inspect.digest(params) == by_the_docstring(params)
-
-
-def reversed_tree(tree):
-  return {
-    k: reversed_tree(v) if isinstance(v, dict) else v
-    for k, v in reversed(tree.items())
-  }
-
-
-@given(_PARAMS)
-def test_digest_does_not_depend_on_the_order_of_a_dict(params):
-  assert inspect.digest(reversed_tree(params)) == inspect.digest(params)
-
-
-@given(_PARAMS)
-def test_digest_does_not_depend_on_the_layout_in_memory(params):
-  turned = jax.tree.map(lambda x: np.asarray(x, order="F"), params)
-  assert inspect.digest(turned) == inspect.digest(params)
-  swapped = jax.tree.map(lambda x: x.astype(x.dtype.newbyteorder(">")), params)
-  assert inspect.digest(swapped) == inspect.digest(params)
-
-
-@given(_PARAMS, st.data())
-def test_digest_changes_with_one_bit(params, data):
-  leaves, structure = jax.tree.flatten(params)
-  which = data.draw(st.integers(0, len(leaves) - 1))
-  raw = bytearray(leaves[which].tobytes())
-  bit = data.draw(st.integers(0, len(raw) * 8 - 1))
-  raw[bit // 8] ^= 1 << bit % 8
-  old = leaves[which]
-  leaves[which] = np.frombuffer(bytes(raw), old.dtype).reshape(old.shape)
-  other = jax.tree.unflatten(structure, leaves)
-  assert inspect.digest(other) != inspect.digest(params)
-
-
-def test_digest_depends_on_names_types_and_shapes():
-  zeros = np.zeros((2, 3), np.float32)
-  all_different = [
-    {"a": zeros},
-    {"b": zeros},
-    {"a": {"a": zeros}},
-    {"a": zeros.reshape(3, 2)},
-    {"a": zeros.ravel()},
-    {"a": zeros.view(np.int32)},
-    {"a": zeros, "b": zeros},
-  ]
-  assert len({inspect.digest(p) for p in all_different}) == len(all_different)
-
-
-def test_digest_is_the_same_wherever_arrays_lie():
-  value = np.arange(8, dtype=np.float32)
-  mesh = sharding.make_mesh()
-  expected = inspect.digest({"a": value})
-  for where in (sharding.replicated(mesh), sharding.batch(mesh)):
-    assert inspect.digest({"a": jax.device_put(value, where)}) == expected
 
 
 @pytest.fixture(autouse=True)
@@ -179,13 +75,15 @@ def test_json(run, capsys):
   leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(params)]
   norm = np.sqrt(sum(np.sum(x**2) for x in leaves))
   assert got.pop("norm") == pytest.approx(norm, rel=1e-12)
+  assert got.pop("modules").keys() >= {"stem", "MixerBlock_1/token_mixing"}
   assert got == {
     "path": str(workdir / "checkpoints" / "4"),
+    "model": "2 blocks, C 32, T 16, F 64, patches of 4 px, 16 tokens",
     "step": 4,
     "parameters": sum(x.size for x in leaves),
     "finite": True,
-    "sha256": by_the_docstring(params),
-    "sha256_ema": by_the_docstring(jax.device_get(state.ema)),
+    "sha256": test_description.by_the_docstring(params),
+    "sha256_ema": test_description.by_the_docstring(jax.device_get(state.ema)),
     "digests": len(jax.tree.leaves(state)),
     "not_as_saved": [],
     "shapes": {k: list(v) for k, v in weights.shapes(state.params).items()},
@@ -195,6 +93,7 @@ def test_json(run, capsys):
     "class_names": list("0123456789"),
     "origin": "starting from random weights",
     "environment": {"versions": runtime.versions()},
+    "history": None,
   }
 
 
@@ -202,9 +101,10 @@ def test_text(run, capsys):
   workdir, state = run
   assert inspect.main([str(workdir / "checkpoints" / "4")]) == 0
   out = capsys.readouterr().out
-  assert f"sha256      {by_the_docstring(jax.device_get(state.params))}" in out
-  assert f"sha256_ema  {by_the_docstring(jax.device_get(state.ema))}" in out
-  assert "step        4\n" in out
+  for label, tree in (("sha256", state.params), ("sha256_ema", state.ema)):
+    sha = test_description.by_the_docstring(jax.device_get(tree))
+    assert f"{label:<12}{sha}" in out
+  assert "step        4 of 20\n" in out
   assert f"jax {jax.__version__}" in out
   assert "stem/kernel" in out and "(4, 4, 3, 32)" in out
   assert "eval/accuracy" in out and "0.25" in out
@@ -272,3 +172,52 @@ def test_a_step_that_is_not_there(run, capsys):
   path = run[0] / "checkpoints" / "3"
   assert inspect.main([str(path)]) == 1
   assert "there are: 4." in capsys.readouterr().err
+
+
+def test_a_file_of_weights(tmp_path, capsys):
+  trained_files.npz(tmp_path / "own.npz", 10)
+  assert inspect.main([str(tmp_path / "own.npz")]) == 0
+  out = capsys.readouterr().out
+  assert "model       2 blocks, C 8, T 6, F 12, patches of 4 px" in out
+  assert "current names" in out and "stem/kernel" in out
+  assert "\nstep " not in out and "digests" not in out
+
+
+def test_two(run, tmp_path, capsys):
+  """A run beside a copy of it with another rate and one changed weight."""
+  workdir, state = run
+  config = {"seed": 1, "optimizer": {"learning_rate": 0.5}}
+  bias = np.array(state.params["head"]["bias"])
+  bias[3] += 1
+  head = dict(state.params["head"]) | {"bias": jax.numpy.asarray(bias)}
+  changed = state.replace(params=dict(state.params) | {"head": head})
+  with checkpoints.Checkpoints(tmp_path) as c:
+    c.save(9, changed, {"config": config, "class_names": ["a"]})
+  paths = [str(workdir), str(tmp_path)]
+  assert inspect.main(paths) == 0
+  out = capsys.readouterr().out
+  assert "config seed: 0 -> 1\n" in out
+  assert "config optimizer.learning_rate: (none) -> 0.5\n" in out
+  assert "step: 4 -> 9\n" in out
+  assert "metrics eval/accuracy: 0.25 -> (none)\n" in out
+  (line,) = [x for x in out.splitlines() if x.startswith("head ")]
+  assert line.split()[-1] == "0.3%" and line.split()[-2] == "1"
+  assert inspect.main([*paths, "--json"]) == 0
+  got = json.loads(capsys.readouterr().out)
+  assert not got["same_weights"] and got["shapes"] == []
+  assert got["modules"]["stem"] == {
+    "relative": 0.0,
+    "cosine": pytest.approx(1),
+    "largest": 0.0,
+    "changed": 0.0,
+  }
+  assert inspect.main([str(workdir), str(workdir)]) == 0
+  out = capsys.readouterr().out
+  assert out.endswith("\n\nThe weights are the same to the bit.\n")
+
+
+def test_two_models(run, tmp_path, capsys):
+  trained_files.npz(tmp_path / "own.npz", 10)
+  assert inspect.main([str(run[0]), str(tmp_path / "own.npz")]) == 0
+  out = capsys.readouterr().out
+  assert "in a, not so in b: stem/kernel is (4, 4, 3, 32) there and" in out
