@@ -44,6 +44,8 @@ from mixer import step as step_lib
 from mixer import workdir as workdir_lib
 from mixer.cluster import gate, hosts
 from mixer.errors import UserError
+from mixer.report import files as report_files
+from mixer.report import making as report_page
 from mixer.storage import lock
 
 
@@ -171,6 +173,7 @@ class _Run:
   step: int
   start: int
   on_disk: int | None
+  shown: report_page.Gathered | None = None
 
   def to_the_end(self) -> None:
     """Trains; however that ends, says where the time went."""
@@ -202,6 +205,9 @@ class _Run:
       if ours and self.step > self.start:
         report.account(self.step)
       report.close()
+    # After the last record; a run that is finished stays so if this fails.
+    if self.shown is not None and jax.process_index() == 0:
+      _say(report_page.finish(self.path, self.step, self.shown))
 
   def _train(self) -> None:
     report, total = self.report, self.plan.total
@@ -228,6 +234,8 @@ class _Run:
       if self._evaluation_missing():
         self._evaluate()
     self._wait()
+    if self.config.report and hosts.broadcast("report", self._report_missing()):
+      self.shown = self._show()
 
   def _pulse(self) -> None:
     """Between any two things that all processes do together."""
@@ -247,6 +255,24 @@ class _Run:
   def _wait(self) -> None:
     with self.report.pause("saving"):
       self.saved.wait()
+
+  def _report_missing(self) -> bool:
+    written = (self.path / report_files.PAGE).exists()
+    return self.step > self.start or not written
+
+  def _show(self) -> report_page.Gathered:
+    """What the report shows of the model."""
+    batches = input_pipeline.eval_batches(self.eval_split, self.config)
+    with self.report.pause("evaluation"):
+      return report_page.gather(
+        self.trainer.inference,
+        self.state.eval_params,
+        batches,
+        self.mesh,
+        self.eval_split,
+        self.config,
+        self._pulse,
+      )
 
   def _evaluation_missing(self) -> bool:
     step, plan = self.step, self.plan

@@ -30,4 +30,5 @@ def get_config() -> config_lib.Config:
   c.eval_every = "100%"
   c.checkpoint_every = "100%"
   c.fewshot.name = ""
+  c.report = False  # Of one run; the demo makes many, and a picture of all.
   return c

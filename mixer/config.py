@@ -121,6 +121,9 @@ def default() -> Config:
   c.keep_checkpoints = 3  # The newest so many stay,
   c.keep_every = ""  # those at multiples of this duration ("": none),
   c.keep_best = ""  # and the best by this metric ("eval/accuracy"; "": none).
+  # Write report.html at the end, which takes one more pass over the evaluation
+  # split.
+  c.report = True
 
   c.sharding = h = ml_collections.ConfigDict()
   # Split the optimizer's state and the average of the weights over all devices
@@ -160,6 +163,7 @@ FREE_KEYS = (
   "keep_checkpoints",
   "keep_every",
   "keep_best",
+  "report",
   "sharding.zero1",
   "sharding.fsdp",
   "sharding.min_size",

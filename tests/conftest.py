@@ -44,6 +44,7 @@ def smoke_config(data_dir: str):
   """configs/smoke.py with the tests' data."""
   config = smoke.get_config()
   config.data.data_dir = data_dir
+  config.report = False  # tests/test_train.py has those that write one.
   return config
 
 
@@ -91,6 +92,7 @@ class TrainCommand:
         "--config=configs/smoke.py",
         f"--workdir={workdir}",
         f"--config.data.data_dir={self._data_dir}",
+        "--config.report=False",
         *args,
       ],
       cwd=ROOT,

@@ -394,6 +394,7 @@ def test_every_number_and_choice_has_its_range():
     "data.train_split",
     "data.eval_split",
     "data.flip",
+    "report",
     "optimizer.lr_factors",
     "fewshot.name",
     "fewshot.train_split",

@@ -63,9 +63,64 @@ def assert_same_run(one, two):
 def undisturbed(tmp_path_factory, data_dir):
   """A finished smoke run, and what it printed."""
   workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-  done = conftest.TrainCommand(data_dir)(workdir)
+  done = conftest.TrainCommand(data_dir)(workdir, "--config.report=True")
   assert done.returncode == 0, done.stderr
   return workdir, done
+
+
+def page(workdir):
+  """The JSON of report.html."""
+  text = (workdir / "report.html").read_text()
+  (found,) = re.findall(
+    r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL
+  )
+  return json.loads(found)
+
+
+def test_a_run_ends_with_its_report(undisturbed):
+  workdir, done = undisturbed
+  assert f"report: {workdir}/report.html\n" in done.stdout
+  (run,) = page(workdir)["runs"]
+  assert run["metrics"] == records(workdir)
+  config = json.loads((workdir / "config.json").read_text())["config"]
+  assert run["config"] == config
+  # A second pass over the split, by other functions, comes to the same.
+  said = run["predictions"]
+  (last,) = [
+    r for r in records(workdir) if r["step"] == 60 and "eval/loss" in r
+  ]
+  assert said["examples"] == last["eval/examples"] == 397
+  assert said["accuracy"] == last["eval/accuracy"]
+  assert said["accuracy_top5"] == last["eval/accuracy_top5"]
+  assert said["mean_loss"] == pytest.approx(last["eval/loss"], rel=1e-6)
+  assert run["weights"]["stem"]["image"].startswith("data:image/png;base64,")
+
+
+def test_a_report_that_is_gone_is_made_again(
+  undisturbed, smoke_config, tmp_path, capsys
+):
+  """And one that can't be made fails no run."""
+  shutil.copytree(undisturbed[0], tmp_path / "run")
+  smoke_config.report = True
+  smoke_config.data.threads = 2
+  before = page(tmp_path / "run")
+  (tmp_path / "run" / "report.html").unlink()
+  train.train(smoke_config, tmp_path / "run")
+  after = page(tmp_path / "run")
+  assert (
+    before["runs"][0]["predictions"]["confusion"]
+    == after["runs"][0]["predictions"]["confusion"]
+  )
+  (tmp_path / "run" / "report.html").unlink()
+  (tmp_path / "run" / "report.html").mkdir()
+  (tmp_path / "run" / "report.json").unlink()
+  (tmp_path / "run" / "report.json").mkdir()
+  capsys.readouterr()
+  train.train(smoke_config, tmp_path / "run")
+  assert "there is no report" not in capsys.readouterr().out  # It is there.
+  (tmp_path / "run" / "report.html").rmdir()
+  assert train.train(smoke_config, tmp_path / "run")["eval/examples"] == 397
+  assert "there is no report of this run: " in capsys.readouterr().out
 
 
 def test_a_run_writes_config_metrics_and_checkpoints(undisturbed):

@@ -56,6 +56,10 @@ def check_stop(data_dir, tmp_path, undisturbed, moment, nth, process):
 
 def test_two_processes_stop_together(data_dir, tmp_path, undisturbed):
   check_stop(data_dir, tmp_path, undisturbed, at.COMPILE, 12, 1)
+  # Both have evaluated for it, the first one has written it.
+  (run,) = test_train.page(tmp_path / "run")["runs"]
+  last = [r for r in run["metrics"] if "eval/accuracy" in r][-1]
+  assert run["predictions"]["accuracy"] == last["eval/accuracy"]
 
 
 @pytest.mark.slow
