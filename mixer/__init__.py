@@ -1,3 +1,62 @@
-"""MLP-Mixer (arXiv 2105.01601) in JAX: pre-train, fine-tune, evaluate."""
+"""MLP-Mixer (arXiv 2105.01601) in JAX: pre-train, fine-tune, evaluate, predict.
 
+What is trained, or released, predicts in two lines:
+
+    import mixer
+    model = mixer.load("imagenet21k/Mixer-B_16")
+    for prediction in model.predict(["cat.jpg", "dog.jpg"], top=3):
+      print(prediction)
+"""
+
+import typing
+
+# Every import of a module of this package comes by here: keep it cheap.
+from mixer.errors import UserError
+
+if typing.TYPE_CHECKING:
+  import os
+  from collections.abc import Sequence
+
+  from mixer.predictor import Predictor
+
+__all__ = ["UserError", "__version__", "load"]
 __version__ = "0.1.0"
+
+
+def load(
+  path: "str | os.PathLike[str]",
+  image_size: "int | Sequence[int] | None" = None,
+  resize: str = "",
+  dtype: str = "",
+  averaged: bool = True,
+  batch_size: int | None = None,
+) -> "Predictor":
+  """Loads a trained model to predict with.
+
+  What JAX compiles is kept for other processes, in ~/.cache/mixer/xla, unless
+  JAX_COMPILATION_CACHE_DIR or the program has set another place.
+
+  Args:
+    path: a workdir of train.py (for its newest checkpoint), a checkpoint in
+      it, an .npz file, or the name of a released one, as
+      "imagenet21k/Mixer-B_16", which is downloaded once.
+    image_size: of the images it is to take, in pixels: a side, or (height,
+      width); None for what it was trained at.
+    resize: how it is fitted to another size, "tiles", "interleaved"
+      or "resample"; "" for what suits the size.
+    dtype: of activations, "float32" or "bfloat16"; "" for what the run had,
+      and float32 for released files.
+    averaged: take the average of the weights where the run kept one.
+    batch_size: images at a time, over all devices; None for 32 on each.
+
+  Returns:
+    What has `predict`, `features` and `logits`; see `mixer.predictor`.
+
+  Raises:
+    mixer.UserError: nothing there, no sound weights, or a size that
+      can't be; in sentences.
+  """
+  # JAX alone takes half a second.
+  from mixer import predictor
+
+  return predictor.load(path, image_size, resize, dtype, averaged, batch_size)

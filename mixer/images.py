@@ -160,7 +160,7 @@ def open_rgb(encoded: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(encoded))
     # Reads the pixels now, while their errors can be told from others.
     image.load()
-    return _to_rgb(image)
+    return to_rgb(image)
   except Image.UnidentifiedImageError as error:
     raise ValueError(
       f"not an image in any format that Pillow reads: {len(encoded)} bytes "
@@ -174,7 +174,7 @@ def open_rgb(encoded: bytes) -> Image.Image:
     raise ValueError(f"cannot decode the image: {error}") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
   """Converts any of Pillow's modes, see `preprocess.decode`."""
   if image.mode == "RGB":
     return image

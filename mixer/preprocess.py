@@ -330,8 +330,29 @@ def evaluation(
     ValueError: the bytes don't decode, see `decode`.
     UserError: the crop is larger than what it is taken from.
   """
+  # Before the decoding, which takes its time.
+  EvalOptions(size, short_side)
+  pixels = images.open_image(encoded).pixels()
+  return evaluation_of_pixels(pixels, size, short_side)
+
+
+def evaluation_of_pixels(
+  image: np.ndarray, size: Size = 224, short_side: int = 256
+) -> np.ndarray:
+  """What `evaluation` does behind the decoding.
+
+  Args:
+    image: uint8 [H, W, 3]; it is left as it is.
+    size: as for `evaluation`.
+    short_side: likewise.
+
+  Returns:
+    uint8 [height, width, 3], writable, that shares no memory with `image`.
+
+  Raises:
+    UserError: the crop is larger than what it is taken from.
+  """
   crop = EvalOptions(size, short_side).pair
-  image = images.open_image(encoded).pixels()
   if not short_side:
     # One axis after the other: one may shrink and the other grow.
     for whole in ((crop[0], image.shape[1]), crop):

@@ -58,6 +58,26 @@ def start(
     jax.config.update("jax_platforms", {"gpu": "cuda"}.get(platform, platform))
   if request is not None:
     distributed.start(request)
+  _find_devices(platform)
+  _keep_compiled()
+
+
+def start_as_library() -> None:
+  """Starts JAX for a program that isn't ours, and decides little for it.
+
+  Memory is its own affair, and so is a compilation cache that it has set; a
+  backend that it has started keeps its flags.
+
+  Raises:
+    UserError: JAX finds no device.
+  """
+  set_xla_flags()
+  _find_devices("")
+  if jax.config.values["jax_compilation_cache_dir"] is None:
+    _keep_compiled()
+
+
+def _find_devices(platform: str) -> None:
   try:
     # Without a word from the user JAX falls back to the CPU, with a warning
     # of its own where an accelerator is there but fails to start.
@@ -72,6 +92,10 @@ def start(
       '(pip install -e ".[gpu]" or ".[tpu]"), or leave --platform and '
       "JAX_PLATFORMS out to run on what is there."
     ) from e
+
+
+def _keep_compiled() -> None:
+  """Keeps what is compiled for other processes."""
   cache = os.environ.get(
     "JAX_COMPILATION_CACHE_DIR",
     str(pathlib.Path("~/.cache/mixer/xla").expanduser()),

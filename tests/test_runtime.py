@@ -49,6 +49,26 @@ def test_start_on_an_absent_platform_is_refused():
   assert "pip install -e" in done.stdout
 
 
+def test_a_library_leaves_the_program_its_own():
+  code = (
+    "import jax\n"
+    "from mixer import runtime\n"
+    "runtime.keep_freed_memory = None  # Not to be called.\n"
+    "{}\n"
+    "runtime.start_as_library()\n"
+    "print(jax.config.jax_compilation_cache_dir)\n"
+  )
+  own = "jax.config.update('jax_compilation_cache_dir', '/own')"
+  for line, said in ((own, "/own"), ("", "/home/me/.cache/mixer/xla")):
+    done = python(
+      "import os; os.environ.pop('JAX_COMPILATION_CACHE_DIR')\n"
+      + code.format(line),
+      HOME="/home/me",
+      JAX_PLATFORMS="cpu",
+    )
+    assert done.stdout.strip() == said, done.stderr
+
+
 def test_start_prefers_the_flag_to_the_environment(tmp_path):
   cache = str(tmp_path / "cache")
   done = python(

@@ -10,62 +10,19 @@ from PIL import Image
 
 import input_pipeline
 from configs import smoke
-from mixer import inference, runtime, sharding, trained
+from mixer import inference, predictor, sharding, trained
 from mixer.datasets import digits
 from mixer.datasets import split as split_lib
+from mixer.prediction import finding
 from tests import trained_files
-from tools import predict, prepare
+from tests.tools import predict_fixtures
+from tools import prepare
 
-
-@pytest.fixture(autouse=True)
-def untouched(monkeypatch):
-  """Lets main() not change the tests' own process."""
-  monkeypatch.setattr(runtime, "start", lambda platform: None)
-  monkeypatch.setattr(runtime, "quiet_libraries", lambda: None)
-
-
-_NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay"]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, data_dir):
-  """A workdir with classes of its own; evaluation crops."""
-  workdir = tmp_path_factory.mktemp("run")
-  config = smoke.get_config()
-  config.data.eval_short_side = 20
-  config.data.data_dir = data_dir
-  trained_files.save(
-    workdir, config, lambda metadata: metadata.update(class_names=_NAMES)
-  )
-  return workdir
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-  """Files of several formats and shapes; some lie on their side, by EXIF."""
-  root = tmp_path_factory.mktemp("photos")
-  (root / "below").mkdir()
-  rng = np.random.default_rng(0)
-  for i in range(11):
-    size = (int(rng.integers(12, 60)), int(rng.integers(12, 60)), 3)
-    image = Image.fromarray(rng.integers(0, 256, size, np.uint8))
-    if i % 3:
-      exif = Image.Exif()
-      exif[0x0112] = 1 + i % 8
-      image.save(root / "below" / f"{i:02}.jpg", exif=exif, quality=90)
-    else:
-      image.save(root / f"{i:02}.png")
-  return root
-
-
-@pytest.fixture
-def command(run, capfd):
-  def go(*args, code=0, checkpoint=run):
-    words = [f"--checkpoint={checkpoint}", *map(str, args)]
-    assert predict.main(words) == code
-    return capfd.readouterr()
-
-  return go
+untouched = predict_fixtures.untouched
+run = predict_fixtures.run
+photos = predict_fixtures.photos
+command = predict_fixtures.command
+_NAMES = predict_fixtures.NAMES
 
 
 def table(out):
@@ -102,10 +59,10 @@ def test_it_says_what_evaluation_computes_of_the_same_bytes(
   order = np.argsort(-p, axis=-1, kind="stable")
 
   paths = sorted(map(str, tmp_path.iterdir()))
-  said = list(predict.predict(found, paths, top=3))
-  assert [s.path for s in said] == paths
+  said = predictor.Predictor(found).predict(paths, top=3)
+  assert [s.source for s in said] == paths
   for i, one in enumerate(said):
-    np.testing.assert_array_equal(one.classes, order[i, :3])
+    np.testing.assert_array_equal(one.indexes, order[i, :3])
     np.testing.assert_allclose(one.scores, p[i, order[i, :3]], rtol=1e-5)
   printed = table(command(tmp_path, "--top=3").out)
   assert list(printed) == paths
@@ -131,8 +88,8 @@ def test_files_are_treated_as_a_data_set_made_of_them_is(run, photos, tmp_path):
   found.config.batch_size = 16
   (batch,) = input_pipeline.eval_batches(split, found.config)
   theirs = {x.tobytes() for x in batch["image"][:11]}
-  paths, _ = predict.find([str(photos)])
-  ours = {predict.read(path, found).tobytes() for path in paths}
+  paths, _ = finding.find([str(photos)])
+  ours = {predictor.read(path, found).tobytes() for path in paths}
   assert ours == theirs
   assert len(ours) == 11
 
@@ -151,7 +108,10 @@ def test_damaged_files_are_told_and_the_rest_goes_on(command, photos, tmp_path):
   printed = table(got.out)
   assert list(printed) == [str(good[0]), str(misnamed), str(good[1])]
   assert printed[str(misnamed)] == printed[str(good[1])]
-  errors = got.err.splitlines()
+  *errors, speed = got.err.splitlines()
+  assert re.fullmatch(
+    r"7 images in [\d.]+ s, [\d.,]+ images/s; 4 can't be used", speed
+  )
   assert [e.split(": ")[1] for e in errors] == [
     *(str(tmp_path / name) for name in ("cut.png", "empty.jpg", "text.jpg")),
     str(tmp_path / "none.png"),
@@ -161,29 +121,17 @@ def test_damaged_files_are_told_and_the_rest_goes_on(command, photos, tmp_path):
 
 def test_batches_do_not_depend_on_what_lies_beside(run, photos):
   """More files than a batch: 8 devices have 256 at a time."""
-  found = trained.load(str(run))
-  paths, _ = predict.find([str(photos)])
-  once = {s.path: s for s in predict.predict(found, paths)}
-  many = paths * 25
-  for one in predict.predict(found, [*many, "none.jpg", paths[0]]):
-    if one.path == "none.jpg":
-      assert one.problem and not len(one.classes)
+  model = predictor.Predictor(trained.load(str(run)))
+  paths, _ = finding.find([str(photos)])
+  once = {s.source: s for s in model.predict(paths)}
+  for one in model.stream([*paths * 25, "none.jpg", paths[0]]):
+    if one.source == "none.jpg":
+      assert one.problem and not one.names
     else:
-      np.testing.assert_array_equal(one.classes, once[one.path].classes)
+      assert one.indexes == once[one.source].indexes
       np.testing.assert_allclose(
-        one.scores, once[one.path].scores, rtol=1e-5, atol=1e-7
+        one.scores, once[one.source].scores, rtol=1e-5, atol=1e-7
       )
-
-
-def test_find(photos, tmp_path):
-  names = [str(photos / "*.png"), str(photos / "**" / "*.jpg")]
-  paths, empty = predict.find([*names, str(photos), names[0], str(tmp_path)])
-  assert len(paths) == len(set(paths)) == 11
-  assert paths[0] == str(photos / "00.png")
-  assert empty == [str(tmp_path)]
-  strange = tmp_path / "a[1].png"
-  strange.touch()
-  assert predict.find([str(strange)]) == ([str(strange)], [])
 
 
 def test_nothing_found(command, tmp_path):
@@ -219,13 +167,16 @@ def test_the_header_says_what_the_scores_are(
 
 def test_without_head(command, photos, tmp_path):
   trained_files.npz(tmp_path / "w.npz", 0)
-  err = command(photos, checkpoint=tmp_path / "w.npz", code=1).err
-  assert "has no head" in err
+  out = tmp_path / "out.csv"
+  args = (photos, f"--output={out}")
+  err = command(*args, checkpoint=tmp_path / "w.npz", code=1).err
+  assert "has no head" in err and "--features" in err
+  assert os.listdir(tmp_path) == ["w.npz"]
 
 
 def test_logits_that_are_not_numbers(command, photos, tmp_path):
   config = smoke.get_config()
   config.optimizer.ema_decay = 0.0
   trained_files.save(tmp_path, config, scale=np.nan)
-  out = command(photos / "00.png", "--top=1", checkpoint=tmp_path).out
-  assert "none: the logits are not numbers" in out
+  got = command(photos / "00.png", "--top=1", checkpoint=tmp_path, code=1)
+  assert "00.png: the model's logits for it are not numbers" in got.err

@@ -70,6 +70,8 @@ class Inspected:
     width: likewise.
     format: of what is to be stored, in Pillow's words in small letters; ""
       if unknown.
+    pixels: of `data`, uint8 [H, W, 1] if it is grey, [H, W, 3] else; None
+      where only decoding it tells, see `decoded`.
   """
 
   data: bytes
@@ -78,6 +80,9 @@ class Inspected:
   height: int = 0
   width: int = 0
   format: str = ""
+  pixels: np.ndarray | None = dataclasses.field(
+    default=None, repr=False, compare=False
+  )
 
 
 class _ProblemError(Exception):
@@ -92,11 +97,13 @@ class _Picture:
     pixels: uint8 [H, W, 1] if it is grey, [H, W, 3] else.
     format: of its file.
     subsampling: of a JPEG's chroma, as simplejpeg has it.
+    exact: `preprocess.decode` gives the same pixels, to the bit.
   """
 
   pixels: np.ndarray
   format: str
   subsampling: str = "444"
+  exact: bool = False
 
 
 def inspect(data: bytes, name: str, options: Wanted) -> Inspected:
@@ -143,6 +150,29 @@ def inspect(data: bytes, name: str, options: Wanted) -> Inspected:
   return found
 
 
+def decoded(found: Inspected) -> np.ndarray:
+  """The pixels of what is to be stored, as training and evaluation see them.
+
+  The same as `preprocess.decode(found.data)`, without decoding once more what
+  the inspection has decoded.
+
+  Args:
+    found: without a problem, or mislabelled.
+
+  Returns:
+    uint8 [H, W, 3], to be read only, and used before the same thread decodes
+    another image.
+
+  Raises:
+    ValueError: a sentence that says why the bytes can't be decoded.
+  """
+  if found.pixels is None:
+    return images.open_image(found.data).pixels()
+  if found.pixels.shape[2] == 1:
+    return cv2.cvtColor(found.pixels, cv2.COLOR_GRAY2RGB)
+  return found.pixels
+
+
 def _stored(
   data: bytes, picture: _Picture, turn: int, options: Wanted
 ) -> Inspected:
@@ -151,7 +181,13 @@ def _stored(
   height, width = pixels.shape[:2]
   shrink = 0 < options.short_side < min(height, width)
   if not shrink and turn == 1:
-    return Inspected(data, height=height, width=width, format=picture.format)
+    return Inspected(
+      data,
+      height=height,
+      width=width,
+      format=picture.format,
+      pixels=pixels if picture.exact else None,
+    )
   if shrink:
     height, width = images.short_size(height, width, options.short_side)
     pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
@@ -182,25 +218,28 @@ def _jpeg(data: bytes) -> _Picture:
   _check_size(int(height), int(width))
   if space in ("CMYK", "YCCK"):
     return _pillow(data, "jpeg")
-  if space == "Gray":
-    return _Picture(_libjpeg(data, "GRAY"), "jpeg")
-  return _Picture(_libjpeg(data, "RGB"), "jpeg", sampling)
-
-
-def _libjpeg(data: bytes, space: str) -> np.ndarray:
+  grey = space == "Gray"
   try:
     # Strict: any complaint of libjpeg's raises.
-    return simplejpeg.decode_jpeg(data, space, strict=True)
+    pixels = simplejpeg.decode_jpeg(
+      data, "GRAY" if grey else "RGB", strict=True
+    )
   except ValueError as e:
     says = str(e)
     if any(missing in says.lower() for missing in _MISSING):
       raise _ProblemError("damaged", f"cut short or damaged: {says}") from e
     pixels = _pillow(data, "jpeg").pixels
-    return pixels if space == "RGB" else pixels[..., :1]
+    pixels = pixels[..., :1] if grey else pixels
+    exact = False  # `images.open_image` lets some complaints pass.
+  else:
+    # What it leaves to Pillow, Pillow may decode otherwise.
+    exact = jpeg.header(data) is not None
+  return _Picture(pixels, "jpeg", "444" if grey else sampling, exact)
 
 
 def _pillow(data: bytes, format_: str) -> _Picture:
   """Decodes what simplejpeg doesn't."""
+  exact = jpeg.header(data) is None  # Else it is simplejpeg's first.
   try:
     # Reads the header alone.
     with Image.open(io.BytesIO(data)) as image:
@@ -209,7 +248,8 @@ def _pillow(data: bytes, format_: str) -> _Picture:
       # Pillow has its own names for kinds of JPEG and of PPM.
       format_ = format_ or known
       if mode in ("1", "L"):
-        return _Picture(np.asarray(image.convert("L"))[..., None], format_)
+        pixels = np.asarray(image.convert("L"))[..., None]
+        return _Picture(pixels, format_, exact=exact)
   except _ProblemError:
     raise
   except Image.DecompressionBombError as e:
@@ -224,7 +264,8 @@ def _pillow(data: bytes, format_: str) -> _Picture:
   except Exception as e:
     raise _ProblemError("damaged", f"cannot decode the image: {e}") from e
   try:
-    return _Picture(np.asarray(images.open_rgb(data)), format_)
+    pixels = np.asarray(images.open_rgb(data))
+    return _Picture(pixels, format_, exact=exact)
   except ValueError as e:
     kind: Kind = "unsupported" if mode in ("I", "F") else "damaged"
     raise _ProblemError(kind, str(e)) from e

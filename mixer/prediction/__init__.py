@@ -1,0 +1,1 @@
+"""What predicting with a trained model is made of; see `mixer.predictor`."""

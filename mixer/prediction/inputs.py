@@ -1,0 +1,159 @@
+"""What counts as an image, and how it becomes what the model takes.
+
+A file's bytes go the way of a data set that is made from a folder: turned
+upright, where they say so, and then as in evaluation. Pillow's images and
+arrays join that way where a file would have been decoded.
+"""
+
+import os
+import pathlib
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mixer import images as images_lib
+from mixer import preprocess
+from mixer.datasets.preparation import inspection
+from mixer.errors import UserError, first_line
+
+_UPRIGHT = inspection.Options(upright=True)
+
+
+class Takes(Protocol):
+  """What of `trained.Trained` is asked for here.
+
+  Attributes:
+    image_size: (height, width), in pixels.
+    short_side: to which the shorter side is resized before the crop.
+  """
+
+  @property
+  def image_size(self) -> tuple[int, int]: ...
+  @property
+  def short_side(self) -> int: ...
+
+
+def each(images: Any) -> Iterator[Any]:
+  """One image after the other: of one, of a stack, or of many.
+
+  Args:
+    images: a path, the bytes of a file, a Pillow image or an array [H, W],
+      [H, W, 1] or [H, W, 3]: one image. An array [N, H, W, C] is N of them;
+      whatever else can be iterated over gives one at a time.
+
+  Raises:
+    UserError: nothing of the kind.
+  """
+  if isinstance(images, (str, os.PathLike, Image.Image)) or _is_bytes(images):
+    return iter((images,))
+  if hasattr(images, "__array__"):
+    array = np.asarray(images)
+    if array.ndim == 1 and array.dtype.kind in "OU":  # A column of a table.
+      return iter(array.tolist())
+    return iter(array if array.ndim == 4 else (array,))
+  if isinstance(images, Iterable):
+    return iter(images)
+  raise UserError(
+    f"{type(images).__name__} is no image, nor many: expected {_EXPECTED}; or "
+    "a list of those."
+  )
+
+
+def source(image: Any, place: int) -> str:
+  """What to call an image: its path, or its place as in `images[3]`."""
+  if isinstance(image, (str, os.PathLike)):
+    return os.fsdecode(image)
+  return f"images[{place}]"
+
+
+def fit(image: Any, model: Takes) -> np.ndarray:
+  """An image as the model takes it.
+
+  Args:
+    image: one, see `each`.
+    model: that is to take it.
+
+  Returns:
+    uint8 [H, W, 3] of the model's image size, writable.
+
+  Raises:
+    ValueError: a sentence without its full stop that says why it can't be.
+  """
+  return preprocess.evaluation_of_pixels(
+    _pixels(image), model.image_size, model.short_side
+  )
+
+
+def _pixels(image: Any) -> np.ndarray:
+  """uint8 [H, W, 3], upright; to be used before the thread's next call."""
+  if isinstance(image, (str, os.PathLike)):
+    return _of_file(_read(image), os.fsdecode(image))
+  if _is_bytes(image):
+    return _of_file(bytes(image), "")
+  if isinstance(image, Image.Image):
+    return _of_pillow(image)
+  if hasattr(image, "__array__"):
+    return _of_array(np.asarray(image))
+  raise ValueError(
+    f"a {type(image).__name__} is no image: expected {_EXPECTED}"
+  )
+
+
+_EXPECTED = (
+  "a path, the bytes of an image file, a Pillow image, or a uint8 array "
+  "[H, W, 3]"
+)
+
+
+def _is_bytes(image: Any) -> bool:
+  return isinstance(image, (bytes, bytearray, memoryview))
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+  try:
+    return pathlib.Path(path).read_bytes()
+  except (OSError, ValueError) as e:  # The latter: a name with a zero byte.
+    raise ValueError(getattr(e, "strerror", None) or str(e)) from e
+
+
+def _of_file(data: bytes, name: str) -> np.ndarray:
+  found = inspection.inspect(data, name, _UPRIGHT)
+  if found.problem and found.kind != "mislabelled":
+    raise ValueError(found.problem)
+  return inspection.decoded(found)
+
+
+def _of_pillow(image: Image.Image) -> np.ndarray:
+  if not image.width * image.height:
+    raise ValueError("it has no pixels")
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # As for files, see `inspection`.
+      return np.asarray(images_lib.to_rgb(ImageOps.exif_transpose(image)))
+  except MemoryError:
+    raise
+  # As of `images.open_rgb`: an image that is opened may still be damaged.
+  except Exception as e:
+    raise ValueError(f"cannot use the image: {first_line(e)}") from e
+
+
+def _of_array(array: np.ndarray) -> np.ndarray:
+  shape = list(array.shape)
+  if array.dtype != np.uint8:
+    raise ValueError(
+      f"an array of {array.dtype} has no agreed range: expected uint8, 0 to "
+      "255, as by (255 * x).round().astype('uint8') for x in [0, 1]"
+    )
+  if not (array.ndim == 2 or (array.ndim == 3 and shape[2] in (1, 3))):
+    more = "; leave out the last channel of RGBA" if shape[2:] == [4] else ""
+    raise ValueError(
+      f"an array of shape {shape} is no image: expected [H, W], [H, W, 1] or, "
+      f"of RGB, [H, W, 3]{more}"
+    )
+  if not array.size:
+    raise ValueError(f"an array of shape {shape} has no pixels")
+  channels = array if array.ndim == 3 else array[..., None]
+  return np.ascontiguousarray(np.broadcast_to(channels, (*shape[:2], 3)))

@@ -1,0 +1,286 @@
+"""`mixer.load` and what it gives, against numpy and the model itself."""
+
+import itertools
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import mixer
+from mixer import errors, predictor, runtime, sharding, trained
+from mixer.prediction import inputs
+from tests import conftest, reference, trained_files
+
+_SIDE, _CLASSES = 8, 25
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp("predictor")
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+  """A tiny model on eight devices: 8 images at a time, or 16."""
+  path = folder / "w.npz"
+  trained_files.npz(path, _CLASSES, side=_SIDE)
+  return predictor.Predictor(trained.load(str(path)), batch_size=12)
+
+
+@pytest.fixture(scope="module")
+def images():
+  rng = np.random.default_rng(0)
+  return rng.integers(0, 256, (70, 11, 13, 3), np.uint8)
+
+
+def by_numpy(model, images, head=True):
+  fitted = np.stack([inputs.fit(image, model) for image in images])
+  scaled = fitted.astype(np.float64) / 127.5 - 1
+  return reference.forward(model.params, scaled, head=head)
+
+
+def close(one, other):
+  np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4)
+
+
+def test_importing_mixer_loads_nothing():
+  code = "import mixer, sys; print(*sys.modules)"
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    cwd=conftest.ROOT, capture_output=True, text=True, check=True,
+  )  # fmt: skip
+  heavy = {"jax", "numpy", "flax", "PIL", "cv2", "orbax", "absl"}
+  assert not heavy & set(done.stdout.split())
+  assert mixer.UserError is errors.UserError
+
+
+def test_load(folder, loaded, images, monkeypatch):
+  monkeypatch.setattr(runtime, "start_as_library", lambda: None)
+  path = folder / "w.npz"
+  got = mixer.load(path, batch_size=100)
+  assert got.batch_size == 104 and got.model.num_classes == _CLASSES
+  assert "w.npz" in repr(got) and "8 x 8 px, 25 classes" in repr(got)
+  larger = mixer.load(str(path), 16, "tiles", "bfloat16")
+  assert larger.model.image_size == (16, 16)
+  assert larger.model.module.dtype == jax.numpy.bfloat16
+  with pytest.raises(errors.UserError, match="batch_size=0"):
+    mixer.load(path, batch_size=0)
+  with pytest.raises(errors.UserError, match="nothing|no "):
+    mixer.load(folder / "none")
+
+
+@pytest.mark.parametrize("count", [1, 8, 17, 33])
+def test_features_and_logits_are_the_model_s(loaded, images, count):
+  """Fewer and more than devices, and than a batch."""
+  some = images[:count]
+  features, logits = loaded.features(some), loaded.logits(some)
+  assert features.shape == (count, loaded.model.module.hidden_dim)
+  assert logits.shape == (count, _CLASSES)
+  assert features.dtype == logits.dtype == np.float32
+  close(features, by_numpy(loaded.model, some, head=False))
+  close(logits, by_numpy(loaded.model, some))
+
+
+@pytest.mark.parametrize("top", [1, 5, 12, 99])
+def test_predictions_are_the_highest_logits(loaded, images, top):
+  logits = loaded.logits(images[:20]).astype(np.float64)
+  p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+  order = np.argsort(-p, axis=1, kind="stable")[:, :top]
+  said = loaded.predict(images[:20], top)
+  assert [one.indexes for one in said] == [tuple(row) for row in order.tolist()]
+  scores = np.array([one.scores for one in said])
+  close(scores, np.take_along_axis(p, order, 1))
+  first = said[0]
+  assert first.names[0] == f"output {order[0, 0]}"
+  assert first.source == "images[0]" and said[19].source == "images[19]"
+  assert set(first.class_ids) == {""} and first.problem == ""
+
+
+def test_no_call_compiles_again(loaded, images):
+  sizes = []
+  put = sharding.put_batch
+  with pytest.MonkeyPatch.context() as m:
+    m.setattr(
+      sharding,
+      "put_batch",
+      lambda mesh, b: sizes.append(len(b["image"])) or put(mesh, b),
+    )
+    for count, top in itertools.product((1, 4, 5, 16, 17, 40), (1, 3, 10)):
+      loaded.predict(images[:count], top)
+      loaded.predict(iter(images[:count]), top)
+  assert set(sizes) == {8, 16}
+  functions = loaded._functions(1)
+  assert functions is loaded._functions(10)
+  # A compilation for each size of batch.
+  assert functions.top._cache_size() == 2
+  most = loaded._functions(25)
+  assert loaded._functions(11) is most and loaded._functions(999) is most
+
+
+def test_a_few_images_do_not_pay_for_many(loaded):
+  """Batches of the number of devices, up to a quarter of the large one."""
+  one = np.zeros((8, 8, 3), np.uint8)
+  sizes = []
+  put = sharding.put_batch
+  with pytest.MonkeyPatch.context() as m:
+    m.setattr(
+      sharding,
+      "put_batch",
+      lambda mesh, b: sizes.append(len(b["image"])) or put(mesh, b),
+    )
+    loaded.features([one] * 4)
+    loaded.features([one] * 5)
+  assert sizes == [8, 16]
+
+
+def test_forms_of_images(loaded, images, tmp_path):
+  array = images[0]
+  path = tmp_path / "a.png"
+  Image.fromarray(array).save(path)
+  want = loaded.features(array)
+  assert want.shape[0] == 1
+  for form in (str(path), path, path.read_bytes(), Image.open(path)):
+    np.testing.assert_array_equal(loaded.features(form), want)
+  mixed = [path, array, Image.open(path), path.read_bytes()]
+  np.testing.assert_array_equal(loaded.features(mixed), np.repeat(want, 4, 0))
+  np.testing.assert_array_equal(loaded.features(iter(mixed)), want[[0] * 4])
+  assert [p.source for p in loaded.predict(mixed)] == [
+    str(path), "images[1]", "images[2]", "images[3]"
+  ]  # fmt: skip
+  np.testing.assert_array_equal(
+    predictor.read(path, loaded.model),
+    inputs.fit(array, loaded.model),
+  )
+
+
+def test_what_lies_beside_changes_nothing(loaded, images):
+  alone = np.concatenate([loaded.logits(i) for i in images[:3]])
+  np.testing.assert_allclose(
+    loaded.logits(images)[:3], alone, rtol=1e-4, atol=1e-4
+  )
+
+
+def test_images_are_read_a_few_batches_ahead(loaded, images):
+  """A stream without an end."""
+  read = []
+
+  def endless():
+    for k in itertools.count():
+      read.append(k)
+      yield images[k % len(images)]
+
+  stream = loaded.stream(endless())
+  assert len(read) <= 5
+  for k in range(100):
+    one = next(stream)
+    assert one.source == f"images[{k}]"
+    # One is consumed, one computed, two and a new one are being made.
+    assert len(read) - k <= 5 * loaded.batch_size
+  stream.close()
+
+
+def test_a_bad_image_is_named_and_a_stream_goes_on(loaded, images, tmp_path):
+  bad = [images[0], tmp_path / "none.jpg", images[1], images[2] / 255]
+  with pytest.raises(
+    errors.UserError, match=r"none\.jpg can't be used: No suc"
+  ):
+    loaded.predict(bad)
+  with pytest.raises(errors.UserError, match=r"images\[1\] .* expected uint8"):
+    loaded.features([images[0], images[2] / 255])
+  with pytest.raises(
+    errors.UserError, match=r"images\[0\] .* bytes that begin"
+  ):
+    loaded.logits([b"<html>"])
+  with pytest.raises(errors.UserError, match="none.jpg can't be used: No such"):
+    predictor.read(tmp_path / "none.jpg", loaded.model)
+  said = list(loaded.stream(bad))
+  assert [bool(one.problem) for one in said] == [False, True, False, True]
+  assert said[1].names == () and "No such file" in str(said[1])
+  assert said[0] == loaded.predict(images[0])[0]
+  rows = list(loaded.stream_features(bad))
+  assert np.isnan(rows[1].values).all() and rows[1].problem
+  np.testing.assert_allclose(
+    rows[2].values, loaded.features(images[1])[0], rtol=1e-4, atol=1e-4
+  )
+
+
+@pytest.mark.parametrize("call", ["predict", "features", "logits", "stream"])
+def test_no_image(loaded, call):
+  for none in ([], iter(()), np.zeros((0, 8, 8, 3), np.uint8)):
+    with pytest.raises(errors.UserError, match="there is no image"):
+      getattr(loaded, call)(none)
+  with pytest.raises(errors.UserError, match="int is no image, nor many"):
+    getattr(loaded, call)(3)
+
+
+def test_top(loaded, images):
+  with pytest.raises(errors.UserError, match="top=0: expected"):
+    loaded.predict(images[0], top=0)
+
+
+def test_an_error_of_the_images_iterator_is_passed_on(loaded, images):
+  def broken():
+    yield from images[:40]
+    raise RuntimeError("the camera is gone")
+
+  with pytest.raises(RuntimeError, match="the camera is gone"):
+    loaded.predict(broken())
+
+
+def test_without_head(folder, images):
+  path = folder / "headless.npz"
+  trained_files.npz(path, 0)
+  headless = predictor.Predictor(trained.load(str(path)))
+  for call in (headless.predict, headless.logits, headless.stream):
+    with pytest.raises(
+      errors.UserError, match=r"headless.npz has no head.*fea"
+    ):
+      call(images[0])
+  want = by_numpy(headless.model, images[:2], head=False)
+  close(headless.features(images[:2]), want)
+
+
+def test_classes_of_imagenet(folder, images):
+  path = folder / "imagenet.npz"
+  trained_files.npz(path, 1_000)
+  said = predictor.Predictor(trained.load(str(path))).predict(images[0], top=2)
+  (one,) = said
+  assert all(i.startswith("n") and len(i) == 9 for i in one.class_ids)
+  lines = str(one).splitlines()
+  assert lines[0] == f"images[0]  {one.scores[0]:6.3f}  {one.names[0]}"
+  assert lines[1] == f"{'':9}  {one.scores[1]:6.3f}  {one.names[1]}"
+
+
+def test_logits_that_are_not_numbers(folder, images):
+  flat = trained_files.npz(folder / "nan.npz", 3)
+  found = trained.load(str(folder / "nan.npz"))
+  found.params["head"]["bias"] = flat["head/bias"] * np.float32(np.nan)
+  broken = predictor.Predictor(found)
+  with pytest.raises(errors.UserError, match="images.0. can't .* not numbers"):
+    broken.predict(images[0])
+  assert "not numbers" in next(broken.stream(images[0])).problem
+
+
+@pytest.mark.slow
+def test_the_readme_way_in_a_process_of_its_own(folder, loaded, tmp_path):
+  """One device, and nothing prepared by the tests."""
+  path = tmp_path / "a.png"
+  Image.fromarray(np.full((9, 9, 3), 99, np.uint8)).save(path)
+  code = (
+    "import sys, mixer\n"
+    "model = mixer.load(sys.argv[1])\n"
+    "for p in model.predict([sys.argv[2]] * 3, top=3): print(p)\n"
+    "print(model.features(sys.argv[2]).shape)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code, folder / "w.npz", path],
+    cwd=conftest.ROOT, env=dict(os.environ) | {"XLA_FLAGS": ""},
+    capture_output=True, text=True, check=True,
+  )  # fmt: skip
+  lines = done.stdout.splitlines()
+  assert len(lines) == 10 and lines[-1] == "(1, 8)"
+  assert lines[0].startswith(str(path))
