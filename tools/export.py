@@ -1,82 +1,210 @@
-"""Writes the weights of a trained model to a file, without its optimizer.
+"""Writes a trained model to a file that other programs take.
 
   python -m tools.export --checkpoint=WORKDIR --to=npz --output=weights.npz
+  python -m tools.export --checkpoint=WORKDIR --to=timm --output=DIR
+  python -m tools.export --checkpoint=WORKDIR --to=onnx --output=model.onnx
+  python -m tools.export --checkpoint=WORKDIR --to=stablehlo --output=DIR
 
-What is written is read back and compared. Where the run kept an average of its
-weights that is what is taken; --no-averaged takes the last weights themselves.
+npz: weights in the layout of the released files, which every command here
+takes. timm: weights for PyTorch. onnx: the model from uint8 pixels to logits.
+stablehlo: the same as a program for JAX, with the same bits.
+
+Where the run kept an average of its weights that is what is taken;
+--no-averaged takes the last weights themselves. Before anything is put in
+place, what was written is run beside the model itself, on the images given or
+on random ones, and a table says how far the two are apart. Beyond the bound
+nothing is kept, and the exit code is 1. All this runs on the CPU, unless
+--platform names another.
 """
 
 import argparse
-import pathlib
 import sys
+import textwrap
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
+import numpy as np
 
-from mixer import command_line, npz, released, runtime, trained, weights
-from mixer.errors import UserError
-from mixer.storage import digests
+from mixer import command_line, predictor, runtime, trained, trained_flags
+from mixer.exporting import (
+  npz_file,
+  onnx_file,
+  packages,
+  placing,
+  stablehlo,
+  timm_weights,
+  verification,
+)
 
 
-def to_npz(model: trained.Trained, path: str) -> None:
-  """Writes a file in the layout of the released ones, and proves it.
+class _Target(NamedTuple):
+  """What a value of --to stands for.
+
+  Attributes:
+    help: for people.
+    suffix: of its file.
+    members: files of its folder; () where it is always one file.
+    packages: that it takes to write it.
+  """
+
+  help: str
+  suffix: str
+  members: tuple[str, ...] = ()
+  packages: tuple[str, ...] = ()
+
+
+_TARGETS = {
+  "npz": _Target("a file as the released ones", ".npz"),
+  "timm": _Target(
+    "a folder that timm loads, or FILE.safetensors of weights alone",
+    ".safetensors",
+    timm_weights.MEMBERS,
+    ("safetensors",),
+  ),
+  "onnx": _Target(
+    "a file for ONNX runtimes, uint8 pixels in", ".onnx", (), ("onnx",)
+  ),
+  "stablehlo": _Target(
+    "a program for JAX on any device, in a folder with its weights, or "
+    "FILE.stablehlo with them inside",
+    ".stablehlo",
+    stablehlo.MEMBERS,
+    ("flatbuffers",),
+  ),
+}
+
+
+def export(
+  to: str,
+  model: trained.Trained,
+  place: placing.Place,
+  batches: Sequence[np.ndarray],
+  platforms: Sequence[str],
+) -> verification.Outcome:
+  """Writes what `to` names, and compares.
+
+  Args:
+    to: of `_TARGETS`.
+    model: any.
+    place: where.
+    batches: uint8 `[B, H, W, 3]` each, to compare on.
+    platforms: of "stablehlo".
 
   Raises:
-    UserError: such a file can't hold this model, can't be written, or doesn't
-      hold what was written.
+    UserError: it can't hold the model, can't be written or computes otherwise.
   """
-  if model.module.permute:
-    raise UserError(
-      f"{model.source} was trained on images with their {model.module.permute} "
-      "permuted, of which an .npz file can't tell; it would be taken for a "
-      "model of images as they are."
+  if to == "npz":
+    npz_file.refuse(model)
+    outcome = npz_file.export(model, place, batches)
+  elif to == "timm":
+    outcome = timm_weights.export(model, place, batches)
+  elif to == "onnx":
+    outcome = onnx_file.export(model, place, batches)
+  else:
+    outcome = stablehlo.export(model, place, batches, platforms)
+  if outcome.comparison is not None:
+    verification.check(outcome.comparison, model)
+  return outcome
+
+
+def run(args: argparse.Namespace) -> None:
+  """Does what the command line says.
+
+  Raises:
+    UserError: something that the user can mend.
+  """
+  target = _TARGETS[args.to]
+  with placing.place(args.output, target.suffix, target.members) as place:
+    if target.packages:
+      packages.load(*target.packages)
+    runtime.start(args.platform)
+    model = trained.load(
+      args.checkpoint, args.image_size, args.resize, args.dtype, args.averaged
     )
-  released.save(model.params, path)
-  written = digests.of(npz.read(pathlib.Path(path).expanduser()))
-  wrong = digests.different(written, digests.of(model.params))
-  if wrong:
-    raise UserError(
-      f"{path} doesn't hold what was written to it: {weights.shorten(wrong)} "
-      "differ. Write it to another disk."
+    batches = verification.random_images(model.image_size)
+    if args.images:
+      read = [predictor.read(path, model) for path in args.images]
+      batches = verification.batches(read)
+    outcome = export(args.to, model, place, batches, args.platforms)
+    size = place.size()
+    place.commit()
+  count = sum(x.size for x in jax.tree.leaves(model.params))
+  print(
+    f"{args.output}: {count:,} parameters of {model.origin}; "
+    f"{size / 1e6:,.1f} MB"
+  )
+  if outcome.comparison is not None:
+    sizes = [len(batch) for batch in batches]
+    print("\n" + verification.table(outcome.comparison, sizes))
+  for note in outcome.notes:
+    print("\n" + _wrapped(note))
+  print("\nTo load it:\n")
+  print("\n".join(f"  {line}".rstrip() for line in outcome.loading.split("\n")))
+  sys.stdout.flush()
+  if outcome.missing:
+    print(f"\nNOT VERIFIED: {outcome.missing}.", file=sys.stderr)
+
+
+def _wrapped(text: str) -> str:
+  return textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False)
+
+
+def _platforms(text: str) -> tuple[str, ...]:
+  """Reads "cpu,cuda"."""
+  names = tuple(text.split(","))
+  wrong = [name for name in names if name not in stablehlo.PLATFORMS]
+  if wrong or len({*names}) < len(names):
+    raise argparse.ArgumentTypeError(
+      f"{text!r}: expected some of {','.join(stablehlo.PLATFORMS)}, each once"
     )
+  return names
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit code."""
   parser = argparse.ArgumentParser(
     prog="python -m tools.export",
-    description="Writes the weights of a trained model to a file.",
+    description="Writes a trained model to a file that other programs take, "
+    "and compares the two.",
     allow_abbrev=False,
   )
-  parser.add_argument(
-    "--checkpoint",
-    required=True,
-    metavar="PATH",
-    help="a workdir of train.py, a checkpoint in it, an .npz file or the name "
-    "of a released one, as imagenet1k/Mixer-B_16",
-  )
-  parser.add_argument(
-    "--to",
-    choices=("npz",),
-    default="npz",
-    help="npz: as the released files, which every command here takes",
-  )
-  parser.add_argument("--output", required=True, metavar="FILE")
+  trained_flags.add(parser)
+  parser.set_defaults(platform="cpu")
   parser.add_argument(
     "--averaged",
     action=argparse.BooleanOptionalAction,
     default=True,
     help="take the average of the weights where the run kept one",
   )
+  parser.add_argument(
+    "--to",
+    choices=tuple(_TARGETS),
+    default="npz",
+    help="; ".join(f"{name}: {t.help}" for name, t in _TARGETS.items()),
+  )
+  parser.add_argument(
+    "--output", required=True, metavar="PATH", help="a file, or a new folder"
+  )
+  parser.add_argument(
+    "--images",
+    nargs="+",
+    default=(),
+    metavar="IMAGE",
+    help="files to compare on, in place of random images",
+  )
+  parser.add_argument(
+    "--platforms",
+    type=_platforms,
+    default=("cpu", "cuda", "tpu"),
+    metavar="NAMES",
+    help="that a stablehlo program is for; cpu,cuda,tpu",
+  )
   args = parser.parse_args(argv)
 
   def body() -> None:
     runtime.quiet_libraries()
-    runtime.start("cpu")
-    model = trained.load(args.checkpoint, averaged=args.averaged)
-    to_npz(model, args.output)
-    count = sum(x.size for x in jax.tree.leaves(model.params))
-    print(f"{args.output}: {count:,} parameters of {model.origin}")
+    run(args)
 
   return command_line.run(body)
 

@@ -1,11 +1,19 @@
-"""`python -m tools.export`: weights without their optimizer."""
+"""`python -m tools.export`: what others take, proven before it is there."""
+
+import json
+import resource
+import sys
 
 import jax
 import numpy as np
+import onnxruntime
 import pytest
+import safetensors
+from PIL import Image
 
 from configs import smoke
-from mixer import npz, released, runtime, trained, weights
+from mixer import model, npz, released, runtime, trained, weights
+from mixer.exporting import onnx_graph
 from tests import trained_files
 from tools import export
 
@@ -23,8 +31,22 @@ def run(tmp_path_factory):
   return workdir, trained_files.save(workdir, smoke.get_config())
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+  """The file of a smaller one, which is loaded sooner."""
+  path = tmp_path_factory.mktemp("small") / "in.npz"
+  trained_files.npz(path, 5)
+  return path
+
+
 def run_export(workdir, output, *more) -> int:
   return export.main([f"--checkpoint={workdir}", f"--output={output}", *more])
+
+
+def without(monkeypatch, *packages):
+  """As where they aren't installed."""
+  for name in packages:
+    monkeypatch.setitem(sys.modules, name, None)
 
 
 @pytest.mark.parametrize("averaged", [True, False])
@@ -45,18 +67,14 @@ def test_the_same_bits(run, tmp_path, capsys, averaged):
   )
   assert f"{workdir}/checkpoints/4 (step 4" in out
   assert ("averaged weights" in out) == averaged
-
-
-def test_it_is_a_model_that_every_command_takes(run, tmp_path):
-  workdir, _ = run
-  output = tmp_path / "weights.npz"
-  assert run_export(workdir, output) == 0
-  ours, theirs = trained.load(str(workdir)), trained.load(str(output))
-  jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
-  assert theirs.image_size == ours.image_size
-  # And once more from there.
-  assert run_export(output, tmp_path / "again.npz") == 0
-  assert (tmp_path / "again.npz").read_bytes() == output.read_bytes()
+  assert (
+    "compared on 6 images, in batches of 1 and 5: mixer and the file" in out
+  )
+  assert "6 of 6 agree" in out
+  if averaged:  # It is a model that every command takes, this one too.
+    assert trained.load(str(output)).image_size == (16, 16)
+    assert run_export(output, tmp_path / "again.npz") == 0
+    assert (tmp_path / "again.npz").read_bytes() == output.read_bytes()
 
 
 def test_what_was_written_is_compared(run, tmp_path, capsys, monkeypatch):
@@ -71,6 +89,113 @@ def test_what_was_written_is_compared(run, tmp_path, capsys, monkeypatch):
   assert run_export(run[0], output) == 1
   error = capsys.readouterr().err
   assert f"{output} doesn't hold what was written to it: stem/kernel" in error
+  assert not [*tmp_path.iterdir()]
+
+
+def test_one_that_computes_something_else_is_not_kept(
+  small, tmp_path, capsys, monkeypatch
+):
+  """A graph that scales pixels to [1, 3]."""
+  add = onnx_graph._Graph.add
+
+  def other(self, op, *inputs, **attributes):
+    return add(self, "Add" if op == "Sub" else op, *inputs, **attributes)
+
+  monkeypatch.setattr(onnx_graph._Graph, "add", other)
+  output = tmp_path / "model.onnx"
+  output.write_text("the old one")
+  assert run_export(small, output, "--to=onnx") == 1
+  said = capsys.readouterr()
+  assert "computes something else in onnxruntime" in said.err
+  assert "logits differ by" in said.err and "1e-04 is allowed" in said.err
+  assert not said.out
+  assert output.read_text() == "the old one"
+  assert [*tmp_path.iterdir()] == [output]
+
+
+def test_onnx_of_images_of_the_users(run, tmp_path, capsys):
+  rng = np.random.default_rng(0)
+  names = []
+  for i in range(3):
+    names.append(str(tmp_path / f"{i}.png"))
+    pixels = rng.integers(0, 256, (30, 20 + i, 3), np.uint8)
+    Image.fromarray(pixels).save(names[-1])
+  output = tmp_path / "model.onnx"
+  code = run_export(run[0], output, "--to=onnx", "--images", *names)
+  assert code == 0
+  out = capsys.readouterr().out
+  assert "compared on 3 images, in batches of 1 and 2: mixer and onnxr" in out
+  session = onnxruntime.InferenceSession(output)
+  names = session.get_modelmeta().custom_metadata_map["class_names"]
+  assert json.loads(names) == list("0123456789")
+  assert run_export(run[0], output, "--to=onnx", "--images", "no.png") == 1
+  assert "no.png" in capsys.readouterr().err
+  assert output.exists()
+
+
+def test_stablehlo_in_a_folder(small, tmp_path, capsys):
+  output = tmp_path / "program"
+  more = ("--to=stablehlo", "--platforms=cpu,tpu", "--dtype=bfloat16")
+  assert run_export(small, output, *more) == 0
+  out = capsys.readouterr().out
+  assert "equal bits" in out and "6 months newer and 3\nweeks older" in out
+  info = json.loads((output / "info.json").read_text())
+  assert info["platforms"] == ["cpu", "tpu"]
+  assert info["dtype"] == "bfloat16"
+
+
+def test_not_verified_is_said(small, tmp_path, capsys, monkeypatch):
+  without(monkeypatch, "torch", "timm")
+  output = tmp_path / "made"
+  assert run_export(small, output, "--to=timm") == 0
+  said = capsys.readouterr()
+  assert said.err.startswith("\nNOT VERIFIED: torch and timm")
+  assert "pip install torch timm" in said.err
+  assert "compared" not in said.out
+  with safetensors.safe_open(output / "model.safetensors", "np") as file:
+    assert file.metadata() == {"format": "pt"}
+
+
+@pytest.mark.parametrize(
+  ("to", "package"),
+  [("timm", "safetensors"), ("onnx", "onnx"), ("stablehlo", "flatbuffers")],
+)
+def test_what_it_takes_to_write(tmp_path, capsys, monkeypatch, to, package):
+  """Said before the weights are read, which here aren't even there."""
+  without(monkeypatch, package)
+  suffix = {"timm": ".safetensors"}.get(to, f".{to}")
+  assert run_export("runs/no", tmp_path / f"a{suffix}", f"--to={to}") == 1
+  assert f"pip install {package}" in capsys.readouterr().err
+  assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+  ("to", "name"),
+  [
+    ("npz", "a.npz"),
+    ("timm", "a.safetensors"),
+    ("timm", "made"),
+    ("onnx", "a.onnx"),
+    ("stablehlo", "a.stablehlo"),
+    ("stablehlo", "made"),
+  ],
+)
+def test_a_disk_that_is_full(small, tmp_path, capsys, monkeypatch, to, name):
+  """A limit on the size of files does what a full disk does."""
+  without(monkeypatch, "torch", "timm", "onnxruntime")
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  output = tmp_path / name
+  resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
+  try:
+    code = run_export(small, output, f"--to={to}")
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert code == 1
+  error = capsys.readouterr().err
+  assert error.startswith(f"error: {output}")
+  assert "can't be written: " in error
+  assert "File too large" in error
+  assert not [*tmp_path.iterdir()]
 
 
 def test_a_damaged_checkpoint_is_not_exported(tmp_path, capsys):
@@ -83,24 +208,52 @@ def test_a_damaged_checkpoint_is_not_exported(tmp_path, capsys):
   assert not output.exists()
 
 
-def test_permuted_images_are_refused(tmp_path, capsys):
+@pytest.mark.parametrize("to", ["npz", "timm"])
+def test_permuted_images_are_refused(tmp_path, capsys, to):
   config = smoke.get_config()
   config.data.permute = "pixels"
   trained_files.save(tmp_path, config)
-  assert run_export(tmp_path, tmp_path / "weights.npz") == 1
+  suffix = {"timm": ".safetensors"}.get(to, f".{to}")
+  assert run_export(tmp_path, tmp_path / f"a{suffix}", f"--to={to}") == 1
   error = capsys.readouterr().err
-  assert "with their pixels permuted, of which an .npz file can't tell" in error
+  what = {"npz": "an .npz file", "timm": "timm's MlpMixer"}[to]
+  assert f"with their pixels permuted, of which {what} can't tell" in error
 
 
 @pytest.mark.parametrize(
   ("name", "said"),
-  [("weights.pt", "expected a name ending in .npz"), ("no/w.npz", "no folder")],
+  [
+    ("weights.pt", "expected a name ending in .npz"),
+    ("no/w.npz", "no folder"),
+  ],
 )
-def test_names_that_cannot_be(run, tmp_path, capsys, name, said):
-  assert run_export(run[0], tmp_path / name) == 1
+def test_names_that_cannot_be(tmp_path, capsys, name, said):
+  """Said before the weights are read."""
+  assert run_export("runs/no", tmp_path / name) == 1
   assert said in capsys.readouterr().err
 
 
 def test_nothing_there(tmp_path, capsys):
   assert run_export(tmp_path / "no", tmp_path / "weights.npz") == 1
   assert "there are no weights at" in capsys.readouterr().err
+  assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("platforms", ["gpu", "cpu,cpu", ""])
+def test_platforms_that_jax_does_not_know(tmp_path, capsys, platforms):
+  with pytest.raises(SystemExit):
+    run_export(tmp_path, tmp_path / "a", f"--platforms={platforms}")
+  assert "expected some of cpu,cuda,rocm,tpu" in capsys.readouterr().err
+
+
+def test_a_fresh_head_of_a_model_of_another_size(tmp_path, capsys):
+  """Logits are zeros, and the images are of a size that it wasn't made for."""
+  module = model.MlpMixer(4, 1, 8, 6, 12, num_classes=3)
+  params = trained_files.random_params(module, 8)
+  params["head"] = jax.tree.map(np.zeros_like, params["head"])
+  released.save(params, tmp_path / "in.npz")
+  output = tmp_path / "model.onnx"
+  more = ("--to=onnx", "--image_size=16x8")
+  assert run_export(tmp_path / "in.npz", output, *more) == 0
+  out = capsys.readouterr().out
+  assert "np.zeros((2, 16, 8, 3)" in out and "6 of 6 agree" in out

@@ -1,0 +1,120 @@
+"""The ONNX file: written, checked, run."""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from mixer import __version__, trained
+from mixer.exporting import onnx_graph, packages, placing, verification
+
+# Relative to the largest logit, in float32.
+BOUND = 1e-4
+# A protobuf message ends at 2 GiB; something is left for the graph.
+_LARGEST = 2**31 - 2**24
+
+
+def export(
+  model: trained.Trained,
+  place: placing.Place,
+  batches: Sequence[np.ndarray],
+) -> verification.Outcome:
+  """Writes the file; weights over 2 GB go into a second one, FILE.data.
+
+  Raises:
+    UserError: the disk refuses, or a package is missing to write with.
+  """
+  onnx, checker = packages.load("onnx", "onnx.checker")
+  made = onnx_graph.build(model, metadata(model))
+  size = sum(len(x.raw_data) for x in made.graph.initializer)
+  apart = size > _LARGEST
+  data = f"{place.path.name}.data"
+  with placing.writing(place.path):
+    onnx.save_model(
+      made,
+      place.part,
+      save_as_external_data=apart,
+      location=data if apart else None,
+    )
+  del made
+  checker.check_model(str(place.part), full_check=True)
+  notes = ()
+  if apart:
+    notes = (
+      f"The weights are more than an ONNX file can hold; they are in {data} "
+      "beside it, and the two belong together.",
+    )
+  lines = loading(model, place)
+  try:
+    runtime = packages.load("onnxruntime")
+  except packages.MissingError as e:
+    return verification.Outcome(None, str(e), lines, notes)
+  ours = verification.outputs(model, batches, "float32")
+  comparison = verification.compare(
+    ours,
+    _run(model, place, batches),
+    f"onnxruntime {runtime.__version__}",
+    BOUND,
+  )
+  notes += verification.bfloat16_note(model, batches, ours)
+  return verification.Outcome(comparison, "", lines, notes)
+
+
+def metadata(model: trained.Trained) -> dict[str, str]:
+  """What goes along: classes, and what is done to a photo before.
+
+  Lists and numbers are JSON.
+  """
+  height, width = model.image_size
+  found = {
+    "mixer_version": __version__,
+    "source": model.origin,
+    "image_height": str(height),
+    "image_width": str(width),
+    "short_side": str(model.short_side),
+    "preprocessing": preprocessing(model),
+    "scores": model.loss,
+  }
+  if model.class_ids:
+    found["class_ids"] = json.dumps(model.class_ids)
+  if model.class_names:
+    found["class_names"] = json.dumps(model.class_names, ensure_ascii=False)
+  return found
+
+
+def preprocessing(model: trained.Trained) -> str:
+  """What is to be done to a photo, in a sentence."""
+  height, width = model.image_size
+  first = f"squeeze to {height} x {width}"
+  if model.short_side:
+    first = (
+      f"resize the shorter side to {model.short_side} by mean over areas, crop "
+      f"the central {height} x {width}"
+    )
+  return f"RGB, {first} (height x width), uint8; the model itself scales them."
+
+
+def loading(model: trained.Trained, place: placing.Place) -> str:
+  """Lines of Python that run the file."""
+  height, width = model.image_size
+  name = "logits" if model.num_classes else "features"
+  return (
+    "import numpy as np\nimport onnxruntime\n\n"
+    f"model = onnxruntime.InferenceSession({str(place.path)!r})\n"
+    f"images = np.zeros((2, {height}, {width}, 3), np.uint8)\n"
+    f'({name},) = model.run(["{name}"], {{"images": images}})'
+  )
+
+
+def _run(
+  model: trained.Trained, place: placing.Place, batches: Sequence[np.ndarray]
+) -> verification.Outputs:
+  runtime = packages.load("onnxruntime")
+  session = runtime.InferenceSession(
+    str(place.part), providers=["CPUExecutionProvider"]
+  )
+  names = [output.name for output in session.get_outputs()]
+  rows = [session.run(names, {"images": batch}) for batch in batches]
+  columns = map(np.concatenate, zip(*rows, strict=True))
+  found = dict(zip(names, columns, strict=True))
+  return verification.Outputs(found["features"], found.get("logits"))
