@@ -6,12 +6,18 @@ import re
 from mixer import resolution, runtime, trained
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-  """Adds them; `load` reads them."""
+def add(parser: argparse.ArgumentParser, required: bool = True) -> None:
+  """Adds them; `load` reads them.
+
+  Args:
+    parser: of the command.
+    required: whether the checkpoint has to be given as a flag; else the command
+      may take it from elsewhere, and sets `checkpoint`.
+  """
   own = parser.add_argument_group("the model")
   own.add_argument(
     "--checkpoint",
-    required=True,
+    required=required,
     metavar="PATH",
     help="a workdir of train.py, a checkpoint in it, an .npz file or the name "
     "of a released one, as imagenet1k/Mixer-B_16",
