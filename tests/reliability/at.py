@@ -38,6 +38,7 @@ from mixer import (
 from mixer import step as step_lib
 from mixer import workdir as workdir_lib
 from mixer.cluster import gate
+from mixer.report import making
 
 # Moment: (where, name of the function, before or after it).
 MOMENTS: dict[str, tuple[Any, str, bool]] = {
@@ -56,8 +57,10 @@ MOMENTS: dict[str, tuple[Any, str, bool]] = {
   "saving": (checkpoints.Checkpoints, "save", False),
   "commit": (atomicity.AtomicRenameTemporaryPath, "finalize", True),
   "committed": (atomicity.AtomicRenameTemporaryPath, "finalize", False),
+  "examine": (making, "gather", True),
   "account": (reporter.Reporter, "account", True),
   "end": (reporter.Reporter, "close", False),
+  "report": (making, "finish", True),
 }
 # The first call of the jitted update, which compiles it.
 COMPILE = "compile"

@@ -237,6 +237,7 @@ runpy.run_module(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_the_update_is_compiled_once(data_dir, tmp_path):
   script = tmp_path / "noting.py"
   script.write_text(_NOTING)

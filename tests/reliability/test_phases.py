@@ -37,8 +37,10 @@ SINGLE = [
   ("commit", 2),
   ("committed", 2),
   ("committed", 3),  # The final save; what is too old is still there.
+  ("examine", 1),
   ("account", 1),
   ("end", 1),
+  ("report", 1),
 ]
 # Before the others know of a process it can only end; then it has to wait.
 EARLY = ("start", "data")
@@ -80,6 +82,7 @@ def finish(data_dir, workdir, expected, processes=1):
   run = several.Run(data_dir, workdir, ARGS, processes)
   assert run.wait() == [stop.DONE] * processes, run.err
   test_train.assert_same_run(workdir, expected)
+  assert test_train.page(workdir)["runs"][0]["predictions"]["step"] == 24
   # And nothing is left lying about; the one that was gone on from may stay.
   left = {p.name for p in (workdir / "checkpoints").iterdir()}
   assert "24" in left and all(name.isdigit() for name in left)
@@ -101,7 +104,7 @@ def check(data_dir, tmp_path, undisturbed, moment, nth, signal):
     if (moment, nth) == ("committed", 3):  # The last evaluation may be on.
       assert code in (stop.DONE, stop.PREEMPTED), run.err
     else:
-      done = moment in ("account", "end")
+      done = moment in ("account", "end", "report")
       assert code == (stop.DONE if done else stop.PREEMPTED), run.err
     assert "Traceback" not in run.err[0]
     # No update is lost: the metrics end where the newest checkpoint is.
