@@ -6,10 +6,11 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 
-from mixer import checkpoints, stop
+from mixer import checkpoints, runtime, stop
 from mixer import config as config_lib
 from mixer.cluster import hosts
 from mixer.errors import UserError
@@ -74,6 +75,33 @@ def run(body: Callable[[], None]) -> int:
       stop.exit_at_once(stop.FAILED)
     raise
   return stop.DONE
+
+
+# As shells have it: 128 and the number of SIGINT.
+INTERRUPTED = 130
+
+
+def tool(function: Callable[..., int | None], *args: Any) -> int:
+  """As `run`, for `python -m tools.NAME`; Ctrl-C ends it with a short line.
+
+  Args:
+    function: the command's work; what it returns is the exit code, None 0.
+    *args: its arguments.
+
+  Returns:
+    The exit code.
+  """
+  codes: list[int | None] = []
+
+  def body() -> None:
+    runtime.quiet_libraries()
+    try:
+      codes.append(function(*args))
+    except KeyboardInterrupt:
+      print("Ctrl-C: stopped", file=sys.stderr)
+      codes.append(INTERRUPTED)
+
+  return run(body) or codes[0] or stop.DONE
 
 
 def _sentence(error: Exception, argv: list[str]) -> str:

@@ -9,8 +9,9 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from mixer import command_line, validation
+from mixer import command_line, runtime, validation
 from mixer import config as config_lib
+from mixer.errors import UserError
 
 # ml_collections 1.1 loads config files that way.
 pytestmark = pytest.mark.filterwarnings(
@@ -315,3 +316,27 @@ def test_output_that_nobody_reads_is_no_defect():
   assert process.stderr.read() == ""
   process.stderr.close()
   assert process.wait() == 1
+
+
+def interrupted(*_):
+  raise KeyboardInterrupt
+
+
+def failing(*_):
+  raise UserError("the sentence.")
+
+
+@pytest.mark.parametrize(
+  ("function", "code", "said"),
+  [
+    (lambda a, b: None, 0, ""),
+    (lambda a, b: a * b, 6, ""),
+    (interrupted, 130, "Ctrl-C: stopped\n"),
+    (failing, 1, "error: the sentence.\n"),
+  ],
+  ids=["nothing", "a code", "Ctrl-C", "an error"],
+)
+def test_a_tool_ends_with_a_code(monkeypatch, capsys, function, code, said):
+  monkeypatch.setattr(runtime, "quiet_libraries", lambda: None)
+  assert command_line.tool(function, 2, 3) == code
+  assert capsys.readouterr().err == said

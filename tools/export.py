@@ -202,11 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   args = parser.parse_args(argv)
 
-  def body() -> None:
-    runtime.quiet_libraries()
-    run(args)
-
-  return command_line.run(body)
+  return command_line.tool(run, args)
 
 
 if __name__ == "__main__":

@@ -155,6 +155,31 @@ def _refuse_damaged(about: Mapping[str, Any]) -> None:
     )
 
 
+def run(args: argparse.Namespace) -> None:
+  """Does what the command line says.
+
+  Raises:
+    UserError: something that the user can mend, or a damaged checkpoint.
+  """
+  runtime.start("cpu")
+  found = description.describe(args.path)
+  both = [found]
+  if args.other is not None:
+    both.append(description.describe(args.other))
+    different = comparison.compare(*both)
+    if args.json:
+      print(json.dumps(different, indent=2))
+    else:
+      a, b = (x.facts["path"] for x in both)
+      _print_both(a, b, different)
+  elif args.json:
+    print(json.dumps(found.facts, indent=2))
+  else:
+    _print(found)
+  for each in both:
+    _refuse_damaged(each.facts)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit code."""
   parser = argparse.ArgumentParser(
@@ -171,30 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     "other", metavar="OTHER", nargs="?", help="to compare it with"
   )
   parser.add_argument("--json", action="store_true", help="for programs")
-  args = parser.parse_args(argv)
-
-  def body() -> None:
-    runtime.quiet_libraries()
-    runtime.start("cpu")
-    found = description.describe(args.path)
-    both = [found]
-    if args.other is None:
-      if args.json:
-        print(json.dumps(found.facts, indent=2))
-      else:
-        _print(found)
-    else:
-      both.append(description.describe(args.other))
-      different = comparison.compare(*both)
-      if args.json:
-        print(json.dumps(different, indent=2))
-      else:
-        a, b = (x.facts["path"] for x in both)
-        _print_both(a, b, different)
-    for each in both:
-      _refuse_damaged(each.facts)
-
-  return command_line.run(body)
+  return command_line.tool(run, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

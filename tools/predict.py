@@ -28,7 +28,7 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from mixer import command_line, predictor, runtime, stop, trained_flags
+from mixer import command_line, predictor, stop, trained_flags
 from mixer.errors import UserError
 from mixer.prediction import counting, feature_files, finding, formats, partial
 
@@ -40,7 +40,6 @@ _SCORES = {
   "sigmoid": "sigmoids, each class for itself",
 }
 _SUFFIXES = {".json": "json", ".jsonl": "json", ".csv": "csv"}
-_INTERRUPTED = 130  # As shells have it: 128 and the number of SIGINT.
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
       f"Ctrl-C: stopped after {counter.done:,} of {len(paths):,} images{kept}",
       file=sys.stderr,
     )
-    return _INTERRUPTED
+    return command_line.INTERRUPTED
   return stop.FAILED if counter.failed or empty else stop.DONE
 
 
@@ -178,18 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     metavar="IMAGES",
     help="at a time, over all devices; 32 on each",
   )
-  args = parser.parse_args(argv)
-  codes = []
-
-  def body() -> None:
-    runtime.quiet_libraries()
-    try:
-      codes.append(run(args))
-    except KeyboardInterrupt:  # Before the first image, or once more.
-      print("Ctrl-C: stopped", file=sys.stderr)
-      codes.append(_INTERRUPTED)
-
-  return command_line.run(body) or max(codes)
+  return command_line.tool(run, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from mixer import command_line, runtime, stop, trained, trained_flags
+from mixer import command_line, stop, trained, trained_flags
 from mixer.errors import UserError
 from mixer.insight import embedding, figures, making, pictures
 
@@ -75,7 +75,7 @@ def _pictures(
 
 
 def run(args: argparse.Namespace) -> int:
-  """Does what the command line says; returns how many images were damaged.
+  """Does what the command line says; returns the exit code.
 
   Raises:
     UserError: something that the user can mend.
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"left out: {', '.join(names)}: {why}")
   if not written:
     raise UserError("no figure could be made; see above.")
-  return len(problems)
+  return stop.FAILED if problems else stop.DONE
 
 
 def _figures(text: str) -> list[str]:
@@ -209,15 +209,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit code."""
-  args = parse(argv)
-  failed = []
-
-  def body() -> None:
-    runtime.quiet_libraries()
-    failed.append(run(args))
-
-  code = command_line.run(body)
-  return stop.FAILED if any(failed) else code
+  return command_line.tool(run, parse(argv))
 
 
 if __name__ == "__main__":

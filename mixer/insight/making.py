@@ -120,15 +120,21 @@ def _receptive_field(
   yield "receptive_field", what, figure
 
 
+def _enough(shown: pictures.Pictures, least: int) -> int:
+  """How many images there are; refuses too few."""
+  count = len(shown.images)
+  if count < least:
+    raise LeftOut(
+      f"it needs at least {least} images, and there "
+      f"{'is 1' if count == 1 else f'are {count}'}; some hundred are good."
+    )
+  return count
+
+
 def _similarity(
   model: trained.Trained, shown: pictures.Pictures, options: Options
 ) -> Drawn:
-  count = len(shown.images)
-  if count < similarity.LEAST:
-    raise LeftOut(
-      f"it needs at least {similarity.LEAST} images, and there "
-      f"{'is 1' if count == 1 else f'are {count}'}; some hundred are good."
-    )
+  count = _enough(shown, similarity.LEAST)
   if model.module.mixing.pyramid:
     raise LeftOut("the blocks of a pyramid have different numbers of tokens.")
   cka, cosine = similarity.layers(model.module, model.params, shown.images)
@@ -157,12 +163,7 @@ def _saliency(
 def _embedding(
   model: trained.Trained, shown: pictures.Pictures, options: Options
 ) -> Drawn:
-  count = len(shown.images)
-  if count < embedding.LEAST:
-    raise LeftOut(
-      f"it needs at least {embedding.LEAST} images, and there "
-      f"{'is 1' if count == 1 else f'are {count}'}; some hundred are good."
-    )
+  _enough(shown, embedding.LEAST)
   features = activations.features(model.module, model.params, shown.images)
   labels, what = shown.labels, shown.what
   if labels is None:

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from configs import smoke
 from mixer import fewshot, model, preprocess, runtime, trained
 from mixer.datasets import split as split_lib
 from mixer.datasets import wordnet
@@ -15,12 +14,7 @@ from tests import trained_files
 from tests.datasets import tfds_writer
 from tools import evaluate
 
-
-@pytest.fixture(autouse=True)
-def untouched(monkeypatch):
-  """Lets main() not change the tests' own process."""
-  monkeypatch.setattr(runtime, "start", lambda platform: None)
-  monkeypatch.setattr(runtime, "quiet_libraries", lambda: None)
+pytestmark = pytest.mark.usefixtures("untouched")
 
 
 @pytest.fixture
@@ -41,13 +35,8 @@ def command(capfd, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, data_dir):
-  """A workdir of the smoke config, with the tests' data."""
-  workdir = tmp_path_factory.mktemp("run")
-  config = smoke.get_config()
-  config.data.data_dir = data_dir
-  trained_files.save(workdir, config)
-  return workdir
+def run(digits_run):
+  return digits_run
 
 
 def by_numpy(path, split, pre_logits=False):

@@ -12,17 +12,12 @@ import safetensors
 from PIL import Image
 
 from configs import smoke
-from mixer import model, npz, released, runtime, trained, weights
+from mixer import model, npz, released, trained, weights
 from mixer.exporting import onnx_graph
 from tests import trained_files
 from tools import export
 
-
-@pytest.fixture(autouse=True)
-def untouched(monkeypatch):
-  """Lets main() not change the tests' own process."""
-  monkeypatch.setattr(runtime, "start", lambda platform: None)
-  monkeypatch.setattr(runtime, "quiet_libraries", lambda: None)
+pytestmark = pytest.mark.usefixtures("untouched")
 
 
 @pytest.fixture(scope="module")

@@ -22,16 +22,11 @@ from tests import test_description, trained_files
 from tests.storage import test_saved
 from tools import inspect
 
+pytestmark = pytest.mark.usefixtures("untouched")
+
 _PLAN = durations.Plan(
   total=20, warmup=2, log_every=1, eval_every=1, checkpoint_every=1
 )
-
-
-@pytest.fixture(autouse=True)
-def untouched(monkeypatch):
-  """Lets main() not change the tests' own process."""
-  monkeypatch.setattr(runtime, "start", lambda platform: None)
-  monkeypatch.setattr(runtime, "quiet_libraries", lambda: None)
 
 
 def trained(workdir, ema_decay: float, step: int = 4):

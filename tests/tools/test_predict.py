@@ -18,7 +18,8 @@ from tests import trained_files
 from tests.tools import predict_fixtures
 from tools import prepare
 
-untouched = predict_fixtures.untouched
+pytestmark = pytest.mark.usefixtures("untouched")
+
 run = predict_fixtures.run
 photos = predict_fixtures.photos
 command = predict_fixtures.command

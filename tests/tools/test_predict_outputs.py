@@ -16,7 +16,8 @@ from mixer.prediction import inputs
 from tests import conftest, trained_files
 from tests.tools import predict_fixtures
 
-untouched = predict_fixtures.untouched
+pytestmark = pytest.mark.usefixtures("untouched")
+
 run = predict_fixtures.run
 photos = predict_fixtures.photos
 command = predict_fixtures.command

@@ -7,19 +7,14 @@ import numpy as np
 import pytest
 
 import input_pipeline
-from mixer import evaluate, inference, runtime, sharding, trained
+from mixer import evaluate, inference, sharding, trained
 from mixer import workdir as workdir_lib
 from mixer.datasets import split as split_lib
 from mixer.report import files, making
 from tests.report import run_files, test_text, test_thumbnails
 from tools import report
 
-
-@pytest.fixture(autouse=True)
-def untouched(monkeypatch):
-  """Lets main() not change the tests' own process."""
-  monkeypatch.setattr(runtime, "start", lambda platform: None)
-  monkeypatch.setattr(runtime, "quiet_libraries", lambda: None)
+pytestmark = pytest.mark.usefixtures("untouched")
 
 
 @pytest.fixture

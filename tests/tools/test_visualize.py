@@ -7,27 +7,16 @@ import pytest
 from PIL import Image
 
 from configs import smoke
-from mixer import runtime
 from mixer import step as step_lib
 from tests import trained_files
 from tools import visualize
 
-
-@pytest.fixture(autouse=True)
-def untouched(monkeypatch):
-  """Lets main() not change the tests' own process."""
-  monkeypatch.setattr(runtime, "start", lambda platform: None)
-  monkeypatch.setattr(runtime, "quiet_libraries", lambda: None)
+pytestmark = pytest.mark.usefixtures("untouched")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, data_dir):
-  """A workdir whose data set is prepared on first use."""
-  workdir = tmp_path_factory.mktemp("run")
-  config = smoke.get_config()
-  config.data.data_dir = data_dir
-  trained_files.save(workdir, config)
-  return workdir
+def run(digits_run):
+  return digits_run
 
 
 @pytest.fixture(scope="module")
