@@ -201,6 +201,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on(
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_where_the_time_went_is_told(undisturbed, data_dir, tmp_path):
   workdir = tmp_path / "run"
   killed = at_rest(data_dir, workdir, nth=15)

@@ -113,20 +113,19 @@ def check(data_dir, tmp_path, undisturbed, moment, nth, signal):
   finish(data_dir, workdir, undisturbed(1))
 
 
-FAST = [("commit", 2)]
+# For `make test` there are also those of tests/test_train.py.
+FAST = ("commit", 2, "SIGKILL")
+ALL = [(*where, name) for where in SINGLE for name in ("SIGKILL", "SIGTERM")]
 
 
-@pytest.mark.parametrize(("moment", "nth"), FAST)
-@pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM"])
-def test_a_signal_at(data_dir, tmp_path, undisturbed, moment, nth, signal):
-  check(data_dir, tmp_path, undisturbed, moment, nth, signal)
+def test_killed_at_a_commit(data_dir, tmp_path, undisturbed):
+  check(data_dir, tmp_path, undisturbed, *FAST)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ("moment", "nth"), [moment for moment in SINGLE if moment not in FAST]
+  ("moment", "nth", "signal"), [hit for hit in ALL if hit != FAST]
 )
-@pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM"])
 def test_a_signal_at_any_moment(
   data_dir, tmp_path, undisturbed, moment, nth, signal
 ):
