@@ -23,7 +23,7 @@ WANT := $(if $(PYTHON),$(shell $(PYTHON) $(VERSION) 2>/dev/null),$(HAVE))
 REBUILD := $(if $(HAVE),$(if $(filter $(WANT),$(HAVE)),$(wildcard $(UNFINISHED)),yes),yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format bench bench-input bench-prepare clean FORCE
+.PHONY: help setup demo test test-all lint format bench bench-peers bench-input bench-prepare clean FORCE
 .SECONDARY:
 
 help: ## List these targets.
@@ -58,6 +58,9 @@ format: setup-dev ## Sort imports, mend what can be mended, format.
 
 bench: setup ## Measure the training loop here.
 	$(BIN)/python -m benchmarks.loop $(ARGS)
+
+bench-peers: setup-export ## Measure our step beside timm's and, by ARGS=--authors=DIR, the authors'.
+	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 bench-input: setup ## Measure the input pipeline beside its peers.
 	$(BIN)/python -m benchmarks.input $(ARGS)

@@ -1,24 +1,15 @@
 """timm itself, where it is installed: CI has a stage for this file."""
 
-from importlib import metadata
-
 import numpy as np
 import pytest
 
+from benchmarks import peer_timm
 from mixer import model as model_lib
 from mixer.exporting import timm_weights, verification
 from tests.exporting import models
 
 torch = pytest.importorskip("torch")
-_MISMATCH = torch.version.cuda is None and "+" not in metadata.version(
-  "torchvision"
-)
-if _MISMATCH:
-  # PyTorch for CPUs beside a torchvision for CUDA, whose operators don't load.
-  # No Mixer uses them; but without their names timm can't be imported.
-  _NAMES = torch.library.Library("torchvision", "DEF")
-  for _name in ("nms", "qnms"):
-    _NAMES.define(f"{_name}(Tensor a) -> Tensor")
+peer_timm.name_operators(torch)
 timm = pytest.importorskip("timm")
 
 
