@@ -171,7 +171,11 @@ def wait_for(process, workdir, step):
   raise AssertionError("no progress")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+# SIGTERM also hits two processes, in tests/reliability/test_processes.py.
+@pytest.mark.parametrize(
+  "number",
+  [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT],
+)
 def test_a_signal_saves_and_exits_with_42(
   undisturbed, train_command, tmp_path, number
 ):

@@ -67,8 +67,8 @@ def check(command, tmp_path, phases, steps, seed):
   test_train.assert_same_run(workdir, expected)
 
 
-def test_killed_three_times(train_command, tmp_path):
-  phases = (kill_in_training, kill_in_start_up, kill_in_training)
+def test_killed_twice(train_command, tmp_path):
+  phases = (kill_in_start_up, kill_in_training)
   check(train_command, tmp_path, phases, steps=160, seed=0)
 
 
