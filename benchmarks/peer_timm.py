@@ -174,10 +174,10 @@ class Timm:
 
 def main() -> None:
   try:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     name_operators(torch)
-    import timm
+    import timm  # pyright: ignore[reportMissingImports]
   except ImportError:
     raise SystemExit() from None
   torch.set_num_threads(len(os.sched_getaffinity(0)))
