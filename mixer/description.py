@@ -5,7 +5,6 @@ import hashlib
 import pathlib
 from typing import Any
 
-import jax
 import numpy as np
 
 from mixer import (
@@ -153,11 +152,8 @@ def digest(params: Any) -> str:
   order, little-endian.
   """
   sha = hashlib.sha256()
-  leaves = {
-    jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-  }
-  for name, leaf in sorted(leaves.items()):
+  for name, leaf in sorted(weights.flatten(params).items()):
+    leaf = np.asarray(leaf)
     leaf = np.asarray(leaf, leaf.dtype.newbyteorder("<"), order="C")
     sha.update(f"{name} {leaf.dtype.name} {leaf.shape}".encode() + b"\0")
     sha.update(leaf.tobytes())

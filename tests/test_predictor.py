@@ -100,18 +100,22 @@ def test_predictions_are_the_highest_logits(loaded, images, top):
   assert set(first.class_ids) == {""} and first.problem == ""
 
 
-def test_no_call_compiles_again(loaded, images):
-  sizes = []
-  put = sharding.put_batch
-  with pytest.MonkeyPatch.context() as m:
-    m.setattr(
-      sharding,
-      "put_batch",
-      lambda mesh, b: sizes.append(len(b["image"])) or put(mesh, b),
-    )
-    for count, top in itertools.product((1, 4, 5, 16, 17, 40), (1, 3, 10)):
-      loaded.predict(images[:count], top)
-      loaded.predict(iter(images[:count]), top)
+@pytest.fixture
+def sizes(monkeypatch):
+  """Of the batches that go to the devices, as they go."""
+  found, put = [], sharding.put_batch
+  monkeypatch.setattr(
+    sharding,
+    "put_batch",
+    lambda mesh, b: found.append(len(b["image"])) or put(mesh, b),
+  )
+  return found
+
+
+def test_no_call_compiles_again(loaded, images, sizes):
+  for count, top in itertools.product((1, 4, 5, 16, 17, 40), (1, 3, 10)):
+    loaded.predict(images[:count], top)
+    loaded.predict(iter(images[:count]), top)
   assert set(sizes) == {8, 16}
   functions = loaded._functions(1)
   assert functions is loaded._functions(10)
@@ -121,19 +125,11 @@ def test_no_call_compiles_again(loaded, images):
   assert loaded._functions(11) is most and loaded._functions(999) is most
 
 
-def test_a_few_images_do_not_pay_for_many(loaded):
+def test_a_few_images_do_not_pay_for_many(loaded, sizes):
   """Batches of the number of devices, up to a quarter of the large one."""
   one = np.zeros((8, 8, 3), np.uint8)
-  sizes = []
-  put = sharding.put_batch
-  with pytest.MonkeyPatch.context() as m:
-    m.setattr(
-      sharding,
-      "put_batch",
-      lambda mesh, b: sizes.append(len(b["image"])) or put(mesh, b),
-    )
-    loaded.features([one] * 4)
-    loaded.features([one] * 5)
+  loaded.features([one] * 4)
+  loaded.features([one] * 5)
   assert sizes == [8, 16]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mixer import __version__, trained
+from mixer.errors import writing
 from mixer.exporting import onnx_graph, packages, placing, verification
 
 # Relative to the largest logit, in float32.
@@ -29,7 +30,7 @@ def export(
   size = sum(len(x.raw_data) for x in made.graph.initializer)
   apart = size > _LARGEST
   data = f"{place.path.name}.data"
-  with placing.writing(place.path):
+  with writing(place.path):
     onnx.save_model(
       made,
       place.part,

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 
 from mixer import npz
-from mixer.errors import UserError
+from mixer.errors import UserError, writing
 
 # Nobody means a folder by them.
 _SUFFIXES = (".npz", ".onnx", ".safetensors", ".stablehlo", ".pt", ".pth")
@@ -105,15 +105,6 @@ def place(
     raise UserError(text) from e
   finally:
     shutil.rmtree(aside, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def writing(path: pathlib.Path) -> Iterator[None]:
-  """Makes sentences of what a disk says."""
-  try:
-    yield
-  except OSError as e:
-    raise UserError(f"{path} can't be written: {e.strerror or e}.") from e
 
 
 def _check(

@@ -14,7 +14,7 @@ import numpy as np
 
 from mixer import model as model_lib
 from mixer import npz, objective, trained, weights
-from mixer.errors import UserError
+from mixer.errors import UserError, writing
 from mixer.exporting import onnx_file, packages, placing, verification
 
 MEMBERS = ("info.json", "weights.npz", "model.stablehlo")
@@ -92,7 +92,7 @@ def write(
   packages.load("flatbuffers")  # JAX needs it for this alone.
   refuse(model, place)
   data = program(model, platforms, inside=not place.is_folder)
-  with placing.writing(place.path):
+  with writing(place.path):
     if place.is_folder:
       (place.part / _PROGRAM).write_bytes(data)
       npz.write(place.part / _WEIGHTS, weights.flatten(model.params))

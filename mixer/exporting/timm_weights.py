@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mixer import trained, weights
-from mixer.errors import UserError, first_line
+from mixer.errors import UserError, first_line, writing
 from mixer.exporting import npz_file, packages, placing, verification
 
 MEMBERS = ("config.json", "model.safetensors")
@@ -193,7 +193,7 @@ def export(
   npz_file.refuse(model, "timm's MlpMixer")
   safetensors, numpy_files = packages.load("safetensors", "safetensors.numpy")
   file = place.part / _WEIGHTS if place.is_folder else place.part
-  with placing.writing(place.path):
+  with writing(place.path):
     try:
       numpy_files.save_file(
         state_dict(model.params), file, metadata={"format": "pt"}

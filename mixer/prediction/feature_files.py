@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from mixer.errors import UserError
+from mixer.errors import UserError, writing
 from mixer.prediction import formats, partial, results
 
 _ROW_GROUP = 4_096
@@ -59,7 +59,7 @@ class FeatureFile:
     Raises:
       UserError: the disk refuses.
     """
-    with partial.writing(self.files[0].path):
+    with writing(self.files[0].path):
       self._write(one)
     self.rows += 1
 
@@ -82,7 +82,7 @@ class FeatureFile:
     if not self.rows:
       self._abandon()
       return
-    with partial.writing(self.files[0].path):
+    with writing(self.files[0].path):
       self._end()
     if kind is None:
       for file in self.files:

@@ -8,7 +8,7 @@ import pathlib
 import sys
 from collections.abc import Callable, Iterator
 
-from mixer.errors import UserError
+from mixer.errors import UserError, writing
 
 
 class Partial:
@@ -49,22 +49,6 @@ class Partial:
     """Removes it, if it is there."""
     with contextlib.suppress(OSError):
       self.part.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def writing(path: pathlib.Path) -> Iterator[None]:
-  """Makes a sentence of what the disk says.
-
-  Raises:
-    UserError: it refuses.
-  """
-  try:
-    yield
-  except OSError as e:
-    why = e.strerror or str(e)
-    if not path.parent.is_dir():
-      why = f"there is no folder {path.parent}; make it first"
-    raise UserError(f"{path} can't be written: {why}.") from e
 
 
 @contextlib.contextmanager
