@@ -75,7 +75,7 @@ SWEEPS = (
     ("v5e-64",),
     {"sharding.reduce_dtype": "bfloat16"},
   ),
-  ("mixer_l16_i21k", ("h100-8",), {"model.remat": True}),
+  ("mixer_l16_i21k", ("h100-8",), {"model.remat": "block"}),
   ("mixer_l16_i21k", ("h100-8",), {"optimizer.accumulate": 4}),
   ("mixer_jft:H/14", ("h100-8",), {"optimizer.accumulate": 4}),
 )

@@ -47,7 +47,14 @@ def default() -> Config:
   m.stochastic_depth = 0.0  # Of the last block; linear over depth from 0.
   m.head_bias = 0.0  # Initial bias of the head.
   m.dtype = "bfloat16"  # Of activations and matmul operands; or "float32".
-  m.remat = False  # Recompute each block in the backward pass: less memory.
+  # Of the activations: "token_major", [S, B, C], or "batch_major", [B, S, C];
+  # "": as suits the devices. This and the next two change neither the model nor
+  # its parameters.
+  m.layout = ""
+  # What the backward pass computes again, for less memory: "none",
+  # "pre_activations" (all but those and the residual stream) or "block".
+  m.remat = "none"
+  m.scan = False  # Compile one block and loop over it: less to compile.
   # Appendix A.1 of the paper: docs/experiments.md.
   m.token_mixing = "shared"  # One MLP for all channels; or "untied".
   m.token_groups = 1  # G, neighbouring channels that a token MLP sees at once.
@@ -164,6 +171,9 @@ FREE_KEYS = (
   "keep_every",
   "keep_best",
   "report",
+  "model.layout",
+  "model.remat",
+  "model.scan",
   "sharding.zero1",
   "sharding.fsdp",
   "sharding.min_size",
@@ -227,6 +237,8 @@ def from_json(stored: Mapping[str, Any], resolved: Mapping[str, Any]) -> Config:
     for group in groups:
       place = place[group]
     place[last] = _tuples(value)
+  if isinstance(config.model.remat, bool):  # As it was at first.
+    config.model.remat = "block" if config.model.remat else "none"
   # Of weights that the run had fitted to its resolution.
   if resolved.get("tokens_mlp_dim"):
     config.model.tokens_mlp_dim = resolved["tokens_mlp_dim"]

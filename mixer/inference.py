@@ -56,6 +56,7 @@ class Inference:
         has column k.
       top: how many classes `top` and `examples` give, at most K.
     """
+    model = model_lib.placed(model, mesh)
     everywhere, split = sharding.replicated(mesh), sharding.batch(mesh)
     where = everywhere if params_sharding is None else params_sharding
 

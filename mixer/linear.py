@@ -19,7 +19,7 @@ _BIAS = nn.initializers.zeros
 
 
 class Dense(nn.Module):
-  """A matmul with the last axis; parameters are those of `nn.Dense`.
+  """A matmul with one axis; parameters are those of `nn.Dense`.
 
   Attributes:
     features: O, width of the output.
@@ -28,6 +28,7 @@ class Dense(nn.Module):
     grad_dtype: of the kernel's gradient; see above.
     kernel_init: of the kernel `[I, O]`, float32.
     bias_init: of the bias `[O]`, float32.
+    axis: of the input, its last, -1, or its first, 0.
   """
 
   features: int
@@ -36,17 +37,18 @@ class Dense(nn.Module):
   grad_dtype: jnp.dtype = jnp.float32
   kernel_init: Initializer = _KERNEL
   bias_init: Initializer = _BIAS
+  axis: int = -1
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """`[..., I]` -> `[..., O]`."""
-    kernel = self.param(
-      "kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32
-    )
+    """`[..., I]` -> `[..., O]`, or `[I, ...]` -> `[O, ...]`."""
+    shape = (x.shape[self.axis], self.features)
+    kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
     bias = None
     if self.use_bias:
       bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
-    return _dense(x.astype(self.dtype), kernel, bias, self.grad_dtype)
+    x = x.astype(self.dtype)
+    return _dense(x, kernel, bias, self.grad_dtype, self.axis)
 
 
 class PatchConv(nn.Module):
@@ -74,24 +76,44 @@ class PatchConv(nn.Module):
     return _patches(images.astype(self.dtype), kernel, bias, self.grad_dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _dense(
-  x: jax.Array, kernel: jax.Array, bias: jax.Array | None, grad_dtype: Any
+  x: jax.Array,
+  kernel: jax.Array,
+  bias: jax.Array | None,
+  grad_dtype: Any,
+  axis: int,
 ) -> jax.Array:
-  """`[..., I]`, `[I, O]`, `[O]` -> `[..., O]`, all in the dtype of `x`."""
-  y = jnp.matmul(x, kernel.astype(x.dtype))
-  return y if bias is None else y + bias.astype(x.dtype)
+  """`[..., I]`, `[I, O]`, `[O]` -> `[..., O]`, all in the dtype of `x`.
+
+  With the axis 0: `[I, ...]` -> `[O, ...]`.
+  """
+  kernel = kernel.astype(x.dtype)
+  # The first axis of both: neither has to be turned.
+  y = jnp.matmul(x, kernel) if axis else jnp.tensordot(kernel, x, ((0,), (0,)))
+  if bias is None:
+    return y
+  bias = bias.astype(x.dtype)
+  return y + (bias if axis else bias.reshape(-1, *(1,) * (x.ndim - 1)))
 
 
-def _dense_forward(x: Any, kernel: Any, bias: Any, grad_dtype: Any) -> Any:
-  return _dense(x, kernel, bias, grad_dtype), (x, kernel, bias)
+def _dense_forward(
+  x: Any, kernel: Any, bias: Any, grad_dtype: Any, axis: int
+) -> Any:
+  return _dense(x, kernel, bias, grad_dtype, axis), (x, kernel, bias)
 
 
-def _dense_backward(grad_dtype: Any, saved: Any, dy: jax.Array) -> Any:
+def _dense_backward(
+  grad_dtype: Any, axis: int, saved: Any, dy: jax.Array
+) -> Any:
   x, kernel, bias = saved
-  dx = jnp.matmul(dy, kernel.astype(dy.dtype).T)
-  rows = tuple(range(x.ndim - 1))
-  return dx, _kernel_gradient(x, dy, rows, grad_dtype), _bias_gradient(bias, dy)
+  turned = kernel.astype(dy.dtype)
+  if axis:
+    dx, rows = jnp.matmul(dy, turned.T), tuple(range(x.ndim - 1))
+  else:
+    dx, rows = jnp.tensordot(turned, dy, 1), tuple(range(1, x.ndim))
+  dkernel = _kernel_gradient(x, dy, rows, rows, grad_dtype)
+  return dx, dkernel, _bias_gradient(bias, dy, rows)
 
 
 _dense.defvjp(_dense_forward, _dense_backward)
@@ -125,31 +147,34 @@ def _patches_backward(grad_dtype: Any, saved: Any, dy: jax.Array) -> Any:
   (dx,) = jax.vjp(lambda x: _convolve(x, kernel), x)[1](dy)
   p, (b, h, w, _) = kernel.shape[0], dy.shape
   whole = x[:, : h * p, : w * p].reshape(b, h, p, w, p, -1)
-  return (
-    dx,
-    _kernel_gradient(whole, dy, (0, 1, 3), grad_dtype),
-    _bias_gradient(bias, dy),
-  )
+  rows = (0, 1, 2)
+  dkernel = _kernel_gradient(whole, dy, (0, 1, 3), rows, grad_dtype)
+  return dx, dkernel, _bias_gradient(bias, dy, rows)
 
 
 _patches.defvjp(_patches_forward, _patches_backward)
 
 
 def _kernel_gradient(
-  x: jax.Array, dy: jax.Array, rows: tuple[int, ...], grad_dtype: Any
+  x: jax.Array,
+  dy: jax.Array,
+  rows: tuple[int, ...],
+  columns: tuple[int, ...],
+  grad_dtype: Any,
 ) -> jax.Array:
-  """The sum over `rows` of x and all but the last axis of dy; float32."""
+  """The sum over `rows` of x and `columns` of dy; float32."""
   if jnp.finfo(grad_dtype).bits < jnp.finfo(x.dtype).bits:
     # A matmul gives out no less than it takes in.
     x, dy = x.astype(grad_dtype), dy.astype(grad_dtype)
-  columns = tuple(range(dy.ndim - 1))
   gradient = jax.lax.dot_general(
     x, dy, ((rows, columns), ((), ())), preferred_element_type=grad_dtype
   )
   return gradient.astype(jnp.float32)
 
 
-def _bias_gradient(bias: jax.Array | None, dy: jax.Array) -> jax.Array | None:
+def _bias_gradient(
+  bias: jax.Array | None, dy: jax.Array, rows: tuple[int, ...]
+) -> jax.Array | None:
   if bias is None:
     return None
-  return jnp.sum(dy, axis=range(dy.ndim - 1), dtype=jnp.float32)
+  return jnp.sum(dy, axis=rows, dtype=jnp.float32)

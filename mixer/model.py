@@ -13,88 +13,20 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import AbstractMesh, Mesh
 
-from mixer import linear, permutation, token_mixing
-from mixer import mlp as mlp_lib
+from mixer import block as block_lib
+from mixer import linear, norm, permutation, token_mixing
 from mixer.errors import UserError
-
-
-class MixerBlock(nn.Module):
-  """Token mixing, then channel mixing, each residual (equation 1).
-
-  Attributes:
-    tokens_mlp_dim: T.
-    channels_mlp_dim: F.
-    dropout: rate inside both MLPs.
-    drop_path: probability that a branch is left out, for each example.
-    dtype: of the computation.
-    num_tokens: S after the block; 0: as before.
-    mixing: how tokens are mixed.
-    grad_dtype: of the kernels' gradients; see `mixer.linear`.
-  """
-
-  tokens_mlp_dim: int
-  channels_mlp_dim: int
-  dropout: float = 0.0
-  drop_path: float = 0.0
-  dtype: jnp.dtype = jnp.float32
-  num_tokens: int = 0
-  mixing: token_mixing.TokenMixing = token_mixing.TokenMixing()
-  grad_dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x_BSC: jax.Array, train: bool = False) -> jax.Array:
-    """`[B, S, C]` -> `[B, num_tokens or S, C]`."""
-    num_tokens = self.num_tokens or x_BSC.shape[1]
-    token_mlp = mlp_lib.MlpBlock(
-      self.tokens_mlp_dim,
-      self.dropout,
-      self.dtype,
-      num_tokens * self.mixing.groups,
-      self.grad_dtype,
-      name="token_mixing",
-    )
-    y_BSC = token_mixing.mix(self.mixing, token_mlp, _layer_norm(x_BSC), train)
-    x_BSC = token_mixing.shortcut(x_BSC, num_tokens, self.grad_dtype)
-    x_BSC = x_BSC + self._drop_path(y_BSC, train)
-    y_BSC = _layer_norm(x_BSC)
-    y_BSC = mlp_lib.MlpBlock(
-      self.channels_mlp_dim,
-      self.dropout,
-      self.dtype,
-      grad_dtype=self.grad_dtype,
-      name="channel_mixing",
-    )(y_BSC, train=train)
-    return x_BSC + self._drop_path(y_BSC, train)
-
-  def _drop_path(self, y_BSC: jax.Array, train: bool) -> jax.Array:
-    """Stochastic depth (arXiv 1603.09382), one draw an example and branch.
-
-    What is kept is scaled by 1 / (1 - rate), so that the expected branch is
-    the one that inference computes. The authors' code (big_vision) does not
-    scale: there inference sees branches that are stronger than in training by
-    that factor, 1.11 at most at the paper's rate of 0.1.
-    """
-    if not train or self.drop_path == 0.0:
-      return y_BSC
-    keep = 1.0 - self.drop_path
-    kept = jax.random.bernoulli(
-      self.make_rng("dropout"), keep, (y_BSC.shape[0], 1, 1)
-    )
-    return jnp.where(kept, y_BSC / jnp.asarray(keep, y_BSC.dtype), 0)
-
-
-def _layer_norm(x: jax.Array, name: str | None = None) -> jax.Array:
-  """LayerNorm over the last axis: float32 inside, the dtype of `x` outside."""
-  norm = nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name=name)
-  return norm(x.astype(jnp.float32)).astype(x.dtype)
 
 
 class MlpMixer(nn.Module):
   """The whole model.
 
   Stochastic depth grows linearly over the blocks, from 0 at the first to
-  `stochastic_depth` at the last.
+  `stochastic_depth` at the last. Layout, rematerialisation and scan change
+  neither the parameters nor, but for rounding, what is computed.
 
   Attributes:
     patch_size: P, in pixels.
@@ -108,8 +40,10 @@ class MlpMixer(nn.Module):
     head_bias: initial bias of the head, whose kernel starts at zero.
     dtype: of activations and matmul operands; parameters, LayerNorm
       statistics, pre-logits and head are float32.
-    remat: recompute each block in the backward pass instead of keeping its
-      activations.
+    layout: of the activations, of `block.LAYOUTS`; "" is "batch_major" until
+      `placed` knows better.
+    remat: what the backward pass computes again, of `block.REMAT`.
+    scan: compile one block, and loop over it; the blocks must be alike.
     mixing: how tokens are mixed.
     permute: a fixed permutation of the images, of `permutation.KINDS`.
     permute_seed: its seed.
@@ -126,7 +60,9 @@ class MlpMixer(nn.Module):
   stochastic_depth: float = 0.0
   head_bias: float = 0.0
   dtype: jnp.dtype = jnp.float32
-  remat: bool = False
+  layout: str = ""
+  remat: str = "none"
+  scan: bool = False
   mixing: token_mixing.TokenMixing = token_mixing.TokenMixing()
   permute: str = ""
   permute_seed: int = 0
@@ -134,14 +70,17 @@ class MlpMixer(nn.Module):
 
   @nn.compact
   def __call__(
-    self, images: jax.Array, *, train: bool = False, pre_logits: bool = False
+    self,
+    images: jax.Array,
+    *,
+    key: jax.Array | None = None,
+    pre_logits: bool = False,
   ) -> jax.Array:
     """Computes logits.
 
     Args:
       images: float `[B, H, W, 3]` in [-1, 1].
-      train: whether dropout and stochastic depth act; they draw from the
-        "dropout" stream.
+      key: for dropout and stochastic depth, which act only where it is given.
       pre_logits: return what enters the head instead.
 
     Returns:
@@ -159,25 +98,17 @@ class MlpMixer(nn.Module):
       self.grad_dtype,
       name="stem",
     )(images)
-    x_BSC = x.reshape(x.shape[0], -1, x.shape[-1])
-    # `train` is argument 2 of the block's method, counting `self`.
-    block = (
-      nn.remat(MixerBlock, static_argnums=(2,)) if self.remat else (MixerBlock)
-    )
-    for i in range(self.num_blocks):
-      x_BSC = block(
-        self.tokens_mlp_dim,
-        self.channels_mlp_dim,
-        self.dropout,
-        self.stochastic_depth * i / max(self.num_blocks - 1, 1),
-        self.dtype,
-        self.mixing.tokens(i, x_BSC.shape[1]),
-        self.mixing,
-        self.grad_dtype,
-        name=f"MixerBlock_{i}",
-      )(x_BSC, train)
-    x_BSC = _layer_norm(x_BSC, "pre_head_layer_norm")
-    x_BC = jnp.mean(x_BSC, axis=1, dtype=jnp.float32)
+    x = x.reshape(x.shape[0], -1, x.shape[-1])
+    token_axis = block_lib.token_axis(self.layout)
+    if token_axis == 0:
+      # Else XLA makes nothing of this transposition but another order of the
+      # bytes, which every block inherits, and turns them for every matmul.
+      x = with_layout_constraint(jnp.swapaxes(x, 0, 1), Layout((0, 1, 2)))
+    # The parameters, whose names are those of single blocks, are made by them.
+    scan = self.scan and not self.is_initializing()
+    x = self._scanned(x, key) if scan else self._blocks(x, key)
+    x = norm.LayerNorm(name="pre_head_layer_norm")(x)
+    x_BC = jnp.mean(x, axis=token_axis, dtype=jnp.float32)
     if pre_logits or not self.num_classes:
       return x_BC
     return linear.Dense(
@@ -187,6 +118,61 @@ class MlpMixer(nn.Module):
       bias_init=nn.initializers.constant(self.head_bias),
       name="head",
     )(x_BC)
+
+  def _block(self, num_tokens: int, **place: Any) -> block_lib.MixerBlock:
+    """One that leaves so many tokens."""
+    looped = place.get("parent", self) is None
+    kind = block_lib.rematerialised(self.remat, looped)
+    return kind(
+      self.tokens_mlp_dim,
+      self.channels_mlp_dim,
+      num_tokens,
+      self.dropout,
+      self.dtype,
+      self.layout,
+      self.mixing,
+      self.grad_dtype,
+      **place,
+    )
+
+  def _depth(self, key: jax.Array | None) -> list[float] | None:
+    """Every block's rate of stochastic depth; None where it doesn't act."""
+    if key is None or not self.stochastic_depth:
+      return None
+    last = max(self.num_blocks - 1, 1)
+    return [self.stochastic_depth * i / last for i in range(self.num_blocks)]
+
+  def _blocks(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    rates = self._depth(key)
+    token_axis = block_lib.token_axis(self.layout)
+    for i in range(self.num_blocks):
+      tokens = self.mixing.tokens(i, x.shape[token_axis])
+      x = self._block(tokens, name=f"MixerBlock_{i}")(
+        x,
+        None if key is None else jax.random.fold_in(key, i),
+        None if rates is None else jnp.float32(rates[i]),
+      )
+    return x
+
+  def _scanned(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    """As `_blocks`, of which each is told its parameters by a loop."""
+    tokens = x.shape[block_lib.token_axis(self.layout)]
+    block, rates = self._block(tokens, parent=None), self._depth(key)
+    numbers = range(self.num_blocks)
+    params = [self.variables["params"][f"MixerBlock_{i}"] for i in numbers]
+
+    def one(x: jax.Array, of_block: Any) -> tuple[jax.Array, None]:
+      params, i, rate = of_block
+      inner = None if key is None else jax.random.fold_in(key, i)
+      out: Any = block.apply({"params": params}, x, inner, rate)
+      return out, None
+
+    of_blocks = (
+      jax.tree.map(lambda *leaves: jnp.stack(leaves), *params),
+      jnp.arange(self.num_blocks),
+      None if rates is None else jnp.asarray(rates, jnp.float32),
+    )
+    return jax.lax.scan(one, x, of_blocks)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,6 +233,18 @@ def build(name: str, num_classes: int = 0, **overrides: Any) -> MlpMixer:
   return MlpMixer(**attributes)
 
 
+def placed(module: MlpMixer, mesh: Mesh | AbstractMesh) -> MlpMixer:
+  """The module for the devices of a mesh: in the layout that suits them.
+
+  A layout that was asked for stays; so does the module where there are no
+  devices.
+  """
+  if module.layout or isinstance(mesh, AbstractMesh):
+    return module
+  platform = mesh.devices.flat[0].platform
+  return module.clone(layout=block_lib.layout_for(platform))
+
+
 def apply(
   module: MlpMixer,
   params: Any,
@@ -267,12 +265,7 @@ def apply(
   Returns:
     Logits, float32 `[B, K]`, or pre-logits, float32 `[B, C]`.
   """
-  rngs = None if key is None else {"dropout": key}
   out: Any = module.apply(
-    {"params": params},
-    images,
-    train=key is not None,
-    pre_logits=pre_logits,
-    rngs=rngs,
+    {"params": params}, images, key=key, pre_logits=pre_logits
   )
   return out

@@ -89,7 +89,9 @@ def build_model(
     head_bias=m.head_bias,
     dtype=jnp.dtype(m.dtype),
     grad_dtype=jnp.dtype(config.sharding.reduce_dtype),
+    layout=m.layout,
     remat=m.remat,
+    scan=m.scan,
     mixing=token_mixing.TokenMixing(
       untied=m.token_mixing == "untied",
       groups=m.token_groups,
@@ -121,7 +123,7 @@ class Trainer:
     num_classes: int,
     mesh: Mesh,
   ):
-    self.model = build_model(config, num_classes)
+    self.model = model_lib.placed(build_model(config, num_classes), mesh)
     self.num_classes = num_classes
     optimizer = optim.make(config, plan)
     lr = optim.schedule(config, plan)

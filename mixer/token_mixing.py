@@ -41,7 +41,11 @@ class TokenMixing:
 
 
 def mix(
-  mixing: TokenMixing, mlp: mlp_lib.MlpBlock, y_BSC: jax.Array, train: bool
+  mixing: TokenMixing,
+  mlp: mlp_lib.MlpBlock,
+  y: jax.Array,
+  key: jax.Array | None,
+  token_axis: int,
 ) -> jax.Array:
   """Applies the MLP along the tokens. To be called in a compact method.
 
@@ -51,39 +55,51 @@ def mix(
 
   Args:
     mixing: how.
-    mlp: with G * S' outputs. Untied, its parameters get a leading axis, C / G.
-    y_BSC: `[B, S, C]`, after LayerNorm.
-    train: whether dropout acts.
+    mlp: with G * S' outputs, and the axis 0 where `direct` says so. Untied,
+      its parameters get a leading axis, C / G.
+    y: `[B, S, C]`, or `[S, B, C]`, after LayerNorm.
+    key: for dropout, which acts only where it is given.
+    token_axis: 1, or 0.
 
   Returns:
-    `[B, S', C]` where the MLP maps to S' tokens.
+    `[B, S', C]`, or `[S', B, C]`, where the MLP maps to S' tokens.
   """
-  b, s, c = y_BSC.shape
+  if direct(mixing, token_axis):
+    return mlp(y.reshape(len(y), -1), key).reshape(-1, *y.shape[1:])
   if mixing.projection:
     # The G functions side by side, a view's outputs G columns apart.
-    y_BSC = linear.Dense(
-      c, False, mlp.dtype, mlp.grad_dtype, name="group_projection"
-    )(y_BSC)
-  y = jnp.swapaxes(y_BSC, 1, 2)
+    y = linear.Dense(
+      y.shape[-1], False, mlp.dtype, mlp.grad_dtype, name="group_projection"
+    )(y)
+  y_BCS = jnp.moveaxis(y, token_axis, -1)
+  b, c, s = y_BCS.shape
   if mixing.groups > 1:
-    y = y.reshape(b, c // mixing.groups, mixing.groups * s)
+    y_BCS = y_BCS.reshape(b, c // mixing.groups, mixing.groups * s)
   if mixing.untied:
-    y = nn.vmap(
-      lambda m, x: m(x, train=train),
-      in_axes=1,
+    keys = None if key is None else jax.random.split(key, y_BCS.shape[1])
+    y_BCS = nn.vmap(
+      lambda m, x, key: m(x, key),
+      in_axes=(1, None if keys is None else 0),
       out_axes=1,
       variable_axes={"params": 0},
-      split_rngs={"params": True, "dropout": True},
-    )(mlp, y)
+      split_rngs={"params": True},
+    )(mlp, y_BCS, keys)
   else:
-    y = mlp(y, train=train)
-  if mixing.groups > 1:
-    y = y.reshape(b, c, -1)
-  return jnp.swapaxes(y, 1, 2)
+    # One plain matmul on two axes: CPUs lack a fast kernel for more.
+    y_BCS = mlp(y_BCS.reshape(-1, y_BCS.shape[-1]), key)
+  return jnp.moveaxis(y_BCS.reshape(b, c, -1), -1, token_axis)
+
+
+def direct(mixing: TokenMixing, token_axis: int) -> bool:
+  """Whether the MLP acts on the tokens where they are, as the first axis."""
+  return token_axis == 0 and mixing == TokenMixing(pyramid=mixing.pyramid)
 
 
 def shortcut(
-  x_BSC: jax.Array, num_tokens: int, grad_dtype: jnp.dtype = jnp.float32
+  x: jax.Array,
+  num_tokens: int,
+  grad_dtype: jnp.dtype,
+  token_axis: int,
 ) -> jax.Array:
   """What the output of token mixing is added to. In a compact method.
 
@@ -92,17 +108,18 @@ def shortcut(
   its pyramids had; this knows of no grid, like all else in a Mixer.
 
   Args:
-    x_BSC: `[B, S, C]`, what came into the block.
+    x: `[B, S, C]`, or `[S, B, C]`: what came into the block.
     num_tokens: S' after token mixing.
     grad_dtype: of the kernel's gradient.
+    token_axis: 1, or 0.
 
   Returns:
-    `[B, S', C]`, `x_BSC` itself where S' is S.
+    `[B, S', C]`, or `[S', B, C]`; `x` itself where S' is S.
   """
-  if num_tokens == x_BSC.shape[1]:
-    return x_BSC
-  x_BCS = jnp.swapaxes(x_BSC, 1, 2)
+  if num_tokens == x.shape[token_axis]:
+    return x
+  x_BCS = jnp.moveaxis(x, token_axis, -1)
   x_BCS = linear.Dense(
-    num_tokens, False, x_BSC.dtype, grad_dtype, name="token_shortcut"
+    num_tokens, False, x.dtype, grad_dtype, name="token_shortcut"
   )(x_BCS)
-  return jnp.swapaxes(x_BCS, 1, 2)
+  return jnp.moveaxis(x_BCS, -1, token_axis)

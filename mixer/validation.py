@@ -1,7 +1,7 @@
 """Refuses a config that cannot work, in sentences."""
 
+from mixer import block, durations, optim, permutation
 from mixer import config as config_lib
-from mixer import durations, optim, permutation
 from mixer import model as model_lib
 from mixer.errors import UserError
 
@@ -84,6 +84,8 @@ def validate(config: config_lib.Config, num_devices: int) -> None:
   one_of("init_head", ("new", "keep"))
   one_of("init_resize", ("", "tiles", "interleaved", "resample"))
   one_of("model.dtype", ("bfloat16", "float32"))
+  one_of("model.layout", ("", *block.LAYOUTS))
+  one_of("model.remat", block.REMAT)
   one_of("model.token_mixing", ("shared", "untied"))
   one_of("data.permute", permutation.KINDS)
   one_of("data.crop", ("inception", "resize"))
@@ -260,6 +262,12 @@ def _check_token_mixing(config: config_lib.Config) -> None:
     raise UserError(
       f"model.pyramid_blocks={blocks} should be rising numbers of blocks; the "
       f"model has 0 to {depth - 1}."
+    )
+  if m.scan and blocks:
+    raise UserError(
+      f"model.scan=True loops over blocks that are alike, and "
+      f"model.pyramid_blocks={blocks} have other numbers of tokens; use "
+      "--config.model.scan=False."
     )
   height, width = config_lib.image_size(config)
   before = [height // spec.patch_size * (width // spec.patch_size), *tokens]

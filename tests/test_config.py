@@ -372,6 +372,8 @@ _RANGES: dict[str, tuple[tuple, tuple]] = {
   "sharding.fsdp": ((0, -1), (1,)),
   "sharding.min_size": ((0, -1), (1, 10**9)),
   "sharding.reduce_dtype": (("", "float16"), ("float32", "bfloat16")),
+  "model.layout": (("BSC",), ("", "batch_major", "token_major")),
+  "model.remat": (("", "all"), ("none", "pre_activations", "block")),
   "nonfinite": (("", "ignore"), ("stop", "skip")),
   "nonfinite_limit": ((0, -1), (1, 100)),
   "hang_seconds": ((-1,), (0, 60)),
@@ -387,7 +389,7 @@ def test_every_number_and_choice_has_its_range():
   assert free == {
     "init_from",
     "model.head_bias",
-    "model.remat",
+    "model.scan",
     "sharding.zero1",
     "data.name",
     "data.data_dir",

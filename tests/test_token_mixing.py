@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import experiment_token_mixing
+from mixer import block as block_lib
 from mixer import config as config_lib
 from mixer import flops, model, optim, token_mixing, validation, weights
 from mixer import step as step_lib
@@ -254,7 +255,7 @@ def test_dropout_and_stochastic_depth_act_in_training_alone():
 def test_untied_mlps_draw_dropout_of_their_own():
   # All channels come out alike, but for what dropout leaves out of each.
   how = TokenMixing(untied=True)
-  block = model.MixerBlock(8, 4, dropout=0.5, mixing=how)
+  block = block_lib.MixerBlock(8, 4, 6, dropout=0.5, mixing=how)
   x = np.arange(6, dtype=np.float32)[:, None] + np.linspace(-1, 1, 5)
   x = x[None].astype(np.float32)
   shapes = jax.eval_shape(block.init, jax.random.key(0), x)["params"]
@@ -263,31 +264,35 @@ def test_untied_mlps_draw_dropout_of_their_own():
 
   @jax.jit
   def run(params):
-    rngs = {"dropout": jax.random.key(1)}
-    return block.apply({"params": params}, x, True, rngs=rngs)
+    return block.apply({"params": params}, x, jax.random.key(1))
 
   zero = np.asarray(run(params | {"channel_mixing": silent}) == x)[0]
   assert 0 < zero.mean() < 1
   assert len({tuple(column) for column in zero.T}) > 1
 
 
-def test_rematerialisation_changes_nothing():
+@pytest.mark.parametrize(
+  "how", [dict(layout="token_major"), dict(remat="pre_activations")]
+)
+def test_variants_of_the_step_change_nothing(how):
+  # Stochastic depth draws the same for all; dropout's order is the layout's.
   params, images = random_params(small(ALL)), random_images()
+  rates = dict(stochastic_depth=0.5, dropout=0.0 if "layout" in how else 0.2)
 
-  def loss(remat):
-    module = small(ALL, remat=remat, dropout=0.2, stochastic_depth=0.5)
+  def loss(variant):
+    module = small(ALL, **rates, **variant)
     return lambda p: jnp.sum(
       model.apply(module, p, images, key=jax.random.key(1)) ** 2
     )
 
-  plain = jax.jit(jax.grad(loss(False)))(params)
-  remat = jax.jit(jax.grad(loss(True)))(params)
+  plain = jax.jit(jax.grad(loss({})))(params)
+  other = jax.jit(jax.grad(loss(how)))(params)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(
       a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max() + 1e-6
     ),
     plain,
-    remat,
+    other,
   )
 
 
@@ -384,6 +389,10 @@ def test_configs_give_the_model_its_mixing():
     ),
     ({"pyramid_blocks": (3,)}, "pyramid_tokens=.. should be equally long"),
     ({"pyramid_tokens": (9,)}, "pyramid_blocks=.. and .*equally long"),
+    (
+      {"scan": True, "pyramid_blocks": (3,), "pyramid_tokens": (98,)},
+      "loops over blocks that are alike.*model.scan=False",
+    ),
     (
       {"pyramid_blocks": (3, 3), "pyramid_tokens": (98, 49)},
       "rising numbers of blocks; the model has 0 to 11",

@@ -43,7 +43,7 @@ def fields(
     float64 `[len(depths), H, W]`, each of which sums to 1 (or 0, where no
     image's token depends on its pixels).
   """
-  module = module.clone(remat=True, dtype=jnp.float32)
+  module = module.clone(remat="block", dtype=jnp.float32)
   size = images.shape[1:3]
   where = tokens.places(module, size)
   assert where is not None

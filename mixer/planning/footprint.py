@@ -66,7 +66,7 @@ def activations(
   kept = [n * narrow + w * wide for narrow, wide in blocks]
   total = sum(kept)
   # For several GPUs the compiler keeps nearly all of it all the same.
-  if config.model.remat and (target.grid or target.num_devices == 1):
+  if config.model.remat == "block" and (target.grid or target.num_devices == 1):
     total = sum(narrow for narrow, _ in blocks) + max(kept)
   pixels = 6 * math.prod(size) * (2 + width / 2)
   each = width * total + pixels + 12 * num_classes
@@ -86,7 +86,7 @@ def traffic(
     TRAFFIC_NARROW * narrow + TRAFFIC_WIDE * wide
     for narrow, wide in _blocks(model, size)
   )
-  factor = 4 / 3 if config.model.remat else 1.0
+  factor = 4 / 3 if config.model.remat == "block" else 1.0
   factor *= 2 if config.optimizer.sam_rho else 1
   each = each * factor + 24 * math.prod(size) + 16 * num_classes
   return round(images * each)

@@ -9,7 +9,7 @@ _MENDS = {
   "matmuls": "the matmuls, as it should be: more or faster chips shorten it",
   "memory": "the traffic between a device's memory and its cores: larger "
   "patches or a chip with more bandwidth shorten it; "
-  "--config.model.remat=False, where it is on, and more images a device help "
+  "--config.model.remat=none, where it isn't so, and more images a device help "
   "a little",
   "links": "the links between devices: a larger batch, fewer devices, or "
   "--config.sharding.reduce_dtype=bfloat16 shorten it; on more than 16 TPU "
@@ -221,10 +221,10 @@ def largest_sentence(fits: int, too_large: int) -> str:
 def _mend_memory(plan: formulas.Plan, config: config_lib.Config) -> str:
   """The first change, of those that leave the update what it is, that fits."""
   each = plan.batch_size // plan.target.num_devices
-  tries: list[dict[str, int | bool]] = [{"model.remat": True}]
+  tries: list[dict[str, int | str]] = [{"model.remat": "block"}]
   tries += [{"optimizer.accumulate": a} for a in (2, 4, 8, 16) if each % a == 0]
   tries += [
-    {"model.remat": True, "optimizer.accumulate": a}
+    {"model.remat": "block", "optimizer.accumulate": a}
     for a in (4, 16, each)
     if each % a == 0
   ]

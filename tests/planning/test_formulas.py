@@ -96,11 +96,11 @@ def test_zero1_shrinks_with_the_slice():
 def test_what_costs_memory_and_what_saves_it():
   config = mixer_b16_i1k.get_config()
   before = predict(config)
-  config.model.remat = True
+  config.model.remat = "block"
   remat = predict(config)
   assert remat.activations < before.activations / 3
   assert remat.traffic > before.traffic
-  config.model.remat, config.optimizer.accumulate = False, 4
+  config.model.remat, config.optimizer.accumulate = "none", 4
   parts = predict(config)
   assert parts.activations == pytest.approx(before.activations / 4)
   assert parts.gradients == 2 * before.gradients
@@ -131,7 +131,7 @@ def test_what_compilers_for_gpus_do():
   config.optimizer.accumulate = 4
   assert predict(config, "h100-8").reduced == pytest.approx(1.5 * gpu.reduced)
   assert predict(config, "v5e-8").reduced == tpu.reduced
-  config.optimizer.accumulate, config.model.remat = 1, True
+  config.optimizer.accumulate, config.model.remat = 1, "block"
   assert predict(config, "h100-8").activations == gpu.activations
   config.batch_size = 512
   one = predict(config, "h100-1").activations
@@ -248,12 +248,12 @@ def test_what_mends_too_little_memory():
   assert not plan.fits
   first, second, *_ = plan_report.verdict(plan, config)
   assert first.startswith("Predicted not to fit: ")
-  assert second.startswith("--config.model.remat=True would take ")
-  assert not config.model.remat
+  assert second.startswith("--config.model.remat=block would take ")
+  assert config.model.remat == "none"
   config.batch_size = 2**17
   plan = predict(config, "v5e-8", 10**8)
   _, second, *_ = plan_report.verdict(plan, config)
-  assert "--config.model.remat=True --config.optimizer.accumulate=" in second
+  assert "--config.model.remat=block --config.optimizer.accumulate=" in second
 
 
 def test_when_nothing_mends_it():
