@@ -56,8 +56,8 @@ format: setup-dev ## Sort imports, mend what can be mended, format.
 	$(BIN)/python -m ruff check --fix-only .
 	$(BIN)/python -m ruff format .
 
-bench: setup ## Measure the training loop here.
-	$(BIN)/python -m benchmarks.loop $(ARGS)
+bench: setup ## Measure all speed here, print tables, write results and plots. ARGS=--only=step ...
+	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-peers: setup-export ## Measure our step beside timm's and, by ARGS=--authors=DIR, the authors'.
 	$(BIN)/python -m benchmarks.peers $(ARGS)

@@ -26,9 +26,7 @@ benchmarks/results/peers_cpu.json (or peers_gpu.json) and a picture beside it.
 """
 
 import argparse
-import datetime
 import json
-import os
 import pathlib
 import sys
 import tempfile
@@ -37,14 +35,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import peer_comparison, peer_plot, step
+from benchmarks import peer_comparison, peer_plot, records, step
 from benchmarks.peer_field import PLAIN, Field
 from mixer import command_line, npz, trained, validation, weights
 from mixer import model as model_lib
 from mixer.errors import UserError
 from mixer.exporting import timm_weights
-
-RESULTS = pathlib.Path(__file__).parent / "results"
 
 
 def make_work(
@@ -145,11 +141,8 @@ def body(args: argparse.Namespace) -> None:
     )
   # This process makes weights and waits; the device is the contenders'.
   jax.config.update("jax_platforms", "cpu")
-  record: dict[str, Any] = {
-    "date": datetime.date.today().isoformat(),
-    "command": " ".join(["python -m benchmarks.peers", *sys.argv[1:]]),
-    "processor": step.processor(),
-    "cores": len(os.sched_getaffinity(0)),
+  # Whose environment is that of the process with our contender.
+  record = records.start("benchmarks.peers", {}) | {
     "rounds": args.rounds,
     "rows": [],
     "agreement": [],
@@ -179,10 +172,11 @@ def body(args: argparse.Namespace) -> None:
         },
       }
   platform_name = record["environment"]["platform"]
-  path = args.out or RESULTS / f"peers_{platform_name}.json"
-  path.write_text(json.dumps(record, indent=2) + "\n")
+  path = args.out or records.RESULTS / f"peers_{platform_name}.json"
+  print()
+  records.write(path, record)
   peer_plot.draw(record, path.with_suffix(".png"))
-  print(f"\nwritten to {path} and {path.with_suffix('.png').name}")
+  print(f"drawn to {path.with_suffix('.png')}")
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
 
 from mixer import mlp, norm, token_mixing
 
@@ -17,6 +18,9 @@ LAYOUTS = ("batch_major", "token_major")
 # input.
 REMAT = ("none", "pre_activations", "block")
 _RESIDUAL = "residual"
+# What computes the token mixing: XLA, or kernels that keep the hidden layer on
+# the chip (`mixer.pallas`), for `[B, S, C]` and the paper's mixing alone.
+TOKEN_MLPS = ("xla", "pallas")
 
 
 class MixerBlock(nn.Module):
@@ -31,6 +35,8 @@ class MixerBlock(nn.Module):
     layout: of `LAYOUTS`.
     mixing: how tokens are mixed.
     grad_dtype: of the kernels' gradients; see `mixer.linear`.
+    token_mlp: of `TOKEN_MLPS`; for "pallas" without dropout.
+    mesh: over which the batch is split; only "pallas" needs to know.
   """
 
   tokens_mlp_dim: int
@@ -41,6 +47,8 @@ class MixerBlock(nn.Module):
   layout: str = ""
   mixing: token_mixing.TokenMixing = token_mixing.TokenMixing()
   grad_dtype: jnp.dtype = jnp.float32
+  token_mlp: str = "xla"
+  mesh: Mesh | None = None
 
   @nn.compact
   def __call__(
@@ -62,16 +70,10 @@ class MixerBlock(nn.Module):
     """
     axis = token_axis(self.layout)
     keys = (None,) * 4 if key is None else jax.random.split(key, 4)
-    width = self.num_tokens * self.mixing.groups
-    direct = token_mixing.direct(self.mixing, axis)
-    of_tokens = self._mlp(
-      self.tokens_mlp_dim, "token_mixing", width, 0 if direct else -1
-    )
-    y = norm.LayerNorm(name="LayerNorm_0")(x)
-    y = token_mixing.mix(self.mixing, of_tokens, y, keys[0], axis)
-    x = token_mixing.shortcut(x, self.num_tokens, self.grad_dtype, axis)
-    x = x + _drop_path(y, keys[1], drop_path, 1 - axis)
-    x = checkpoint_name(x, _RESIDUAL)
+    # The parameters are made by the layers of their names.
+    fused = self.token_mlp == "pallas" and not self.is_initializing()
+    mix = self._mix_fused if fused else self._mix
+    x = checkpoint_name(mix(x, keys[0], keys[1], drop_path), _RESIDUAL)
     y = norm.LayerNorm(name="LayerNorm_1")(x)
     of_channels = self._mlp(
       self.channels_mlp_dim, "channel_mixing", x.shape[-1], -1
@@ -82,7 +84,48 @@ class MixerBlock(nn.Module):
       # As one axis, of which the batch isn't the first part, they could not be
       # split over devices.
       y = of_channels(y, keys[2])
-    return x + _drop_path(y, keys[3], drop_path, 1 - axis)
+    return _add(x, y, _keep(x.shape[1 - axis], keys[3], drop_path), 1 - axis)
+
+  def _mix(
+    self,
+    x: jax.Array,
+    key: jax.Array | None,
+    path_key: jax.Array | None,
+    drop_path: jax.Array | None,
+  ) -> jax.Array:
+    """The first half of the block."""
+    axis = token_axis(self.layout)
+    width = self.num_tokens * self.mixing.groups
+    direct = token_mixing.direct(self.mixing, axis)
+    of_tokens = self._mlp(
+      self.tokens_mlp_dim, "token_mixing", width, 0 if direct else -1
+    )
+    y = norm.LayerNorm(name="LayerNorm_0")(x)
+    y = token_mixing.mix(self.mixing, of_tokens, y, key, axis)
+    x = token_mixing.shortcut(x, self.num_tokens, self.grad_dtype, axis)
+    return _add(x, y, _keep(x.shape[1 - axis], path_key, drop_path), 1 - axis)
+
+  def _mix_fused(
+    self,
+    x_BSC: jax.Array,
+    key: jax.Array | None,
+    path_key: jax.Array | None,
+    drop_path: jax.Array | None,
+  ) -> jax.Array:
+    """As `_mix`, by kernels; it draws nothing from `key`."""
+    # Here, as importing Pallas takes a second.
+    from mixer.pallas import token_mixing as fused
+
+    params = self.variables["params"]
+    of_norm, of_mlp = params["LayerNorm_0"], params["token_mixing"]
+    return fused.token_mixing(
+      x_BSC,
+      of_norm["scale"],
+      of_norm["bias"],
+      *(of_mlp[f"Dense_{i}"][k] for i in range(2) for k in ("kernel", "bias")),
+      keep_B=_keep(x_BSC.shape[0], path_key, drop_path),
+      mesh=self.mesh,
+    )
 
   def _mlp(
     self, mlp_dim: int, name: str, out_dim: int, axis: int
@@ -123,23 +166,34 @@ def rematerialised(remat: str, looped: bool) -> Any:
   return nn.remat(MixerBlock, policy=policy, prevent_cse=not looped)
 
 
-def _drop_path(
-  y: jax.Array,
-  key: jax.Array | None,
-  rate: jax.Array | None,
-  batch_axis: int,
-) -> jax.Array:
+def _keep(
+  images: int, key: jax.Array | None, rate: jax.Array | None
+) -> jax.Array | None:
   """Stochastic depth (arXiv 1603.09382), one draw an example and branch.
 
   What is kept is scaled by 1 / (1 - rate), so that the expected branch is
   the one that inference computes. The authors' code (big_vision) does not
   scale: there inference sees branches that are stronger than in training by
   that factor, 1.11 at most at the paper's rate of 0.1.
+
+  Returns:
+    What every branch is multiplied by, float32 `[B]`; None for 1.
   """
   if key is None or rate is None:
-    return y
-  shape = [1, 1, 1]
-  shape[batch_axis] = y.shape[batch_axis]
+    return None
   keep = 1.0 - rate
-  kept = jax.random.bernoulli(key, keep, shape)
-  return jnp.where(kept, y / keep.astype(y.dtype), 0)
+  kept = jax.random.bernoulli(key, keep, (images,))
+  return jnp.where(kept, 1.0 / keep, 0.0)
+
+
+def _add(
+  x: jax.Array, y: jax.Array, keep_B: jax.Array | None, batch_axis: int
+) -> jax.Array:
+  """X + keep * y."""
+  if keep_B is None:
+    return x + y
+  shape = [1, 1, 1]
+  shape[batch_axis] = -1
+  keep = keep_B.astype(y.dtype).reshape(shape)
+  # A branch that is left out may be anything.
+  return x + jnp.where(keep == 0, jnp.zeros((), y.dtype), keep * y)

@@ -105,7 +105,7 @@ def _layers(
   """Largest magnitude of what each direct part of the model gives out."""
   images = step_lib.objective.scale(batch["image"], model.dtype)
   # What is recomputed can't be captured.
-  _, captured = model.clone(remat="none", scan=False).apply(
+  _, captured = model_lib.plain(model).apply(
     {"params": params},
     images,
     capture_intermediates=lambda module, _: len(module.path) == 1,

@@ -28,7 +28,7 @@ class Dense(nn.Module):
     grad_dtype: of the kernel's gradient; see above.
     kernel_init: of the kernel `[I, O]`, float32.
     bias_init: of the bias `[O]`, float32.
-    axis: of the input, its last, -1, or its first, 0.
+    axis: of the input, its last, -1, or, of two and with a bias, its first, 0.
   """
 
   features: int
@@ -41,14 +41,17 @@ class Dense(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """`[..., I]` -> `[..., O]`, or `[I, ...]` -> `[O, ...]`."""
+    """`[..., I]` -> `[..., O]`, or `[I, N]` -> `[O, N]`."""
     shape = (x.shape[self.axis], self.features)
     kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
     bias = None
     if self.use_bias:
       bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
     x = x.astype(self.dtype)
-    return _dense(x, kernel, bias, self.grad_dtype, self.axis)
+    if self.axis == 0:
+      assert bias is not None
+      return _dense_first(x, kernel, bias, self.grad_dtype)
+    return _dense(x, kernel, bias, self.grad_dtype)
 
 
 class PatchConv(nn.Module):
@@ -76,47 +79,73 @@ class PatchConv(nn.Module):
     return _patches(images.astype(self.dtype), kernel, bias, self.grad_dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _dense(
-  x: jax.Array,
-  kernel: jax.Array,
-  bias: jax.Array | None,
-  grad_dtype: Any,
-  axis: int,
+  x: jax.Array, kernel: jax.Array, bias: jax.Array | None, grad_dtype: Any
 ) -> jax.Array:
-  """`[..., I]`, `[I, O]`, `[O]` -> `[..., O]`, all in the dtype of `x`.
-
-  With the axis 0: `[I, ...]` -> `[O, ...]`.
-  """
-  kernel = kernel.astype(x.dtype)
-  # The first axis of both: neither has to be turned.
-  y = jnp.matmul(x, kernel) if axis else jnp.tensordot(kernel, x, ((0,), (0,)))
-  if bias is None:
-    return y
-  bias = bias.astype(x.dtype)
-  return y + (bias if axis else bias.reshape(-1, *(1,) * (x.ndim - 1)))
+  """`[..., I]`, `[I, O]`, `[O]` -> `[..., O]`, all in the dtype of `x`."""
+  y = jnp.matmul(x, kernel.astype(x.dtype))
+  return y if bias is None else y + bias.astype(x.dtype)
 
 
-def _dense_forward(
-  x: Any, kernel: Any, bias: Any, grad_dtype: Any, axis: int
-) -> Any:
-  return _dense(x, kernel, bias, grad_dtype, axis), (x, kernel, bias)
+def _dense_forward(x: Any, kernel: Any, bias: Any, grad_dtype: Any) -> Any:
+  return _dense(x, kernel, bias, grad_dtype), (x, kernel, bias)
 
 
-def _dense_backward(
-  grad_dtype: Any, axis: int, saved: Any, dy: jax.Array
-) -> Any:
+def _dense_backward(grad_dtype: Any, saved: Any, dy: jax.Array) -> Any:
   x, kernel, bias = saved
-  turned = kernel.astype(dy.dtype)
-  if axis:
-    dx, rows = jnp.matmul(dy, turned.T), tuple(range(x.ndim - 1))
-  else:
-    dx, rows = jnp.tensordot(turned, dy, 1), tuple(range(1, x.ndim))
+  dx = jnp.matmul(dy, kernel.astype(dy.dtype).T)
+  rows = tuple(range(x.ndim - 1))
   dkernel = _kernel_gradient(x, dy, rows, rows, grad_dtype)
   return dx, dkernel, _bias_gradient(bias, dy, rows)
 
 
 _dense.defvjp(_dense_forward, _dense_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _dense_first(
+  x: jax.Array, kernel: jax.Array, bias: jax.Array, grad_dtype: Any
+) -> jax.Array:
+  """`[I, N]`, `[I, O]`, `[O]` -> `[O, N]`, all in the dtype of `x`."""
+  return _dense_first_forward(x, kernel, bias, grad_dtype)[0]
+
+
+def _dense_first_forward(
+  x: Any, kernel: Any, bias: Any, grad_dtype: Any
+) -> Any:
+  spare = -len(x) % _ALIGNED
+  if not spare:
+    y = _contract_first(kernel.astype(x.dtype), x)
+    return y + bias.astype(x.dtype)[:, None], (x, kernel, bias)
+  # A bias on the first axis is no part of any matmul of cuBLAS, which wants its
+  # operands aligned besides: as one of the rows that are filled up it is one
+  # more weight, of an input that is 1, and its gradient comes with the others'.
+  x = jnp.pad(x, ((0, spare), (0, 0)))
+  row = jax.lax.broadcasted_iota(jnp.int32, (len(x), 1), 0)
+  x = jnp.where(row == len(kernel), jnp.ones((), x.dtype), x)
+  whole = jnp.concatenate([kernel, bias[None]]).astype(x.dtype)
+  whole = jnp.pad(whole, ((0, spare - 1), (0, 0)))
+  return _contract_first(whole, x), (x, kernel, bias)
+
+
+def _dense_first_backward(grad_dtype: Any, saved: Any, dy: jax.Array) -> Any:
+  x, kernel, bias = saved
+  dx = jnp.matmul(kernel.astype(dy.dtype), dy)
+  gradient = _kernel_gradient(x, dy, (1,), (1,), grad_dtype)
+  width = len(kernel)
+  if len(x) == width:
+    return dx, gradient, _bias_gradient(bias, dy, (1,))
+  return dx, gradient[:width], gradient[width]
+
+
+_dense_first.defvjp(_dense_first_forward, _dense_first_backward)
+_ALIGNED = 8
+
+
+def _contract_first(kernel: jax.Array, x: jax.Array) -> jax.Array:
+  """`[I, O]`, `[I, N]` -> `[O, N]`; neither has to be turned."""
+  return jnp.tensordot(kernel, x, ((0,), (0,)))
 
 
 def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:

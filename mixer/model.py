@@ -48,6 +48,8 @@ class MlpMixer(nn.Module):
     permute: a fixed permutation of the images, of `permutation.KINDS`.
     permute_seed: its seed.
     grad_dtype: of the kernels' gradients; see `mixer.linear`.
+    token_mlp: what computes token mixing, of `block.TOKEN_MLPS`.
+    mesh: over which the batch is split; only "pallas" needs to know.
   """
 
   patch_size: int
@@ -67,6 +69,8 @@ class MlpMixer(nn.Module):
   permute: str = ""
   permute_seed: int = 0
   grad_dtype: jnp.dtype = jnp.float32
+  token_mlp: str = "xla"
+  mesh: Mesh | None = None
 
   @nn.compact
   def __call__(
@@ -132,6 +136,8 @@ class MlpMixer(nn.Module):
       self.layout,
       self.mixing,
       self.grad_dtype,
+      self.token_mlp,
+      self.mesh,
       **place,
     )
 
@@ -239,10 +245,21 @@ def placed(module: MlpMixer, mesh: Mesh | AbstractMesh) -> MlpMixer:
   A layout that was asked for stays; so does the module where there are no
   devices.
   """
-  if module.layout or isinstance(mesh, AbstractMesh):
+  if isinstance(mesh, AbstractMesh):
+    return module
+  if module.token_mlp == "pallas":
+    return module.clone(mesh=mesh if mesh.size > 1 else None)
+  if module.layout:
     return module
   platform = mesh.devices.flat[0].platform
   return module.clone(layout=block_lib.layout_for(platform))
+
+
+def plain(module: MlpMixer) -> MlpMixer:
+  """The same function, without what only training wants of its computation."""
+  return module.clone(
+    layout="", remat="none", scan=False, token_mlp="xla", mesh=None
+  )
 
 
 def apply(

@@ -9,7 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from mixer import config as config_lib
 from mixer import (
@@ -23,6 +23,7 @@ from mixer import (
   weights,
 )
 from mixer import model as model_lib
+from mixer.errors import UserError
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -92,6 +93,7 @@ def build_model(
     layout=m.layout,
     remat=m.remat,
     scan=m.scan,
+    token_mlp=m.token_mlp,
     mixing=token_mixing.TokenMixing(
       untied=m.token_mixing == "untied",
       groups=m.token_groups,
@@ -102,6 +104,26 @@ def build_model(
     permute_seed=config.data.permute_seed,
     **shape,
   )
+
+
+def _check_kernels(
+  config: config_lib.Config, model: model_lib.MlpMixer, mesh: Mesh
+) -> None:
+  """Refuses shapes that fused kernels for GPUs don't do."""
+  if model.token_mlp != "pallas" or isinstance(mesh, AbstractMesh):
+    return
+  if mesh.devices.flat[0].platform in ("cpu", "tpu"):
+    return
+  # Here, as importing Pallas takes a second.
+  from mixer.pallas import token_mlp_gpu
+
+  height, width = config_lib.image_size(config)
+  tokens = height // model.patch_size * (width // model.patch_size)
+  sentence = token_mlp_gpu.refusal(
+    tokens, model.hidden_dim, model.tokens_mlp_dim, model.dtype
+  )
+  if sentence:
+    raise UserError(sentence)
 
 
 class Trainer:
@@ -125,6 +147,7 @@ class Trainer:
   ):
     self.model = model_lib.placed(build_model(config, num_classes), mesh)
     self.num_classes = num_classes
+    _check_kernels(config, self.model, mesh)
     optimizer = optim.make(config, plan)
     lr = optim.schedule(config, plan)
 

@@ -5,6 +5,7 @@ tried and left out, untied MLPs, groups and pyramids can be combined.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -77,9 +78,10 @@ def mix(
     y_BCS = y_BCS.reshape(b, c // mixing.groups, mixing.groups * s)
   if mixing.untied:
     keys = None if key is None else jax.random.split(key, y_BCS.shape[1])
+    axes: Any = (1, None if keys is None else 0)
     y_BCS = nn.vmap(
       lambda m, x, key: m(x, key),
-      in_axes=(1, None if keys is None else 0),
+      in_axes=axes,
       out_axes=1,
       variable_axes={"params": 0},
       split_rngs={"params": True},

@@ -113,7 +113,7 @@ def _of_run(path: str, averaged: bool) -> Trained:
       f"saves with it ({e}); take another checkpoint."
     ) from e
   size = config_lib.image_size(config)
-  module = step_lib.build_model(config, len(class_ids))
+  module = model_lib.plain(step_lib.build_model(config, len(class_ids)))
   _check(module, params, size, where)
   kept = ", averaged weights" if averaged and info["averaged"] else ""
   return Trained(

@@ -147,3 +147,30 @@ def test_gradients_of_a_model_have_been_in_the_stated_precision(
     rounded = np.asarray(gradient).astype(BFLOAT16).astype(np.float32)
     narrow = np.array_equal(rounded, gradient)
     assert narrow == ("kernel" in name and grad_dtype == BFLOAT16), name
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+@pytest.mark.parametrize("width", [5, 8, 15])
+def test_the_first_axis_is_the_last_one_turned(width, dtype):
+  x, first = normal(width, 6), linear.Dense(7, dtype=dtype, axis=0)
+  last = linear.Dense(7, dtype=dtype)
+  params = jax.tree.map(lambda p: p + 0.5, last.init(jax.random.key(3), x.T))
+
+  def run(module, params, x):
+    y, pull = jax.vjp(module.apply, params, x)
+    return y, pull(jnp.cos(y))
+
+  y, (of_params, dx) = jax.jit(run, static_argnums=0)(first, params, x)
+  turned, (expected, dx_turned) = jax.jit(run, static_argnums=0)(
+    last, params, x.T
+  )
+  assert y.dtype == dtype and dx.dtype == FLOAT32
+  bound = 40 * float(jnp.finfo(dtype).eps)
+  for got, want in ((y, turned.T), (dx, dx_turned.T)):
+    np.testing.assert_allclose(got, want, rtol=bound, atol=bound)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=bound, atol=bound),
+    of_params,
+    expected,
+  )
+  assert {p.dtype for p in jax.tree.leaves(of_params)} == {FLOAT32}

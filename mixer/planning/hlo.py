@@ -85,6 +85,21 @@ def array_bytes(text: str) -> list[int]:
   return found
 
 
+def element_bytes(name: str) -> float:
+  """Bytes of an element of a type that XLA calls so; fractions below 8 bits.
+
+  Raises:
+    ValueError: it isn't known here.
+  """
+  if name in _BYTES:
+    return _BYTES[name]
+  if name in ("token", "opaque"):
+    return 0
+  if match := re.match(r"[su](\d)$|f(\d)e", name):
+    return int(match.group(1) or match.group(2)) / 8
+  raise ValueError(f"unknown element type {name}")
+
+
 def collectives(text: str, num_devices: int) -> list[Collective]:
   """What each device sends in one execution.
 
@@ -127,7 +142,7 @@ def count(text: str, op: str) -> tuple[int, int]:
 
 
 def _messages(text: str, num_devices: int) -> Iterator[_Message]:
-  bodies = _computations(text)
+  bodies = computations(text)
   times = _executions(bodies)
   for name, lines in bodies.items():
     # libtpu's sum of which each device keeps a part: an all-reduce and a slice,
@@ -175,7 +190,7 @@ def _group(line: str, num_devices: int) -> int:
   return num_devices
 
 
-def _computations(text: str) -> dict[str, list[str]]:
+def computations(text: str) -> dict[str, list[str]]:
   """Name -> lines; the one that is executed has the name ""."""
   found: dict[str, list[str]] = {}
   here: list[str] = []
@@ -198,7 +213,7 @@ def _executions(bodies: dict[str, list[str]]) -> dict[str, int]:
     for line in bodies.get(name, ()):
       if " = " not in line:
         continue
-      inner = factor * (_trips(line, bodies) if " while(" in line else 1)
+      inner = factor * (trips(line, bodies) if " while(" in line else 1)
       for several, one in _CALLED.findall(line):
         for called in (several or one).split(","):
           visit(called.strip(" %"), inner)
@@ -207,12 +222,12 @@ def _executions(bodies: dict[str, list[str]]) -> dict[str, int]:
   return times
 
 
-def _trips(line: str, bodies: dict[str, list[str]]) -> int:
+def trips(line: str, bodies: dict[str, list[str]]) -> int:
   """How often a loop runs; 1 where that can't be read.
 
   Args:
     line: the `while` instruction.
-    bodies: of `_computations`.
+    bodies: of `computations`.
   """
   if match := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
     return int(match.group(1))

@@ -51,7 +51,9 @@ def test_both_train_the_same(folder):
   off = differences(folder, "train")
   assert off.keys() == {"losses", "gradients"}
   assert off["losses"] < 1e-4
-  assert off["gradients"] < 1e-4
+  # Ours takes LayerNorm's variance in one pass, as Flax does; in two passes
+  # half of this would do.
+  assert off["gradients"] < 2e-4
 
 
 @pytest.mark.parametrize("folder", ["sgd"], indirect=True)
