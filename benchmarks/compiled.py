@@ -48,7 +48,6 @@ BATCHES = {
 _MORE: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
   (("B/16", "L/16", "H/14"), {"model.remat": "pre_activations"}),
   (("B/16", "L/16", "H/14"), {"model.remat": "block"}),
-  (("L/16", "H/14"), {"model.scan": True}),
   (("S/16", "B/32", "B/16", "L/16"), {"model.token_mlp": "pallas"}),
 )
 

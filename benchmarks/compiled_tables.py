@@ -13,7 +13,6 @@ _DEFAULTS = {
   "model.layout": "token_major",
   "model.dtype": "bfloat16",
   "model.remat": "none",
-  "model.scan": False,
   "model.token_mlp": "xla",
 }
 
@@ -33,9 +32,8 @@ def _layout(row: _Row) -> str:
   ]
 
 
-def _policy(row: _Row) -> str:
-  """The rematerialisation, and whether blocks are looped over."""
-  return f"{_value(row, 'model.remat')}{', scan' * _value(row, 'model.scan')}"
+def _remat(row: _Row) -> str:
+  return _value(row, "model.remat")
 
 
 def _gb(size: float | None) -> str:
@@ -50,7 +48,7 @@ def compiled_gpu(rows: Sequence[_Row]) -> str:
   """Kernels of one H100."""
   lines = []
   for row in rows:
-    if not row["hardware"].startswith("h100") or _policy(row) != "none":
+    if not row["hardware"].startswith("h100") or _remat(row) != "none":
       continue
     cells = [
       row["variant"] + _fused(row),
@@ -86,7 +84,7 @@ def compiled_tpu(rows: Sequence[_Row]) -> str:
   """Memory and copies of one TPU chip."""
   lines = []
   for row in rows:
-    if row["hardware"].startswith("h100") or _policy(row) != "none":
+    if row["hardware"].startswith("h100") or _remat(row) != "none":
       continue
     cells = [
       row["variant"] + _fused(row),
@@ -116,15 +114,20 @@ def compiled_tpu(rows: Sequence[_Row]) -> str:
 
 
 def remat(rows: Sequence[_Row]) -> str:
-  """What policies of rematerialisation and the loop over blocks change."""
-  sizes = {(r["variant"], r["hardware"]) for r in rows if _policy(r) != "none"}
+  """What policies of rematerialisation change."""
+  sizes = {(r["variant"], r["hardware"]) for r in rows if _remat(r) != "none"}
   lines = []
   for row in rows:
     plain = _value(row, "model.layout") == _DEFAULTS["model.layout"]
     plain &= _value(row, "model.dtype") == "bfloat16" and not _fused(row)
     if not plain or (row["variant"], row["hardware"]) not in sizes:
       continue
-    cells = [row["variant"], row["hardware"], str(row["batch"]), _policy(row)]
+    cells = [
+      row["variant"],
+      row["hardware"],
+      str(row["batch"]),
+      _remat(row),
+    ]
     if "kernels" not in row:
       lines.append([*cells, row["reason"], *["-"] * 4])
       continue

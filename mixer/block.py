@@ -151,19 +151,13 @@ def layout_for(platform: str) -> str:
   return "batch_major" if platform == "cpu" else "token_major"
 
 
-def rematerialised(remat: str, looped: bool) -> Any:
-  """`MixerBlock`, whose gradient keeps what a policy of `REMAT` says.
-
-  Args:
-    remat: the policy.
-    looped: whether it is the body of a loop, in which no other computation can
-      be taken for the second one, so that nothing has to hinder XLA.
-  """
+def rematerialised(remat: str) -> Any:
+  """`MixerBlock`, whose gradient keeps what a policy of `REMAT` says."""
   if remat == "none":
     return MixerBlock
   names = (_RESIDUAL, mlp.PRE_ACTIVATIONS) if remat == "pre_activations" else ()
   policy = jax.checkpoint_policies.save_only_these_names(*names)
-  return nn.remat(MixerBlock, policy=policy, prevent_cse=not looped)
+  return nn.remat(MixerBlock, policy=policy)
 
 
 def _keep(

@@ -48,13 +48,12 @@ def default() -> Config:
   m.head_bias = 0.0  # Initial bias of the head.
   m.dtype = "bfloat16"  # Of activations and matmul operands; or "float32".
   # Of the activations: "token_major", [S, B, C], or "batch_major", [B, S, C];
-  # "": as suits the devices. This and the next three change neither the model
+  # "": as suits the devices. This and the next two change neither the model
   # nor its parameters.
   m.layout = ""
   # What the backward pass computes again, for less memory: "none",
   # "pre_activations" (all but those and the residual stream) or "block".
   m.remat = "none"
-  m.scan = False  # Compile one block and loop over it: less to compile.
   # What computes token mixing: "xla", or "pallas", fused kernels that no
   # accelerator has run yet (docs/performance.md).
   m.token_mlp = "xla"
@@ -176,7 +175,6 @@ FREE_KEYS = (
   "report",
   "model.layout",
   "model.remat",
-  "model.scan",
   "model.token_mlp",
   "sharding.zero1",
   "sharding.fsdp",

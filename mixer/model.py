@@ -25,7 +25,7 @@ class MlpMixer(nn.Module):
   """The whole model.
 
   Stochastic depth grows linearly over the blocks, from 0 at the first to
-  `stochastic_depth` at the last. Layout, rematerialisation and scan change
+  `stochastic_depth` at the last. Layout and rematerialisation change
   neither the parameters nor, but for rounding, what is computed.
 
   Attributes:
@@ -43,7 +43,6 @@ class MlpMixer(nn.Module):
     layout: of the activations, of `block.LAYOUTS`; "" is "batch_major" until
       `placed` knows better.
     remat: what the backward pass computes again, of `block.REMAT`.
-    scan: compile one block, and loop over it; the blocks must be alike.
     mixing: how tokens are mixed.
     permute: a fixed permutation of the images, of `permutation.KINDS`.
     permute_seed: its seed.
@@ -64,7 +63,6 @@ class MlpMixer(nn.Module):
   dtype: jnp.dtype = jnp.float32
   layout: str = ""
   remat: str = "none"
-  scan: bool = False
   mixing: token_mixing.TokenMixing = token_mixing.TokenMixing()
   permute: str = ""
   permute_seed: int = 0
@@ -108,9 +106,7 @@ class MlpMixer(nn.Module):
       # Else XLA makes nothing of this transposition but another order of the
       # bytes, which every block inherits, and turns them for every matmul.
       x = with_layout_constraint(jnp.swapaxes(x, 0, 1), Layout((0, 1, 2)))
-    # The parameters, whose names are those of single blocks, are made by them.
-    scan = self.scan and not self.is_initializing()
-    x = self._scanned(x, key) if scan else self._blocks(x, key)
+    x = self._blocks(x, key)
     x = norm.LayerNorm(name="pre_head_layer_norm")(x)
     x_BC = jnp.mean(x, axis=token_axis, dtype=jnp.float32)
     if pre_logits or not self.num_classes:
@@ -123,62 +119,27 @@ class MlpMixer(nn.Module):
       name="head",
     )(x_BC)
 
-  def _block(self, num_tokens: int, **place: Any) -> block_lib.MixerBlock:
-    """One that leaves so many tokens."""
-    looped = place.get("parent", self) is None
-    kind = block_lib.rematerialised(self.remat, looped)
-    return kind(
-      self.tokens_mlp_dim,
-      self.channels_mlp_dim,
-      num_tokens,
-      self.dropout,
-      self.dtype,
-      self.layout,
-      self.mixing,
-      self.grad_dtype,
-      self.token_mlp,
-      self.mesh,
-      **place,
-    )
-
-  def _depth(self, key: jax.Array | None) -> list[float] | None:
-    """Every block's rate of stochastic depth; None where it doesn't act."""
-    if key is None or not self.stochastic_depth:
-      return None
-    last = max(self.num_blocks - 1, 1)
-    return [self.stochastic_depth * i / last for i in range(self.num_blocks)]
-
   def _blocks(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-    rates = self._depth(key)
+    kind = block_lib.rematerialised(self.remat)
     token_axis = block_lib.token_axis(self.layout)
     for i in range(self.num_blocks):
-      tokens = self.mixing.tokens(i, x.shape[token_axis])
-      x = self._block(tokens, name=f"MixerBlock_{i}")(
-        x,
-        None if key is None else jax.random.fold_in(key, i),
-        None if rates is None else jnp.float32(rates[i]),
+      block = kind(
+        self.tokens_mlp_dim,
+        self.channels_mlp_dim,
+        self.mixing.tokens(i, x.shape[token_axis]),
+        self.dropout,
+        self.dtype,
+        self.layout,
+        self.mixing,
+        self.grad_dtype,
+        self.token_mlp,
+        self.mesh,
+        name=f"MixerBlock_{i}",
       )
-    return x
-
-  def _scanned(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-    """As `_blocks`, of which each is told its parameters by a loop."""
-    tokens = x.shape[block_lib.token_axis(self.layout)]
-    block, rates = self._block(tokens, parent=None), self._depth(key)
-    numbers = range(self.num_blocks)
-    params = [self.variables["params"][f"MixerBlock_{i}"] for i in numbers]
-
-    def one(x: jax.Array, of_block: Any) -> tuple[jax.Array, None]:
-      params, i, rate = of_block
+      rate = self.stochastic_depth * i / max(self.num_blocks - 1, 1)
       inner = None if key is None else jax.random.fold_in(key, i)
-      out: Any = block.apply({"params": params}, x, inner, rate)
-      return out, None
-
-    of_blocks = (
-      jax.tree.map(lambda *leaves: jnp.stack(leaves), *params),
-      jnp.arange(self.num_blocks),
-      None if rates is None else jnp.asarray(rates, jnp.float32),
-    )
-    return jax.lax.scan(one, x, of_blocks)[0]
+      x = block(x, inner, jnp.float32(rate) if rate else None)
+    return x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,9 +218,7 @@ def placed(module: MlpMixer, mesh: Mesh | AbstractMesh) -> MlpMixer:
 
 def plain(module: MlpMixer) -> MlpMixer:
   """The same function, without what only training wants of its computation."""
-  return module.clone(
-    layout="", remat="none", scan=False, token_mlp="xla", mesh=None
-  )
+  return module.clone(layout="", remat="none", token_mlp="xla", mesh=None)
 
 
 def apply(

@@ -92,7 +92,6 @@ def build_model(
     grad_dtype=jnp.dtype(config.sharding.reduce_dtype),
     layout=m.layout,
     remat=m.remat,
-    scan=m.scan,
     token_mlp=m.token_mlp,
     mixing=token_mixing.TokenMixing(
       untied=m.token_mixing == "untied",

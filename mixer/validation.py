@@ -264,12 +264,6 @@ def _check_token_mixing(config: config_lib.Config) -> None:
       f"model.pyramid_blocks={blocks} should be rising numbers of blocks; the "
       f"model has 0 to {depth - 1}."
     )
-  if m.scan and blocks:
-    raise UserError(
-      f"model.scan=True loops over blocks that are alike, and "
-      f"model.pyramid_blocks={blocks} have other numbers of tokens; use "
-      "--config.model.scan=False."
-    )
   if m.token_mlp == "pallas":
     plain = ("shared", 1, False, [])
     mixing = (m.token_mixing, m.token_groups, m.group_projection, blocks)

@@ -13,23 +13,9 @@ from tests import reference
 from tests.test_model import random_images, random_params, small
 
 ALL = [
-  dict(layout=layout, remat=remat, scan=scan)
-  for layout, remat, scan in itertools.product(
-    block_lib.LAYOUTS, block_lib.REMAT, (False, True)
-  )
+  dict(layout=layout, remat=remat)
+  for layout, remat in itertools.product(block_lib.LAYOUTS, block_lib.REMAT)
 ]
-# Each choice at least once with either layout.
-FEW = [ALL[0], ALL[3], ALL[4], ALL[7], ALL[8], ALL[11]]
-
-
-def some(few):
-  slow = pytest.mark.slow
-  return [
-    pytest.param(
-      how, marks=() if how in few else slow, id="-".join(map(str, how.values()))
-    )
-    for how in ALL
-  ]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +69,7 @@ def found(how, given, dtype=jnp.float32):
   return float(loss), jax.tree.leaves(slopes), jax.tree.leaves(sizes)
 
 
-@pytest.mark.parametrize("how", some(FEW))
+@pytest.mark.parametrize("how", ALL)
 def test_function_and_gradients_are_those_of_float64(given, how):
   loss, slopes, sizes = found(how, given)
   assert loss == pytest.approx(given[3], abs=1e-4)
@@ -91,12 +77,9 @@ def test_function_and_gradients_are_those_of_float64(given, how):
     assert got == pytest.approx(want, abs=2e-5 * size + 1e-6)
 
 
-@pytest.mark.parametrize(
-  "scan", [False, pytest.param(True, marks=pytest.mark.slow)]
-)
-def test_fused_kernels_compute_the_same(given, scan):
+def test_fused_kernels_compute_the_same(given):
   # On CPUs in an interpreter: the code for TPUs.
-  how = dict(token_mlp="pallas", remat="block", scan=scan)
+  how = dict(token_mlp="pallas", remat="block")
   loss, slopes, sizes = found(how, given)
   assert loss == pytest.approx(given[3], abs=1e-4)
   for got, want, size in zip(slopes, given[4], sizes, strict=True):
@@ -109,7 +92,7 @@ def test_fused_kernels_draw_alike():
   assert_same(gradients({}, rates), fused)
 
 
-@pytest.mark.parametrize("how", some([ALL[0], ALL[6]]))
+@pytest.mark.parametrize("how", [ALL[0], ALL[3]])
 def test_bfloat16_stays_near(given, how):
   loss, slopes, sizes = found(how, given, jnp.bfloat16)
   assert loss == pytest.approx(given[3], abs=0.3)
@@ -146,7 +129,7 @@ def assert_same(one, two):
 def test_what_is_random_is_drawn_alike(layout):
   rates = dict(dropout=0.2, stochastic_depth=0.5)
   plain = gradients(dict(layout=layout), rates)
-  other = dict(layout=layout, remat="pre_activations", scan=True)
+  other = dict(layout=layout, remat="pre_activations")
   assert_same(plain, gradients(other, rates))
 
 
@@ -185,10 +168,9 @@ def test_stochastic_depth_keeps_the_expectation_per_example(layout):
   assert kept.mean() == pytest.approx(0.75, abs=0.03)
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_stochastic_depth_is_linear_over_depth(scan):
+def test_stochastic_depth_is_linear_over_depth():
   # At rates of 0 and nearly 1 a branch is there, or isn't: so are gradients.
-  module = small(num_blocks=2, stochastic_depth=1 - 1e-6, scan=scan)
+  module = small(num_blocks=2, stochastic_depth=1 - 1e-6)
   params, images = random_params(small(num_blocks=2)), random_images(4)
 
   @jax.jit
@@ -203,9 +185,9 @@ def test_stochastic_depth_is_linear_over_depth(scan):
     assert all(np.any(x) == there for x in leaves)
 
 
-def kept(remat, scan=False):
+def kept(remat):
   """Floats that the backward pass keeps of one image, by shape."""
-  module = small(layout="token_major", remat=remat, scan=scan)
+  module = small(layout="token_major", remat=remat)
   params, images = random_params(small()), random_images(1)
   _, pull = jax.vjp(lambda p: model.apply(module, p, images), params)
   known = {id(x) for x in jax.tree.leaves(params)}

@@ -390,7 +390,6 @@ def test_every_number_and_choice_has_its_range():
   assert free == {
     "init_from",
     "model.head_bias",
-    "model.scan",
     "sharding.zero1",
     "data.name",
     "data.data_dir",

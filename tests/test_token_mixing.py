@@ -399,10 +399,6 @@ def test_configs_give_the_model_its_mixing():
       )
     ),
     (
-      {"scan": True, "pyramid_blocks": (3,), "pyramid_tokens": (98,)},
-      "loops over blocks that are alike.*model.scan=False",
-    ),
-    (
       {"pyramid_blocks": (3, 3), "pyramid_tokens": (98, 49)},
       "rising numbers of blocks; the model has 0 to 11",
     ),

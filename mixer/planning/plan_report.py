@@ -1,6 +1,7 @@
 """A plan in numbers with units, and in sentences."""
 
 import dataclasses
+from typing import Any
 
 from mixer import config as config_lib
 from mixer.planning import compiling, formulas
@@ -221,13 +222,12 @@ def largest_sentence(fits: int, too_large: int) -> str:
 def _mend_memory(plan: formulas.Plan, config: config_lib.Config) -> str:
   """The first change, of those that leave the update what it is, that fits."""
   each = plan.batch_size // plan.target.num_devices
-  tries: list[dict[str, int | str]] = [{"model.remat": "block"}]
-  for a in (2, 4, 8, 16):
-    tries += [{"optimizer.accumulate": a}]
-  for a in (4, 16, each):
-    tries += [{"model.remat": "block", "optimizer.accumulate": a}]
-  tries = [
-    t for t in tries if each % int(t.get("optimizer.accumulate", 1)) == 0
+  tries: list[dict[str, Any]] = [{"model.remat": "block"}]
+  tries += [{"optimizer.accumulate": a} for a in (2, 4, 8, 16) if each % a == 0]
+  tries += [
+    {"model.remat": "block", "optimizer.accumulate": a}
+    for a in (4, 16, each)
+    if each % a == 0
   ]
   for change in tries:
     changed = config.copy_and_resolve_references()

@@ -211,11 +211,11 @@ def test_the_remat_table():
   """Beside the policies their size without one; no other row."""
   lines = compiled_tables.remat(
     [
-      *(row(), row(remat="block"), row(scan=True), row(layout="batch_major")),
+      *(row(), row(remat="block"), row(layout="batch_major")),
       *(row(dtype="float32"), row(token_mlp="pallas"), row("v5e-1")),
     ]
   ).splitlines()
-  assert [cells(x)[3] for x in lines[2:]] == ["none", "block", "none, scan"]
+  assert [cells(x)[3] for x in lines[2:]] == ["none", "block"]
 
 
 @pytest.mark.parametrize("name", compiled_tables.TABLES)
@@ -248,21 +248,25 @@ def test_a_table_without_end_is_told():
 
 
 def test_changes_are_typed_as_they_are_meant():
-  pairs = ["model.scan=True", "model.remat=block", "optimizer.accumulate=2"]
+  pairs = [
+    "sharding.zero1=False",
+    "model.remat=block",
+    "optimizer.accumulate=2",
+  ]
   assert kernels.changes_of(pairs) == {
-    "model.scan": True,
+    "sharding.zero1": False,
     "model.remat": "block",
     "optimizer.accumulate": 2,
   }
-  with pytest.raises(UserError, match="'model.scan' is no KEY=VALUE"):
-    kernels.changes_of(["model.scan"])
+  with pytest.raises(UserError, match="'sharding.zero1' is no KEY=VALUE"):
+    kernels.changes_of(["sharding.zero1"])
 
 
 @pytest.mark.parametrize(
   ("key", "value", "said"),
   [
     ("model.layuot", "x", "did you mean 'model.layout'"),
-    ("model.scan", "perhaps", "model.scan=perhaps is not of type bool"),
+    ("sharding.zero1", "perhaps", "sharding.zero1=perhaps is not of type bool"),
   ],
 )
 def test_wrong_changes_are_sentences(key, value, said):
@@ -274,13 +278,13 @@ def test_columns_side_by_side(monkeypatch, capsys):
   local(monkeypatch)
   args = argparse.Namespace(
     **{"variant": "S/112", "batch": 2, "dtype": "float32", "profile": False},
-    **{"hardware": "h100-1", "set": ["model.scan=True"], "hlo": None},
+    **{"hardware": "h100-1", "set": ["sharding.zero1=False"], "hlo": None},
     compare=[["model.remat=block"]],
   )
   kernels.body(args)
   out = capsys.readouterr().out
   assert "predicted, not measured" in out
-  assert "[1] model.scan=True\n[2] model.remat=block\n" in out
+  assert "[1] sharding.zero1=False\n[2] model.remat=block\n" in out
   rows = {x[:26].strip(): x[26:].split() for x in out.splitlines()}
   seconds = roofline.total(kernels_lib.read(text()), H100).seconds
   rate = f"{2 / seconds:,.0f}"
