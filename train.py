@@ -218,17 +218,20 @@ class _Run:
       self.train_split, self.config, self.step
     )
     report.loader = batches
+    compiled: set[int] = set()
     while self.step < total:
       self._pulse()
+      most = self.config.steps_per_dispatch
+      count = durations.at_once(self.plan, self.step, most)
       with report.goodput.spend("data"):
-        batch = next(batches)
-      first = self.step == self.start
+        local = [next(batches) for _ in range(count)]
+      first = count not in compiled
+      compiled.add(count)
       with report.goodput.spend("compile" if first else "step"):
-        batch = sharding.put_batch(self.mesh, batch)
-        self.state, values = self.trainer.train_step(self.state, batch)
-      self.step += 1
+        self.state, values = self._update(local)
+      self.step += count
       self.watch.working()
-      report.update(self.step, values)
+      report.update(self.step, values, count)
       if self.step % self.plan.checkpoint_every == 0 or self.step == total:
         self._save()
       if self._evaluation_missing():
@@ -236,6 +239,16 @@ class _Run:
     self._wait()
     if self.config.report and hosts.broadcast("report", self._report_missing()):
       self.shown = self._show()
+
+  def _update(
+    self, local: Sequence[dict[str, np.ndarray]]
+  ) -> tuple[step_lib.TrainState, step_lib.Metrics]:
+    """One update for each batch."""
+    if len(local) == 1:
+      batch = sharding.put_batch(self.mesh, local[0])
+      return self.trainer.train_step(self.state, batch)
+    batches = sharding.put_batches(self.mesh, local)
+    return self.trainer.train_steps(self.state, batches)
 
   def _pulse(self) -> None:
     """Between any two things that all processes do together."""

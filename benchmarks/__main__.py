@@ -104,7 +104,7 @@ def body(args: argparse.Namespace) -> int | None:
     if name == "peers":
       if args.torch_python != sys.executable:
         flags.append(f"--torch_python={args.torch_python}")
-      if args.authors and platform == "cpu":
+      if args.authors:
         flags.append(f"--authors={args.authors}")
     print(f"$ python -m benchmarks.{name} {' '.join(flags)}", flush=True)
     start = time.perf_counter()

@@ -1,7 +1,6 @@
 """What XLA's compilers make of the training step, kept as a table.
 
   python -m benchmarks.compiled [--only REGEX] [--on REGEX] [--again]
-  python -m benchmarks.compiled --tables
 
 Compiles every published size for one H100, one v5e and one v6e chip, in both
 layouts, precisions, rematerialisation policies, as a loop over blocks and with
@@ -10,7 +9,7 @@ fused token mixing: without any such device, but with the compiler for it
 left out). Each row takes half a minute to two, so rows are written one by one
 to benchmarks/results/compiled.json and not made again: --again does that.
 --only picks rows by their key, such as "B/16 h100-1 128 model.layout", --on by
-the hardware alone. --tables writes them into docs/performance.md.
+the hardware alone. `python -m benchmarks.tables` writes docs/performance.md.
 
 A row has what the compiler says of memory (bytes), and counts of
 `mixer.planning.kernels`; for GPUs a predicted time, which no device has
@@ -28,14 +27,13 @@ from typing import Any
 
 import jax
 
-from benchmarks import compiled_tables, kernel_report, kernels
+from benchmarks import kernel_report, kernels
 from mixer import command_line
 from mixer import config as config_lib
 from mixer.errors import UserError
 from mixer.planning import compiling, hardware
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "compiled.json"
-DOCS = pathlib.Path(__file__).parent.parent / "docs" / "performance.md"
 VARIANTS = ("S/32", "S/16", "B/32", "B/16", "L/32", "L/16", "H/14")
 LAYOUTS = ("batch_major", "token_major")
 # Images of one device, by size of the model.
@@ -211,10 +209,10 @@ def save(found: dict[str, dict[str, Any]]) -> None:
 
 
 def body(args: argparse.Namespace) -> int:
-  """Compiles, or writes the tables; 1 where a row failed.
+  """Compiles; 1 where a row failed.
 
   Raises:
-    UserError: a regular expression that isn't one; no place for a table.
+    UserError: a regular expression that isn't one.
   """
   for flag in ("only", "on"):
     try:
@@ -223,19 +221,7 @@ def body(args: argparse.Namespace) -> int:
       raise UserError(
         f"--{flag}={getattr(args, flag)} is no regular expression: {e}."
       ) from e
-  if not args.tables:
-    return int(compile_all(args.only, args.on, args.again) > 0)
-  text = DOCS.read_text("utf-8")
-  if not any(f"<!-- table: {x} -->" in text for x in compiled_tables.TABLES):
-    raise UserError(
-      f"{DOCS} has no place for a table; write <!-- table: NAME --> and "
-      "<!-- end --> where they belong, NAME being one of "
-      + ", ".join(compiled_tables.TABLES)
-      + "."
-    )
-  DOCS.write_text(compiled_tables.render(text, load()), "utf-8")
-  print(f"written to {DOCS}")
-  return 0
+  return int(compile_all(args.only, args.on, args.again) > 0)
 
 
 def main() -> int:
@@ -246,9 +232,6 @@ def main() -> int:
   parser.add_argument("--only", default="", help="rows, by their key")
   parser.add_argument("--on", default="", help="rows, by the hardware")
   parser.add_argument("--again", action="store_true")
-  parser.add_argument(
-    "--tables", action="store_true", help="write them into the docs instead"
-  )
   return command_line.tool(body, parser.parse_args())
 
 

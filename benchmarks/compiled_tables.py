@@ -1,12 +1,7 @@
-"""The tables of docs/performance.md that `benchmarks.compiled` has the rows of.
-
-Each stands between `<!-- table: NAME -->` and `<!-- end -->`.
-"""
+"""The tables that `benchmarks.compiled` has the rows of."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
-
-from mixer.errors import UserError
 
 _Row = dict[str, Any]
 _DEFAULTS = {
@@ -152,28 +147,3 @@ TABLES: dict[str, Callable[[Sequence[_Row]], str]] = {
   "compiled_tpu": compiled_tpu,
   "remat": remat,
 }
-
-
-def render(text: str, results: dict[str, _Row]) -> str:
-  """A text with its tables renewed; what stands around them stays.
-
-  Args:
-    text: Markdown with the markers of some of `TABLES`.
-    results: of `benchmarks.compiled`.
-
-  Raises:
-    UserError: a table without end.
-  """
-  rows = list(results.values())
-  for name, table in TABLES.items():
-    begin = f"<!-- table: {name} -->"
-    if begin not in text:
-      continue
-    before, rest = text.split(begin, 1)
-    inside, end, after = rest.partition("<!-- end -->")
-    if not end or "<!-- table:" in inside:
-      raise UserError(
-        f"{begin} has no <!-- end --> behind it: write one below its table."
-      )
-    text = f"{before}{begin}\n\n{table(rows)}\n\n{end}{after}"
-  return text

@@ -47,7 +47,9 @@ class Field:
           "be imported, see above; name a checkout of "
           "google-research/vision_transformer (which wants einops too)."
         )
-      self.settings["authors"] = [Setting(p, "") for p in authors]
+      # They wrote it for float32, whatever the others have.
+      own = "" if args.dtype == "float32" else "float32"
+      self.settings["authors"] = [Setting(p, own) for p in authors]
     if cpu:
       self.settings[PLAIN] = [Setting(peer(here, "peer_ours", False), "")]
     self.settings = {k: v for k, v in self.settings.items() if v}

@@ -134,11 +134,6 @@ def body(args: argparse.Namespace) -> None:
   """
   for name in args.models:
     validation.validate(step.recipe(name, args.batch, args.dtype), 1)
-  if args.authors and args.dtype != "float32":
-    raise UserError(
-      "the authors' model knows float32 alone: leave --authors out, or take "
-      "--dtype=float32."
-    )
   # This process makes weights and waits; the device is the contenders'.
   jax.config.update("jax_platforms", "cpu")
   # Whose environment is that of the process with our contender.

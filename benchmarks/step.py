@@ -65,6 +65,7 @@ def recipe(variant: str, batch: int, dtype: str) -> config_lib.Config:
   config.model.variant = variant
   config.model.dtype = dtype
   config.batch_size = batch
+  config.data.eval_short_side = 0  # Any image size will do.
   config.total = "1000000 steps"
   config.optimizer.weight_decay = 0.1
   return config

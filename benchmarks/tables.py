@@ -8,8 +8,9 @@ Renews what stands between the two lines
   <!-- end -->
 
 NAME is peers, peers_short, step, startup, imports or curves, with the platform
-behind it (peers_cpu, peers_short_gpu), or end_to_end. Below each table stand
-the machine, the date and the command. `--show` prints all for which there are
+behind it (peers_cpu, peers_short_gpu), or end_to_end, or, of compiled.json,
+compiled_gpu, compiled_tpu or remat. Below each table that was timed stand the
+machine, the date and the command. `--show` prints all for which there are
 results, and changes nothing.
 """
 
@@ -19,7 +20,7 @@ import pathlib
 import re
 import sys
 
-from benchmarks import records
+from benchmarks import compiled_tables, records
 from benchmarks.table_kinds import KINDS
 from mixer import command_line
 from mixer.errors import UserError
@@ -63,14 +64,17 @@ def file_of(name: str) -> str:
     UserError: there is no such table.
   """
   kind, _, platform = name.rpartition("_")
+  if name in compiled_tables.TABLES:
+    return "compiled.json"
   if name == "end_to_end":
     return f"{name}.json"
   if kind in KINDS and platform in PLATFORMS:
     return f"{_FILES.get(kind, kind)}_{platform}.json"
   others = ", ".join(k for k in KINDS if k != "end_to_end")
   raise UserError(
-    f"there is no table {name!r}; there are end_to_end and, each followed by "
-    f"_cpu, _gpu or _tpu, {others}."
+    f"there is no table {name!r}; there are end_to_end, "
+    f"{', '.join(compiled_tables.TABLES)} and, each followed by _cpu, _gpu or "
+    f"_tpu, {others}."
   )
 
 
@@ -90,13 +94,16 @@ def table(name: str, results: pathlib.Path = records.RESULTS) -> str:
       f"the table {name!r} needs {path}, which isn't there: measure it first "
       "(python -m benchmarks)."
     )
+  record = json.loads(path.read_text())
+  if name in compiled_tables.TABLES:
+    return compiled_tables.TABLES[name](list(record.values()))
   kind = name if name == "end_to_end" else name.rpartition("_")[0]
-  return KINDS[kind](json.loads(path.read_text()))
+  return KINDS[kind](record)
 
 
 def names(results: pathlib.Path = records.RESULTS) -> list[str]:
   """Of all tables for which there are results."""
-  every = ["end_to_end"]
+  every = ["end_to_end", *compiled_tables.TABLES]
   every += [f"{k}_{p}" for p in PLATFORMS for k in KINDS if k not in every]
   return [name for name in every if (results / file_of(name)).exists()]
 

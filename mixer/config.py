@@ -124,6 +124,9 @@ def default() -> Config:
   w.train_split = ""  # Trained on to choose; the last run takes data.*_split.
   w.eval_split = ""  # Chosen by accuracy on it.
 
+  # Updates that are sent to the devices together: for models so small that
+  # starting an update takes as long as making it.
+  c.steps_per_dispatch = 1
   c.log_every = "50 steps"
   c.eval_every = "1 epochs"  # Beside the evaluation at the end.
   c.checkpoint_every = "1 epochs"  # Beside the checkpoint at the end.
@@ -167,6 +170,7 @@ FREE_KEYS = (
   "data.threads",
   "data.workers",
   "data.prefetch_batches",
+  "steps_per_dispatch",
   "log_every",
   "checkpoint_every",
   "keep_checkpoints",

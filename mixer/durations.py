@@ -19,6 +19,24 @@ class Plan:
   keep_every: int = 0  # 0: never.
 
 
+def at_once(plan: Plan, step: int, most: int) -> int:
+  """How many updates after `step` are dispatched together: `most`, or 1.
+
+  It is `most` from multiples of it on, unless something is due between them. So
+  it depends on the step alone, and a run that was interrupted goes on as it
+  would have.
+
+  Args:
+    plan: of the run.
+    step: updates done.
+    most: the config's `steps_per_dispatch`.
+  """
+  last = step + most - 1
+  every = (plan.total, plan.log_every, plan.eval_every, plan.checkpoint_every)
+  due = any(last // e > step // e for e in every)
+  return 1 if step % most or due else most
+
+
 _UNITS = ("steps", "epochs", "examples", "%")
 _DURATION = re.compile(
   r"\s*([0-9]+(?:_[0-9]+)*\.?[0-9]*(?:e[0-9]{1,2})?)\s*(\S*)\s*"

@@ -100,18 +100,25 @@ class Reporter:
     peak = flops.peak(jax.devices()[0].device_kind)
     self._peak = peak and peak * jax.device_count()
     self._watch = Stopwatch()
-    self._first = start_step + 1
-    self._pending: tuple[int, step_lib.Metrics] | None = None
+    self._start = start_step
+    self._pending: tuple[int, int, step_lib.Metrics] | None = None
     self._speed: dict[str, float] = {}
 
-  def update(self, step: int, values: step_lib.Metrics) -> None:
+  def update(
+    self, step: int, values: step_lib.Metrics, count: int = 1
+  ) -> None:
     """Takes an update's metrics, still being computed; reads those before.
+
+    Args:
+      step: updates done.
+      values: scalars; of several updates `[count]`.
+      count: how many updates they are of; the last is `step`.
 
     Raises:
       NotFinite: in those before.
     """
     self.settle()
-    self._pending = (step, values)
+    self._pending = (step, count, values)
 
   def settle(self) -> None:
     """Reads what hasn't been read.
@@ -121,12 +128,21 @@ class Reporter:
     """
     if self._pending is None:
       return
-    (step, pending), self._pending = self._pending, None
-    values = {k: v.item() for k, v in jax.device_get(pending).items()}
-    values = {f"train/{k}": v for k, v in values.items()}
+    (last, count, pending), self._pending = self._pending, None
+    found = jax.device_get(pending)
+    before = last - count
+    for i in range(count):
+      values = {
+        f"train/{k}": (v if count == 1 else v[i]).item()
+        for k, v in found.items()
+      }
+      self._tell(before + 1 + i, values, before)
+
+  def _tell(self, step: int, values: dict[str, float], before: int) -> None:
+    """Tells of one update, of those after `before` that were sent together."""
     logged = step % self._plan.log_every == 0 or step in (1, self._plan.total)
-    if step == self._first:
-      self._watch.restart(step)  # The first update includes compilation.
+    if before == self._start:
+      self._watch.restart(step)  # The first updates include compilation.
       if self.loader:
         self.loader.timing()
     elif logged:

@@ -48,6 +48,11 @@ def batch(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(AXES))
 
 
+def batches(mesh: Mesh) -> NamedSharding:
+  """As `batch`, behind an axis of several batches."""
+  return NamedSharding(mesh, PartitionSpec(None, AXES))
+
+
 def weights(mesh: Mesh, tree: Any, config: config_lib.Config) -> Any:
   """A sharding for every parameter, or gradient that goes with one."""
   return _split(mesh, tree, ("fsdp",), config.sharding.min_size)
@@ -110,7 +115,20 @@ def put_batch(
   Returns:
     Arrays `[B, ...]`, split over all devices.
   """
-  where = batch(mesh)
+  return _put(batch(mesh), local)
+
+
+def put_batches(
+  mesh: Mesh, local: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, jax.Array]:
+  """As `put_batch`, of several: arrays `[n, B, ...]`."""
+  stacked = {k: np.stack([b[k] for b in local]) for k in local[0]}
+  return _put(batches(mesh), stacked)
+
+
+def _put(
+  where: NamedSharding, local: Mapping[str, np.ndarray]
+) -> dict[str, jax.Array]:
   return {
     k: jax.make_array_from_process_local_data(where, v)
     for k, v in local.items()

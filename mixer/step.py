@@ -134,6 +134,8 @@ class Trainer:
     abstract: the state as `jax.ShapeDtypeStruct`s that carry shardings.
     init: `() -> TrainState`, made where it is to lie.
     train_step: `(state, batch) -> (state, metrics)`; the state is donated.
+    train_steps: the same of several batches, `[n, B, ...]`, one after the
+      other; every metric is `[n]`.
     inference: the functions of the state's `eval_params` alone, as they lie.
   """
 
@@ -180,9 +182,18 @@ class Trainer:
     )
     everywhere, split = sharding.replicated(mesh), sharding.batch(mesh)
     self.init = jax.jit(init, out_shardings=where)
+    update = _train_step(
+      config, self.model, num_classes, optimizer, lr, mesh
+    )
     self.train_step = jax.jit(
-      _train_step(config, self.model, num_classes, optimizer, lr, mesh),
+      update,
       in_shardings=(where, split),
+      out_shardings=(where, everywhere),
+      donate_argnums=0,
+    )
+    self.train_steps = jax.jit(
+      lambda state, batches: jax.lax.scan(update, state, batches),
+      in_shardings=(where, sharding.batches(mesh)),
       out_shardings=(where, everywhere),
       donate_argnums=0,
     )

@@ -135,6 +135,7 @@ def validate(config: config_lib.Config, num_devices: int) -> None:
     ("optimizer.ema_decay", 0, 1, 0.9999),
     ("optimizer.accumulate", 1, inf, 4),
     ("optimizer.sam_rho", 0, inf, 0.1),
+    ("steps_per_dispatch", 1, inf, 8),
     ("keep_checkpoints", 1, inf, 3),
     ("sharding.fsdp", 1, inf, 1),
     ("sharding.min_size", 1, inf, 65_536),

@@ -366,6 +366,7 @@ _RANGES: dict[str, tuple[tuple, tuple]] = {
   "optimizer.sam_rho": ((-0.1, _NAN, _INF), (0.0, 0.6)),
   "optimizer.train": (("tail", ""), ("all", "head")),
   "schedule.decay": (("step", ""), ("linear", "cosine", "constant")),
+  "steps_per_dispatch": ((0, -1), (1, 16)),
   "keep_checkpoints": ((0, -1), (1, 9)),
   "keep_every": (("5 weeks", "often"), ("", "10 epochs", "1000 steps")),
   "keep_best": (("accuracy", "train/loss"), ("", "eval/accuracy", "eval/loss")),

@@ -7,6 +7,7 @@ import types
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from configs import smoke
@@ -117,6 +118,23 @@ def test_real_metrics_are_read_too(run):
     "train/grad_norm": 2.5,
     "train/param_norm": 3.5,
   }
+
+
+def test_of_several_updates_each_is_told(run):
+  r = run(total="25 steps", log_every="10 steps")
+  for last in (5, 10, 15, 20, 25):
+    loss = np.arange(last - 4, last + 1, dtype=np.float32)
+    values = {k: np.ones(5, np.float32) for k in _METRICS} | {"loss": loss}
+    r.report.update(last, values, 5)
+  assert [*r.records()] == [1, 10, 20]
+  r.report.settle()
+  found = {s: v["train/loss"] for s, v in r.records().items()}
+  assert found == {1: 1.0, 10: 10.0, 20: 20.0, 25: 25.0}
+  broken = {k: np.ones(5, np.float32) for k in _METRICS}
+  broken["loss"][2] = np.nan
+  r.report.update(30, broken, 5)
+  with pytest.raises(reporter.NotFinite, match="28"):
+    r.report.settle()
 
 
 def test_the_first_the_last_and_every_nth_are_logged(run):

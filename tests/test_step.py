@@ -129,6 +129,22 @@ def test_compiles_once_and_never_copies_the_state(smoke_config, options):
   assert all(x.is_deleted() for x in jax.tree.leaves(before))
 
 
+def test_several_updates_at_once_are_those_one_by_one(smoke_config):
+  trainer, state, metrics = run(smoke_config, 8)
+  mesh = sharding.make_mesh()
+  batches = [make_batch(i) for i in range(3)]
+  other, found = trainer.train_steps(
+    trainer.init(), sharding.put_batches(mesh, batches)
+  )
+  for a, b in zip(*map(jax.tree.leaves, (state, other)), strict=True):
+    assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
+  assert_trees_close(state, other, rtol=1e-3, atol=1e-4)
+  for i, values in enumerate(metrics):
+    assert found.keys() == values.keys()
+    for name, value in values.items():
+      np.testing.assert_allclose(found[name][i], value, rtol=1e-4)
+
+
 def plain_update(config, params, opt_state, step, batch):
   """One update written out, without jit, sharding or TrainState."""
   key = step_lib.key_for(config.seed, step_lib.Purpose.MIXUP, step)

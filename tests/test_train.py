@@ -96,6 +96,19 @@ def test_a_run_ends_with_its_report(undisturbed):
   assert run["weights"]["stem"]["image"].startswith("data:image/png;base64,")
 
 
+@pytest.mark.slow
+def test_updates_dispatched_together_make_the_same_run(
+  undisturbed, smoke_config, tmp_path
+):
+  smoke_config.steps_per_dispatch = 7
+  smoke_config.data.threads = 2
+  train.train(smoke_config, tmp_path / "run")
+  expected, found = exact(undisturbed[0]), exact(tmp_path / "run")
+  assert [r["step"] for r in found] == [r["step"] for r in expected]
+  for one, two in zip(found, expected, strict=True):
+    assert one == pytest.approx(two, rel=0.02, abs=0.02)
+
+
 def test_a_report_that_is_gone_is_made_again(
   undisturbed, smoke_config, tmp_path, capsys
 ):

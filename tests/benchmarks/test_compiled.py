@@ -134,23 +134,9 @@ def test_a_row_that_fails_stops_no_other(monkeypatch, tmp_path, capsys):
 
 
 def test_a_wrong_pattern_is_a_sentence(capsys):
-  args = argparse.Namespace(only="(", on="", again=False, tables=False)
+  args = argparse.Namespace(only="(", on="", again=False)
   assert command_line.tool(compiled.body, args) == 1
   assert "--only=( is no regular expression" in capsys.readouterr().err
-
-
-def test_tables_into_docs(monkeypatch, tmp_path, capsys):
-  small(monkeypatch, tmp_path)
-  monkeypatch.setattr(compiled, "DOCS", tmp_path / "performance.md")
-  args = argparse.Namespace(only="", on="", again=False, tables=True)
-  compiled.DOCS.write_text("nothing\n")
-  assert command_line.tool(compiled.body, args) == 1
-  assert "has no place for a table" in capsys.readouterr().err
-  compiled.DOCS.write_text("<!-- table: compiled_gpu -->\n<!-- end -->\n")
-  assert compiled.compile_all("", "", False) == 0
-  assert command_line.tool(compiled.body, args) == 0
-  table = compiled_tables.compiled_gpu(list(compiled.load().values()))
-  assert f"-->\n\n{table}\n\n<!-- end" in compiled.DOCS.read_text()
 
 
 def row(where="h100-1", fits=True, **changes):
@@ -229,22 +215,6 @@ def test_tables_have_as_many_cells_as_heads(name):
   lines = compiled_tables.TABLES[name](rows).splitlines()
   assert len(lines) > 3
   assert {x.count("|") for x in lines} == {lines[0].count("|")}
-
-
-def test_rendering_leaves_all_else_and_changes_nothing_twice():
-  marks = [f"<!-- table: {x} -->\nold\n<!-- end -->\n" for x in ("remat", "x")]
-  text = f"before\n{marks[0]}between\n{marks[1]}after\n"
-  results = {"a": row(), "b": row(remat="block")}
-  once = compiled_tables.render(text, results)
-  table = compiled_tables.remat(list(results.values()))
-  assert once == text.replace("old", f"\n{table}\n", 1)
-  assert compiled_tables.render(once, results) == once
-
-
-def test_a_table_without_end_is_told():
-  text = "<!-- table: remat -->\n<!-- table: x -->\n<!-- end -->"
-  with pytest.raises(UserError, match="remat --> has no <!-- end -->"):
-    compiled_tables.render(text, {})
 
 
 def test_changes_are_typed_as_they_are_meant():
@@ -386,9 +356,3 @@ def test_a_device_by_its_data_sheet():
   assert kernel_profile.chip("NVIDIA H100 80GB HBM3").name == "h100-1"
   with pytest.raises(UserError, match="no data sheet of this machine's"):
     kernel_profile.chip("cpu")
-
-
-@pytest.mark.slow
-def test_docs_have_the_tables_of_the_results():
-  text = compiled.DOCS.read_text()
-  assert compiled_tables.render(text, compiled.load()) == text

@@ -109,9 +109,6 @@ def run(monkeypatch, *flags):
 def test_mistakes_are_told(monkeypatch, capsys):
   assert run(monkeypatch, "--models=S/33") == 1
   assert "S/33" in capsys.readouterr().err
-  flags = ("--dtype=bfloat16", "--authors=there")
-  assert run(monkeypatch, *flags) == 1
-  assert "float32 alone" in capsys.readouterr().err
 
 
 @pytest.mark.slow
