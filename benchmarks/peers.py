@@ -39,7 +39,6 @@ from benchmarks import peer_comparison, peer_plot, records, step
 from benchmarks.peer_field import PLAIN, Field
 from mixer import command_line, npz, trained, validation, weights
 from mixer import model as model_lib
-from mixer.errors import UserError
 from mixer.exporting import timm_weights
 
 

@@ -6,9 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Mesh
+from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import Mesh, PartitionSpec
 
-from mixer import mlp, norm, token_mixing
+from mixer import mlp, norm, sharding, token_mixing
 
 # Of the activations: `[B, S, C]`, as in the authors' code, or `[S, B, C]`, in
 # which both MLPs are plain matmuls and nothing is ever transposed.
@@ -36,7 +37,7 @@ class MixerBlock(nn.Module):
     mixing: how tokens are mixed.
     grad_dtype: of the kernels' gradients; see `mixer.linear`.
     token_mlp: of `TOKEN_MLPS`; for "pallas" without dropout.
-    mesh: over which the batch is split; only "pallas" needs to know.
+    mesh: over which the batch is split; None for one device.
   """
 
   tokens_mlp_dim: int
@@ -144,6 +145,29 @@ class MixerBlock(nn.Module):
 def token_axis(layout: str) -> int:
   """Which axis of the activations the tokens are; the batch is the other."""
   return 0 if layout == "token_major" else 1
+
+
+def as_written(x_SBC: jax.Array, mesh: Mesh | None) -> jax.Array:
+  """The same, in memory too in the order of its axes.
+
+  Else XLA makes nothing of the transposition before it but another order of the
+  bytes, which every block inherits, and turns them for every matmul.
+
+  Args:
+    x_SBC: `[S, B, C]`.
+    mesh: over which B is split; None for one device.
+  """
+
+  def constrain(x: jax.Array) -> jax.Array:
+    return with_layout_constraint(x, Layout((0, 1, 2)))
+
+  if mesh is None:
+    return constrain(x_SBC)
+  # By device, as XLA would gather all images for the constraint.
+  split = PartitionSpec(None, sharding.AXES)
+  return jax.shard_map(
+    constrain, mesh=mesh, in_specs=split, out_specs=split, check_vma=False
+  )(x_SBC)
 
 
 def layout_for(platform: str) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AbstractMesh, Mesh
 
 from mixer import block as block_lib
@@ -48,7 +47,7 @@ class MlpMixer(nn.Module):
     permute_seed: its seed.
     grad_dtype: of the kernels' gradients; see `mixer.linear`.
     token_mlp: what computes token mixing, of `block.TOKEN_MLPS`.
-    mesh: over which the batch is split; only "pallas" needs to know.
+    mesh: over which the batch is split; None for one device.
   """
 
   patch_size: int
@@ -103,9 +102,9 @@ class MlpMixer(nn.Module):
     x = x.reshape(x.shape[0], -1, x.shape[-1])
     token_axis = block_lib.token_axis(self.layout)
     if token_axis == 0:
-      # Else XLA makes nothing of this transposition but another order of the
-      # bytes, which every block inherits, and turns them for every matmul.
-      x = with_layout_constraint(jnp.swapaxes(x, 0, 1), Layout((0, 1, 2)))
+      x = jnp.swapaxes(x, 0, 1)
+      if not self.is_initializing():
+        x = block_lib.as_written(x, self.mesh)
     x = self._blocks(x, key)
     x = norm.LayerNorm(name="pre_head_layer_norm")(x)
     x_BC = jnp.mean(x, axis=token_axis, dtype=jnp.float32)
@@ -208,12 +207,10 @@ def placed(module: MlpMixer, mesh: Mesh | AbstractMesh) -> MlpMixer:
   """
   if isinstance(mesh, AbstractMesh):
     return module
-  if module.token_mlp == "pallas":
-    return module.clone(mesh=mesh if mesh.size > 1 else None)
-  if module.layout:
-    return module
-  platform = mesh.devices.flat[0].platform
-  return module.clone(layout=block_lib.layout_for(platform))
+  layout = module.layout
+  if not layout and module.token_mlp == "xla":
+    layout = block_lib.layout_for(mesh.devices.flat[0].platform)
+  return module.clone(layout=layout, mesh=mesh if mesh.size > 1 else None)
 
 
 def plain(module: MlpMixer) -> MlpMixer:

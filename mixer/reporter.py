@@ -104,9 +104,7 @@ class Reporter:
     self._pending: tuple[int, int, step_lib.Metrics] | None = None
     self._speed: dict[str, float] = {}
 
-  def update(
-    self, step: int, values: step_lib.Metrics, count: int = 1
-  ) -> None:
+  def update(self, step: int, values: step_lib.Metrics, count: int = 1) -> None:
     """Takes an update's metrics, still being computed; reads those before.
 
     Args:

@@ -182,9 +182,7 @@ class Trainer:
     )
     everywhere, split = sharding.replicated(mesh), sharding.batch(mesh)
     self.init = jax.jit(init, out_shardings=where)
-    update = _train_step(
-      config, self.model, num_classes, optimizer, lr, mesh
-    )
+    update = _train_step(config, self.model, num_classes, optimizer, lr, mesh)
     self.train_step = jax.jit(
       update,
       in_shardings=(where, split),

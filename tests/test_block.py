@@ -1,6 +1,7 @@
 """Every variant of a block: the same function, gradients and draws."""
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from mixer import block as block_lib
-from mixer import model
+from mixer import durations, model, sharding
+from mixer.planning import compiling
 from tests import reference
 from tests.test_model import random_images, random_params, small
 
@@ -202,3 +204,16 @@ def test_policies_keep_less_and_less():
   # Of three blocks: stream in and between, and pre-activations.
   assert block < pre < none
   assert pre - block >= 3 * (s * c + t * c + s * f)
+
+
+def test_the_layout_is_asked_for_by_device(smoke_config):
+  # Of whole arrays XLA would gather all images for it.
+  smoke_config.model.layout = "token_major"
+  plan = durations.plan(smoke_config, 1400)
+  text = compiling.lower(
+    smoke_config, plan, 10, sharding.make_mesh(jax.devices()[:4])
+  ).as_text()
+  b, s, c = smoke_config.batch_size // 4, 16, smoke_config.model.hidden_dim
+  asked = re.findall(r"@LayoutConstraint\(.*-> tensor<(\w+)>", text)
+  # Forward, and of its gradient.
+  assert set(asked) == {f"{s}x{b}x{c}xf32"}

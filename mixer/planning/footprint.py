@@ -18,6 +18,8 @@ from mixer.planning import hardware
 # compilers reserve for the recipes (docs/scaling.md): that for TPUs computes
 # GELU and LayerNorm anew, that for GPUs keeps more, LayerNorm's in float32.
 KEPT = {"tpu": (2, 1), "gpu": (12, 2)}
+# The same by policies of rematerialisation.
+REMAT_KEPT = {"pre_activations": (2, 1), "block": (1, 0)}
 # How often the activations of a block go through memory, counted in those of
 # width C and in those of widths T and F: fitted to what the TPU's compiler
 # counts for the recipes (docs/scaling.md).
@@ -66,8 +68,10 @@ def activations(
   kept = [n * narrow + w * wide for narrow, wide in blocks]
   total = sum(kept)
   # For several GPUs the compiler keeps nearly all of it all the same.
-  if config.model.remat == "block" and (target.grid or target.num_devices == 1):
-    total = sum(narrow for narrow, _ in blocks) + max(kept)
+  if target.grid or target.num_devices == 1:
+    n, w = REMAT_KEPT.get(config.model.remat, (n, w))
+    again = sum(n * narrow + w * wide for narrow, wide in blocks)
+    total = min(total, again + max(kept))
   pixels = 6 * math.prod(size) * (2 + width / 2)
   each = width * total + pixels + 12 * num_classes
   return round(images / config.optimizer.accumulate * each)
@@ -86,7 +90,7 @@ def traffic(
     TRAFFIC_NARROW * narrow + TRAFFIC_WIDE * wide
     for narrow, wide in _blocks(model, size)
   )
-  factor = 4 / 3 if config.model.remat == "block" else 1.0
+  factor = 1.0 if config.model.remat == "none" else 4 / 3
   factor *= 2 if config.optimizer.sam_rho else 1
   each = each * factor + 24 * math.prod(size) + 16 * num_classes
   return round(images * each)
