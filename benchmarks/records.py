@@ -30,16 +30,19 @@ def cores() -> int:
   return os.cpu_count() or 1
 
 
-# Paths of one machine, which change no figure.
-_UNTOLD = ("--out", "--torch_python")
+# Paths of one machine, which change no figure; of the last it says that it was
+# there.
+_UNTOLD = ("--out", "--torch_python", "--authors")
 
 
 def _flags(words: Sequence[str]) -> list[str]:
-  """Of a command line, without where its results go."""
+  """Of a command line, without paths of this machine."""
   found, follows = [], False
   for word in words:
     name, equals, _ = word.partition("=")
-    if not follows and name not in _UNTOLD:
+    if not follows and name == "--authors":
+      found.append("--authors=DIR")
+    elif not follows and name not in _UNTOLD:
       found.append(word)
     follows = not follows and name in _UNTOLD and not equals
   return found

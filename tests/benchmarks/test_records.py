@@ -25,3 +25,11 @@ def test_machines():
   assert records.machine(record) == "8 x NVIDIA H100"
   gpu["platform"] = "cpu"  # On which virtual devices are no machine.
   assert records.machine(record) == "2 cores of Known"
+
+
+@pytest.mark.parametrize("words", [["--authors=/a"], ["--authors", "/a"]])
+def test_of_a_checkout_it_is_told_that_it_was_there(words, monkeypatch):
+  monkeypatch.setattr(sys, "argv", ["peers.py", *words, "--rounds=2"])
+  record = records.start("benchmarks.peers", {})
+  expected = "python -m benchmarks.peers --authors=DIR --rounds=2"
+  assert record["command"] == expected
