@@ -290,6 +290,25 @@ def test_parts_make_the_update_of_the_whole_batch(
       assert abs(leaf - start[name]).max() > 1e-4, name
 
 
+_TOKENS_FIRST, _FUSED = dict(layout="token_major"), dict(token_mlp="pallas")
+
+
+@pytest.mark.parametrize(
+  ("how", "fsdp"),
+  [(_TOKENS_FIRST, 2), slow(_TOKENS_FIRST, 1), slow(_FUSED, 2)],
+  ids=["tokens first", "unsplit", "fused"],
+)
+def test_what_accelerators_compute_is_the_same(plain_config, how, fsdp):
+  plain_config.optimizer.update(name="sgd", weight_decay=0.0, learning_rate=0.3)
+  plain_config.sharding.min_size = 64
+  _, whole, whole_metrics = run(plain_config, 1)
+  plain_config.model.update(how)
+  plain_config.sharding.fsdp = fsdp
+  _, other, metrics = run(plain_config, 8)
+  assert_trees_close(whole, other, rtol=2e-3, atol=2e-4)
+  assert_trees_close(whole_metrics, metrics, rtol=1e-3)
+
+
 def compiled(config, devices):
   """The update, compiled for abstract batches."""
   mesh = sharding.make_mesh(jax.devices()[:devices])

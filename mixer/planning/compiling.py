@@ -83,7 +83,7 @@ def missing(target: hardware.Slice) -> str:
   """A sentence if the compiler for a slice isn't here, else ""."""
   if target.chip.name in ("v4", "a100", "h200"):
     return (
-      f"--compile knows no {target.chip.name}: libtpu describes a v4 chip as "
+      f"there is no compiling for {target.chip.name}: libtpu describes a v4 as "
       "two devices, and of GPUs only the H100's description is at hand. Use "
       "--hardware=h100-8 or a v5e, v5p or v6e slice, or leave --compile out."
     )
@@ -94,7 +94,7 @@ def missing(target: hardware.Slice) -> str:
   if found:
     return ""
   return (
-    f"--compile needs the compiler for {target.name}, which isn't installed: "
+    f"the compiler for {target.name} isn't installed here: "
     f'pip install -e ".[{extra}]" (or make setup-{extra}) brings it; it needs '
     "no accelerator."
   )
