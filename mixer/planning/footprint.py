@@ -15,9 +15,10 @@ from mixer.planning import hardware
 
 # How many arrays as large as a block's activations are kept for the backward
 # pass, of those of width C and of those of widths T and F. Fitted to what the
-# compilers reserve for the recipes (docs/scaling.md): that for TPUs computes
-# GELU and LayerNorm anew, that for GPUs keeps more, LayerNorm's in float32.
-KEPT = {"tpu": (2, 1), "gpu": (12, 2)}
+# compilers reserve (docs/scaling.md): that for TPUs computes GELU and LayerNorm
+# anew, that for GPUs keeps what they give out too, and on several puts off the
+# kernels' gradients with what these need.
+KEPT = {"tpu": (2, 1), "gpu": (4, 2), "gpus": (6, 2)}
 # The same by policies of rematerialisation.
 REMAT_KEPT = {"pre_activations": (2, 1), "block": (1, 0)}
 # How often the activations of a block go through memory, counted in those of
@@ -63,12 +64,13 @@ def activations(
   """What is kept for the backward pass, on one device of a slice."""
   size = config_lib.image_size(config)
   width = np.dtype(model.dtype).itemsize
-  n, w = KEPT[target.platform]
+  several = target.platform == "gpu" and target.num_devices > 1
+  n, w = KEPT["gpus" if several else target.platform]
   blocks = _blocks(model, size)
   kept = [n * narrow + w * wide for narrow, wide in blocks]
   total = sum(kept)
-  # For several GPUs the compiler keeps nearly all of it all the same.
-  if target.grid or target.num_devices == 1:
+  # On several GPUs nearly all of it is kept all the same.
+  if not several:
     n, w = REMAT_KEPT.get(config.model.remat, (n, w))
     again = sum(n * narrow + w * wide for narrow, wide in blocks)
     total = min(total, again + max(kept))

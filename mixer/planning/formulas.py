@@ -38,9 +38,10 @@ FORMULAS = {
   "activations": "(b / accumulate) (d sum over blocks (k S C + l (T C + S F)) "
   "+ 6 H W (2 + d / 2) + 12 K), d = 2 bytes in bfloat16, k = "
   f"{footprint.KEPT['tpu'][0]} and l = {footprint.KEPT['tpu'][1]} on TPUs, "
-  f"{footprint.KEPT['gpu'][0]} and {footprint.KEPT['gpu'][1]} on GPUs, which "
-  "keep more; with remat k = 2, l = 1 (pre_activations) or k = 1, l = 0 "
-  "(block), and all of the widest, but not for several GPUs, whose compiler "
+  f"{footprint.KEPT['gpu'][0]} and {footprint.KEPT['gpu'][1]} on a GPU, "
+  f"{footprint.KEPT['gpus'][0]} and {footprint.KEPT['gpus'][1]} on several, "
+  "which keep more; with remat k = 2, l = 1 (pre_activations) or k = 1, l = 0 "
+  "(block), and all of the widest, but not on several GPUs, whose compiler "
   "keeps nearly all of it all the same",
   "gradients": "4 P of a device; twice that with accumulate > 1",
   "memory": "state + batch + activations + gradients",
