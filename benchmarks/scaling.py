@@ -62,7 +62,6 @@ RECIPES = {
 TOO_LARGE = (
   ("mixer_l16_i21k", "h100-8"),
   ("mixer_l16_i1k", "h100-8"),
-  ("mixer_jft:L/32", "h100-8"),
   ("mixer_jft:L/16", "h100-8"),
   ("mixer_jft:H/14", "h100-8"),
 )

@@ -26,8 +26,8 @@ fine-tuning at 224 px (the paper's):
 
 L/16 after 7 epochs (--config.total="2.1e9 examples"): 84.05 %. Hardware: one
 host with 8 H100 GPUs, batch 4096 divided among them; one H100 for S/32, 4 for
-S/16 and B/32, as the host must then decode some 35,000 images/s; on GPUs L/32,
-L/16 and H/14 need --config.optimizer.accumulate=4 (docs/scaling.md).
+S/16 and B/32, as the host must then decode some 35,000 images/s; on GPUs L/16
+and H/14 need --config.optimizer.accumulate=4 (docs/scaling.md).
 
 The paper doesn't name the loss on JFT: it is taken to be that on ImageNet-21k.
 """
