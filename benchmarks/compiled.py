@@ -28,6 +28,7 @@ from typing import Any
 import jax
 
 from benchmarks import kernel_report, kernels
+from benchmarks import step as step_lib
 from mixer import command_line
 from mixer import config as config_lib
 from mixer.errors import UserError
@@ -109,7 +110,7 @@ def compile_row(row: Row, target: hardware.Slice) -> dict[str, Any]:
     UserError: a key or value that the config hasn't; no compiler.
   """
   dtype = row.changes["model.dtype"]
-  config = kernels.recipe(row.variant, row.batch, dtype, row.changes)
+  config = step_lib.changed(row.variant, row.batch, dtype, row.changes)
   step, _ = kernels.compile_step(row.key, config, target)
   said = dataclasses.asdict(step.compiled)
   del said["collectives"], said["copies"]

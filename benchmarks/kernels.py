@@ -19,15 +19,14 @@ profiler, and prints what each kernel took beside its prediction.
 """
 
 import argparse
-import ast
-import difflib
 import pathlib
 import sys
 from typing import Any
 
 import jax
 
-from benchmarks import kernel_profile, kernel_report
+from benchmarks import kernel_profile, kernel_report, settings
+from benchmarks import step as step_lib
 from mixer import command_line, durations, flops, validation
 from mixer import config as config_lib
 from mixer import model as model_lib
@@ -36,66 +35,6 @@ from mixer.planning import compiling, formulas, hardware, kernels
 
 # Of ImageNet-21k, as most recipes have.
 CLASSES = 21_843
-
-
-def recipe(
-  variant: str, batch: int, dtype: str, changes: dict[str, Any]
-) -> config_lib.Config:
-  """What is compiled: as the recipes train, without what is random.
-
-  Args:
-    variant: such as "B/16".
-    batch: images of all devices.
-    dtype: of activations.
-    changes: values by key of the config.
-
-  Raises:
-    UserError: a key that the config hasn't, a value of another type.
-  """
-  config = config_lib.default()
-  config.model.variant = variant
-  config.model.dtype = dtype
-  config.batch_size = batch
-  config.total = "1000000 steps"
-  config.optimizer.weight_decay = 0.1
-  known = config_lib.flatten(config)
-  for key, value in changes.items():
-    if key not in known:
-      close = difflib.get_close_matches(key, known, n=1)
-      meant = f"did you mean {close[0]!r}? " if close else ""
-      raise UserError(
-        f"the config has no key {key!r}; {meant}mixer/config.py lists them all."
-      )
-    *groups, last = key.split(".")
-    node: Any = config
-    for group in groups:
-      node = node[group]
-    try:
-      node[last] = value
-    except TypeError as e:
-      raise UserError(
-        f"{key}={value} is not of type {type(known[key]).__name__}; write it "
-        f"as in {key}={known[key]}."
-      ) from e
-  return config
-
-
-def changes_of(pairs: list[str]) -> dict[str, Any]:
-  """KEY=VALUE as they are typed, as values by key.
-
-  Raises:
-    UserError: something else.
-  """
-  found = {}
-  for pair in pairs:
-    key, separator, text = pair.partition("=")
-    if not separator:
-      raise UserError(f"{pair!r} is no KEY=VALUE, as in model.remat=block.")
-    try:
-      found[key] = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-      found[key] = text
-  return found
 
 
 def flop(config: config_lib.Config) -> int:
@@ -135,10 +74,12 @@ def _head(args: argparse.Namespace, where: str, compiler: str) -> str:
 
 
 def _compile(args: argparse.Namespace) -> None:
-  base = changes_of(args.set)
-  groups = [base, *(base | changes_of(pairs) for pairs in args.compare)]
+  base = settings.parse(" ".join(args.set))
+  groups = [base, *(base | settings.parse(" ".join(x)) for x in args.compare)]
   target = hardware.parse(args.hardware)
-  configs = [recipe(args.variant, args.batch, args.dtype, g) for g in groups]
+  configs = [
+    step_lib.changed(args.variant, args.batch, args.dtype, g) for g in groups
+  ]
   for config in configs:  # Before the first one is compiled.
     validation.validate(config, target.num_devices)
   compiling.prepare()
@@ -165,8 +106,8 @@ def _compile(args: argparse.Namespace) -> None:
 def _profile(args: argparse.Namespace) -> None:
   if args.compare:
     raise UserError("--profile runs one step: leave --compare out.")
-  changes = changes_of(args.set)
-  config = recipe(args.variant, args.batch, args.dtype, changes)
+  changes = settings.parse(" ".join(args.set))
+  config = step_lib.changed(args.variant, args.batch, args.dtype, changes)
   name = " ".join(args.set) or "base"
   found = kernel_profile.profile(config, CLASSES, name, args.steps)
   step = found.step

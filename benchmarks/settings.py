@@ -60,8 +60,8 @@ def apply(config: config_lib.Config, changes: Mapping[str, Any]) -> None:
       config.update_from_flattened_dict({key: value})
     except TypeError as e:
       raise UserError(
-        f"{key}={value!r} is not of type {type(known[key]).__name__}, as is "
-        f"the default {known[key]!r}."
+        f"{key}={value} is not of type {type(known[key]).__name__}; write it "
+        f"as in {key}={known[key]}."
       ) from e
 
 

@@ -84,9 +84,14 @@ def make_batch(
   }
 
 
-def _config(
+def changed(
   variant: str, batch: int, dtype: str, changes: Changes
 ) -> config_lib.Config:
+  """`recipe`, with values by key of the config.
+
+  Raises:
+    UserError: a key that the config hasn't, a value of another type.
+  """
   config = recipe(variant, batch, dtype)
   settings.apply(config, changes)
   return config
@@ -121,7 +126,7 @@ def measure(
   jax.config.update("jax_enable_compilation_cache", False)
   device = jax.devices()[0]
   try:
-    configs = [_config(variant, batch, dtype, c) for c in groups]
+    configs = [changed(variant, batch, dtype, c) for c in groups]
     held = [passes.Passes(c, make_batch(c, CLASSES), CLASSES) for c in configs]
     times = _times(held, configs[0].model.dtype, rounds, seconds)
   except jax.errors.JaxRuntimeError as e:
@@ -216,7 +221,7 @@ def body(args: argparse.Namespace) -> None:
   pairs = [(v, b) for v in args.variants for b in args.batches]
   for variant, batch in pairs:
     for changes in groups:
-      validation.validate(_config(variant, batch, args.dtype, changes), 1)
+      validation.validate(changed(variant, batch, args.dtype, changes), 1)
   print(step_table.head(groups))
   found: dict[str, Any] = {}
   rows: list[dict[str, Any]] = []

@@ -16,7 +16,9 @@ from benchmarks import (
   kernel_profile,
   kernel_report,
   kernels,
+  settings,
 )
+from benchmarks import step as step_lib
 from mixer import command_line, flops
 from mixer import config as config_lib
 from mixer import model as model_lib
@@ -53,7 +55,7 @@ def test_every_row_is_a_config():
   known = config_lib.flatten(config_lib.default())
   for row in compiled.rows():
     changes = {k: v for k, v in row.changes.items() if k in known}
-    config = kernels.recipe(row.variant, row.batch, "bfloat16", changes)
+    config = step_lib.changed(row.variant, row.batch, "bfloat16", changes)
     flat = config_lib.flatten(config)
     assert {k: flat[k] for k in changes} == changes
 
@@ -223,13 +225,13 @@ def test_changes_are_typed_as_they_are_meant():
     "model.remat=block",
     "optimizer.accumulate=2",
   ]
-  assert kernels.changes_of(pairs) == {
+  assert settings.parse(" ".join(pairs)) == {
     "sharding.zero1": False,
     "model.remat": "block",
     "optimizer.accumulate": 2,
   }
   with pytest.raises(UserError, match="'sharding.zero1' is no KEY=VALUE"):
-    kernels.changes_of(["sharding.zero1"])
+    settings.parse("sharding.zero1")
 
 
 @pytest.mark.parametrize(
@@ -241,7 +243,7 @@ def test_changes_are_typed_as_they_are_meant():
 )
 def test_wrong_changes_are_sentences(key, value, said):
   with pytest.raises(UserError, match=said):
-    kernels.recipe("S/32", 8, "bfloat16", {key: value})
+    step_lib.changed("S/32", 8, "bfloat16", {key: value})
 
 
 def test_columns_side_by_side(monkeypatch, capsys):
@@ -294,7 +296,7 @@ def test_a_step_of_one_device_is_read(monkeypatch):
   monkeypatch.setattr(compiling, "_compiler", lambda unused: "CPU")
   monkeypatch.setattr(compiling, "_GPU_OPTIONS", {})
   changes = {"model.layout": "token_major", "model.dtype": "float32"}
-  config = kernels.recipe("S/112", 2, "float32", changes)
+  config = step_lib.changed("S/112", 2, "float32", changes)
   step, _ = kernels.compile_step("x", config, H100)
   # XLA leaves products of a row or two to elementwise kernels.
   assert step.total.flop == pytest.approx(step.flop, rel=0.1)
