@@ -256,13 +256,15 @@ def test_any_record_can_be_described(data):
 
 @given(
   st.none() | st.booleans() | st.integers() | st.text() | st.floats(),
-  st.none() | st.integers() | st.text(),
+  # Start times that no process has: process 1 of a container has a small one,
+  # which is drawn sooner or later.
+  st.none() | st.integers(max_value=-1) | st.text(),
 )
 def test_only_this_very_process_is_alive(pid, started):
   found = owner.is_alive(
     owner.this_process() | {"pid": pid, "started": started}
   )
-  assert found is not True  # None of them is: ours has a start time.
+  assert found is not True
 
 
 def test_who_can_not_be_looked_up_is_watched(monkeypatch):
