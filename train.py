@@ -41,6 +41,7 @@ from mixer import (
 )
 from mixer import config as config_lib
 from mixer import step as step_lib
+from mixer import update as update_lib
 from mixer import workdir as workdir_lib
 from mixer.cluster import gate, hosts
 from mixer.errors import UserError
@@ -169,7 +170,7 @@ class _Run:
   owner: lock.Lock
   hangs: runtime.Hangs
   metadata: dict[str, Any]
-  state: step_lib.TrainState
+  state: update_lib.TrainState
   step: int
   start: int
   on_disk: int | None
@@ -242,7 +243,7 @@ class _Run:
 
   def _update(
     self, local: Sequence[dict[str, np.ndarray]]
-  ) -> tuple[step_lib.TrainState, step_lib.Metrics]:
+  ) -> tuple[update_lib.TrainState, update_lib.Metrics]:
     """One update for each batch."""
     if len(local) == 1:
       batch = sharding.put_batch(self.mesh, local[0])

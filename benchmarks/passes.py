@@ -14,6 +14,7 @@ from benchmarks import peer_server
 from mixer import config as config_lib
 from mixer import durations, flops, optim, sharding
 from mixer import step as step_lib
+from mixer import update as update_lib
 
 # In the order in which they are told.
 NAMES = ("forward", "evaluation", "train", "optimizer")
@@ -170,7 +171,7 @@ def optimizer_alone(
   """Jitted `(state, gradients) -> state`: clipping, optimizer, new weights."""
   optimizer = optim.make(config, plan)
 
-  def update(state: step_lib.TrainState, gradients: Any) -> Any:
+  def update(state: update_lib.TrainState, gradients: Any) -> Any:
     trained, frozen = optim.split(config, state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
     params = optim.merge(optax.apply_updates(trained, updates), frozen)

@@ -11,6 +11,7 @@ from benchmarks import peer_server, step
 from mixer import __version__, durations, npz, runtime, sharding, weights
 from mixer import config as config_lib
 from mixer import step as step_lib
+from mixer import update as update_lib
 from mixer.exporting import timm_weights
 
 
@@ -46,7 +47,7 @@ class Ours:
     self._batch = {k: whole[k] for k in ("image", "label")}
     self._masked = {k: whole[k] for k in ("image", "mask")}
 
-  def _start(self) -> step_lib.TrainState:
+  def _start(self) -> update_lib.TrainState:
     state = self._trainer.init()
     params = jax.tree.map(
       lambda x, like: jax.device_put(np.array(x), like.sharding),
@@ -85,8 +86,8 @@ class Ours:
     del variant
 
     @jax.jit
-    def gradient(params: Any, batch: step_lib.Batch) -> Any:
-      losses, batch = step_lib.losses_of(
+    def gradient(params: Any, batch: update_lib.Batch) -> Any:
+      losses, batch = update_lib.losses_of(
         self._config, self._trainer.model, self._classes, 0, batch
       )
       return jax.grad(lambda p: losses(p, batch, None).mean())(params)

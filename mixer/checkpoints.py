@@ -16,7 +16,7 @@ import jax
 import orbax.checkpoint.experimental.v1
 from etils import epath
 
-from mixer import step as step_lib
+from mixer import update as update_lib
 from mixer import workdir as workdir_lib
 from mixer.cluster import hosts
 from mixer.errors import UserError
@@ -123,7 +123,7 @@ class Checkpoints:
     return self._latest
 
   def save(
-    self, step: int, state: step_lib.TrainState, metadata: dict[str, Any]
+    self, step: int, state: update_lib.TrainState, metadata: dict[str, Any]
   ) -> None:
     """Starts a save; returns once the state may be donated.
 
@@ -249,8 +249,8 @@ class Checkpoints:
     )
 
   def restore(
-    self, abstract: step_lib.TrainState
-  ) -> tuple[step_lib.TrainState, int]:
+    self, abstract: update_lib.TrainState
+  ) -> tuple[update_lib.TrainState, int]:
     """The newest state that is whole, laid out as `abstract` says.
 
     Damaged ones that are newer are told, and moved to `checkpoints.damaged`
@@ -272,8 +272,8 @@ class Checkpoints:
 
 
 def restore_at(
-  workdir: finding.Path, step: int, abstract: step_lib.TrainState
-) -> step_lib.TrainState:
+  workdir: finding.Path, step: int, abstract: update_lib.TrainState
+) -> update_lib.TrainState:
   """The state of one checkpoint, verified; moves nothing.
 
   Args:
@@ -290,7 +290,7 @@ def restore_at(
   return _state(abstract, saved.load(found, parts))
 
 
-def _parts(state: step_lib.TrainState) -> dict[str, Any]:
+def _parts(state: update_lib.TrainState) -> dict[str, Any]:
   """The state as the named parts that a checkpoint consists of."""
   fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
   fields = {k: v for k, v in fields.items() if v is not None}
@@ -299,8 +299,8 @@ def _parts(state: step_lib.TrainState) -> dict[str, Any]:
 
 
 def _state(
-  abstract: step_lib.TrainState, parts: Mapping[str, Any]
-) -> step_lib.TrainState:
+  abstract: update_lib.TrainState, parts: Mapping[str, Any]
+) -> update_lib.TrainState:
   """The state of these parts."""
   weights = {k: v for k, v in parts.items() if k != "training"}
   return dataclasses.replace(abstract, **weights, **parts["training"])

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixer import config as config_lib
-from mixer import gradients, weights
+from mixer import gradients, objective, weights
 from mixer import model as model_lib
-from mixer import step as step_lib
+from mixer import update as update_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,8 @@ def examine(
   config: config_lib.Config,
   model: model_lib.MlpMixer,
   num_classes: int,
-  state: step_lib.TrainState,
-  batch: step_lib.Batch,
+  state: update_lib.TrainState,
+  batch: update_lib.Batch,
 ) -> Findings:
   """Looks into the update that comes next; changes nothing.
 
@@ -50,8 +50,8 @@ def examine(
   """
   parts = config.optimizer.accumulate
 
-  def look(state: step_lib.TrainState, batch: step_lib.Batch) -> Any:
-    fn, whole = step_lib.losses_of(
+  def look(state: update_lib.TrainState, batch: update_lib.Batch) -> Any:
+    fn, whole = update_lib.losses_of(
       config, model, num_classes, state.step, batch
     )
     _, grads = gradients.accumulated(fn, state.params, whole, parts)
@@ -100,10 +100,10 @@ def _layers(
   config: config_lib.Config,
   model: model_lib.MlpMixer,
   params: Any,
-  batch: step_lib.Batch,
+  batch: update_lib.Batch,
 ) -> dict[str, jax.Array]:
   """Largest magnitude of what each direct part of the model gives out."""
-  images = step_lib.objective.scale(batch["image"], model.dtype)
+  images = objective.scale(batch["image"], model.dtype)
   # What is recomputed can't be captured.
   _, captured = model_lib.plain(model).apply(
     {"params": params},

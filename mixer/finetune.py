@@ -12,6 +12,7 @@ from etils import epath
 from mixer import checkpoints, resolution, trained, weights
 from mixer import config as config_lib
 from mixer import step as step_lib
+from mixer import update as update_lib
 from mixer import workdir as workdir_lib
 from mixer.errors import UserError
 
@@ -47,7 +48,7 @@ class Origin:
     shaped.model.tokens_mlp_dim = self.tokens_mlp_dim
     return shaped
 
-  def place(self, state: step_lib.TrainState) -> step_lib.TrainState:
+  def place(self, state: update_lib.TrainState) -> update_lib.TrainState:
     """Puts the weights into a freshly made state, and its average."""
     if self.params is None:
       return state

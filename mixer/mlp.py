@@ -12,6 +12,9 @@ from mixer import linear
 
 # What an MLP's first matmul gives out, for policies of rematerialisation.
 PRE_ACTIVATIONS = "pre_activations"
+# Of GELU, x / 2 (1 + tanh(ROOT (x + CUBE x^3))).
+GELU_ROOT = math.sqrt(2.0 / math.pi)
+GELU_CUBE = 0.044715
 
 
 class MlpBlock(nn.Module):
@@ -77,12 +80,8 @@ def gelu(x: jax.Array) -> jax.Array:
   """
   # So written, and in the matmul's own dtype, XLA's compiler for GPUs makes it
   # the end of the matmul before it, which has float32 there (BIAS_GELU_AUX).
-  cubic = x + _CUBE * (x * x * x)
-  return x * (0.5 * (1.0 + jnp.tanh(_ROOT * cubic)))
-
-
-_ROOT = math.sqrt(2.0 / math.pi)
-_CUBE = 0.044715
+  cubic = x + GELU_CUBE * (x * x * x)
+  return x * (0.5 * (1.0 + jnp.tanh(GELU_ROOT * cubic)))
 
 
 def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -93,8 +92,8 @@ def _gelu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
   # Else XLA takes this tanh and that of the forward pass for one, and keeps it.
   x = jax.lax.optimization_barrier(x)
   square = x * x
-  t = jnp.tanh(_ROOT * (x + _CUBE * (square * x)))
-  slope = _ROOT * (1.0 + 3.0 * _CUBE * square)
+  t = jnp.tanh(GELU_ROOT * (x + GELU_CUBE * (square * x)))
+  slope = GELU_ROOT * (1.0 + 3.0 * GELU_CUBE * square)
   # In the dtype of x: were it float32, XLA would write that for the sum that is
   # the bias's gradient. Inside of a kernel it has float32 all the same.
   return (dy * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope),)

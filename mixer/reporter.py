@@ -11,6 +11,7 @@ from etils import epath
 from mixer import config as config_lib
 from mixer import durations, flops, goodput, loader, metrics
 from mixer import step as step_lib
+from mixer import update as update_lib
 from mixer.errors import UserError
 
 
@@ -101,10 +102,12 @@ class Reporter:
     self._peak = peak and peak * jax.device_count()
     self._watch = Stopwatch()
     self._start = start_step
-    self._pending: tuple[int, int, step_lib.Metrics] | None = None
+    self._pending: tuple[int, int, update_lib.Metrics] | None = None
     self._speed: dict[str, float] = {}
 
-  def update(self, step: int, values: step_lib.Metrics, count: int = 1) -> None:
+  def update(
+    self, step: int, values: update_lib.Metrics, count: int = 1
+  ) -> None:
     """Takes an update's metrics, still being computed; reads those before.
 
     Args:

@@ -49,6 +49,15 @@ def smoke_config(data_dir: str):
 
 
 @pytest.fixture
+def plain_config(smoke_config):
+  """Smaller, and without random numbers in the model."""
+  smoke_config.model.update(
+    num_blocks=1, hidden_dim=16, dropout=0.0, stochastic_depth=0.0
+  )
+  return smoke_config
+
+
+@pytest.fixture
 def collected() -> Iterator[None]:
   """Lets complaints about what is left behind come in the test that left it."""
   yield

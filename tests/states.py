@@ -9,6 +9,7 @@ import numpy as np
 from configs import smoke
 from mixer import checkpoints, durations, sharding
 from mixer import step as step_lib
+from mixer import update as update_lib
 
 _PLAN = durations.Plan(
   total=20, warmup=2, log_every=1, eval_every=1, checkpoint_every=1
@@ -37,7 +38,7 @@ def update(trainer: step_lib.Trainer, state, count=1):
   return state
 
 
-def tiny(step: int, mesh=None, scale=1.0) -> step_lib.TrainState:
+def tiny(step: int, mesh=None, scale=1.0) -> update_lib.TrainState:
   """A state of a few arrays, other ones for each step; some are sharded."""
   mesh = mesh or sharding.make_mesh()
   rng = np.random.default_rng(step)
@@ -56,7 +57,7 @@ def tiny(step: int, mesh=None, scale=1.0) -> step_lib.TrainState:
     return jax.make_array_from_callback((), whole, lambda at: made)
 
   moments = {"mu": put(split, 8, 5), "count": number(step)}
-  return step_lib.TrainState(number(step), weights(), (moments,), weights())
+  return update_lib.TrainState(number(step), weights(), (moments,), weights())
 
 
 def abstract(state):

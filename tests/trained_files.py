@@ -7,6 +7,7 @@ import numpy as np
 from mixer import checkpoints, model, weights
 from mixer import config as config_lib
 from mixer import step as step_lib
+from mixer import update as update_lib
 
 _NAMES = list("0123456789")
 
@@ -29,7 +30,7 @@ def save(workdir, config, change=lambda metadata: None, scale=1.0):
   ema = None
   if config.optimizer.ema_decay:
     ema = jax.tree.map(lambda x: x * 2, params)
-  state = step_lib.TrainState(jnp.asarray(4), params, jnp.zeros(1), ema)
+  state = update_lib.TrainState(jnp.asarray(4), params, jnp.zeros(1), ema)
   metadata = {
     "config": config_lib.to_json(config),
     "resolved": {"total": 20},

@@ -7,7 +7,6 @@ them: 64 rows at a time of the left operand, up to 256 columns of the right
 one, sums in the registers of one warpgroup.
 """
 
-import math
 import types
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from mixer.mlp import GELU_CUBE, GELU_ROOT
 
 TILE = 64  # Rows of WGMMA's left operand; 128 bytes of bfloat16.
 GROUPS = 2  # Warpgroups that multiply; one more loads.
@@ -30,8 +31,8 @@ SHARED_MEMORY = 227 * 1024 - 3 * 1024
 # up, or they wait for ever.
 _REGISTERS = (240, 24)
 
-_LINEAR = math.sqrt(2 / math.pi)  # Of GELU's polynomial within tanh.
-_CUBIC = _LINEAR * 0.044715
+# Of GELU's polynomial within tanh.
+_LINEAR, _CUBIC = GELU_ROOT, GELU_ROOT * GELU_CUBE
 
 
 def up(size: int, multiple: int) -> int:

@@ -8,15 +8,15 @@ the dtype of the activations; sums, GELU (the tanh form) and the gradients of
 kernels and biases are float32.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-_ROOT = math.sqrt(2 / math.pi)
-_CUBIC = 0.044715
+from mixer.mlp import GELU_CUBE, GELU_ROOT
+
+_LINEAR, _CUBIC = GELU_ROOT, GELU_ROOT * GELU_CUBE
 
 Parameters = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
@@ -30,7 +30,7 @@ def mlp(
 ) -> jax.Array:
   """One image's output, float32 `[S, C]`; kernels are transposed."""
   h_TC = _matmul(w1_TS, y_SC) + b1_T1
-  tanh_TC = jnp.tanh(h_TC * (_ROOT + _ROOT * _CUBIC * (h_TC * h_TC)))
+  tanh_TC = jnp.tanh(h_TC * (_LINEAR + _CUBIC * (h_TC * h_TC)))
   g_TC = h_TC * (0.5 * tanh_TC + 0.5)
   return _matmul(w2_ST, g_TC.astype(y_SC.dtype)) + b2_S1
 
@@ -52,9 +52,9 @@ def mlp_gradients(
   dtype = y_SC.dtype
   h_TC = _matmul(w1_TS, y_SC) + b1_T1
   square_TC = h_TC * h_TC
-  tanh_TC = jnp.tanh(h_TC * (_ROOT + _ROOT * _CUBIC * square_TC))
+  tanh_TC = jnp.tanh(h_TC * (_LINEAR + _CUBIC * square_TC))
   gate_TC = 0.5 * tanh_TC + 0.5
-  inner_TC = 0.5 * _ROOT + 1.5 * _ROOT * _CUBIC * square_TC
+  inner_TC = 0.5 * _LINEAR + 1.5 * _CUBIC * square_TC
   slope_TC = gate_TC + h_TC * (1 - tanh_TC * tanh_TC) * inner_TC
   g_TC = (h_TC * gate_TC).astype(dtype)
   dh_TC = _matmul(w2_TS, dout_SC) * slope_TC

@@ -189,7 +189,16 @@ def test_control_c_with_nothing_done(command, photos, monkeypatch):
   assert got.err.splitlines()[-1] == "Ctrl-C: stopped after 0 of 11 images"
 
 
+@pytest.fixture
+def attended():
+  """Processes hear Ctrl-C, as a shell's jobs in the background do not."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("attended")
 def test_control_c_to_a_process(run, photos, tmp_path):
   """A real signal to the command, once rows are there."""
   listed = tmp_path / "list"
