@@ -42,7 +42,7 @@ def compile_elsewhere(name, target):
   code = (
     "import json, sys, jax\n"
     "from benchmarks import scaling\n"
-    "from mixer import compiling, hardware\n"
+    "from mixer.planning import compiling, hardware\n"
     "compiling.prepare()\n"
     "jax.config.update('jax_platforms', 'cpu')\n"
     "target = hardware.parse(sys.argv[2])\n"
