@@ -220,6 +220,7 @@ def run(trainer, params):
   return losses, np.asarray(features), float(counts["loss_sum"])
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_are_those_of_plain_images():
   # The paper's figure 4: "the curves match perfectly"; here through the
   # jitted functions that train.py uses, with mixup, decay and clipping.

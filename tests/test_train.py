@@ -322,6 +322,7 @@ def test_drift_is_refused_with_a_diff(undisturbed, train_command):
   assert "batch_size: 32 -> 64" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_wrong_first_command_can_be_mended(
   undisturbed, train_command, tmp_path
 ):

@@ -23,6 +23,7 @@ def at_rest(data_dir, workdir, moment=at.COMPILE, nth=12, **kwargs):
   raise AssertionError(run.processes[0].communicate())
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_until_the_first_has_died(
   data_dir, tmp_path, undisturbed
 ):

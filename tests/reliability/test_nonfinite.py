@@ -66,6 +66,7 @@ def test_the_replay_finds_it(stopped):
   assert found["records"] == report["records"]
 
 
+@pytest.mark.slow
 def test_broken_updates_are_skipped_if_asked(data_dir, tmp_path):
   workdir = tmp_path / "run"
   code, run = start(data_dir, workdir, "12,13", "--config.nonfinite=skip")

@@ -54,6 +54,7 @@ def check_stop(data_dir, tmp_path, undisturbed, moment, nth, process):
   test_phases.finish(data_dir, workdir, undisturbed(2), 2)
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together(data_dir, tmp_path, undisturbed):
   check_stop(data_dir, tmp_path, undisturbed, at.COMPILE, 12, 1)
   # Both have evaluated for it, the first one has written it.

@@ -296,6 +296,7 @@ def change_a_row(parts) -> None:
   parts["training"]["opt_state"][0]["mu"] = value
 
 
+@pytest.mark.slow
 def test_two_processes_walk_back_together(tmp_path):
   # 2 processes of 2 devices save 1, 2, 3; then the newest are damaged.
   processes(2, 2, str(tmp_path), "save", "1", "2", "3")
