@@ -7,13 +7,10 @@ import jax
 import numpy as np
 
 from configs import smoke
-from mixer import checkpoints, durations, sharding
+from mixer import checkpoints, sharding
 from mixer import step as step_lib
 from mixer import update as update_lib
-
-_PLAN = durations.Plan(
-  total=20, warmup=2, log_every=1, eval_every=1, checkpoint_every=1
-)
+from tests import updates
 
 
 def make_trainer(devices=8, num_classes=10, **optimizer) -> step_lib.Trainer:
@@ -22,17 +19,13 @@ def make_trainer(devices=8, num_classes=10, **optimizer) -> step_lib.Trainer:
   for key, value in optimizer.items():
     config.optimizer[key] = value
   mesh = sharding.make_mesh(jax.devices()[:devices])
-  return step_lib.Trainer(config, _PLAN, num_classes, mesh)
+  return step_lib.Trainer(config, updates.PLAN, num_classes, mesh)
 
 
 def update(trainer: step_lib.Trainer, state, count=1):
   """The state after that many more updates; `state` is given away."""
   for _ in range(count):
-    rng = np.random.default_rng(int(state.step))
-    batch = {
-      "image": rng.integers(0, 256, (16, 16, 16, 3), dtype=np.uint8),
-      "label": rng.integers(0, 10, 16, dtype=np.int32),
-    }
+    batch = updates.make_batch(int(state.step))
     mesh = trainer.abstract.step.sharding.mesh
     state, _ = trainer.train_step(state, sharding.put_batch(mesh, batch))
   return state
