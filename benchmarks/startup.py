@@ -98,13 +98,15 @@ def phases(
 
   Args:
     total: seconds since the command was given.
-    imports: seconds that importing train.py takes.
+    imports: seconds that importing train.py takes, in another process.
     goodput: of the record of the first update, as `goodput/start`.
     log: what JAX has told of tracing and compiling.
   """
   compiled = compile_times(log)
   spent = {k.removeprefix("goodput/"): v for k, v in goodput.items()}
   update = spent["compile"] + spent["step"]
+  # They are of another process, which may have been the slower one.
+  imports = min(imports, spent["start"] - compiled["state"])
   return {
     "python": total - spent["start"] - spent["data"] - update,
     "imports": imports,
