@@ -61,7 +61,7 @@ def turned(ref: Any, spare: Any) -> Any:
   what is compiled.
   """
   if spare is None:
-    return plgpu.transpose_ref(ref, (1, 0))
+    return ref.transpose((1, 0))
   spare[...] = ref[...].T
   return spare
 

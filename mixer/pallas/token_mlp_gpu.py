@@ -15,7 +15,7 @@ output; in the gradient y, dout and dy, and y and dout once more.
 Both kernels are held as `[S, T]`: then S, which has to be a multiple of 64 for
 the matrix unit, is always along rows, and rows beyond S are zeros that the
 loader (TMA) makes up. It counts rows in eights, so XLA pads 49 and 196 tokens
-to 56 and 200, which is a copy of y and of dout.
+to 56 and 200, which is a copy of y and of dout; under jax 0.12 to 64 and 256.
 """
 
 import functools
@@ -30,6 +30,10 @@ from mixer.pallas import token_mlp_channels_gpu as channels_kernels
 from mixer.pallas import token_mlp_weights_gpu as weights_kernels
 from mixer.pallas.hopper_gpu import TILE
 from mixer.pallas.token_mlp_channels_gpu import WIDTH
+
+# TMA counts rows in eights, and makes up zeros beyond an array. Newer versions
+# of JAX (0.12 is known to) refuse slices that reach beyond one.
+_ROWS = 8 if jax.__version_info__ < (0, 11) else TILE
 
 
 def refusal(tokens: int, channels: int, hidden: int, dtype: Any) -> str:
@@ -121,12 +125,12 @@ _token_mlp.defvjp(_vjp_forward, _vjp_backward)
 
 
 def _padded(interpret: Any, y: jax.Array, *arrays: jax.Array) -> Any:
-  """Tokens up to a multiple of 8, or what a tile has if interpreted.
+  """Tokens up to a multiple of `_ROWS`, or what a tile has if interpreted.
 
   The interpreter doesn't make up zeros, as TMA does.
   """
   tokens = y.shape[1]
-  more = hopper.up(tokens, 8 if interpret is None else TILE) - tokens
+  more = hopper.up(tokens, _ROWS if interpret is None else TILE) - tokens
   out = []
   for x in (y, *arrays):
     pad = [(0, 0)] * x.ndim

@@ -333,6 +333,9 @@ def test_the_longest_kernels_first():
   assert lines[3].split()[1] == "3.00"
 
 
+# Of JAX's own reader of traces, at its first use. As an error it would end the
+# process, as it is raised inside of C++.
+@pytest.mark.filterwarnings("ignore:builtin type .* has no __module__")
 def test_times_of_a_trace(tmp_path):
   """The kernels of the module alone, and all the time that they took."""
 
