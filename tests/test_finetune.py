@@ -9,14 +9,11 @@ import numpy as np
 import pytest
 
 from configs import smoke
-from mixer import checkpoints, durations, finetune, released, sharding
+from mixer import checkpoints, finetune, released, sharding
 from mixer import config as config_lib
 from mixer import step as step_lib
 from mixer.errors import UserError
-
-_PLAN = durations.Plan(
-  total=20, warmup=2, log_every=1, eval_every=1, checkpoint_every=1
-)
+from tests import updates
 
 
 def make_config(**changes):
@@ -35,7 +32,7 @@ def origin_of(path, num_classes=10, **changes) -> finetune.Origin:
 def make_trainer(num_classes=10, devices=8, ema_decay=0.9):
   config = make_config(**{"optimizer.ema_decay": ema_decay})
   mesh = sharding.make_mesh(jax.devices()[:devices])
-  return step_lib.Trainer(config, _PLAN, num_classes, mesh)
+  return step_lib.Trainer(config, updates.PLAN, num_classes, mesh)
 
 
 METADATA = {
@@ -199,7 +196,7 @@ def test_another_resolution(pretrained, method, width, sentence):
   assert_same(origin.params, expected)
   # The model that is trained is the one that takes them.
   config = origin.config(make_config(**changes))
-  trainer = step_lib.Trainer(config, _PLAN, 10, sharding.make_mesh())
+  trainer = step_lib.Trainer(config, updates.PLAN, 10, sharding.make_mesh())
   state = origin.place(trainer.init())
   assert_same(without_head(state.params), expected)
 
@@ -209,7 +206,7 @@ def test_an_oblong_resolution(pretrained):
   origin = origin_of(pretrained[0] / "plain", **changes)
   assert "tiled from 4 x 4 to 4 x 8" in origin.sentence
   config = origin.config(make_config(**changes))
-  trainer = step_lib.Trainer(config, _PLAN, 10, sharding.make_mesh())
+  trainer = step_lib.Trainer(config, updates.PLAN, 10, sharding.make_mesh())
   state = origin.place(trainer.init())
   kernel = state.params["MixerBlock_0"]["token_mixing"]["Dense_0"]["kernel"]
   assert kernel.shape == (32, 32)

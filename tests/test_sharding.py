@@ -17,15 +17,10 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mixer import durations, finetune, sharding
+from mixer import finetune, sharding
 from mixer import step as step_lib
 from mixer.planning import compiling, formulas
-from tests import conftest, reference
-
-PLAN = durations.Plan(
-  total=20, warmup=2, log_every=1, eval_every=1, checkpoint_every=1
-)
-
+from tests import conftest, reference, updates
 
 # The mesh.
 
@@ -132,7 +127,7 @@ def small(smoke_config):
 
 def build(config, devices=8):
   mesh = sharding.make_mesh(jax.devices()[:devices], config.sharding.fsdp)
-  return step_lib.Trainer(config, PLAN, 10, mesh), mesh
+  return step_lib.Trainer(config, updates.PLAN, 10, mesh), mesh
 
 
 def held(tree) -> int:
@@ -343,7 +338,7 @@ def test_every_config_builds_on_256_devices(name, fsdp):
   for config in recipes(name):
     config.sharding.fsdp = fsdp
     mesh = formulas.abstract_mesh(config, 256)
-    trainer = step_lib.Trainer(config, PLAN, 21_843, mesh)
+    trainer = step_lib.Trainer(config, updates.PLAN, 21_843, mesh)
 
     def local(tree):
       shapes = [x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(tree)]
@@ -364,7 +359,7 @@ def test_every_config_updates_on_256_devices(name):
   for config in recipes(name):
     mesh = formulas.abstract_mesh(config, 256)
     config.batch_size = math.ceil(config.batch_size / 256) * 256
-    trainer = step_lib.Trainer(config, PLAN, 1000, mesh)
+    trainer = step_lib.Trainer(config, updates.PLAN, 1000, mesh)
     state, metrics = trainer.train_step.eval_shape(
       trainer.abstract, compiling.abstract_batch(config, mesh)
     )

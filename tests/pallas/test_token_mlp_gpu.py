@@ -138,6 +138,8 @@ def test_any_shape_agrees_with_float64(images, tokens, tiles, seed):
   jax.__version_info__ >= (0, 11),
   reason="jax 0.12's interpreter tells of a race between the loader and what "
   "only the interpreter has, a turned copy; whose fault it is isn't known",
+  raises=jax.errors.JaxRuntimeError,
+  strict=True,  # So that it is noticed when that ends.
 )
 def test_warpgroups_dont_race():
   y, dout, parameters = arrays(1, 49, 128, 192)

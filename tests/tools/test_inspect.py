@@ -10,7 +10,6 @@ import pytest
 from configs import smoke
 from mixer import (
   checkpoints,
-  durations,
   metrics,
   runtime,
   sharding,
@@ -18,22 +17,18 @@ from mixer import (
   weights,
 )
 from mixer import step as step_lib
-from tests import test_description, trained_files
+from tests import test_description, trained_files, updates
 from tests.storage import test_saved
 from tools import inspect
 
 pytestmark = pytest.mark.usefixtures("untouched")
-
-_PLAN = durations.Plan(
-  total=20, warmup=2, log_every=1, eval_every=1, checkpoint_every=1
-)
 
 
 def trained(workdir, ema_decay: float, step: int = 4):
   """A workdir with one checkpoint; the state in it."""
   config = smoke.get_config()
   config.optimizer.ema_decay = ema_decay
-  trainer = step_lib.Trainer(config, _PLAN, 10, sharding.make_mesh())
+  trainer = step_lib.Trainer(config, updates.PLAN, 10, sharding.make_mesh())
   state = trainer.init()
   if ema_decay:
     state = state.replace(ema=jax.tree.map(lambda x: x * 2 + 1, state.ema))
