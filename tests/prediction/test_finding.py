@@ -31,6 +31,18 @@ def test_files_folders_and_patterns(photos, tmp_path):
   assert finding.find([str(strange)]) == ([str(strange)], [])
 
 
+def test_ways_up_and_links_lead_to_the_same_images(photos, monkeypatch):
+  below = photos / "below"
+  (below / "again").symlink_to(photos)  # Not followed: we come from there.
+  (photos.parent / "link").symlink_to(photos)
+  monkeypatch.chdir(below)
+  for way in ("..", "../../photos", "../below/..", "../../link", "again"):
+    paths, _ = finding.find([way])
+    assert [os.path.relpath(p, way) for p in paths] == [
+      "a.jpg", "b.png", "below/c.jpg"
+    ]  # fmt: skip
+
+
 def test_a_list_is_taken_as_it_is(tmp_path, monkeypatch):
   path = tmp_path / "list.txt"
   path.write_bytes(b"a.jpg\r\n\nb [1]*.png\na.jpg\n \xff.gif")

@@ -32,7 +32,8 @@ def images_below(
     UserError: a folder can't be listed.
   """
   try:
-    _above = _above or tuple(map(_identity, Path(folder).absolute().parents))
+    # Resolved: else the folders above `a/..` would be a, and the folder itself.
+    _above = _above or tuple(map(_identity, Path(folder).resolve().parents))
     here = _identity(folder)
     with os.scandir(folder) as found:
       found = sorted(found, key=lambda entry: entry.name)
