@@ -17,7 +17,8 @@ import jax
 from etils import epath
 
 from mixer import config as config_lib
-from mixer.errors import UserError, first_line
+from mixer import files
+from mixer.errors import UserError
 
 _CONFIG = "config.json"
 
@@ -53,20 +54,9 @@ def path(text: epath.PathLike) -> epath.Path:
   return epath.Path(written)
 
 
-def is_remote(where: epath.PathLike) -> bool:
-  """Whether it lies in an object store."""
-  return os.fspath(where).startswith("gs://")
-
-
-def failures(where: epath.PathLike) -> tuple[type[Exception], ...]:
-  """What reading and writing there may raise, through no fault of ours."""
-  # What the store's libraries raise has no common base.
-  return (Exception,) if is_remote(where) else (OSError,)
-
-
-def reason(error: BaseException) -> str:
-  """An error in some words, without a full stop."""
-  return getattr(error, "strerror", None) or first_line(error)
+is_remote = files.is_remote
+failures = files.failures
+reason = files.reason
 
 
 def make(workdir: epath.PathLike) -> None:

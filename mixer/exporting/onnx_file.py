@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from mixer import __version__, trained
-from mixer.errors import writing
 from mixer.exporting import onnx_graph, packages, placing, verification
+from mixer.files import writing
 
 # Relative to the largest logit, in float32.
 BOUND = 1e-4

@@ -12,7 +12,8 @@ import shutil
 from collections.abc import Iterator, Sequence
 
 from mixer import npz
-from mixer.errors import UserError, writing
+from mixer.errors import UserError
+from mixer.files import writing
 
 # Nobody means a folder by them.
 _SUFFIXES = (".npz", ".onnx", ".safetensors", ".stablehlo", ".pt", ".pth")

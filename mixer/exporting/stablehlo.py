@@ -14,8 +14,9 @@ import numpy as np
 
 from mixer import model as model_lib
 from mixer import npz, objective, trained, weights
-from mixer.errors import UserError, writing
+from mixer.errors import UserError
 from mixer.exporting import onnx_file, packages, placing, verification
+from mixer.files import writing
 
 MEMBERS = ("info.json", "weights.npz", "model.stablehlo")
 _INFO, _WEIGHTS, _PROGRAM = MEMBERS

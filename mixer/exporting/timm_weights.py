@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from mixer import trained, weights
-from mixer.errors import UserError, first_line, writing
+from mixer.errors import UserError, first_line
 from mixer.exporting import npz_file, packages, placing, verification
+from mixer.files import writing
 
 MEMBERS = ("config.json", "model.safetensors")
 _CONFIG, _WEIGHTS = MEMBERS

@@ -15,7 +15,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from mixer.errors import UserError, writing
+from mixer.errors import UserError
+from mixer.files import writing
 from mixer.prediction import formats, partial, results
 
 _ROW_GROUP = 4_096

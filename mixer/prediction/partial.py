@@ -8,7 +8,8 @@ import pathlib
 import sys
 from collections.abc import Callable, Iterator
 
-from mixer.errors import UserError, writing
+from mixer.errors import UserError
+from mixer.files import writing
 
 
 class Partial:
