@@ -38,7 +38,9 @@ die() {
   echo "error: $*" >&2
   exit 2
 }
-tell() { echo "tpu_vm: $*" >&2; }
+warn() { echo "tpu_vm: $*" >&2; }
+# What has happened: nothing has in a dry run.
+tell() { [[ -n $dry ]] || warn "$@"; }
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 name='' zone='' type='' version='' repo='' ref='' prepare='' worker=0 follow=''
@@ -127,7 +129,7 @@ check_train() {
     *)
       [[ $command != until-done ]] || die "--workdir=$workdir would be deleted" \
         "with the slice: it has to be gs://..., or a shared disk below /mnt."
-      tell "--workdir=$workdir is on the slice, and goes with it."
+      warn "--workdir=$workdir is on the slice, and goes with it."
       ;;
   esac
 }
@@ -138,6 +140,8 @@ trap 'rm -f "$errors" "$errors.tar.gz"' EXIT
 source "$root/launch/slice.sh"
 # shellcheck source=until_done.sh
 source "$root/launch/until_done.sh"
+[[ -z $dry ]] || warn "a dry run: no command is run; of each the answer is" \
+  "assumed that lets the next one follow"
 
 case $command in
   create)

@@ -49,7 +49,7 @@ provide() {
 
 until_done() {
   local now report before='' settled='' started='' preempted=0
-  [[ -n $spot ]] || tell "without --spot: preemption is not to be expected"
+  [[ -n $spot ]] || warn "without --spot: preemption is not to be expected"
   trap 'tell "$name and the run on it go on; the same command takes up again" \
     "here, and launch/tpu_vm.sh delete ends it"; exit 130' INT TERM
   while :; do

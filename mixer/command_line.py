@@ -6,7 +6,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 
@@ -61,7 +61,7 @@ def run(body: Callable[[], None]) -> int:
   except UserError as e:
     print(f"error: {e}", file=sys.stderr)
     if hosts.is_loss(e):
-      stop.exit_at_once(stop.LOST)
+      _end_alone()
     hosts.post_failure(str(e))
     if isinstance(e, checkpoints.SaveError) or hosts.several():
       stop.exit_at_once(stop.FAILED)
@@ -70,11 +70,16 @@ def run(body: Callable[[], None]) -> int:
     if hosts.several():
       traceback.print_exc()
       if hosts.is_loss(e):
-        stop.exit_at_once(stop.LOST)
+        _end_alone()
       hosts.post_failure(f"{type(e).__name__}: {e}")
       stop.exit_at_once(stop.FAILED)
     raise
   return stop.DONE
+
+
+def _end_alone() -> NoReturn:
+  """Ends a process that has lost another."""
+  stop.exit_at_once(stop.FAILED if hosts.has_failed() else stop.LOST)
 
 
 # As shells have it: 128 and the number of SIGINT.

@@ -17,3 +17,11 @@ def first_line(error: BaseException) -> str:
   """What an error says, for use within a sentence: without a full stop."""
   lines = str(error).strip().splitlines() or [repr(error)]
   return text.printable(lines[0][:300].rstrip("."))
+
+
+def is_memory(error: BaseException) -> bool:
+  """Whether memory, of the host or of a device, was too small."""
+  device = type(error).__name__ == "JaxRuntimeError"  # JAX isn't loaded here.
+  return isinstance(error, MemoryError) or (
+    device and "RESOURCE_EXHAUSTED" in str(error)
+  )

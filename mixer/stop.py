@@ -190,6 +190,7 @@ class Watch:
       said = self._board.read()
       if "failed" in said:
         print(f"\n{said['failed']}", file=sys.stderr)
+        self._board.stay()
         self._end(FAILED)
       if "stop" in said and self._last is None:
         self.name = said["stop"]

@@ -172,6 +172,9 @@ class Board:
   def read(self):
     return dict(self.said)
 
+  def stay(self):
+    pass
+
   def next_after(self, passed):
     self._passed.append(passed)
     self._barrier.wait(30)
@@ -219,6 +222,7 @@ def test_what_failed_elsewhere_ends_this_process_too():
     "from mixer import stop\n"
     "class Board:\n"
     "  def read(self): return {'failed': 'process 1 on b failed: no disk'}\n"
+    "  def stay(self): pass\n"
     "with stop.Watch(Board()):\n"
     "  threading.Event().wait(60)\n"
   )

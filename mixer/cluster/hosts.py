@@ -15,13 +15,14 @@ from typing import Any
 import jax
 from jax._src import distributed  # The service's client has no public name.
 
+from mixer import errors
 from mixer.errors import UserError
 
 # Seconds for which hosts wait for one another where nothing long is under way.
 TIMEOUT = 120.0
 
 # Seconds for which the first process, which is the service for all others,
-# stays so that they can read its last words.
+# stays when one has failed, so that they can read of it.
 _READ = 1.0
 
 _rounds: collections.Counter[str] = collections.Counter()
@@ -33,9 +34,8 @@ class HostsError(UserError):
 
 def is_loss(error: BaseException) -> bool:
   """Whether an error may come of another process's end."""
-  return several() and isinstance(
-    error, HostsError | jax.errors.JaxRuntimeError
-  )
+  kinds = HostsError | jax.errors.JaxRuntimeError
+  return several() and isinstance(error, kinds) and not errors.is_memory(error)
 
 
 def _next(name: str) -> str:
@@ -127,6 +127,11 @@ class Board:
       return {}
     return {key.rpartition("/")[2]: text for key, text in found}
 
+  def stay(self) -> None:
+    """Call before the end that follows a failure."""
+    if jax.process_index() == 0:
+      time.sleep(_READ)
+
   def next_after(self, passed: int) -> int:
     """The first point that no process has passed.
 
@@ -162,5 +167,12 @@ def post_failure(sentence: str) -> None:
   """Lets the others end at once, with what has failed here."""
   if several():
     Board().post("failed", f"{own_name()} failed: {sentence}")
-    if jax.process_index() == 0:
-      time.sleep(_READ)
+    Board().stay()
+
+
+def has_failed() -> bool:
+  """Whether another one has failed, which is no loss; call before the end."""
+  failed = "failed" in Board().read()
+  if failed:
+    Board().stay()
+  return failed

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint.experimental.v1
 from etils import epath
 
-from mixer import weights
+from mixer import errors, weights
 from mixer.errors import UserError
 from mixer.storage import digests, finding, inventory
 
@@ -202,16 +202,9 @@ def _alone() -> Iterator[None]:
 
 def _unreadable(where: epath.Path, error: Exception) -> Exception:
   """What to raise about a checkpoint that raised an error."""
-  memory = isinstance(error, MemoryError) or (
-    isinstance(error, jax.errors.JaxRuntimeError)
-    and "RESOURCE_EXHAUSTED" in str(error)
-  )
-  # That says nothing about the checkpoint.
-  return (
-    error
-    if memory
-    else Damaged(where, f"can't be read: {finding.reason(error)}")
-  )
+  if errors.is_memory(error):  # That says nothing about the checkpoint.
+    return error
+  return Damaged(where, f"can't be read: {finding.reason(error)}")
 
 
 def load_params(

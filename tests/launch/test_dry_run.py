@@ -30,6 +30,7 @@ FLAGS = {
   },
   "tpu-vm scp": {"--zone", "--worker", "--scp-flag", "--internal-ip"},
 }  # fmt: skip
+_SAID = ("tpu_vm: a dry run: no command is run", "tpu_vm: without --spot")
 # --type, the name that gcloud has for it, the image.
 SLICES = [
   ("v5e-8", "v5litepod-8", "v2-alpha-tpuv5-lite"),
@@ -63,6 +64,9 @@ def dry(tmp_path_factory: pytest.TempPathFactory):
     )
     assert done.returncode == 0, done.stderr
     assert not executed.exists(), executed.read_text()
+    # Nothing that is said to have happened.
+    said = done.stderr.splitlines()
+    assert all(s.startswith(_SAID) for s in said) and len(said) <= 2, said
     return _parsed(done.stdout)
 
   return run

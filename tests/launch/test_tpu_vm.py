@@ -108,6 +108,23 @@ def test_a_killed_host_is_started_again_but_not_for_ever(cloud):
   assert len(cloud.starts(1, life=1)) == 2
 
 
+def test_hosts_that_lost_another_start_again(cloud):
+  # 134: so JAX's runtime ends what has lost another.
+  cloud.lives([["exit 75", "exit 134", "exit 0"], ["exit 75"] * 2 + ["exit 0"]])
+  done = cloud(*UNTIL_DONE, "--retries=2", *RUN)
+  assert done.returncode == 0, done.stderr
+  assert "train.py on m: lost (failure 2;" in done.stderr
+  assert len(cloud.calls("queued-resources", "create")) == 1
+
+
+def test_a_failure_counts_more_than_those_who_lost_its_host(cloud):
+  cloud.lives([["exit 75"], ["exit 1"], ["exit 134"]])
+  failed = cloud(*UNTIL_DONE, *RUN)
+  assert failed.returncode == 1
+  assert "train.py failed; the same would happen again" in failed.stderr
+  assert len(cloud.starts(1, life=1)) == 1
+
+
 @pytest.mark.slow
 def test_a_host_that_is_killed_again_and_again_ends_it(cloud):
   cloud.lives([["killed"] * 5])

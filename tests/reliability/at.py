@@ -3,7 +3,8 @@
   python -m tests.reliability.at MOMENT NTH SIGNAL PROCESS -- FLAGS
 
 The NTH time that the process with that number comes to MOMENT, it sends itself
-SIGNAL; or it goes no further, if that is HANG. So a test says exactly where a
+SIGNAL; or it goes no further, if that is HANG, or its device's memory is full,
+if that is MEMORY. So a test says exactly where a
 run is hit, whatever the machine's speed.
 """
 
@@ -108,6 +109,8 @@ def main() -> None:
       print(f"at {moment}", flush=True)
       if name == "HANG":
         threading.Event().wait()
+      if name == "MEMORY":
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
       os.kill(os.getpid(), getattr(signal, name))
 
   if moment == COMPILE:

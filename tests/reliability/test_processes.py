@@ -136,6 +136,18 @@ def test_what_fails_on_one_is_told_by_all(data_dir, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_device_that_is_too_small_is_no_loss(data_dir, tmp_path, process):
+  # It would be as small after a restart, which 75 asks for.
+  run = test_phases.start(
+    data_dir, tmp_path / "run", at.COMPILE, 3, "MEMORY", process, processes=2
+  )
+  assert run.wait() == [stop.FAILED] * 2, run.err
+  for text in run.err:
+    assert "RESOURCE_EXHAUSTED: out of memory" in text
+
+
+@pytest.mark.slow
 def test_processes_that_do_not_come_are_not_waited_for_long(data_dir, tmp_path):
   run = start(data_dir, tmp_path / "run")
   run.processes[1].kill()
