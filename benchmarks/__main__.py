@@ -1,6 +1,6 @@
 """All that is timed of the model and of training, one after the other.
 
-  python -m benchmarks [--only step,end_to_end,startup,curves,peers]
+  python -m benchmarks [--only step,end_to_end,startup,peers]
     [--out FOLDER] [--quick] [--authors DIR] [--torch_python PYTHON]
 
 Runs `python -m benchmarks.NAME` of each with what fits the platform (on an
@@ -21,7 +21,7 @@ from mixer import command_line, metrics
 from mixer.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
-NAMES = ("step", "end_to_end", "startup", "curves", "peers")
+NAMES = ("step", "end_to_end", "startup", "peers")
 
 
 def settings(name: str, *, on_cpu: bool, quick: bool) -> list[str]:
@@ -31,10 +31,6 @@ def settings(name: str, *, on_cpu: bool, quick: bool) -> list[str]:
       "step": ["--variants=S/32", "--batches=2", *_SHORT],
       "end_to_end": ["--demo", "--steps=3", "--rounds=1"],
       "startup": ["--variants=S/32", "--batch=2", "--rounds=1"],
-      "curves": [
-        *("--only=batch,devices", "--batches=1,2", "--batch=2"),
-        *("--devices=1,2", "--model=S/32", "--dtype=float32", *_SHORT),
-      ],
       "peers": ["--models=S/32", "--batch=2", "--trial=0", *_SHORT],
     }[name]
   if on_cpu:
@@ -46,7 +42,6 @@ def settings(name: str, *, on_cpu: bool, quick: bool) -> list[str]:
     ],
     "end_to_end": ["--variant=B/16", "--batch=256", "--dtype=bfloat16"],
     "startup": [],
-    "curves": [],
     "peers": [
       *("--models=S/32,S/16,B/32,B/16,L/16", "--batch=256"),
       "--dtype=bfloat16",
@@ -113,14 +108,11 @@ def body(args: argparse.Namespace) -> int | None:
     took = metrics.duration(time.perf_counter() - start)
     (failed if code else ran).append(name)
     print(f"{name}: {'failed' if code else 'done'} in {took}\n", flush=True)
-  new = {_output(name, folder, platform).name for name in ran}
-  for name in tables.names(folder):
-    if tables.file_of(name) in new:
-      print(f"{tables.table(name, folder)}\n")
+  for name in ran:
+    for table in tables.markdown(name, _output(name, folder, platform)):
+      print(f"{table}\n")
   took = metrics.duration(time.perf_counter() - began)
   print(f"all in {took}; results and pictures are in {folder}")
-  if not args.out and not args.quick:
-    print("python -m benchmarks.tables renews the tables of the pages")
   if failed:
     print(f"error: failed: {', '.join(failed)}", file=sys.stderr)
     return 1

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -18,13 +17,8 @@ from mixer import update as update_lib
 
 # In the order in which they are told.
 NAMES = ("forward", "evaluation", "train", "optimizer")
-# What an update of AdamW reads and writes of each parameter, float32: its
-# gradient, itself and two moments; and all but the gradient again.
-ADAM_BYTES = 4 * (4 + 3)
 _MATMUL = {"cpu": 2048}
 _MATMUL_ELSEWHERE = 8192
-_STREAM = {"cpu": 2**25}  # Elements: far more than caches hold.
-_STREAM_ELSEWHERE = 2**28
 
 
 def matmul(dtype: str) -> tuple[peer_server.Run, int]:
@@ -41,22 +35,6 @@ def matmul(dtype: str) -> tuple[peer_server.Run, int]:
 
   run(1)
   return run, 2 * side**3
-
-
-def stream() -> tuple[peer_server.Run, int]:
-  """What adds to a large float32 array n times, and the bytes it moves."""
-  size = _STREAM.get(jax.default_backend(), _STREAM_ELSEWHERE)
-  add = jax.jit(lambda x, y: x + 0.5 * y, donate_argnums=0)
-  y = jnp.ones(size, jnp.float32)
-  held = [jnp.zeros(size, jnp.float32)]
-
-  def run(n: int) -> None:
-    for _ in range(n):
-      held[0] = add(held[0], y)
-    jax.block_until_ready(held[0])
-
-  run(1)
-  return run, 3 * 4 * size
 
 
 class Passes:

@@ -19,9 +19,6 @@ LAYOUTS = ("batch_major", "token_major")
 # input.
 REMAT = ("none", "pre_activations", "block")
 _RESIDUAL = "residual"
-# What computes the token mixing: XLA, or kernels that keep the hidden layer on
-# the chip (`mixer.pallas`), for `[B, S, C]` and the paper's mixing alone.
-TOKEN_MLPS = ("xla", "pallas")
 
 
 class MixerBlock(nn.Module):
@@ -36,8 +33,6 @@ class MixerBlock(nn.Module):
     layout: of `LAYOUTS`.
     mixing: how tokens are mixed.
     grad_dtype: of the kernels' gradients; see `mixer.linear`.
-    token_mlp: of `TOKEN_MLPS`; for "pallas" without dropout.
-    mesh: over which the batch is split; None for one device.
   """
 
   tokens_mlp_dim: int
@@ -48,8 +43,6 @@ class MixerBlock(nn.Module):
   layout: str = ""
   mixing: token_mixing.TokenMixing = token_mixing.TokenMixing()
   grad_dtype: jnp.dtype = jnp.float32
-  token_mlp: str = "xla"
-  mesh: Mesh | None = None
 
   @nn.compact
   def __call__(
@@ -71,10 +64,7 @@ class MixerBlock(nn.Module):
     """
     axis = token_axis(self.layout)
     keys = (None,) * 4 if key is None else jax.random.split(key, 4)
-    # The parameters are made by the layers of their names.
-    fused = self.token_mlp == "pallas" and not self.is_initializing()
-    mix = self._mix_fused if fused else self._mix
-    x = checkpoint_name(mix(x, keys[0], keys[1], drop_path), _RESIDUAL)
+    x = checkpoint_name(self._mix(x, keys[0], keys[1], drop_path), _RESIDUAL)
     y = norm.LayerNorm(name="LayerNorm_1")(x)
     of_channels = self._mlp(
       self.channels_mlp_dim, "channel_mixing", x.shape[-1], -1
@@ -105,28 +95,6 @@ class MixerBlock(nn.Module):
     y = token_mixing.mix(self.mixing, of_tokens, y, key, axis)
     x = token_mixing.shortcut(x, self.num_tokens, self.grad_dtype, axis)
     return _add(x, y, _keep(x.shape[1 - axis], path_key, drop_path), 1 - axis)
-
-  def _mix_fused(
-    self,
-    x_BSC: jax.Array,
-    key: jax.Array | None,
-    path_key: jax.Array | None,
-    drop_path: jax.Array | None,
-  ) -> jax.Array:
-    """As `_mix`, by kernels; it draws nothing from `key`."""
-    # Here, as importing Pallas takes a second.
-    from mixer.pallas import token_mixing as fused
-
-    params = self.variables["params"]
-    of_norm, of_mlp = params["LayerNorm_0"], params["token_mixing"]
-    return fused.token_mixing(
-      x_BSC,
-      of_norm["scale"],
-      of_norm["bias"],
-      *(of_mlp[f"Dense_{i}"][k] for i in range(2) for k in ("kernel", "bias")),
-      keep_B=_keep(x_BSC.shape[0], path_key, drop_path),
-      mesh=self.mesh,
-    )
 
   def _mlp(
     self, mlp_dim: int, name: str, out_dim: int, axis: int

@@ -48,15 +48,12 @@ def default() -> Config:
   m.head_bias = 0.0  # Initial bias of the head.
   m.dtype = "bfloat16"  # Of activations and matmul operands; or "float32".
   # Of the activations: "token_major", [S, B, C], or "batch_major", [B, S, C];
-  # "": as suits the devices. This and the next two change neither the model
-  # nor its parameters.
+  # "": as suits the devices. This and the next change neither the model nor
+  # its parameters.
   m.layout = ""
   # What the backward pass computes again, for less memory: "none",
   # "pre_activations" (all but those and the residual stream) or "block".
   m.remat = "none"
-  # What computes token mixing: "xla", or "pallas", fused kernels that no
-  # accelerator has run yet (docs/performance.md).
-  m.token_mlp = "xla"
   # Appendix A.1 of the paper: docs/experiments.md.
   m.token_mixing = "shared"  # One MLP for all channels; or "untied".
   m.token_groups = 1  # G, neighbouring channels that a token MLP sees at once.
@@ -179,7 +176,6 @@ FREE_KEYS = (
   "report",
   "model.layout",
   "model.remat",
-  "model.token_mlp",
   "sharding.zero1",
   "sharding.fsdp",
   "sharding.min_size",

@@ -46,7 +46,6 @@ class MlpMixer(nn.Module):
     permute: a fixed permutation of the images, of `permutation.KINDS`.
     permute_seed: its seed.
     grad_dtype: of the kernels' gradients; see `mixer.linear`.
-    token_mlp: what computes token mixing, of `block.TOKEN_MLPS`.
     mesh: over which the batch is split; None for one device.
   """
 
@@ -66,7 +65,6 @@ class MlpMixer(nn.Module):
   permute: str = ""
   permute_seed: int = 0
   grad_dtype: jnp.dtype = jnp.float32
-  token_mlp: str = "xla"
   mesh: Mesh | None = None
 
   @nn.compact
@@ -131,8 +129,6 @@ class MlpMixer(nn.Module):
         self.layout,
         self.mixing,
         self.grad_dtype,
-        self.token_mlp,
-        self.mesh,
         name=f"MixerBlock_{i}",
       )
       rate = self.stochastic_depth * i / max(self.num_blocks - 1, 1)
@@ -207,15 +203,13 @@ def placed(module: MlpMixer, mesh: Mesh | AbstractMesh) -> MlpMixer:
   """
   if isinstance(mesh, AbstractMesh):
     return module
-  layout = module.layout
-  if not layout and module.token_mlp == "xla":
-    layout = block_lib.layout_for(mesh.devices.flat[0].platform)
+  layout = module.layout or block_lib.layout_for(mesh.devices.flat[0].platform)
   return module.clone(layout=layout, mesh=mesh if mesh.size > 1 else None)
 
 
 def plain(module: MlpMixer) -> MlpMixer:
   """The same function, without what only training wants of its computation."""
-  return module.clone(layout="", remat="none", token_mlp="xla", mesh=None)
+  return module.clone(layout="", remat="none", mesh=None)
 
 
 def apply(

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import Mesh
 
 from mixer import config as config_lib
 from mixer import (
@@ -17,7 +17,6 @@ from mixer import (
 )
 from mixer import model as model_lib
 from mixer import update as update_lib
-from mixer.errors import UserError
 
 
 def build_model(
@@ -45,7 +44,6 @@ def build_model(
     grad_dtype=jnp.dtype(config.sharding.reduce_dtype),
     layout=m.layout,
     remat=m.remat,
-    token_mlp=m.token_mlp,
     mixing=token_mixing.TokenMixing(
       untied=m.token_mixing == "untied",
       groups=m.token_groups,
@@ -56,26 +54,6 @@ def build_model(
     permute_seed=config.data.permute_seed,
     **shape,
   )
-
-
-def _check_kernels(
-  config: config_lib.Config, model: model_lib.MlpMixer, mesh: Mesh
-) -> None:
-  """Refuses shapes that fused kernels for GPUs don't do."""
-  if model.token_mlp != "pallas" or isinstance(mesh, AbstractMesh):
-    return
-  if mesh.devices.flat[0].platform in ("cpu", "tpu"):
-    return
-  # Here, as importing Pallas takes a second.
-  from mixer.pallas import token_mlp_gpu
-
-  height, width = config_lib.image_size(config)
-  tokens = height // model.patch_size * (width // model.patch_size)
-  sentence = token_mlp_gpu.refusal(
-    tokens, model.hidden_dim, model.tokens_mlp_dim, model.dtype
-  )
-  if sentence:
-    raise UserError(sentence)
 
 
 class Trainer:
@@ -101,7 +79,6 @@ class Trainer:
   ):
     self.model = model_lib.placed(build_model(config, num_classes), mesh)
     self.num_classes = num_classes
-    _check_kernels(config, self.model, mesh)
     optimizer = optim.make(config, plan)
     lr = optim.schedule(config, plan)
 

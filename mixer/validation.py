@@ -86,7 +86,6 @@ def validate(config: config_lib.Config, num_devices: int) -> None:
   one_of("model.dtype", ("bfloat16", "float32"))
   one_of("model.layout", ("", *block.LAYOUTS))
   one_of("model.remat", block.REMAT)
-  one_of("model.token_mlp", block.TOKEN_MLPS)
   one_of("model.token_mixing", ("shared", "untied"))
   one_of("data.permute", permutation.KINDS)
   one_of("data.crop", ("inception", "resize"))
@@ -265,21 +264,6 @@ def _check_token_mixing(config: config_lib.Config) -> None:
       f"model.pyramid_blocks={blocks} should be rising numbers of blocks; the "
       f"model has 0 to {depth - 1}."
     )
-  if m.token_mlp == "pallas":
-    plain = ("shared", 1, False, [])
-    mixing = (m.token_mixing, m.token_groups, m.group_projection, blocks)
-    for key, wrong, value in (
-      ("layout", m.layout == "token_major", "batch_major"),
-      ("dropout", m.dropout > 0, "0"),
-      ("token_mixing and the rest of appendix A.1", mixing != plain, ""),
-    ):
-      if wrong:
-        use = f"--config.model.{key}={value} or " if value else ""
-        raise UserError(
-          "model.token_mlp='pallas' computes the paper's own token mixing of "
-          f"[B, S, C], without dropout, and not this model.{key}; use {use}"
-          "--config.model.token_mlp=xla."
-        )
   height, width = config_lib.image_size(config)
   before = [height // spec.patch_size * (width // spec.patch_size), *tokens]
   if any(not 0 < b < a for a, b in zip(before, tokens, strict=False)):

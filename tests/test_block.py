@@ -79,22 +79,6 @@ def test_function_and_gradients_are_those_of_float64(given, how):
     assert got == pytest.approx(want, abs=2e-5 * size + 1e-6)
 
 
-def test_fused_kernels_compute_the_same(given):
-  # On CPUs in an interpreter: the code for TPUs.
-  how = dict(token_mlp="pallas", remat="block")
-  loss, slopes, sizes = found(how, given)
-  assert loss == pytest.approx(given[3], abs=1e-4)
-  for got, want, size in zip(slopes, given[4], sizes, strict=True):
-    assert got == pytest.approx(want, abs=2e-5 * size + 1e-6)
-
-
-@pytest.mark.slow
-def test_fused_kernels_draw_alike():
-  rates = dict(stochastic_depth=0.5)
-  fused = gradients(dict(token_mlp="pallas"), rates)
-  assert_same(gradients({}, rates), fused)
-
-
 @pytest.mark.parametrize("how", [ALL[0], ALL[3]])
 def test_bfloat16_stays_near(given, how):
   loss, slopes, sizes = found(how, given, jnp.bfloat16)

@@ -375,7 +375,6 @@ _RANGES: dict[str, tuple[tuple, tuple]] = {
   "sharding.reduce_dtype": (("", "float16"), ("float32", "bfloat16")),
   "model.layout": (("BSC",), ("", "batch_major", "token_major")),
   "model.remat": (("", "all"), ("none", "pre_activations", "block")),
-  "model.token_mlp": (("", "triton"), ("xla", "pallas")),
   "nonfinite": (("", "ignore"), ("stop", "skip")),
   "nonfinite_limit": ((0, -1), (1, 100)),
   "hang_seconds": ((-1,), (0, 60)),

@@ -122,13 +122,13 @@ def test_bfloat16_keeps_state_in_float32(smoke_config):
     np.testing.assert_allclose(one["loss"], two["loss"], rtol=0.01)
 
 
-_TOKENS_FIRST, _FUSED = dict(layout="token_major"), dict(token_mlp="pallas")
+_TOKENS_FIRST = dict(layout="token_major")
 
 
 @pytest.mark.parametrize(
   ("how", "fsdp"),
-  [(_TOKENS_FIRST, 2), updates.slow(_TOKENS_FIRST, 1), updates.slow(_FUSED, 2)],
-  ids=["tokens first", "unsplit", "fused"],
+  [(_TOKENS_FIRST, 2), updates.slow(_TOKENS_FIRST, 1)],
+  ids=["tokens first", "unsplit"],
 )
 def test_what_accelerators_compute_is_the_same(plain_config, how, fsdp):
   plain_config.optimizer.update(name="sgd", weight_decay=0.0, learning_rate=0.3)

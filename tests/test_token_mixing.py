@@ -389,15 +389,6 @@ def test_configs_give_the_model_its_mixing():
     ),
     ({"pyramid_blocks": (3,)}, "pyramid_tokens=.. should be equally long"),
     ({"pyramid_tokens": (9,)}, "pyramid_blocks=.. and .*equally long"),
-    *(
-      ({"token_mlp": "pallas"} | more, "not this model.*token_mlp=xla")
-      for more in (
-        {"layout": "token_major"},
-        {"dropout": 0.1},
-        {"token_groups": 2},
-        {"token_mixing": "untied"},
-      )
-    ),
     (
       {"pyramid_blocks": (3, 3), "pyramid_tokens": (98, 49)},
       "rising numbers of blocks; the model has 0 to 11",

@@ -4,16 +4,15 @@ r"""Predicts memory, communication, time and cost of a run before it is paid.
   python -m tools.plan --config=configs/mixer_b16_i21k.py --hardware=v5e-64 \
     --price=1.2 --formulas
   python -m tools.plan --config=configs/mixer_b16_i21k.py --hardware=v5e-64 \
-    --compile --largest
+    --compile
 
 Slices are named as Google's accelerator types are (v5e-64, v6e-8, v5p-64, where
 v3, v4 and v5p count TensorCores, two a chip), GPUs as in h100-8. Any key of the
 config can be changed as for train.py.
 
 --compile also asks the real compiler, for TPUs (jax[tpu]) or an H100
-(jax[cuda13]), on any machine, without the device: memory, traffic, copies and
-what the devices send each other; and --largest, the largest batch that fits. It
-takes a minute or more for each compilation.
+(jax[cuda13]), on any machine, without the device, for memory and traffic. That
+takes a minute or more.
 """
 
 import dataclasses
@@ -30,13 +29,7 @@ from mixer import command_line, durations, runtime, validation
 from mixer import config as config_lib
 from mixer.datasets import catalog, locate, sizes
 from mixer.errors import UserError
-from mixer.planning import (
-  batch_search,
-  compiling,
-  formulas,
-  hardware,
-  plan_report,
-)
+from mixer.planning import compiling, formulas, hardware, plan_report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +43,6 @@ class Request:
   cores: float | None = None
   core_rate: float | None = None
   compile: bool = False
-  largest: bool = False
 
 
 def data_size(
@@ -92,8 +84,7 @@ def describe(config: config_lib.Config, request: Request) -> dict[str, Any]:
 
   Returns:
     `plan`, a `formulas.Plan`; `sections` of lines; `verdict`, sentences;
-    `compiled`, a `compiling.Compiled` or None; `largest`, (batch that fits,
-    batch that doesn't) or None.
+    `compiled`, a `compiling.Compiled` or None.
 
   Raises:
     UserError: something that the user can mend.
@@ -116,15 +107,10 @@ def describe(config: config_lib.Config, request: Request) -> dict[str, Any]:
     "sections": plan_report.sections(plan, source, request.price),
     "verdict": plan_report.verdict(plan, config),
     "compiled": None,
-    "largest": None,
   }
   if request.compile:
     steps = durations.plan(config, examples)
-    found["compiled"] = compiling.compile_step(config, steps, classes, target)[
-      0
-    ]
-    if request.largest:
-      found["largest"] = batch_search.largest_batch(config, plan, steps, target)
+    found["compiled"] = compiling.compile_step(config, steps, classes, target)
   return found
 
 
@@ -133,8 +119,6 @@ def _text(found: dict[str, Any], request: Request, with_formulas: bool) -> str:
   if found["compiled"]:
     lines.append(plan_report.compiled_text(found["compiled"], found["plan"]))
   lines += found["verdict"]
-  if found["largest"]:
-    lines.append(plan_report.largest_sentence(*found["largest"]))
   if request.price is None:
     lines.append("For the cost, say what a chip and hour costs: --price=1.20.")
   return "\n".join(lines)
@@ -151,7 +135,6 @@ def _json(found: dict[str, Any], with_formulas: bool) -> str:
     "bottleneck": plan.bottleneck,
     "verdict": found["verdict"],
     "compiled": dataclasses.asdict(compiled) if compiled else None,
-    "largest_batch": found["largest"] and found["largest"][0],
   }
   if with_formulas:
     values["formulas"] = formulas.FORMULAS
@@ -172,7 +155,6 @@ def _define_flags() -> None:
     "core_rate", None, "Images/s that one core decodes.", lower_bound=0.01
   )
   flags.DEFINE_bool("compile", False, "Ask the real compiler too.")
-  flags.DEFINE_bool("largest", False, "Search the largest batch; --compile.")
   flags.DEFINE_bool("json", False, "For programs.")
   flags.DEFINE_bool("formulas", False, "Print the formulas too.")
 
@@ -189,8 +171,6 @@ def main(argv: Sequence[str]) -> int:
         "name a recipe and what it is to run on: python -m tools.plan "
         "--config=configs/mixer_b16_i21k.py --hardware=v5e-64"
       )
-    if values.largest and not values.compile:
-      raise UserError("--largest searches by compiling: give --compile too.")
     runtime.quiet_libraries()
     compiling.prepare()
     jax.config.update("jax_platforms", "cpu")

@@ -1,8 +1,8 @@
 """Compiles the training step for accelerators that aren't there.
 
 XLA's compilers for TPUs (libtpu, of `jax[tpu]`) and NVIDIA GPUs (`jax[cuda13]`)
-need no device, only its description. What they say of memory and communication
-is what a run will meet; of time they say nothing.
+need no device, only its description. What they say of memory is what a run will
+meet; of time they say nothing.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from mixer import config as config_lib
 from mixer import durations, sharding
 from mixer import step as step_lib
 from mixer.errors import UserError
-from mixer.planning import formulas, hardware, hlo
+from mixer.planning import formulas, hardware
 
 # XLA's own description of an H100 SXM, as a GpuTargetConfigProto in text form.
 _H100 = pathlib.Path(__file__).parent / "h100.txt"
@@ -47,8 +47,6 @@ class Compiled:
     peak: the highest sum of all that is alive.
     traffic: to and from memory, as the TPU's compiler counts it; None for
       GPUs.
-    collectives: what the devices send each other.
-    copies: instructions that copy an array, and the bytes of these arrays.
     seconds: of compiling.
   """
 
@@ -59,8 +57,6 @@ class Compiled:
   temporaries: int = 0
   peak: int = 0
   traffic: int | None = None
-  collectives: tuple[hlo.Collective, ...] = ()
-  copies: tuple[int, int] = (0, 0)
   seconds: float = 0.0
 
 
@@ -168,7 +164,7 @@ def compile_step(
   plan: durations.Plan,
   num_classes: int,
   target: hardware.Slice,
-) -> tuple[Compiled, str]:
+) -> Compiled:
   """Compiles the training step for a slice.
 
   Args:
@@ -178,8 +174,7 @@ def compile_step(
     target: the slice.
 
   Returns:
-    What the compiler says, and the compiled module's text; "" where it
-    doesn't fit.
+    What the compiler says.
 
   Raises:
     UserError: as `devices`.
@@ -195,9 +190,9 @@ def compile_step(
     if "RESOURCE_EXHAUSTED" not in str(e):
       raise
     seconds = time.perf_counter() - start
-    return Compiled(compiler, False, out_of_memory(str(e)), seconds=seconds), ""
+    return Compiled(compiler, False, out_of_memory(str(e)), seconds=seconds)
   seconds = time.perf_counter() - start
-  memory, text = compiled.memory_analysis(), compiled.as_text()
+  memory = compiled.memory_analysis()
   costs = compiled.cost_analysis() if target.grid else None
   peak = memory.peak_memory_in_bytes
   limit = formulas.limit(target)
@@ -211,10 +206,8 @@ def compile_step(
     temporaries=memory.temp_size_in_bytes,
     peak=peak,
     traffic=round(costs["bytes accessed"]) if costs else None,
-    collectives=tuple(hlo.collectives(text, target.num_devices)),
-    copies=hlo.count(text, "copy"),
     seconds=seconds,
-  ), text
+  )
 
 
 def out_of_memory(message: str) -> str:

@@ -183,13 +183,11 @@ def compiled_text(compiled: compiling.Compiled, plan: formulas.Plan) -> str:
   if not compiled.fits and not compiled.peak:
     return f"{compiled.compiler}: it doesn't fit: {compiled.reason}.\n"
   temporaries = plan.activations + plan.gradients
-  sent = sum(c.sent for c in compiled.collectives)
   rows = [
     ("arguments", compiled.arguments, plan.arguments),
     ("temporaries", compiled.temporaries, temporaries),
     ("peak", compiled.peak, plan.memory),
     ("memory traffic", compiled.traffic, plan.traffic),
-    ("sent by a device", sent, plan.reduced + plan.permuted),
   ]
   lines = [
     f"{compiled.compiler}, in {compiled.seconds:.0f} s",
@@ -201,22 +199,8 @@ def compiled_text(compiled: compiling.Compiled, plan: formulas.Plan) -> str:
     lines.append(
       f"  {name:<26}{said:>16}{number(formula, 'B'):>16}{ratio:>8}".rstrip()
     )
-  for c in compiled.collectives:
-    lines.append(
-      f"  {c.kind:<26}{number(c.size, 'B'):>16}  in {c.count}, "
-      f"{number(c.sent, 'B')} sent"
-    )
-  count, size = compiled.copies
-  lines.append(f"  {'copies':<26}{number(size, 'B'):>16}  in {count}")
   end = "fits" if compiled.fits else f"doesn't fit: {compiled.reason}"
   return "\n".join([*lines, f"  It {end}.", ""])
-
-
-def largest_sentence(fits: int, too_large: int) -> str:
-  """Of `compiling.largest_batch`."""
-  if not fits:
-    return f"Compiled: not even a batch of {too_large} fits."
-  return f"Compiled: a batch of {fits} fits, one of {too_large} doesn't."
 
 
 def _mend_memory(plan: formulas.Plan, config: config_lib.Config) -> str:

@@ -1,10 +1,8 @@
-import copy
 import json
 
 import pytest
 
 from benchmarks import records, tables
-from mixer.errors import UserError
 
 PEERS = sorted(records.RESULTS.glob("peers_*.json"))
 # Of issue 7: what a row of peers_cpu.json and peers_gpu.json holds.
@@ -12,12 +10,6 @@ FIELDS = {
   *("model", "pass", "batch", "dtype", "ours", "peer", "theirs"),
   *("ratio", "spread"),
 }
-
-
-@pytest.mark.parametrize("page", tables.PAGES, ids=lambda p: p.name)
-def test_pages_say_what_the_files_do(page):
-  text = page.read_text("utf-8")
-  assert tables.render(text) == text, "run: python -m benchmarks.tables"
 
 
 @pytest.mark.parametrize("path", PEERS, ids=lambda p: p.name)
@@ -48,7 +40,9 @@ LOOP = {
   **{"both": 1.06, "both_spread": [1.0, 1.2], "waited": 0.02},
 }
 FILES = {
-  "peers_cpu": {
+  "end_to_end": {"rows": [ORIGIN | LOOP]},
+  "peers": ORIGIN
+  | {
     "rows": [
       PEER | RATIO | {"pass": what, "peer": peer, "theirs": 100.0} | setting
       for what in ("forward", "train")
@@ -58,7 +52,8 @@ FILES = {
       )
     ]
   },
-  "startup_cpu": {
+  "startup": ORIGIN
+  | {
     "rows": [
       STARTED
       | {"cache": "cold", "spread": [8.0, 10.0]}
@@ -74,73 +69,41 @@ FILES = {
 }
 
 
-@pytest.fixture
-def results(tmp_path):
-  for name, record in FILES.items():
-    (tmp_path / f"{name}.json").write_text(json.dumps(ORIGIN | record))
-  rows = {"rows": [copy.deepcopy(ORIGIN | LOOP)]}
-  (tmp_path / "end_to_end.json").write_text(json.dumps(rows))
-  return tmp_path
-
-
-def page(*names):
-  found = "".join(
-    f"<!-- table: {n} -->\nstale\n<!-- end -->\n\n" for n in names
-  )
-  return f"# Before\n\n{found}After\n"
-
-
-def test_tables_hold_the_figures(results):
-  assert tables.names(results) == [
-    *("end_to_end", "peers_cpu", "peers_short_cpu", "startup_cpu"),
-    "imports_cpu",
-  ]
-  (results / "compiled.json").write_text("{}")
-  assert {"compiled_gpu", "remat"} < {*tables.names(results)}
-  (results / "compiled.json").unlink()
-  text = tables.render(page(*tables.names(results)), results)
-  assert tables.render(text, results) == text
-  assert text.startswith("# Before\n\n<!-- table") and "stale" not in text
-  assert text.endswith("<!-- end -->\n\nAfter\n")
-  assert text.count("2 cores of Known") == 5
-  assert text.count("2026-01-02, `python -m benchmarks.known`") == 5
-  for cells in (
+CELLS = {
+  "peers": (
     "| S/32 | train | 150 | timm | eager | 100 | 1.50 | 1.25 to 2.00 |",
     "| S/32, forward | 150 | 100 (1.50, 1.25 to 2.00) |",
+  ),
+  "startup": (
     "| B/16 | cold | 9.0 | 8.0 to 10.0 | 2.0 | 7.0 |",
     "| `import train` | 2.00 (1.90 to 2.10) | jax 500 | 250 |",
+  ),
+  "end_to_end": (
     "| 500.0 | +1.0% (-1.0 to +2.0) | 0.30% | +5.0% (+0.0 to +10.0) | 2.0% |",
-  ):
-    assert cells in text
-  # Each is a table: every line of it has as many cells.
-  for block in text.split("\n\n"):
-    lines = [x for x in block.splitlines() if x.startswith("|")]
-    assert len({line.count("|") for line in lines}) <= 1
+  ),
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_tables_hold_the_figures(name, tmp_path):
+  path = tmp_path / "results.json"
+  path.write_text(json.dumps(FILES[name]))
+  found = tables.markdown(name, path)
+  for table, cells in zip(found, CELLS[name], strict=True):
+    assert cells in table
+    assert "2 cores of Known" in table
+    assert "2026-01-02, `python -m benchmarks.known`" in table
+    # Every line of it has as many cells.
+    lines = [x for x in table.splitlines() if x.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1
 
 
 def test_figures_of_the_step():
   path = records.RESULTS / "step_cpu.json"
   rows = json.loads(path.read_text())["rows"]
-  lines = tables.table("step_cpu").splitlines()
-  for row, line in zip(rows, lines[2:], strict=False):
+  (table,) = tables.markdown("step", path)
+  for row, line in zip(rows, table.splitlines()[2:], strict=False):
     cells = [c.strip() for c in line.strip("|").split("|")]
     assert cells[0] == row["model"] and cells[2] == row["pass"]
     milliseconds = float(cells[3].replace(",", ""))
     assert milliseconds == pytest.approx(row["seconds"] * 1e3, rel=5e-3)
-
-
-@pytest.mark.parametrize(
-  "text, told",
-  [
-    (page("peers_xpu"), "there is no table 'peers_xpu'"),
-    (page("peers_gpu"), "which isn't there: measure it first"),
-    ("<!-- table: peers_cpu -->\n", "'peers_cpu' has no end"),
-    (
-      "<!-- table: end_to_end -->\n" + page("peers_cpu"),
-      "'end_to_end' has no end",
-    ),
-  ],
-)
-def test_mistakes_are_told(text, told, results):
-  with pytest.raises(UserError, match=told):
-    tables.render(text, results)

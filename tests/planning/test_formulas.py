@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from configs import mixer_b16_i1k, mixer_jft, smoke
 from mixer import durations, sharding
 from mixer import step as step_lib
-from mixer.planning import compiling, formulas, hardware, hlo, plan_report
+from mixer.planning import compiling, formulas, hardware, plan_report
 
 
 def predict(config, name="v5e-64", examples=1_281_167, classes=1000, **more):
@@ -36,11 +36,7 @@ def test_against_the_compiled_step():
   assert predicted.arguments == pytest.approx(
     memory.argument_size_in_bytes, rel=0.02
   )
-  (found,) = hlo.collectives(step.as_text() or "", 8)
   assert predicted.permuted == 0
-  # Beside gradients, the loss is summed.
-  assert 0 <= found.sent - predicted.reduced <= 16
-  assert found.size - 4 * predicted.parameters in (0, 4, 8)
 
 
 @pytest.mark.slow

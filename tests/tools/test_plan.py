@@ -12,7 +12,7 @@ from PIL import Image
 from configs import finetune, mixer_b16_i21k, mixer_jft, smoke
 from mixer import config
 from mixer.errors import UserError
-from mixer.planning import compiling, hlo, plan_report
+from mixer.planning import compiling, plan_report
 from tests.conftest import ROOT
 from tools import plan, prepare
 
@@ -75,10 +75,6 @@ def test_json_with_formulas(tmp_path):
   [
     ((), "name a recipe and what it is to run on"),
     (("--config=configs/smoke.py",), "name a recipe and what it is to run on"),
-    (
-      ("--config=configs/smoke.py", "--hardware=v5e-8", "--largest"),
-      "give --compile too",
-    ),
     (("--config=configs/smoke.py", "--hardware=v5e-8", "x"), "'x' is no flag"),
     (
       ("--config=configs/smoke.py", "--hardware=v5e-8", "--price=-1"),
@@ -159,13 +155,11 @@ def test_what_a_compiler_says(monkeypatch):
     temporaries=2**30,
     peak=4 * 2**30,
     traffic=50 * 2**30,
-    collectives=(hlo.Collective("all-reduce", 2, 2**28, 2**29),),
-    copies=(7, 2**28),
     seconds=61.0,
   )
   monkeypatch.setattr(compiling, "missing", lambda unused: "")
-  monkeypatch.setattr(compiling, "compile_step", lambda *unused: (said, ""))
-  request = plan.Request("v5e-64", compile=True, largest=True)
+  monkeypatch.setattr(compiling, "compile_step", lambda *unused: said)
+  request = plan.Request("v5e-64", compile=True)
   found = plan.describe(mixer_b16_i21k.get_config(), request)
   assert found["compiled"] is said
   text = plan_report.compiled_text(said, found["plan"])
@@ -174,10 +168,6 @@ def test_what_a_compiler_says(monkeypatch):
   (line,) = [x for x in text.splitlines() if x.startswith("  peak ")]
   assert line.split()[1:3] == ["4.00", "GiB"]
   assert line.endswith(f"{ratio:.2f}")
-  # All fits, so the search ends at the largest that it tries.
-  assert found["largest"][0] > 10**6
-  assert "fits" in plan_report.largest_sentence(*found["largest"])
-  assert "not even a batch of 64" in plan_report.largest_sentence(0, 64)
 
 
 def test_a_compiler_that_runs_out_of_memory():
