@@ -83,8 +83,8 @@ def _read(path: Path, num_classes: int) -> list[tuple[int, ...]]:
     UserError: the file can't be read, or isn't that of the images.
   """
   try:
-    value: Any = json.loads(path.read_text("utf-8"))
-  except (OSError, ValueError) as e:
+    value: Any = json.loads(path.read_text("utf-8-sig"))
+  except (OSError, ValueError, RecursionError) as e:
     raise UserError(
       f"{path} can't be read as JSON: {e}. Get real.json again from {_URL}."
     ) from e

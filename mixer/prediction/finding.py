@@ -1,5 +1,6 @@
 """Files that a command line names: by themselves, by folders, by lists."""
 
+import codecs
 import glob
 import os
 import pathlib
@@ -63,6 +64,8 @@ def _lines(path: str) -> list[str]:
     ) from e
   if b"\0" in data:
     raise UserError(f"--files={path} is no list of files; {_LIST}.")
+  # Editors of Windows begin it with a byte-order mark.
+  data = data.removeprefix(codecs.BOM_UTF8)
   # Names of files are bytes; only a line's end is no part of one.
   lines = (line.removesuffix(b"\r") for line in data.split(b"\n"))
   return [os.fsdecode(line) for line in lines if line]

@@ -45,7 +45,7 @@ def test_ways_up_and_links_lead_to_the_same_images(photos, monkeypatch):
 
 def test_a_list_is_taken_as_it_is(tmp_path, monkeypatch):
   path = tmp_path / "list.txt"
-  path.write_bytes(b"a.jpg\r\n\nb [1]*.png\na.jpg\n \xff.gif")
+  path.write_bytes(b"\xef\xbb\xbfa.jpg\r\n\nb [1]*.png\na.jpg\n \xff.gif")
   want = ["a.jpg", "b [1]*.png", "a.jpg", " \udcff.gif"]
   assert finding.find([], str(path)) == (want, [])
   assert finding.find(["z.png"], str(path)) == (["z.png", *want], [])

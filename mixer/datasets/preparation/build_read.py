@@ -17,7 +17,8 @@ from mixer.datasets.preparation.build_seen import Seen
 from mixer.datasets.sources.member import Member, Source
 from mixer.errors import UserError
 
-# Files after which their share of bad ones says something about the source.
+# Files after which their share of bad ones says something about the source; of
+# a smaller one it is judged at the end.
 _JUDGED_AFTER = 1000
 
 
@@ -192,12 +193,15 @@ class _Reader:
         f"source{f' ({self._first_bad})' if bad else ''}; look at what "
         "--source names."
       )
-    if files >= _JUDGED_AFTER and bad > self._options.max_bad * files:
+    if (
+      at_end or files >= _JUDGED_AFTER
+    ) and bad > self._options.max_bad * files:
       raise UserError(
-        f"{bad:,} of the first {files:,} files can't be used, such as "
+        f"{bad:,} of the {'' if at_end else 'first '}{files:,} files can't be "
+        "used, such as "
         f"{self._first_bad}. That looks like a broken copy or another kind of "
         "source: check it (by its checksum, if there is one), or go on all "
-        "the same with --max_bad=1."
+        "the same with --max_bad=1; the images so far are kept."
       )
 
   def _write(self, member: Member, outcome: build_workers.Outcome) -> None:

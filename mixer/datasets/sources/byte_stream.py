@@ -1,7 +1,9 @@
 """A file read forward, unpacked on the way if it is compressed."""
 
 import bz2
+import errno
 import lzma
+import stat
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,10 +12,15 @@ from typing import Any
 _CHUNK = 1 << 17
 # No more is unpacked at once, however well it was packed.
 _UNPACKED = 1 << 20
+# A header of xz may ask for up to 4 GiB; `xz -9` asks for 65 MiB.
+_XZ_BYTES = 256 << 20
 _COMPRESSIONS: dict[bytes, tuple[str, Callable[[], Any]]] = {
   b"\x1f\x8b\x08": ("gzip", lambda: zlib.decompressobj(31)),
   b"BZh": ("bzip2", bz2.BZ2Decompressor),
-  b"\xfd7zXZ\0": ("xz", lzma.LZMADecompressor),
+  b"\xfd7zXZ\0": (
+    "xz",
+    lambda: lzma.LZMADecompressor(memlimit=_XZ_BYTES),
+  ),
 }
 
 
@@ -33,13 +40,17 @@ class Stream:
     """Opens the file.
 
     Raises:
-      OSError: it can't be opened.
+      OSError: it can't be opened, or is no file.
     """
     self.position = 0
+    status = path.stat()
+    # One that waits for a pipe would wait forever.
+    if not stat.S_ISREG(status.st_mode):
+      raise OSError(errno.EINVAL, "it is no regular file")
+    self._size = status.st_size
     # Unbuffered: what is skipped over is not to be read, and the system reads
     # ahead.
     self._file = open(path, "rb", buffering=0)
-    self._size = path.stat().st_size
     begin = self._file.read(8)
     self._file.seek(0)
     self.compression, self._chunks = "", None
@@ -67,14 +78,27 @@ class Stream:
       BrokenError: there are fewer, or they can't be read.
     """
     parts, missing = [], size
+    if self._chunks is None and self.position + size > self._size:
+      # Before there is memory for what a damaged header claims.
+      raise BrokenError(f"it ends after {self._size:,} bytes")
     while missing:
       part = self._some(missing)
       if not part:
         raise BrokenError(f"it ends after {self._file.tell():,} bytes")
       parts.append(part)
       missing -= len(part)
-      self.position += len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+  def read_some(self, most: int) -> bytes:
+    """Up to so many bytes, fewer only at the end.
+
+    Raises:
+      BrokenError: they can't be read.
+    """
+    found = b""
+    while len(found) < most and (part := self._some(most - len(found))):
+      found += part
+    return found
 
   def skip_to(self, position: int) -> None:
     """Goes forward, without reading if the file isn't compressed.
@@ -102,13 +126,15 @@ class Stream:
     """From 1 to `most` bytes, none at the end."""
     if self._chunks is None:
       try:
-        return self._file.read(most)
+        part = self._file.read(most)
       except OSError as e:
         raise BrokenError(f"it can't be read on: {e.strerror}") from e
-    if self._at == len(self._buffer):
-      self._buffer, self._at = next(self._chunks, b""), 0
-    part = self._buffer[self._at : self._at + most]
-    self._at += len(part)
+    else:
+      if self._at == len(self._buffer):
+        self._buffer, self._at = next(self._chunks, b""), 0
+      part = self._buffer[self._at : self._at + most]
+      self._at += len(part)
+    self.position += len(part)
     return part
 
   def _unpack(self, magic: bytes, make: Callable[[], Any]) -> Iterator[bytes]:
@@ -119,9 +145,15 @@ class Stream:
         while packed or full:
           if unpacker is None:
             # After the end: another part, or padding.
+            packed = packed.lstrip(b"\0")
+            if not packed:
+              break
             packed += self._file.read(max(0, len(magic) - len(packed)))
             if not packed.startswith(magic):
-              return
+              raise BrokenError(
+                f"behind its {self.compression} data there is something else, "
+                f"which begins with {packed[:16]!r}"
+              )
             unpacker = make()
           if unpacked := unpacker.decompress(packed, _UNPACKED):
             yield unpacked

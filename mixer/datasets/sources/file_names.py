@@ -131,7 +131,8 @@ def read_classes(path: Path, *, wnids: bool = True) -> tuple[str, ...]:
     UserError: no such file, a line that isn't an id, a class twice.
   """
   try:
-    lines = path.read_text("utf-8").splitlines()
+    # Editors of Windows begin it with a byte-order mark.
+    lines = path.read_text("utf-8-sig").splitlines()
   except (OSError, UnicodeDecodeError) as e:
     raise UserError(f"the list of classes {path} can't be read: {e}.") from e
   found = []

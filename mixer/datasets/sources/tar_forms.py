@@ -43,7 +43,10 @@ class TarOfTars(tar_source.TarSource):
       wnid = file_names.wnid_of_tar(base)
       if wnid and wnid not in seen:
         seen.add(wnid)
-        yield from self.class_tar(stream, wnid, entry.end, wanted)
+        if entry.problem:
+          yield tar_source.lost(entry.name, wnid, entry.problem, wanted)
+        else:
+          yield from self.class_tar(stream, wnid, entry.end, wanted)
       elif wnid:
         yield tar_source.lost(
           entry.name, wnid, "a second tar of its class", wanted

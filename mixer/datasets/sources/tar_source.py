@@ -177,8 +177,7 @@ class TarSource:
     name, class_name, split, error = place
     if not error and self._classes and class_name not in self._classes:
       error = file_names.no_class(class_name, self._classes)
-    if not error and entry.is_link:
-      error = "a link inside of the archive, without content of its own"
+    error = error or entry.problem
     if not error and entry.size > _MAX_BYTES:
       error = f"its size is {entry.size:,} bytes, which no image has"
     if wanted.next() and not error:

@@ -7,8 +7,10 @@ and all of these are told.
 """
 
 import dataclasses
+import re
 import tarfile
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from mixer.datasets.sources import byte_stream
 
@@ -16,6 +18,8 @@ _BLOCK = 512
 _END = bytes(_BLOCK)
 # Of names and the like; longer ones are taken for damage.
 _MAX_HEADER = 1 << 20
+# How a record of an extended header begins.
+_LENGTH = re.compile(rb"([0-9]{1,7}) ")
 
 
 class DamagedError(Exception):
@@ -38,19 +42,30 @@ class Entry:
     name: with folders; bytes that aren't UTF-8 by surrogates.
     size: bytes.
     end: place in the stream after its last byte.
-    is_link: a hard or symbolic link, without content.
+    problem: why its bytes aren't those of the file, "" if they are.
   """
 
   name: str
   size: int
   end: int
-  is_link: bool
+  problem: str = ""
+
+
+class _Said(NamedTuple):
+  """What special headers say of the next entry."""
+
+  name: str = ""
+  size: int = -1
+  sparse: bool = False
 
 
 def entries(
   stream: byte_stream.Stream, end: int | None = None
 ) -> Iterator[Entry]:
   """The files of the archive that begins where the stream stands.
+
+  Archives may follow one another, as `cat a.tar b.tar` has them: behind an end
+  mark there is nothing but zeros, or the next one.
 
   When an entry is handed out the stream stands at its first byte; the next one
   is found from wherever in the entry the stream has been moved to.
@@ -63,33 +78,46 @@ def entries(
     DamagedError: a damaged header, or the archive goes on beyond `end`.
     BrokenError: the stream ends or breaks in the middle.
   """
-  long_name, long_size = "", -1
+  said = _Said()
   while True:
-    start = stream.position
-    _check_room(start + _BLOCK, end, "it ends without an end mark")
-    block = stream.read(_BLOCK)
+    block = _block(stream, end, "it ends without an end mark")
+    where = ""
     if block == _END:
-      return
+      where = ", behind an end mark,"
+      while not block.strip(b"\0"):
+        most = _BLOCK if end is None else min(_BLOCK, end - stream.position)
+        block = stream.read_some(most)
+        if not block:
+          return
     try:
       info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except tarfile.HeaderError as e:
+    except (tarfile.HeaderError, ValueError) as e:
       raise DamagedError(
-        f"there is no header of a file at byte {start:,}, but {block[:16]!r}"
+        f"there is no header of a file{where} at byte "
+        f"{stream.position - len(block):,}, but {block[:16]!r}"
       ) from e
     if info.type in _SPECIAL:
-      long_name, long_size = _special(stream, info, end, long_name, long_size)
+      said = _special(stream, info, end, said)
       continue
-    name = long_name or info.name
+    more = info.type == tarfile.GNUTYPE_SPARSE and block[482]
+    while more:  # Its map goes on in blocks of its own.
+      more = _block(stream, end, "it ends in the middle of a header")[504]
+    name = said.name or info.name
     # Directories, links and devices may claim a size and have no content.
     has_data = info.isreg() or info.type not in tarfile.SUPPORTED_TYPES
-    size = (info.size if long_size < 0 else long_size) if has_data else 0
-    long_name, long_size = "", -1
+    size = (info.size if said.size < 0 else said.size) if has_data else 0
     after = stream.position + size
     if size < 0:
       raise DamagedError(f"a header gives a size of {size}", name)
     _check_room(after, end, f"it ends in the middle of {name}", name)
     if info.isreg() or info.islnk() or info.issym():
-      yield Entry(name, size, after, not info.isreg())
+      problem = ""
+      if not info.isreg():
+        problem = "a link inside of the archive, without content of its own"
+      elif said.sparse or info.type == tarfile.GNUTYPE_SPARSE:
+        problem = "stored as a sparse file; pack it anew without --sparse"
+      yield Entry(name, size, after, problem)
+    said = _Said()
     padded = after + -size % _BLOCK
     stream.skip_to(padded if end is None else min(padded, end))
 
@@ -103,6 +131,11 @@ _SPECIAL = (
 )
 
 
+def _block(stream: byte_stream.Stream, end: int | None, sentence: str) -> bytes:
+  _check_room(stream.position + _BLOCK, end, sentence)
+  return stream.read(_BLOCK)
+
+
 def _check_room(
   position: int, end: int | None, sentence: str, name: str = ""
 ) -> None:
@@ -114,9 +147,8 @@ def _special(
   stream: byte_stream.Stream,
   info: tarfile.TarInfo,
   end: int | None,
-  name: str,
-  size: int,
-) -> tuple[str, int]:
+  said: _Said,
+) -> _Said:
   """Reads what is said of the next entry: its long name, its large size."""
   padded = info.size + -info.size % _BLOCK
   if not 0 <= info.size <= _MAX_HEADER:
@@ -126,15 +158,20 @@ def _special(
   )
   content = stream.read(padded)[: info.size]
   if info.type == tarfile.GNUTYPE_LONGNAME:
-    name = _text(content.partition(b"\0")[0])
-  elif info.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
-    records = _pax(content)
-    name = _text(records.get(b"path", b"")) or name
-    try:
-      size = int(records.get(b"size", size))
-    except ValueError as e:
-      raise DamagedError("a header has a size that is no number") from e
-  return name, size
+    return said._replace(name=_text(content.partition(b"\0")[0]))
+  if info.type not in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
+    return said
+  records = _pax(content)
+  path = records.get(b"GNU.sparse.name") or records.get(b"path", b"")
+  size = records.get(b"size")
+  # Of Python's int, which takes spaces, signs and underscores, too.
+  if size is not None and not re.fullmatch(rb"[0-9]{1,20}", size):
+    raise DamagedError(f"a header has a size that is no number: {size[:20]!r}")
+  return _Said(
+    _text(path) or said.name,
+    said.size if size is None else int(size),
+    any(key.startswith(b"GNU.sparse.") for key in records),
+  )
 
 
 def _text(name: bytes) -> str:
@@ -143,12 +180,14 @@ def _text(name: bytes) -> str:
 
 def _pax(content: bytes) -> dict[bytes, bytes]:
   """The records "LENGTH KEY=VALUE" of an extended header."""
-  records = {}
-  while content.strip(b"\0"):
-    length, _, _ = content.partition(b" ")
-    if not length.isdigit() or not len(length) < int(length) <= len(content):
+  records, at = {}, 0
+  content = content.rstrip(b"\0")
+  while at < len(content):
+    found = _LENGTH.match(content, at)
+    end = at + int(found[1]) if found else 0
+    if not found or not found.end() <= end <= len(content):
       raise DamagedError("an extended header is damaged")
-    key, _, value = content[len(length) + 1 : int(length) - 1].partition(b"=")
+    key, _, value = content[found.end() : end - 1].partition(b"=")
     records[key] = value
-    content = content[int(length) :]
+    at = end
   return records

@@ -340,6 +340,15 @@ def test_too_many_bad_files_end_it(tmp_path):
   assert report.problems == {"not an image": 400}
 
 
+def test_too_many_of_few_files_end_it_too(tmp_path):
+  members = [member(i, data=b"" if i % 4 == 0 else None) for i in range(40)]
+  message = refusal(tmp_path, Fake(members))
+  assert "10 of the 40 files can't be used, such as ant/0000.png: " in message
+  source = Fake(members)
+  assert prepare(tmp_path, source, max_bad=0.25).splits == {"train": 30}
+  assert source.read == 0  # The images so far were kept.
+
+
 @pytest.mark.parametrize("data", [None, b""], ids=["none", "bad"])
 def test_a_source_without_images_is_refused(tmp_path, data):
   source = Fake([] if data is None else [member(i, data=data) for i in (1, 2)])

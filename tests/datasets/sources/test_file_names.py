@@ -31,7 +31,7 @@ def test_read_classes(tmp_path):
   path = tmp_path / "classes.txt"
   path.write_text("n00000002 two\n\n# a note\nn00000001,one\n", "utf-8")
   assert file_names.read_classes(path) == ("n00000002", "n00000001")
-  path.write_text("großer Hund\ncat\n", "utf-8")
+  path.write_text("\ufeffgroßer Hund\ncat\n", "utf-8")  # As Windows has it.
   assert file_names.read_classes(path, wnids=False) == ("großer Hund", "cat")
 
 
