@@ -5,33 +5,26 @@ is checked against the zip's CRC-32, and takes no more memory than the arrays.
 """
 
 import contextlib
-import lzma
 import math
 import os
 import pathlib
 import secrets
+import stat
 import struct
+import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 
 from mixer import weights
-from mixer.errors import UserError
+from mixer.errors import UserError, first_line
 
-# What zipfile and numpy raise at bytes that aren't as they should be.
-_DAMAGE = (
-  zipfile.BadZipFile,
-  zlib.error,
-  lzma.LZMAError,
-  struct.error,
-  EOFError,
-  ValueError,
-  NotImplementedError,
-  RuntimeError,  # An encrypted member.
-)
+# A header of numpy's has about 100 bytes; numpy itself refuses over 10,000.
+_LONGEST_HEADER = 10_000
+# Deflate makes no more bytes than that of one.
+_LARGEST_RATIO = 1_032
 
 
 def shapes(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
@@ -58,6 +51,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     for name in _shapes(path, file):
       with file.open(f"{name}.npy") as member:
         array = np.lib.format.read_array(member, allow_pickle=False)
+        array = array.astype(np.float32, order="K", copy=False)  # Byte order.
         # The CRC is compared at the end, which must have been reached.
         if member.read(1):
           raise ValueError(f"{name} has bytes behind its values")
@@ -117,14 +111,26 @@ def sync(folder: pathlib.Path) -> None:
 def _opened(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
   """Opens the zip; makes sentences of what goes wrong while it is open."""
   try:
-    with open(path, "rb") as f:
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # A pipe may hang.
+      raise OSError("it is no regular file")
+    with open(path, "rb") as f, warnings.catch_warnings():
+      # Of numpy and the parser that it uses, about headers of older kinds.
+      warnings.simplefilter("ignore")
       start = f.read(64)
       try:
         with zipfile.ZipFile(f) as file:
           _check_count(f, file)
           yield file
-      except _DAMAGE as e:
-        raise UserError(f"{path} {_what(start)}: {_says(e)}.") from e
+      except (UserError, OSError):
+        raise
+      except MemoryError as e:
+        raise UserError(
+          f"{path} can't be read: its arrays take more memory than there is."
+        ) from e
+      # zipfile and numpy raise anything at bytes that aren't as they should be.
+      except Exception as e:
+        raise UserError(f"{path} {_what(start)}: {first_line(e)}.") from e
   except OSError as e:
     raise UserError(
       f"{path} can't be read: {e.strerror or e}. Expected an .npz file."
@@ -153,11 +159,6 @@ def _what(start: bytes) -> str:
   return f"is no .npz file, as it begins with {start[:16]!r}"
 
 
-def _says(error: Exception) -> str:
-  text = str(error).strip() or type(error).__name__
-  return text.splitlines()[0][:200].rstrip(".")
-
-
 def _shapes(
   path: pathlib.Path, file: zipfile.ZipFile
 ) -> dict[str, tuple[int, ...]]:
@@ -177,23 +178,21 @@ def _shapes(
   found, wrong = {}, []
   for info in file.infolist():
     name = info.filename.removesuffix(".npy")
+    # Before memory is taken for what may be a flipped bit, or is meant to fill
+    # it.
+    if info.file_size > _LARGEST_RATIO * (info.compress_size + 1):
+      raise ValueError(f"{name} can't be as long as it claims")
     with file.open(info) as member:
-      version = np.lib.format.read_magic(member)
-      if version == (1, 0):
-        header = np.lib.format.read_array_header_1_0(member)
-      else:
-        header = np.lib.format.read_array_header_2_0(member)
-      shape, _, dtype = header
+      shape, dtype = _header(member, name)
       size = member.tell() + math.prod(shape) * dtype.itemsize
       if dtype.hasobject:
         raise UserError(
           f"{path} holds Python objects ({name}), which are never loaded: "
           "they could run code. Expected float32 arrays."
         )
-      if dtype != np.float32:
+      if dtype.newbyteorder("=") != np.float32:
         wrong.append(f"{name} is {_dtype(dtype)}")
       elif size != info.file_size:
-        # Before memory is taken for a shape that may be a flipped bit.
         raise ValueError(
           f"{name} has {info.file_size} bytes, and {size} for its shape {shape}"
         )
@@ -205,6 +204,26 @@ def _shapes(
       "numpy.float32."
     )
   return found
+
+
+def _header(member: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype]:
+  """Shape and dtype of an array; goes on to its values."""
+  version = np.lib.format.read_magic(member)
+  short = version == (1, 0)
+  start = member.tell()
+  (length,) = struct.unpack("<H" if short else "<I", member.read(4 - 2 * short))
+  if length > _LONGEST_HEADER:
+    raise ValueError(f"{name} claims a header of {length:,} bytes")
+  member.seek(start)
+  read = (
+    np.lib.format.read_array_header_1_0
+    if short
+    else np.lib.format.read_array_header_2_0
+  )
+  shape, _, dtype = read(member)
+  if version > (3, 0) or min(shape, default=0) < 0:
+    raise ValueError(f"{name} has the header {version}, {shape}")
+  return shape, dtype
 
 
 def _dtype(dtype: np.dtype) -> str:

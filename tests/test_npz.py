@@ -135,6 +135,77 @@ def test_other_zips_are_refused(tmp_path, members, sentence):
       function(path)
 
 
+def with_header(text, version=1, values=b""):
+  """The bytes of an .npy file with such a header."""
+  size = len(text).to_bytes(2 if version == 1 else 4, "little")
+  return b"\x93NUMPY" + bytes([version, 0]) + size + text.encode() + values
+
+
+SOUND = "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }"
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    with_header("{'a"),  # tokenize.TokenError
+    with_header("{'a': 1}}"),  # SyntaxError
+    with_header(SOUND.replace("(2,)", "('2',)")),
+    with_header(SOUND.replace("(2,)", "(-1, -2)"), values=bytes(8)),
+    with_header(SOUND.replace("'<f4'", "None")),
+    with_header(SOUND, 9, bytes(8)),
+    with_header(SOUND, 2)[:8] + b"\xff\xff\xff\xff" + bytes(100),
+    with_header("(" * 9_000),
+    with_header("9" * 9_000),
+  ],
+)
+def test_a_header_that_is_none_is_refused(tmp_path, content):
+  path = zipped(tmp_path / "a.npz", [("a.npy", content)])
+  for function in (npz.shapes, npz.read):
+    with pytest.raises(UserError, match="a.npz is cut off or damaged"):
+      function(path)
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_headers_of_every_version_are_read(tmp_path, version):
+  content = with_header(SOUND, version, np.array([1, 2], "<f4").tobytes())
+  path = zipped(tmp_path / "a.npz", [("a.npy", content)])
+  assert_same(npz.read(path), {"a": np.array([1, 2], np.float32)})
+
+
+def test_the_other_byte_order_is_converted(tmp_path):
+  np.savez(
+    tmp_path / "a.npz", **{k: v.astype(">f4") for k, v in ARRAYS.items()}
+  )
+  assert npz.shapes(tmp_path / "a.npz") == {
+    k: v.shape for k, v in ARRAYS.items()
+  }
+  found = npz.read(tmp_path / "a.npz")
+  assert_same(found, ARRAYS)
+  assert all(x.dtype.isnative for x in found.values())
+
+
+def test_a_small_file_that_claims_much_takes_little_memory(tmp_path):
+  start = with_header(SOUND, 2)[:8] + (10**8).to_bytes(4, "little")
+  path = zipped(
+    tmp_path / "a.npz",
+    [("a.npy", start + bytes(10**8))],
+    compression=zipfile.ZIP_DEFLATED,
+  )
+  tracemalloc.start()
+  try:
+    with pytest.raises(UserError, match="claims a header of 100,000,000 bytes"):
+      npz.read(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+  finally:
+    tracemalloc.stop()
+
+
+def test_a_pipe_is_no_file(tmp_path):
+  os.mkfifo(tmp_path / "a.npz")
+  with pytest.raises(UserError, match="can't be read: it is no regular file"):
+    npz.read(tmp_path / "a.npz")
+
+
 def test_what_cannot_be_opened_is_refused(tmp_path):
   with pytest.raises(UserError, match="can't be read: No such file"):
     npz.read(tmp_path / "a.npz")
