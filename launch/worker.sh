@@ -6,7 +6,8 @@
 #   launch/worker.sh setup tpu gcs             make setup-tpu setup-gcs
 #   launch/worker.sh start --config=... ...    train.py with these arguments
 #   launch/worker.sh state                     one line, see below
-#   launch/worker.sh log [LINES] | follow      its output
+#   launch/worker.sh log [LINES]               its output
+#   launch/worker.sh follow                    the same, as it comes
 #   launch/worker.sh stop                      SIGTERM: it saves and ends
 #
 # The environment is MIXER_VENV (~/.venv-mixer), beside the checkout so that

@@ -143,34 +143,6 @@ def test_jobset():
   assert given["--config.data.data_dir"] == mount["mountPath"]
 
 
-def _commands(text: str) -> list[str]:
-  """The commands of a page's blocks; continued lines are joined."""
-  blocks = re.findall(r"^ *```sh\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
-  joined = "\n".join(blocks).replace("\\\n", " ")
-  return [line.strip() for line in joined.splitlines()]
-
-
-def test_the_page_s_commands_of_tpu_vm():
-  commands = [
-    shlex.split(c)
-    for c in _commands(PAGE.read_text())
-    if c.startswith("launch/tpu_vm.sh")
-  ]
-  assert {c[1] for c in commands} == {
-    "until-done", "create", "setup", "run", "status", "logs", "stop", "delete",
-  }  # fmt: skip
-  for command in commands:
-    done = subprocess.run(
-      [str(conftest.ROOT / command[0]), command[1], "--dry-run", *command[2:]],
-      capture_output=True,
-      text=True,
-    )
-    assert done.returncode == 0, (command, done.stderr)
-    if "--" in command:
-      line = " ".join(command[command.index("--") + 1 :])
-      check_train_command(f"train.py {line} --cluster=tpu", {})
-
-
 def test_the_page_names_files_that_are_there():
   text = PAGE.read_text()
   for path in re.findall(r"\blaunch/[\w/.]+\.(?:sh|yaml|sbatch)", text):

@@ -1,0 +1,420 @@
+"""What the documents tell readers to type works.
+
+Every command is looked at here: flags are parsed, configs loaded and validated,
+files that are named exist. tests/test_documents_run.py runs them.
+"""
+
+import argparse
+import contextlib
+import functools
+import io
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+import tomllib
+import unittest.mock
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from mixer import command_line, validation
+from mixer import config as config_lib
+from tests import conftest, documents
+
+# ml_collections 1.1 loads config files that way.
+pytestmark = pytest.mark.filterwarnings(
+  r"ignore:the load_module\(\) method is deprecated:DeprecationWarning"
+)
+
+COMMANDS = documents.commands()
+MESSAGES = documents.messages()
+# What a reader replaces by his own, where words won't parse as they are.
+PLACEHOLDERS = {
+  "--step=N": "--step=2",
+  "--step=STEP": "--step=2",
+  "--hlo F": "--hlo=F",
+}
+# Names that stand for any of a kind.
+ANY_OF_A_KIND = ("tools.NAME", "benchmarks.NAME")
+# Programs that aren't ours: a shell has to understand the line, and
+# tests/test_documents_run.py says what becomes of it.
+FOREIGN = {
+  *("apt", "apt-get", "dpkg", "unzip", "ssh-add"),  # Of a system.
+  *("gcloud", "kubectl", "sky"),  # Of a cloud.
+  *("find", "jq"),
+}
+# Of other programs, as sentences name them.
+FOREIGN_FLAGS = {
+  *("file-cache-max-size-mb", "cache-dir"),  # gcsfuse
+  *("target-size-policy-mode", "service-account"),  # gcloud
+  "xla_cpu_experimental_ynn_fusion_type",
+  "help",
+}
+
+
+def simple_commands(text: str) -> list[list[str]]:
+  """The words of each command of a line; what a usage leaves open is given."""
+  text = re.sub(r" \[([^\]]*)\](?= |$)", r" \1", text)
+  text = re.sub(r" \.\.\.(?=\W|$)", "", text)
+  for given, instead in PLACEHOLDERS.items():
+    text = re.sub(rf"{given}\b", instead, text)
+  lexer = shlex.shlex(text, posix=True, punctuation_chars="|&;<>")
+  lexer.whitespace_split = True
+  found: list[list[str]] = [[]]
+  into = False  # What follows is the name of a file.
+  for word in lexer:
+    if set(word) <= set("|&;"):
+      found.append([])
+    elif set(word) <= set("<>"):
+      into = True
+    elif into:
+      into = False
+    else:
+      found[-1].append(word)
+  return [words for words in found if words]
+
+
+class Parsed(BaseException):
+  """A program has read its command line."""
+
+
+def argparse_reads(module: str, arguments: Sequence[str]) -> str:
+  """Runs a module until it has read them; what it prints, as by --help."""
+
+  def then_ends(parse):
+    def parsed(self, args=None, namespace=None):
+      parse(self, args, namespace)
+      raise Parsed
+
+    return parsed
+
+  parser = argparse.ArgumentParser
+  out, err = io.StringIO(), io.StringIO()
+  with (
+    unittest.mock.patch.multiple(
+      parser,
+      parse_args=then_ends(parser.parse_args),
+      parse_intermixed_args=then_ends(parser.parse_intermixed_args),
+    ),
+    unittest.mock.patch.object(sys, "argv", [module, *arguments]),
+    warnings.catch_warnings(action="ignore", category=RuntimeWarning),
+    contextlib.redirect_stdout(out),
+    contextlib.redirect_stderr(err),
+  ):
+    try:
+      runpy.run_module(module, run_name="__main__")
+    except Parsed:
+      pass
+    except SystemExit as e:
+      assert e.code in (0, None), err.getvalue()
+  return out.getvalue()
+
+
+def absl_flags(module: str) -> set[str]:
+  """The names of the flags of a command that absl parses."""
+  path = "mixer/run_flags.py"
+  if module == "tools.plan":
+    path = "tools/plan.py"
+  text = (conftest.ROOT / path).read_text()
+  return {*re.findall(r'DEFINE_\w+\(\s*"(\w+)"', text)}
+
+
+def absl_reads(module: str, arguments: Sequence[str]) -> None:
+  """Loads the config as the command does, and validates it."""
+  known = absl_flags(module)
+  configs = []
+  for word in arguments:
+    name = re.fullmatch(r"--(\w+)([.=].*)?", word)
+    assert name and name[1] in known, f"{module} has no flag {word}"
+    if name[1] == "config":
+      path = word.replace("--config=", f"--config={conftest.ROOT}/")
+      configs.append(path.replace("...", "configs/smoke.py"))
+  values = flags.FlagValues()
+  argv = [module, *sorted(configs, key=lambda w: not w.startswith("--config="))]
+  with unittest.mock.patch.object(flags, "FLAGS", values):
+    config_flags.DEFINE_config_file(
+      "config", None, flag_values=values, sys_argv=argv
+    )
+    sys.modules.pop("config_config", None)  # The last file that was loaded.
+    with contextlib.redirect_stderr(io.StringIO()) as err:
+      try:
+        command_line.parse(argv)
+      except SystemExit:
+        raise AssertionError(err.getvalue()) from None
+    config: Any = values["config"].value
+  if config is not None:
+    validation.validate(config, 1)
+
+
+ABSL = ("train", "tools.sweep", "tools.plan")
+
+
+def module_reads(module: str, arguments: Sequence[str]) -> None:
+  """Any of our commands."""
+  if module in ABSL:
+    absl_reads(module, arguments)
+  else:
+    argparse_reads(module, arguments)
+
+
+@functools.cache
+def flags_of(module: str) -> set[str]:
+  """Names of all flags, without dashes."""
+  if module in ABSL:
+    return absl_flags(module)
+  return {*re.findall(r"--(\w[\w-]*)", argparse_reads(module, ["--help"]))}
+
+
+@functools.cache
+def all_flags() -> set[str]:
+  """Of all our commands."""
+  found = {*FOREIGN_FLAGS}
+  for path in documents.MODULES:
+    name = ".".join(path.relative_to(conftest.ROOT).with_suffix("").parts)
+    text = path.read_text()
+    if name in ABSL or re.search(r"(?s)parser\(.*__main__", text, re.I):
+      found |= flags_of(name)
+  usage = (conftest.ROOT / "launch/tpu_vm.sh").read_text()
+  return found | {*re.findall(r"(?m)^  --([\w-]+)", usage)}
+
+
+def only_flags(words: list[str]) -> None:
+  """Flags that are named without their command."""
+  for word in words:
+    key = re.match(r"--config\.([\w.]+)", word)
+    if word.startswith("--config="):
+      absl_reads("train", [word])
+    elif key and "=" in word and key[1] != "KEY":
+      absl_reads("train", ["--config=configs/finetune.py", *words])
+    elif key:
+      keys = {"KEY", *config_lib.flatten(config_lib.default())}
+      assert key[1] in keys, f"the config has no key {key[1]}"
+    elif word.startswith("--"):
+      name = word.removeprefix("--").partition("=")[0]
+      assert name in all_flags(), (
+        f"no command here has a flag --{name}; if it is another program's, "
+        "name it in FOREIGN_FLAGS of tests/test_documents.py"
+      )
+
+
+def python(words: list[str]) -> None:
+  match words:
+    case ["-m", module, *rest] if re.match("(tools|benchmarks|mixer)", module):
+      if module not in ANY_OF_A_KIND:
+        module_reads(module, rest)
+    case ["-m", "pip", *rest]:
+      pip(rest)
+    case ["-m", "pytest", *paths]:
+      there(paths)
+    case ["train.py", *rest]:
+      module_reads("train", rest)
+    case ["-X", "importtime"]:
+      pass
+    case _:
+      raise AssertionError("no test knows what Python is to run here")
+
+
+def pip(words: list[str]) -> None:
+  project = tomllib.loads((conftest.ROOT / "pyproject.toml").read_text())
+  extras = project["project"]["optional-dependencies"]
+  assert words[0] in ("install", "download")
+  for word in words:
+    extra = re.fullmatch(r"\.\[(\w+)\]", word)
+    assert not extra or extra[1] in extras, f"there is no extra {word}"
+    if word.endswith(".txt"):
+      there([word])
+
+
+def make(words: list[str]) -> None:
+  done = subprocess.run(
+    ["make", "-n", *words], cwd=conftest.ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  for word in words:
+    if word.startswith("setup-"):
+      there([f"requirements-{word.removeprefix('setup-')}.txt"])
+
+
+def tpu_vm(words: list[str]) -> None:
+  command, *rest = words
+  if rest:
+    done = subprocess.run(
+      [conftest.ROOT / "launch/tpu_vm.sh", command, "--dry-run", *rest],
+      capture_output=True,
+      text=True,
+    )
+    assert done.returncode == 0, done.stderr
+  else:  # Named, without what it needs.
+    usage = (conftest.ROOT / "launch/tpu_vm.sh").read_text()
+    assert re.search(rf"(?m)^  {command}  |{command}\)", usage)
+  if "--" in rest:
+    module_reads("train", rest[rest.index("--") + 1 :])
+
+
+def worker(words: list[str]) -> None:
+  script = (conftest.ROOT / "launch/worker.sh").read_text()
+  assert re.search(rf"(?m)^  {words[0]}\)", script)
+
+
+def sbatch(words: list[str]) -> None:
+  (script,) = (w for w in words if w.endswith(".sbatch"))
+  there([script])
+  module_reads("train", words[words.index(script) + 1 :])
+
+
+def there(paths: Sequence[str]) -> None:
+  for path in paths:
+    assert (conftest.ROOT / path).exists(), f"there is no {path}"
+
+
+PROGRAMS: dict[str, Callable[[list[str]], None]] = {
+  "python": python,
+  ".venv/bin/python": python,
+  "make": make,
+  "pip": pip,
+  "launch/tpu_vm.sh": tpu_vm,
+  "launch/worker.sh": worker,
+  "sbatch": sbatch,
+}
+
+
+def check(command: documents.Command) -> None:
+  """Raises where it can't work."""
+  if command.python:
+    compile(command.text, command.path, "exec")
+    return
+  # A shell's own loops and the like: it has to understand them.
+  subprocess.run(["bash", "-n"], input=command.text, text=True, check=True)
+  if command.text.startswith("for "):
+    return
+  for words in simple_commands(command.text):
+    program, *rest = words
+    if re.match(r"(tools|benchmarks)\.", program):
+      program, rest = "python", ["-m", program, *rest]
+    elif program == "train.py":
+      program, rest = "python", words
+    elif program.startswith("--"):
+      only_flags(words)
+      continue
+    assert program in PROGRAMS or program in FOREIGN, (
+      f"no test knows the program {program}: give it a function that checks "
+      "its words in PROGRAMS of tests/test_documents.py, or name it in FOREIGN"
+    )
+    there([w for w in rest if re.match(r"launch/|configs/", w)])
+    if program in PROGRAMS:
+      PROGRAMS[program](rest)
+
+
+def _complaints(
+  commands: Sequence[documents.Command],
+  test: Callable[[documents.Command], None],
+) -> Iterator[str]:
+  for command in commands:
+    try:
+      test(command)
+    except Exception as e:
+      yield f"{command}\n  {type(e).__name__}: {e}"
+
+
+@pytest.mark.parametrize("path", sorted({c.path for c in COMMANDS}))
+def test_commands_are_understood(path):
+  mine = [c for c in COMMANDS if c.path == path]
+  complaints = list(_complaints(mine, check))
+  assert not complaints, "\n".join(complaints)
+
+
+def check_message(message: documents.Command) -> None:
+  text = message.text
+  for target in re.findall(r"\bmake ([a-z][\w-]*\b)(?!-)", text):
+    make([target])
+  for extra in re.findall(r"\.\[\w+\]", text):
+    pip(["install", extra])
+  for script, word in re.findall(r"launch/(\w+\.sh) ([a-z-]+)", text):
+    if word not in ("--help", "takes"):
+      {"tpu_vm.sh": tpu_vm, "worker.sh": worker}[script]([word])
+  ours = re.search(
+    r"python (?:-m )?((?:tools|benchmarks|mixer)(?:\.\w+)*|train)"
+    r"(?:\.py)?(?![\w.{])(.*)",
+    text,
+  )
+  if ours:
+    module, rest = ours.groups()
+    known = flags_of(module)
+    keys = config_lib.flatten(config_lib.default())
+    for flag, key in re.findall(r"(?<!\S)--(\w+)(?:\.([\w.]+))?", rest):
+      assert flag in known, f"{module} has no flag --{flag}"
+      assert not key or key in keys, f"the config has no key {key}"
+    there(re.findall(r"\bconfigs/\w+\.py", rest))
+
+
+@pytest.mark.parametrize("path", sorted({c.path for c in MESSAGES}))
+def test_commands_in_messages_are_understood(path):
+  mine = [c for c in MESSAGES if c.path == path]
+  complaints = list(_complaints(mine, check_message))
+  assert not complaints, "\n".join(complaints)
+
+
+@pytest.mark.parametrize(
+  ("text", "complaint"),
+  [
+    ("frobnicate all", "no test knows the program frobnicate"),
+    ("find . | frobnicate", "no test knows the program frobnicate"),
+    ("python other.py x", "no test knows what Python is to run"),
+    ("python -m tools.prepare --sorce=DIR", "unrecognized arguments"),
+    ("tools.evaluate --shots=x --checkpoint=y", "'x' is no whole number"),
+    ("python train.py --conf=configs/smoke.py", "train has no flag --conf"),
+    ("python train.py --config=configs/nosuch.py", "there is no such file"),
+    (
+      "python train.py --config=configs/smoke.py --config.batch_size=0",
+      "batch_size",
+    ),
+    ("python train.py --config=configs/smoke.py --config.lr=1", "no key 'lr'"),
+    ("make setpu", "No rule to make target"),
+    ("make setup-nosuch", "No rule|there is no requirements-nosuch.txt"),
+    ("launch/tpu_vm.sh until-done --name=x", "--zone"),
+    ("launch/worker.sh begin", "begin"),
+    ("pip install -e '.[nosuch]'", "there is no extra"),
+    ("--sorce", "no command here has a flag --sorce"),
+    ("--config.lr=1", "no key 'lr'"),
+    ("make test | (", "bash"),
+  ],
+)
+def test_what_does_not_work_is_found(text, complaint):
+  with pytest.raises(Exception, match=complaint):
+    check(documents.Command("x.md", 1, text))
+
+
+def test_all_places_are_read():
+  """One of each kind; pages, docstrings and comments by file and text."""
+  texts = {(c.path, c.text) for c in COMMANDS}
+  prepare = "python -m tools.prepare"
+  for path, text in [
+    ("README.md", f".venv/bin/{prepare} --list"),  # A fenced block.
+    ("docs/experiments.md", '--config.total="300 steps"'),  # In a sentence.
+    ("docs/data.md", f"{prepare} vtab/pets"),
+    (
+      "docs/data.md",
+      f"{prepare} folder --name=my_set --source=DIR",
+    ),  # A table.
+    ("docs/results.md", f"{prepare} fashion_mnist --source=DIR"),  # Indented.
+    (
+      "configs/smoke.py",
+      "python train.py --config=configs/smoke.py --workdir=/tmp/smoke",
+    ),
+    (
+      "benchmarks/startup.py",
+      "python -m benchmarks.startup [--variants B/16] [--batch 8] [--rounds 3]",
+    ),
+    ("requirements.txt", "make setup"),
+    ("launch/worker.sh", "launch/worker.sh setup tpu gcs"),
+  ]:
+    assert (path, text) in texts
+  assert any(c.python for c in COMMANDS)
+  said = {(c.path, c.text) for c in MESSAGES}
+  assert ("tools/prepare.py", "python train.py {}") in said
