@@ -3,8 +3,9 @@
   python train.py --config=configs/smoke.py --workdir=/tmp/smoke
 
 The same command line on an existing workdir goes on where that run stopped.
-Exit codes: 0 done; 42 stopped by SIGTERM or Ctrl-C, and saved; 1 anything
-else, with a sentence on stderr where it is something that a user can mend.
+Exit codes: 0 done; 42 stopped by SIGTERM, Ctrl-C or a closed terminal, and
+saved; 1 anything else, with a sentence on stderr where it is something that a
+user can mend.
 """
 
 # First of all, so that a signal is heard while the rest is imported.
@@ -328,7 +329,7 @@ class _Run:
 
 def _say(sentence: str) -> None:
   if jax.process_index() == 0:
-    print(sentence, flush=True)
+    stop.say(sentence)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -56,10 +57,10 @@ def run(body: Callable[[], None]) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return stop.FAILED
   except stop.Preempted as e:
-    print(e, file=sys.stderr)
+    stop.say(e, sys.stderr)
     return stop.PREEMPTED
   except UserError as e:
-    print(f"error: {e}", file=sys.stderr)
+    stop.say(f"error: {e}", sys.stderr)
     if hosts.is_loss(e):
       _end_alone()
     hosts.post_failure(str(e))
@@ -82,12 +83,15 @@ def _end_alone() -> NoReturn:
   stop.exit_at_once(stop.FAILED if hosts.has_failed() else stop.LOST)
 
 
-# As shells have it: 128 and the number of SIGINT.
-INTERRUPTED = 130
+def interruption(error: KeyboardInterrupt) -> tuple[str, int]:
+  """The signal that ended a tool, for people, and the exit code of shells."""
+  number = signal.Signals[error.args[0]] if error.args else signal.SIGINT
+  name = "Ctrl-C" if number == signal.SIGINT else number.name
+  return name, 128 + number
 
 
 def tool(function: Callable[..., int | None], *args: Any) -> int:
-  """As `run`, for `python -m tools.NAME`; Ctrl-C ends it with a short line.
+  """As `run`, for `python -m tools.NAME`; signals end it with a short line.
 
   Args:
     function: the command's work; what it returns is the exit code, None 0.
@@ -101,10 +105,12 @@ def tool(function: Callable[..., int | None], *args: Any) -> int:
   def body() -> None:
     runtime.quiet_libraries()
     try:
-      codes.append(function(*args))
-    except KeyboardInterrupt:
-      print("Ctrl-C: stopped", file=sys.stderr)
-      codes.append(INTERRUPTED)
+      with stop.interrupting():
+        codes.append(function(*args))
+    except KeyboardInterrupt as e:
+      name, code = interruption(e)
+      stop.say(f"{name}: stopped", sys.stderr)
+      codes.append(code)
 
   return run(body) or codes[0] or stop.DONE
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from mixer import stop
 from mixer import workdir as workdir_lib
 from mixer.errors import UserError
 from mixer.storage import uploading
@@ -210,13 +211,13 @@ class Terminal:
     """A line that stays."""
     if self._active:
       end = "\r\x1b[K" if self._open else ""
-      print(f"{end}{text}", flush=True)
+      stop.say(f"{end}{text}")
       self._open = False
 
   def end(self) -> None:
     """Leaves the live line as it is and goes below it."""
     if self._active and self._open:
-      print(flush=True)
+      stop.say("")
       self._open = False
 
   def progress(
@@ -236,10 +237,10 @@ class Terminal:
       now = time.monotonic()
       if now - self._last > 0.1 or logged:
         self._last = now
-        print(f"\r\x1b[K{self._line(step, values)}", end="", flush=True)
+        stop.say(f"\r\x1b[K{self._line(step, values)}", end="")
         self._open = True
     elif logged:
-      print(self._line(step, values), flush=True)
+      stop.say(self._line(step, values))
 
   def _line(self, step: int, values: dict[str, float]) -> str:
     width = len(str(self._total))

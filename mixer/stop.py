@@ -1,22 +1,25 @@
 """Stopping in good order: signals, on one process and on many.
 
-`listen` is the first thing that train.py does: from then on SIGTERM and Ctrl-C
-are heard by a thread of their own, even while the program imports, compiles or
-waits. Before there is anything to lose they end the process at once. Once
-there is, a `Watch` makes all processes stop at the same point.
+`listen` is the first thing that train.py does: from then on SIGTERM, Ctrl-C and
+SIGHUP (a terminal that is closed) are heard by a thread of their own, even
+while the program imports, compiles or waits. Before there is anything to lose
+they end the process at once. Once there is, a `Watch` makes all processes stop
+at the same point.
 
 Nothing heavy is imported here, so that little time passes unheard.
 """
 
+import contextlib
+import errno
 import os
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 # Exit codes, documented in README.md.
 DONE, FAILED, PREEMPTED = 0, 1, 42
@@ -25,7 +28,9 @@ LOST = 75
 # When the process began, as far as we know, on the monotonic clock.
 _began: float | None = time.monotonic()
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Nobody reads it any more, and nobody will.
+_CLOSED = (errno.EIO, errno.EPIPE, errno.EBADF)
 _watch: "Watch | None" = None
 _listening = False
 
@@ -41,6 +46,52 @@ class Preempted(Exception):
   """A signal asked for a stop; says which."""
 
 
+def _wanted() -> list[signal.Signals]:
+  """The signals to hear: `nohup` has SIGHUP ignored, and so it stays."""
+  ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+  return [s for s in _SIGNALS if s != signal.SIGHUP or not ignored]
+
+
+def say(text: object, to: TextIO | None = None, end: str = "\n") -> None:
+  """Prints; of a terminal or pipe that is closed it takes no notice.
+
+  Args:
+    text: to print.
+    to: None for stdout.
+    end: printed after it.
+  """
+  stream = to or sys.stdout
+  try:
+    print(text, end=end, file=stream, flush=True)
+  except OSError as e:  # What is computed is worth more than what is said.
+    if e.errno in _CLOSED:
+      os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextlib.contextmanager
+def interrupting() -> Iterator[None]:
+  """Lets signals raise KeyboardInterrupt with their name, once.
+
+  A second Ctrl-C ends the process at once.
+  """
+
+  def stop(number: int, frame: FrameType | None) -> None:
+    for s in before:
+      signal.signal(s, _ignore)
+    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+    # What no library takes for an error of its own.
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+  before: dict[int, Any] = {}
+  if threading.current_thread() is threading.main_thread():
+    before = {s: signal.signal(s, stop) for s in _wanted()}
+  try:
+    yield
+  finally:
+    for s, handler in before.items():
+      signal.signal(s, handler)
+
+
 def listen() -> None:
   """Hears signals in a thread; for the main thread of a command."""
   global _listening
@@ -51,7 +102,7 @@ def listen() -> None:
   # Python's own handlers run between two of the main thread's instructions,
   # so never while it is inside XLA. The descriptor is written to at once.
   signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-  for number in _SIGNALS:
+  for number in _wanted():
     signal.signal(number, _ignore)
   threading.Thread(target=_hear, args=(reader,), daemon=True).start()
   _listening = True
@@ -77,7 +128,7 @@ def _heard(number: int) -> None:
 
 def leave(name: str) -> NoReturn:
   """Ends the process where nothing is lost by it."""
-  print(f"{name}: stopped, nothing was under way", file=sys.stderr)
+  say(f"{name}: stopped, nothing was under way", sys.stderr)
   exit_at_once(PREEMPTED)
 
 
@@ -133,7 +184,7 @@ class Watch:
     _watch = self
     main = threading.current_thread() is threading.main_thread()
     if not _listening and main:
-      for number in _SIGNALS:
+      for number in _wanted():
         self._previous[number] = signal.signal(number, self._handle)
     if self._board is not None:
       threading.Thread(target=self._look, daemon=True).start()
@@ -168,7 +219,7 @@ class Watch:
     name = signal.Signals(number).name
     self._interrupts += number == signal.SIGINT
     if self._interrupts > 1:
-      print("\nsecond Ctrl-C: exiting at once, not saved", file=sys.stderr)
+      say("\nsecond Ctrl-C: exiting at once, not saved", sys.stderr)
       self._end(128 + number)
     # Where all are told by their scheduler, they are also told by each other;
     # and some schedulers repeat themselves.
@@ -189,7 +240,7 @@ class Watch:
     while not self._ended.wait(self._poll):
       said = self._board.read()
       if "failed" in said:
-        print(f"\n{said['failed']}", file=sys.stderr)
+        say(f"\n{said['failed']}", sys.stderr)
         self._board.stay()
         self._end(FAILED)
       if "stop" in said and self._last is None:

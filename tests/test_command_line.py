@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -322,6 +323,10 @@ def interrupted(*_):
   raise KeyboardInterrupt
 
 
+def hung_up(*_):
+  os.kill(os.getpid(), signal.SIGHUP)
+
+
 def failing(*_):
   raise UserError("the sentence.")
 
@@ -332,9 +337,10 @@ def failing(*_):
     (lambda a, b: None, 0, ""),
     (lambda a, b: a * b, 6, ""),
     (interrupted, 130, "Ctrl-C: stopped\n"),
+    (hung_up, 129, "SIGHUP: stopped\n"),
     (failing, 1, "error: the sentence.\n"),
   ],
-  ids=["nothing", "a code", "Ctrl-C", "an error"],
+  ids=["nothing", "a code", "Ctrl-C", "SIGHUP", "an error"],
 )
 def test_a_tool_ends_with_a_code(monkeypatch, capsys, function, code, said):
   monkeypatch.setattr(runtime, "quiet_libraries", lambda: None)

@@ -1,10 +1,12 @@
 """Signals, on one process and on several."""
 
+import fcntl
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 
@@ -36,13 +38,13 @@ def handlers():
   def own(number, frame):
     came.append(number)
 
-  before = {n: signal.signal(n, own) for n in (signal.SIGTERM, signal.SIGINT)}
+  before = {n: signal.signal(n, own) for n in stop._SIGNALS}
   yield own, came
   for number, handler in before.items():
     signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", stop._SIGNALS)
 def test_a_signal_becomes_a_flag(handlers, number):
   own, came = handlers
   with stop.Watch() as watch:
@@ -122,7 +124,7 @@ _DEAF = (
 )
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_before_any_work_ends_it_at_once(name):
   done = python(_DEAF.format("", name))
   assert done.returncode == stop.PREEMPTED, done.stderr
@@ -156,6 +158,70 @@ def test_a_signal_while_working_waits_for_the_next_check():
   )
   assert done.returncode == 0, done.stderr
   assert done.stdout.startswith("SIGTERM: stopped and saved")
+
+
+_WORK = (
+  "import os, sys, time\n"
+  "from mixer import stop\n"
+  "stop.listen()\n"
+  "with stop.Watch() as watch:\n"
+  "  watch.working()\n"
+  "  try:\n"
+  "    for i in range(2000):\n"
+  "      stop.say('at work')\n"
+  "      time.sleep(0.01)\n"
+  "      watch.check()\n"
+  "  except stop.Preempted as e:\n"
+  "    stop.say(e, sys.stderr)\n"
+  "    open(sys.argv[1], 'w').write(str(e))\n"
+  "    sys.exit(stop.PREEMPTED)\n"
+)
+
+
+def test_a_terminal_that_is_closed_stops_it_in_good_order(tmp_path):
+  main, terminal = os.openpty()
+  process = subprocess.Popen(
+    [sys.executable, "-c", _WORK, tmp_path / "saved"],
+    cwd=_ROOT,
+    stdin=terminal,
+    stdout=terminal,
+    stderr=terminal,
+    start_new_session=True,
+    preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+  )
+  os.close(terminal)
+  assert os.read(main, 7) == b"at work"
+  os.close(main)
+  assert process.wait(60) == stop.PREEMPTED
+  assert (tmp_path / "saved").read_text().startswith("SIGHUP: stopped and")
+
+
+def test_a_closed_terminal_is_no_matter_under_nohup():
+  done = python(
+    "import os, signal\n"
+    "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"  # As nohup has it.
+    "from mixer import stop\n"
+    "stop.listen()\n"
+    "with stop.Watch() as watch, stop.interrupting():\n"
+    "  watch.working()\n"
+    "  os.kill(os.getpid(), signal.SIGHUP)\n"
+    "  watch.check()\n"
+    "print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)\n"
+  )
+  assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+@pytest.mark.parametrize("number", stop._SIGNALS)
+def test_a_signal_interrupts_once(handlers, number):
+  own, _ = handlers
+  with pytest.raises(KeyboardInterrupt, match=number.name):
+    with stop.interrupting():
+      try:
+        os.kill(os.getpid(), number)
+      finally:  # Schedulers and terminals repeat themselves.
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGHUP)
+  assert all(signal.getsignal(s) is own for s in stop._SIGNALS)
 
 
 class Board:

@@ -187,7 +187,13 @@ def wait_for(process, workdir, step):
 # SIGTERM also hits two processes, in tests/reliability/test_processes.py.
 @pytest.mark.parametrize(
   "number",
-  [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT],
+  [
+    *(
+      pytest.param(s, marks=pytest.mark.slow)
+      for s in (signal.SIGTERM, signal.SIGHUP)
+    ),
+    signal.SIGINT,
+  ],
 )
 def test_a_signal_saves_and_exits_with_42(
   undisturbed, train_command, tmp_path, number

@@ -8,6 +8,12 @@ the same from scratch, prints a table, draws demo.png, and checks that the
 numbers are what they should be. Started again, it goes on where it was.
 """
 
+# First of all, so that a signal is heard while the rest is imported.
+from mixer import stop
+
+if __name__ == "__main__":
+  stop.listen()
+
 import argparse
 import contextlib
 import dataclasses
@@ -31,7 +37,6 @@ from mixer import (
   model,
   objective,
   runtime,
-  stop,
 )
 from mixer import config as config_lib
 from mixer import step as step_lib

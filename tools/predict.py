@@ -60,13 +60,14 @@ def run(args: argparse.Namespace) -> int:
       _write_features(args, paths, counter)
     else:
       _predict(args, paths, counter)
-  except KeyboardInterrupt:
+  except KeyboardInterrupt as e:
     kept = f"; they are in {file}.partial" if file and counter.done else ""
-    print(
-      f"Ctrl-C: stopped after {counter.done:,} of {len(paths):,} images{kept}",
-      file=sys.stderr,
+    name, code = command_line.interruption(e)
+    stop.say(
+      f"{name}: stopped after {counter.done:,} of {len(paths):,} images{kept}",
+      sys.stderr,
     )
-    return command_line.INTERRUPTED
+    return code
   return stop.FAILED if counter.failed or empty else stop.DONE
 
 

@@ -15,14 +15,10 @@ the same command goes on. docs/data.md says more.
 # What prepares images starts processes that import this module again: nothing
 # heavy up here.
 import argparse
-import contextlib
-import os
 import pathlib
 import shlex
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from types import FrameType
+from collections.abc import Sequence
 from typing import Any
 
 from mixer import stop
@@ -287,27 +283,6 @@ def _next_command(
   return f"python train.py {shlex.join(words)}"
 
 
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-  """Lets Ctrl-C and SIGTERM end what is at work, in order; twice, at once."""
-
-  def at_once(number: int, frame: FrameType | None) -> None:
-    os._exit(128 + number)
-
-  def stop(number: int, frame: FrameType | None) -> None:
-    for s in (signal.SIGINT, signal.SIGTERM):
-      signal.signal(s, at_once)
-    # What no library takes for an error of its own.
-    raise KeyboardInterrupt(signal.Signals(number).name)
-
-  before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-  try:
-    yield
-  finally:
-    for s, handler in before.items():
-      signal.signal(s, handler)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit code."""
   parser = prepare_flags.parser()
@@ -326,14 +301,14 @@ def main(argv: Sequence[str] | None = None) -> int:
       _prepare(args)
 
   try:
-    with _stoppable():
+    with stop.interrupting():
       return command_line.run(body)
   except KeyboardInterrupt as e:
     # After a terminal's "^C".
     begin = "\n" if sys.stderr.isatty() else ""
     name, *told = e.args
     then = told[0] if told else "the same command goes on with it"
-    print(f"{begin}{name}: stopped; {then}", file=sys.stderr)
+    stop.say(f"{begin}{name}: stopped; {then}", sys.stderr)
     # Threads of a download would be waited for.
     stop.exit_at_once(stop.PREEMPTED)
 

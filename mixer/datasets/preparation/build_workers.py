@@ -182,8 +182,10 @@ def _died(batch: Batch) -> UserError:
 
 
 def _start_worker() -> None:
-  # Ctrl-C reaches every process of a terminal; the parent ends the workers.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  # Ctrl-C, and its end, reach every process of a terminal; the parent ends the
+  # workers.
+  for number in (signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
   # A killed parent can't: without this its workers would wait forever.
   parent = multiprocessing.parent_process()
   assert parent is not None

@@ -7,7 +7,7 @@ from typing import Any
 
 import tqdm
 
-from mixer import metrics
+from mixer import metrics, stop
 
 # Without a terminal: the first line soon, so that one sees it works, then
 # few enough for a log of a day.
@@ -76,7 +76,7 @@ class Meter:
     """Prints a line, above the bar."""
     if self._bar is not None:
       self._bar.clear()
-    print(text, file=self._stream, flush=True)
+    stop.say(text, self._stream)
 
   def _show_bar(self, done: int, total: int, text: str) -> None:
     if self._bar is None:
