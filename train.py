@@ -51,6 +51,43 @@ from mixer.report import making as report_page
 from mixer.storage import lock
 
 
+@dataclasses.dataclass(frozen=True)
+class Checked:
+  """A config that can work, and what a run of it needs of the data.
+
+  Attributes:
+    config: with the evaluation split that there is.
+    train_split: what is trained on.
+    eval_split: what is evaluated on.
+    fewshot_task: the few-shot evaluation, if any.
+    plan: durations in steps.
+  """
+
+  config: config_lib.Config
+  train_split: input_pipeline.Split
+  eval_split: input_pipeline.Split
+  fewshot_task: fewshot.Task | None
+  plan: durations.Plan
+
+
+def check(config: config_lib.Config) -> Checked:
+  """Refuses what can be refused before anything is allocated; opens the data.
+
+  Raises:
+    UserError: names the key and a valid value, or the split that is missing.
+  """
+  validation.validate(config, jax.device_count())
+  train_split, eval_split = input_pipeline.open_splits(config)
+  chosen = {"data.eval_split": eval_split.expression}
+  return Checked(
+    config_lib.changed(config, chosen),
+    train_split,
+    eval_split,
+    input_pipeline.open_fewshot(config),
+    durations.plan(config, len(train_split)),
+  )
+
+
 def train(
   config: config_lib.Config,
   workdir: epath.PathLike,
@@ -73,16 +110,13 @@ def train(
   began = stop.began()
   path = workdir_lib.path(workdir)
   with stop.Watch(hosts.board()) as watch:
-    # What can be refused is refused before anything is allocated.
-    validation.validate(config, jax.device_count())
-    train_split, eval_split = input_pipeline.open_splits(config)
-    fewshot_task = input_pipeline.open_fewshot(config)
-    plan = durations.plan(config, len(train_split))
-    class_names = train_split.class_names
+    inputs = check(config)
+    config, plan = inputs.config, inputs.plan
+    class_names = inputs.train_split.class_names
     origin = finetune.prepare(config, path, class_names)
     resolved = dataclasses.asdict(plan) | {
-      "train_examples": len(train_split),
-      "eval_examples": len(eval_split),
+      "train_examples": len(inputs.train_split),
+      "eval_examples": len(inputs.eval_split),
       "num_classes": len(class_names),
     }
     resolved |= origin.resolved
@@ -103,6 +137,7 @@ def train(
       watch.check()
 
       config = origin.config(config)
+      inputs = dataclasses.replace(inputs, config=config)
       mesh = sharding.make_mesh(fsdp=config.sharding.fsdp)
       trainer = step_lib.Trainer(config, plan, len(class_names), mesh)
       with checkpoints_lib.Checkpoints(
@@ -119,7 +154,10 @@ def train(
           state, step = saved.restore(trainer.abstract)
           sentence = f"going on after step {step} of {plan.total}"
         report = reporter.Reporter(path, config, plan, trainer, step, began)
-        report.terminal.say(reporter.describe(config, trainer, path, sentence))
+        splits = (inputs.train_split, inputs.eval_split)
+        report.terminal.say(
+          f"{reporter.describe(config, trainer, *splits)}\n{path}: {sentence}"
+        )
         metadata = {
           "config": config_json,
           "resolved": resolved,
@@ -127,12 +165,8 @@ def train(
         }
         metadata |= provenance.describe_start(saved.metadata, step, sentence)
         _Run(
-          config=config,
-          plan=plan,
+          inputs=inputs,
           path=path,
-          train_split=train_split,
-          eval_split=eval_split,
-          fewshot_task=fewshot_task,
           mesh=mesh,
           trainer=trainer,
           saved=saved,
@@ -157,12 +191,8 @@ class _Run:
   the newest that has been saved.
   """
 
-  config: config_lib.Config
-  plan: durations.Plan
+  inputs: Checked
   path: epath.Path
-  train_split: input_pipeline.Split
-  eval_split: input_pipeline.Split
-  fewshot_task: fewshot.Task | None
   mesh: Mesh
   trainer: step_lib.Trainer
   saved: checkpoints_lib.Checkpoints
@@ -200,7 +230,7 @@ class _Run:
           self._wait()
       raise
     except reporter.NotFinite as e:
-      newest, limit = self.saved.latest, self.config.nonfinite_limit
+      newest, limit = self.saved.latest, self.inputs.config.nonfinite_limit
       raise nonfinite.stopped(e, self._blame(e), newest, limit) from e
     finally:
       self.hangs.end()
@@ -212,19 +242,19 @@ class _Run:
       _say(report_page.finish(self.path, self.step, self.shown))
 
   def _train(self) -> None:
-    report, total = self.report, self.plan.total
+    report, total = self.report, self.inputs.plan.total
     # Stopped between save and evaluation; as the one says that writes.
     if hosts.broadcast("evaluation", self._evaluation_missing()):
       self._evaluate()
     batches = input_pipeline.train_batches(
-      self.train_split, self.config, self.step
+      self.inputs.train_split, self.inputs.config, self.step
     )
     report.loader = batches
     compiled: set[int] = set()
     while self.step < total:
       self._pulse()
-      most = self.config.steps_per_dispatch
-      count = durations.at_once(self.plan, self.step, most)
+      most = self.inputs.config.steps_per_dispatch
+      count = durations.at_once(self.inputs.plan, self.step, most)
       with report.goodput.spend("data"):
         local = [next(batches) for _ in range(count)]
       first = count not in compiled
@@ -234,12 +264,16 @@ class _Run:
       self.step += count
       self.watch.working()
       report.update(self.step, values, count)
-      if self.step % self.plan.checkpoint_every == 0 or self.step == total:
+      if (
+        self.step % self.inputs.plan.checkpoint_every == 0 or self.step == total
+      ):
         self._save()
       if self._evaluation_missing():
         self._evaluate()
     self._wait()
-    if self.config.report and hosts.broadcast("report", self._report_missing()):
+    if self.inputs.config.report and hosts.broadcast(
+      "report", self._report_missing()
+    ):
       self.shown = self._show()
 
   def _update(
@@ -277,20 +311,22 @@ class _Run:
 
   def _show(self) -> report_page.Gathered:
     """What the report shows of the model."""
-    batches = input_pipeline.eval_batches(self.eval_split, self.config)
+    batches = input_pipeline.eval_batches(
+      self.inputs.eval_split, self.inputs.config
+    )
     with self.report.pause("evaluation"):
       return report_page.gather(
         self.trainer.inference,
         self.state.eval_params,
         batches,
         self.mesh,
-        self.eval_split,
-        self.config,
+        self.inputs.eval_split,
+        self.inputs.config,
         self._pulse,
       )
 
   def _evaluation_missing(self) -> bool:
-    step, plan = self.step, self.plan
+    step, plan = self.step, self.inputs.plan
     due = step == plan.total or (step and step % plan.eval_every == 0)
     return bool(due) and not self.report.writer.has(step, "eval/accuracy")
 
@@ -302,26 +338,26 @@ class _Run:
 
   def _evaluated(self) -> dict[str, float]:
     """Everything that the config wants evaluated, named as in metrics.jsonl."""
-    config, mesh, pulse = self.config, self.mesh, self._pulse
+    config, mesh, pulse = self.inputs.config, self.mesh, self._pulse
     model, params = self.trainer.inference, self.state.eval_params
-    batches = input_pipeline.eval_batches(self.eval_split, config)
+    batches = input_pipeline.eval_batches(self.inputs.eval_split, config)
     values = evaluate.evaluate(model, params, batches, mesh, pulse)
     named = {f"eval/{k}": v for k, v in values.items()}
-    if self.fewshot_task is not None:
+    if self.inputs.fewshot_task is not None:
 
       def extract(split: input_pipeline.Split) -> np.ndarray:
         batches = input_pipeline.eval_batches(split, config)
         return evaluate.features(model, params, batches, mesh, pulse)
 
-      for shots, draws in self.fewshot_task.accuracies(extract).items():
+      for shots, draws in self.inputs.fewshot_task.accuracies(extract).items():
         named[f"fewshot/{shots}shot"] = float(np.mean(draws))
     return named
 
   def _blame(self, error: reporter.NotFinite) -> str:
     records = input_pipeline.train_records(
-      self.train_split, self.config, error.step
+      self.inputs.train_split, self.inputs.config, error.step
     )
-    return nonfinite.describe(self.path, error, self.config, records)
+    return nonfinite.describe(self.path, error, self.inputs.config, records)
 
   def _tell_skipped(self, error: reporter.NotFinite) -> None:
     self.report.terminal.say(f"{error}: skipped. {self._blame(error)}")

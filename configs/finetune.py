@@ -27,7 +27,8 @@ and trains once more, on all of the training split, with the best one:
 Hardware: one GPU or a few TPU chips; batch 512 is divided among all devices.
 Where that is too much memory, `--config.optimizer.accumulate=4` computes the
 same in four parts. Sets that the paper hasn't get 2,500 steps, and a tenth of
-`train` to choose on.
+`train` to choose on; their last number is of the split `test`, or of
+`validation` where there is no `test`.
 
 Expected: B/16 and L/16 pre-trained on ImageNet-21k reach 80.64 % and 82.89 % on
 ImageNet (the paper's numbers; at 448 px L/16 84.15 %), 96.82 % and 98.34 % on
@@ -51,7 +52,7 @@ class _Recipe:
 
   Attributes:
     steps: of training.
-    test: split that the last number is of.
+    test: split that the last number is of; "auto": `test`, or `validation`.
     train: split of the last run.
     choose_train: split to train on while the learning rate is chosen.
     choose_eval: split to choose by.
@@ -92,7 +93,7 @@ _VTAB = _Recipe(
   crop=False,
   rates=(0.003, 0.01, 0.03),
 )
-_OTHER = _Recipe(2_500, "test")
+_OTHER = _Recipe(2_500, "auto")
 # Names that people give them.
 _ALIASES = {
   "imagenet": "imagenet2012",
@@ -110,7 +111,11 @@ def get_config(words: str = "") -> config_lib.Config:
   Raises:
     UserError: it can't be understood.
   """
-  given = _parse(words)
+  given = parse(
+    words,
+    "configs/finetune.py",
+    "model=imagenet21k/Mixer-B_16,dataset=cifar10",
+  )
   c = config_lib.default()
   model = given.get("model", "B/16")
   _, _, name = model.partition("/")
@@ -119,8 +124,8 @@ def get_config(words: str = "") -> config_lib.Config:
     model = name.removeprefix("Mixer-").removesuffix(".npz").replace("_", "/")
   c.model.variant = model
   c.model.dtype = "bfloat16"
-  sides = [int(side) for side in given.get("size", "224").split("x")]
-  c.image_size, c.image_width = sides[0], sides[1] if sides[1:] else 0
+  height, width = sides(given.get("size", "224"))
+  c.image_size, c.image_width = height, width if width != height else 0
   c.batch_size = 512
 
   data = given.get("dataset", "cifar10")
@@ -133,7 +138,9 @@ def get_config(words: str = "") -> config_lib.Config:
   c.data.flip = r.crop
   c.data.crop = "inception" if r.crop else "resize"
   c.data.crop_area_min = 0.05
-  c.data.eval_short_side = 0 if is_vtab else round(max(sides) * 256 / 224)
+  c.data.eval_short_side = (
+    0 if is_vtab else round(max(height, width) * 256 / 224)
+  )
   c.sweep.learning_rates = r.rates
   c.sweep.train_split = r.choose_train
   c.sweep.eval_split = r.choose_eval
@@ -153,20 +160,36 @@ def get_config(words: str = "") -> config_lib.Config:
   return c
 
 
-def _parse(words: str) -> dict[str, str]:
+def parse(words: str, recipe: str, example: str) -> dict[str, str]:
+  """Reads what stands behind the colon: "size=96" -> {"size": "96"}.
+
+  Args:
+    words: as there.
+    recipe: its file, for the message.
+    example: words that it takes, for the message.
+
+  Raises:
+    UserError: it can't be understood.
+  """
   given = {}
   for word in filter(None, words.split(",")):
-    key, equals, value = word.partition("=")
-    if not equals or key not in ("model", "dataset", "size"):
+    key, _, value = word.partition("=")
+    if not value or key not in ("model", "dataset", "size"):
       raise UserError(
-        f"{word!r} behind configs/finetune.py: is none of model=, dataset= and "
-        "size=, as in "
-        "configs/finetune.py:model=imagenet21k/Mixer-B_16,dataset=cifar10."
+        f"{word!r} behind {recipe}: is none of model=, dataset= and size=, as "
+        f"in {recipe}:{example}."
       )
     given[key] = value
-  if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", given.get("size", "1")):
+  size = given.get("size", "1")
+  if not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})?", size, re.ASCII):
     raise UserError(
-      f"size={given['size']} behind configs/finetune.py: is no number of "
-      "pixels, as in size=448 or size=224x320."
+      f"size={size} behind {recipe}: is no number of pixels, as in size=448 "
+      "or size=224x320."
     )
   return given
+
+
+def sides(size: str) -> tuple[int, int]:
+  """Height and width: "224" -> (224, 224)."""
+  height, _, width = size.partition("x")
+  return int(height), int(width or height)

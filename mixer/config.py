@@ -65,7 +65,7 @@ def default() -> Config:
   d.name = "imagenet21k"
   d.data_dir = ""  # "": TFDS's own default, ~/tensorflow_datasets.
   d.train_split = "train"  # TFDS split expressions, as "train[:98%]".
-  d.eval_split = "validation"
+  d.eval_split = "validation"  # "auto": `test`, or where none is `validation`.
   # Train on that many examples of each class (0: on all), drawn by seed.
   d.examples_per_class = 0
   d.subset_seed = 0
@@ -191,6 +191,14 @@ FREE_KEYS = (
 def image_size(config: Config) -> tuple[int, int]:
   """(height, width) of the images, in pixels."""
   return config.image_size, config.image_width or config.image_size
+
+
+def changed(config: Config, values: Mapping[str, Any]) -> Config:
+  """A copy with other values, as of `flatten`."""
+  copy: Config = ml_collections.ConfigDict(config)
+  copy = copy.copy_and_resolve_references()
+  copy.update_from_flattened_dict(values)
+  return copy
 
 
 def flatten(config: Config) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from etils import epath
 
 from mixer import checkpoints, resolution, trained, weights
@@ -43,10 +42,8 @@ class Origin:
     """The run's config, with the shape that its model has."""
     if not self.tokens_mlp_dim:
       return config
-    shaped: config_lib.Config = ml_collections.ConfigDict(config)
-    shaped = shaped.copy_and_resolve_references()
-    shaped.model.tokens_mlp_dim = self.tokens_mlp_dim
-    return shaped
+    shape = {"model.tokens_mlp_dim": self.tokens_mlp_dim}
+    return config_lib.changed(config, shape)
 
   def place(self, state: update_lib.TrainState) -> update_lib.TrainState:
     """Puts the weights into a freshly made state, and its average."""

@@ -12,6 +12,7 @@ from mixer import config as config_lib
 from mixer import durations, flops, goodput, loader, metrics
 from mixer import step as step_lib
 from mixer import update as update_lib
+from mixer.datasets import split as split_lib
 from mixer.errors import UserError
 
 
@@ -230,8 +231,8 @@ class Reporter:
 def describe(
   config: config_lib.Config,
   trainer: step_lib.Trainer,
-  path: epath.Path,
-  origin: str,
+  train_split: split_lib.Split,
+  eval_split: split_lib.Split,
 ) -> str:
   """The lines that a run starts with."""
   count = sum(x.size for x in jax.tree.leaves(trainer.abstract.params))
@@ -242,7 +243,8 @@ def describe(
     f"Mixer {config.model.variant} at {size} px, "
     f"{trainer.num_classes} classes, {count / 1e6:,.2f} M parameters, "
     f"{config.model.dtype}\n"
-    f"{config.data.name}: batch {config.batch_size} on {jax.device_count()} x "
-    f"{device.device_kind}\n"
-    f"{path}: {origin}"
+    f"{config.data.name}: {len(train_split):,} images to train on "
+    f"({train_split.expression}), {len(eval_split):,} to evaluate on "
+    f"({eval_split.expression})\n"
+    f"batch {config.batch_size} on {jax.device_count()} x {device.device_kind}"
   )

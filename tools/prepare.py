@@ -15,6 +15,7 @@ the same command goes on. docs/data.md says more.
 # What prepares images starts processes that import this module again: nothing
 # heavy up here.
 import argparse
+import functools
 import pathlib
 import shlex
 import sys
@@ -214,7 +215,7 @@ def _own(args: argparse.Namespace, root: pathlib.Path) -> str:
 
 def _summary(args: argparse.Namespace, name: str, root: pathlib.Path) -> None:
   """Prints what lies there, and what to do with it."""
-  from mixer.datasets import locate, vtab
+  from mixer.datasets import catalog, locate, vtab
 
   builder = locate.open_builder(name, root, args.data_dir)
   print(f"data set {name} is ready in {builder.data_dir}")
@@ -240,46 +241,56 @@ def _summary(args: argparse.Namespace, name: str, root: pathlib.Path) -> None:
   if "train" not in sizes:
     print("  it has no split `train`: for evaluation only")
     return
-  run = _next_command(args, name, sizes)
-  print(f"train on it:\n  {run}")
-  if "PRETRAINED" in run:
-    print(
-      "where PRETRAINED is the workdir of a pre-training run; from random "
-      "weights: --config=configs/mixer_b16_i1k.py without init_from"
-    )
+  command = functools.partial(_next_command, args, name, sizes)
+  recipe = _RECIPES.get(catalog.base_name(name))
+  if recipe:
+    print(f"train on it:\n  {command(recipe)}")
+    return
+  tuned = f"finetune:model=imagenet21k/Mixer-B_16,dataset={name}"
+  print(f"fine-tune released weights on it:\n  {command(tuned)}")
+  scratch = f"scratch:dataset={name}"
+  height, width, _ = features["image"].shape
+  small = height and width and max(height, width) < 224
+  size = f",size={height}x{width}" if small else ""
+  print(
+    f"or train from random ones{size and ', at the size of its images'}:\n"
+    f"  {command(scratch + size)}"
+    + ("" if size else f"  # At 32 px: dataset={name},size=32")
+  )
 
 
 def _next_command(
-  args: argparse.Namespace, name: str, sizes: dict[str, int]
+  args: argparse.Namespace, name: str, sizes: dict[str, int], recipe: str
 ) -> str:
-  """A command line of train.py that works with these splits."""
+  """A command line of train.py that works with these splits.
+
+  Args:
+    args: of this command.
+    name: of the set.
+    sizes: examples by split.
+    recipe: module in configs, with words behind a colon if it takes any.
+  """
   import importlib
 
-  from mixer.datasets import catalog
-
-  recipe = _RECIPES.get(catalog.base_name(name), "finetune")
-  data = importlib.import_module(f"configs.{recipe}").get_config().data
-  words = [f"--config=configs/{recipe}.py"]
-  if recipe == "finetune":
-    words.append("--config.init_from=PRETRAINED")
-  if data.name != name:
-    words.append(f"--config.data.name={name}")
-  parts = {"train_split": data.train_split, "eval_split": data.eval_split}
-  if not {data.train_split, data.eval_split} <= sizes.keys():
-    others = [s for s in ("validation", "test") if sizes.get(s)]
-    wanted = (
-      {"train_split": "train", "eval_split": others[0]}
-      if others
-      else {"train_split": "train[:98%]", "eval_split": "train[98%:]"}
-    )
-    words += [
-      f"--config.data.{key}={wanted[key]}"
-      for key in parts
-      if parts[key] != wanted[key]
-    ]
-  if args.data_dir:
-    words.append(f"--config.data.data_dir={args.data_dir}")
-  words.append(f"--workdir=runs/{name.replace('/', '_').replace(':', '_')}")
+  module, _, given = recipe.partition(":")
+  get_config = importlib.import_module(f"configs.{module}").get_config
+  data = (get_config(given) if given else get_config()).data
+  wanted = {"name": name, "data_dir": args.data_dir or ""}
+  has = [s for s in ("test", "validation") if sizes.get(s)]
+  if not has:
+    wanted |= {"train_split": "train[:98%]", "eval_split": "train[98%:]"}
+  elif data.eval_split not in ("auto", *has):
+    wanted["eval_split"] = has[0]
+  file = f"configs/{module}.py" + (f":{given}" if given else "")
+  words = [f"--config={file}"]
+  words += [
+    f"--config.data.{key}={value}"
+    for key, value in wanted.items()
+    if data[key] != value
+  ]
+  run = name.replace("/", "_").replace(":", "_")
+  run += "_scratch" if module == "scratch" else ""
+  words.append(f"--workdir=runs/{run}")
   return f"python train.py {shlex.join(words)}"
 
 

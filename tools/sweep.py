@@ -23,7 +23,6 @@ import math
 from collections.abc import Sequence
 
 import jax
-import ml_collections
 from absl import app
 from etils import epath
 
@@ -72,12 +71,16 @@ def sweep(
       '--config.sweep.train_split="train[:90%]" '
       '--config.sweep.eval_split="train[90%:]".'
     )
-  if s.eval_split == config.data.eval_split:
+  # All that the last run needs is opened before the first one trains.
+  run = train.check(config)
+  chosen_by = train.check(_choosing(config)).eval_split.expression
+  if chosen_by == run.eval_split.expression:
     raise UserError(
       f"sweep.eval_split={s.eval_split} is data.eval_split as well: the last "
       "number would be of data that was chosen by. Hold out a part of the "
       'training split, as in --config.sweep.eval_split="train[90%:]".'
     )
+  config = run.config
   trials = [_try(config, rate, workdir, allow_change) for rate in rates]
   finished = [t for t in trials if t.accuracy is not None]
   if not finished:
@@ -95,10 +98,15 @@ def sweep(
 def _with_rate(
   config: config_lib.Config, learning_rate: float
 ) -> config_lib.Config:
-  changed: config_lib.Config = ml_collections.ConfigDict(config)
-  changed = changed.copy_and_resolve_references()
-  changed.optimizer.learning_rate = learning_rate
-  return changed
+  rate = {"optimizer.learning_rate": learning_rate}
+  return config_lib.changed(config, rate)
+
+
+def _choosing(config: config_lib.Config) -> config_lib.Config:
+  """With the splits that the rates are chosen on."""
+  keys = ("train_split", "eval_split")
+  splits = {f"data.{key}": config.sweep[key] for key in keys}
+  return config_lib.changed(config, splits)
 
 
 def _try(
@@ -107,9 +115,7 @@ def _try(
   workdir: epath.Path,
   allow_change: Sequence[str],
 ) -> Trial:
-  changed = _with_rate(config, learning_rate)
-  changed.data.train_split = config.sweep.train_split
-  changed.data.eval_split = config.sweep.eval_split
+  changed = _choosing(_with_rate(config, learning_rate))
   print(
     f"\nlearning rate {learning_rate:g} on {config.sweep.train_split}",
     flush=True,

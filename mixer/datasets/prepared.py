@@ -36,18 +36,7 @@ def open_source(
   # TFDS is imported late: tools that read no data start faster.
   import tensorflow_datasets as tfds
 
-  root = locate.resolve_data_dir(data_dir)
-  task = vtab.find(name) if name.startswith(vtab.PREFIX) else None
-  stored = task.data_set if task else name
-  if stored in catalog.SHIPPED:
-    builder = shipped(stored, root)
-  else:
-    try:
-      builder = locate.open_builder(stored, root, data_dir)
-    except UserError as e:
-      if not task:
-        raise
-      raise UserError(f"{name} is made of {stored}: {e}") from e
+  builder, task, root = _open(name, data_dir)
   features = builder.info.features
   parse, label = _reading(name, task, features, root)
   sizes = {k: v.num_examples for k, v in builder.info.splits.items()}
@@ -58,6 +47,7 @@ def open_source(
     )
   except NotImplementedError as e:
     folder = pathlib.Path(builder.data_dir)
+    stored = task.data_set if task else name
     raise locate.not_by_index(folder, stored, data_dir) from e
   except (ValueError, KeyError) as e:
     raise UserError(
@@ -68,6 +58,42 @@ def open_source(
     ) from e
   names = task.names if task else ()
   return records.Records(raw, parse), names or tuple(features[label].names)
+
+
+def evaluation_split(name: str, data_dir: str) -> str:
+  """The split of a set that a model is evaluated on: `test`, or `validation`.
+
+  Raises:
+    UserError: not prepared, or it has neither.
+  """
+  builder, task, _ = _open(name, data_dir)
+  sizes = {k: v.num_examples for k, v in builder.info.splits.items()}
+  found = [s for s in ("test", "validation") if task or sizes.get(s)]
+  if not found:
+    raise UserError(
+      f"data set {name} has neither a split `test` nor `validation` to "
+      f"evaluate on, but {', '.join(sizes)}; hold a part out, as in "
+      '--config.data.train_split="train[:90%]" '
+      '--config.data.eval_split="train[90%:]".'
+    )
+  return found[0]
+
+
+def _open(
+  name: str, data_dir: str
+) -> tuple[Any, vtab.Task | None, pathlib.Path]:
+  """A set's builder, the VTAB task that it is opened for, and its root."""
+  root = locate.resolve_data_dir(data_dir)
+  task = vtab.find(name) if name.startswith(vtab.PREFIX) else None
+  stored = task.data_set if task else name
+  if stored in catalog.SHIPPED:
+    return shipped(stored, root), task, root
+  try:
+    return locate.open_builder(stored, root, data_dir), task, root
+  except UserError as e:
+    if not task:
+      raise
+    raise UserError(f"{name} is made of {stored}: {e}") from e
 
 
 def _reading(

@@ -12,6 +12,8 @@ from mixer.errors import UserError
 
 # Beside the seed, so that other uses of it draw other numbers.
 _SUBSET = 102
+# The split expression for `test`, or `validation` where there is no `test`.
+AUTO = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,9 +139,16 @@ class Split:
 def open_split(name: str, expression: str, data_dir: str) -> Split:
   """Opens a part of a prepared data set; prepares the shipped ones itself.
 
+  Args:
+    name: of the data set.
+    expression: TFDS split expression, or `AUTO`.
+    data_dir: where data sets lie, "" for TFDS's default.
+
   Raises:
     UserError: not there, another format, no such split.
   """
+  if expression == AUTO:
+    expression = prepared.evaluation_split(name, data_dir)
   source, class_names = prepared.open_source(name, expression, data_dir)
   if not len(source):
     raise UserError(

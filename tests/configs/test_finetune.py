@@ -24,7 +24,7 @@ def recipe(words):
     ("oxford_iiit_pet", 3_680, 500, 4, "train[90%:]", "test"),
     ("oxford_flowers102", 1_020, 500, 4, "train[90%:]", "test"),
     ("vtab/dtd", 1000, 2_500, 3, "val200", "test"),
-    ("my_photos", 300, 2_500, 4, "train[90%:]", "test"),
+    ("my_photos", 300, 2_500, 4, "train[90%:]", "auto"),
   ],
 )
 def test_recipes_are_the_papers(name, examples, steps, rates, held_out, test):

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixer import config as config_lib
 from mixer.datasets import catalog, locate, prepared
 from mixer.datasets.preparation import prepare_flags
 from tests.conftest import ROOT
@@ -77,9 +76,13 @@ def run(capfd, tmp_path):
   return run
 
 
+def next_commands(out: str) -> list[list[str]]:
+  lines = re.findall("^  python train.py (.*)", out, re.M)
+  return [shlex.split(line, comments=True) for line in lines]
+
+
 def next_words(out: str) -> list[str]:
-  (line,) = re.findall("^  python train.py (.*)", out, re.M)
-  return shlex.split(line)
+  return next_commands(out)[0]
 
 
 def test_photos_of_a_user(run, photos, tmp_path):
@@ -116,18 +119,20 @@ def test_the_next_command_is_one(run, photos, tmp_path):
     *("folder", "--name=pets", f"--source={photos}", "--workers=0"),
     "--hold_out=none",
   )
-  words = next_words(out)
-  assert words[0] == "--config=configs/finetune.py"
-  assert "--config.data.name=pets" in words
-  assert "--config.data.train_split=train[:98%]" in words
-  assert "--config.data.eval_split=train[98%:]" in words
-  assert f"--config.data.data_dir={tmp_path / 'data'}" in words
-  assert "where PRETRAINED is the workdir of a pre-training run" in out
-  known = config_lib.flatten(config_lib.default())
-  for word in words:
-    key, _, value = word.removeprefix("--").partition("=")
-    assert key.removeprefix("config.") in {*known, "config", "workdir"}
-    assert value
+  tuned, scratch = next_commands(out)
+  assert tuned[0] == (
+    "--config=configs/finetune.py:model=imagenet21k/Mixer-B_16,dataset=pets"
+  )
+  assert scratch[0] == "--config=configs/scratch.py:dataset=pets"
+  assert tuned[-1] == "--workdir=runs/pets" != scratch[-1]
+  # `pets` behind the colon is the Oxford one.
+  for words, named in ((tuned, ["--config.data.name=pets"]), (scratch, [])):
+    assert words[1:-1] == [
+      *named,
+      f"--config.data.data_dir={tmp_path / 'data'}",
+      "--config.data.train_split=train[:98%]",
+      "--config.data.eval_split=train[98%:]",
+    ]
 
 
 def test_imagenet21k_from_its_tar(run, tmp_path):
@@ -161,8 +166,8 @@ def test_mnist_from_its_files(run, tmp_path):
   out, err = run(*flags)
   assert "warning: the split test has 7 images, and mnist 10,000." in err
   assert "  10 classes: 0, 1, 2, ..., 9\n" in out
-  words = next_words(out)
-  assert "--config.data.name=mnist" in words
+  words = next_commands(out)[1]
+  assert words[0] == "--config=configs/scratch.py:dataset=mnist,size=28x28"
   again, _ = run(*flags)
   assert again.startswith("data set mnist was prepared before, from idx files")
 

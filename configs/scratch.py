@@ -1,0 +1,106 @@
+"""A set of images of one's own, from random weights, at any size.
+
+  python -m tools.prepare folder --name=birds --source=DIR
+  python train.py --config=configs/scratch.py:dataset=birds --workdir=runs/birds
+
+Behind the colon may stand, in any order:
+
+  dataset  a prepared set, such as one of `tools.prepare folder`
+  size     of the images, in pixels (224), or height x width as in size=224x320
+  model    a variant, as in model=B/16; without it a small one that fits the
+           size: S with 16-pixel patches at 224 px, of half its widths and with
+           4-pixel patches at 32 px (CIFAR and the like)
+
+The evaluation is on the split `test`, or on `validation` where there is no
+`test`. Durations are epochs and per cent, so the schedule fits a set of any
+number of images. Left and right may not be alike in yours (letters, digits):
+--config.data.flip=False.
+
+Hardware: one GPU; a small set at a small size trains on CPUs too, with
+--config.model.dtype=float32. Time: 300 epochs of 50,000 images take 3e16 FLOP
+at 32 px, 3e17 at 224 px.
+Expected: less than fine-tuning reaches (configs/finetune.py), by far for some
+hundred or thousand images; from random weights Mixers want many.
+
+`tools.sweep` in place of `train.py` tries three learning rates on a tenth of
+`train` first.
+"""
+
+from configs import finetune
+from mixer import config as config_lib
+from mixer.errors import UserError
+
+# More make the token MLPs large and slow.
+_MOST_TOKENS = 1024
+
+
+def get_config(words: str = "") -> config_lib.Config:
+  """The recipe.
+
+  Args:
+    words: what stands behind the colon, as "dataset=birds,size=96".
+
+  Raises:
+    UserError: it can't be understood, or no patch divides the size.
+  """
+  given = finetune.parse(words, "configs/scratch.py", "dataset=birds,size=96")
+  height, width = finetune.sides(given.get("size", "224"))
+  small = max(height, width) <= 64
+  c = config_lib.default()
+  c.batch_size = 128
+  c.total = "300 epochs"
+  c.image_size, c.image_width = height, width if width != height else 0
+
+  c.model.variant = given.get("model") or f"S/{_patch(height, width)}"
+  if small and "model" not in given:
+    c.model.hidden_dim = 256
+    c.model.tokens_mlp_dim = 128
+    c.model.channels_mlp_dim = 1024
+  c.model.stochastic_depth = 0.1
+  c.model.dtype = "bfloat16"
+
+  c.data.name = given.get("dataset", "cifar10")
+  c.data.eval_split = "auto"
+  c.data.crop_area_min = 0.4 if small else 0.1
+  c.data.randaugment_layers = 2
+  c.data.randaugment_magnitude = 5 if small else 10
+  # Small images are seen whole.
+  side = max(height, width)
+  c.data.eval_short_side = side if small else round(side * 256 / 224)
+
+  c.loss.label_smoothing = 0.1
+  c.loss.mixup = 0.2
+  c.optimizer.learning_rate = 1e-3
+  c.optimizer.weight_decay = 0.1
+  c.schedule.warmup = "5%"
+  c.schedule.decay = "cosine"
+  c.sweep.learning_rates = (0.0003, 0.001, 0.003)
+  c.sweep.train_split = "train[:90%]"
+  c.sweep.eval_split = "train[90%:]"
+
+  c.log_every = "50 steps"
+  c.eval_every = "5%"
+  c.checkpoint_every = "5%"
+  return c
+
+
+def _patch(height: int, width: int) -> int:
+  """The largest patch up to 16 pixels that makes at least 7 of a side.
+
+  Raises:
+    UserError: none divides the size into few enough.
+  """
+  fits = (
+    p
+    for p in range(16, 0, -1)
+    if not height % p and not width % p and min(height, width) >= 7 * p
+  )
+  patch = next(fits, 1)
+  if height * width > _MOST_TOKENS * patch**2:
+    near = max(16 * round(height / 16), 16), max(16 * round(width / 16), 16)
+    raise UserError(
+      f"size={height}x{width} behind configs/scratch.py: is divided by no "
+      "patch of up to 16 pixels that suits it; take a multiple of 16 as in "
+      f"size={near[0]}x{near[1]}, or name a model as in model=S/32."
+    )
+  return patch
