@@ -198,7 +198,7 @@ class Checkpoints:
     sentences = []
     try:
       inventory.write(self._path(step))
-    except OSError as e:
+    except (OSError, UserError) as e:
       sentences.append(
         f"checkpoint {self._path(step)} is saved, but no list of its files: "
         f"{finding.reason(e)}."

@@ -27,7 +27,7 @@ from typing import Any
 
 import tqdm
 
-from mixer import npz
+from mixer import files
 from mixer.errors import UserError
 
 _ATTEMPTS = 5
@@ -148,7 +148,7 @@ def _download(
     ) from e
   _part(path).rename(path)
   _etag(path).unlink(missing_ok=True)
-  npz.sync(path.parent)
+  files.sync_folder(path.parent)
 
 
 def _ask(

@@ -3,10 +3,11 @@
 import csv
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from mixer import files
 from mixer import tally as tally_lib
 
 # Up to so many classes the matrix is written whole, and drawn.
@@ -53,7 +54,7 @@ def write(
     "class,name,examples,correct,accuracy,"
     "confused_with,confused_with_name,confused"
   )
-  files = [_csv(folder / "per_class.csv", header.split(","), table)]
+  written = [_csv(folder / "per_class.csv", header.split(","), table)]
   found = tally.confusion.tocoo()
   order = np.lexsort((found.col, found.row))
   pairs = zip(
@@ -62,7 +63,7 @@ def write(
     found.data[order].tolist(),
     strict=True,
   )
-  files.append(
+  written.append(
     _csv(
       folder / "confusion.csv",
       ("true", "predicted", "count", "true_name", "predicted_name"),
@@ -74,21 +75,23 @@ def write(
   )
   if len(class_ids) <= DENSE_CLASSES:
     dense = tally.confusion.toarray()
-    files += [folder / "confusion.npy", folder / "confusion.png"]
-    np.save(files[-2], dense)
-    _draw(files[-1], dense, class_names)
-  return files
+    written += [folder / "confusion.npy", folder / "confusion.png"]
+    with files.atomic_write(written[-2]) as f:
+      np.save(f, dense)
+    with files.atomic_write(written[-1]) as f:
+      _draw(f, dense, class_names)
+  return written
 
 
 def _csv(path: pathlib.Path, header: Sequence[str], rows: Any) -> pathlib.Path:
-  with open(path, "w", newline="", encoding="utf-8") as f:
+  with files.atomic_write(path, "w") as f:
     writer = csv.writer(f, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
   return path
 
 
-def _draw(path: pathlib.Path, matrix: np.ndarray, names: Sequence[str]) -> None:
+def _draw(file: IO[bytes], matrix: np.ndarray, names: Sequence[str]) -> None:
   """A heat map: of each true class, the share that went to each other."""
   import matplotlib
 
@@ -111,7 +114,7 @@ def _draw(path: pathlib.Path, matrix: np.ndarray, names: Sequence[str]) -> None:
     axes.set_xticks(places, names, rotation=90)
     axes.set_yticks(places, names)
   figure.colorbar(drawn, ax=axes, label="share of the true class")
-  figure.savefig(path, dpi=120)
+  figure.savefig(file, dpi=120, format="png")
   plt.close(figure)
 
 

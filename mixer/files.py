@@ -122,7 +122,9 @@ def atomic_write(
     return
   with writing(path, advice):
     if in_place(path):
-      yield from _in_place(path, mode)
+      with open_in_place(path) as f:
+        out = f if mode == "wb" else _as_text(f)
+        yield out
     else:
       yield from _replaced(os.path.realpath(path), mode)
 
@@ -134,12 +136,11 @@ def _as_text(file: IO[bytes]) -> IO[str]:
   )
 
 
-def _in_place(path: str | os.PathLike[str], mode: str) -> Iterator[IO[Any]]:
+def open_in_place(path: str | os.PathLike[str]) -> IO[bytes]:
+  """Opens what is there; a descriptor that is open goes on where it is."""
   number = _descriptor(path)
   # Opened anew, what /dev/stdout leads to would begin at its start.
-  with open(path if number is None else os.dup(number), "wb") as f:
-    out = f if mode == "wb" else _as_text(f)
-    yield out
+  return open(path if number is None else os.dup(number), "wb")
 
 
 def _replaced(path: str, mode: str) -> Iterator[IO[Any]]:

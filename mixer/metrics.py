@@ -13,12 +13,16 @@ from typing import Any
 import jax
 from etils import epath
 
-from mixer import stop
+from mixer import files, stop
 from mixer import workdir as workdir_lib
 from mixer.errors import UserError
 from mixer.storage import uploading
 
 FILE = "metrics.jsonl"
+_MEND = (
+  "Mend the cause and start the same command again: it goes on from the newest "
+  "checkpoint."
+)
 
 
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
@@ -72,10 +76,8 @@ class Writer:
     with self._telling():
       self._place = uploading.place(epath.Path(workdir))
       path = self._place.local / FILE
-      temporary = path.with_name(f".{FILE}")
-      with open(temporary, "w") as f:
+      with files.atomic_write(path, "w", _MEND) as f:
         f.writelines(json.dumps(r) + "\n" for r in self.records)
-      temporary.replace(path)
       self._file = open(path, "a")
       self._board = _Board(self._place.local / "tensorboard", start_step)
 
@@ -134,8 +136,7 @@ class Writer:
     except workdir_lib.failures(self._path) as e:
       raise UserError(
         f"metrics can't be written to {self._path}: {workdir_lib.reason(e)}. "
-        "Mend the cause and start the same command again: it goes on from the "
-        "newest checkpoint."
+        f"{_MEND}"
       ) from e
 
 

@@ -8,7 +8,6 @@ import contextlib
 import math
 import os
 import pathlib
-import secrets
 import stat
 import struct
 import warnings
@@ -18,7 +17,7 @@ from typing import IO, BinaryIO
 
 import numpy as np
 
-from mixer import weights
+from mixer import files, weights
 from mixer.errors import UserError, first_line
 
 # A header of numpy's has about 100 bytes; numpy itself refuses over 10,000.
@@ -71,40 +70,15 @@ def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
   Raises:
     UserError: its folder isn't there, or the disk refuses.
   """
-  part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-  try:
-    with open(part, "xb") as f:
-      with zipfile.ZipFile(f, "w") as file:
-        for name in sorted(arrays):
-          info = zipfile.ZipInfo(f"{name}.npy")
-          info.create_system = 3  # Else the bytes say where they were written.
-          info.external_attr = 0o644 << 16
-          with file.open(info, "w", force_zip64=True) as member:
-            np.lib.format.write_array(
-              member, np.ascontiguousarray(arrays[name]), allow_pickle=False
-            )
-      f.flush()
-      os.fsync(f.fileno())
-    part.replace(path)
-  except OSError as e:
-    why = e.strerror or str(e)
-    if not path.parent.is_dir():
-      why = f"there is no folder {path.parent}; make it first"
-    raise UserError(f"{path} can't be written: {why}.") from e
-  finally:
-    with contextlib.suppress(OSError):
-      part.unlink(missing_ok=True)
-  sync(path.parent)
-
-
-def sync(folder: pathlib.Path) -> None:
-  """Waits until a folder's names are on the disk, if that can be waited for."""
-  with contextlib.suppress(OSError):
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-      os.fsync(handle)
-    finally:
-      os.close(handle)
+  with files.atomic_write(path) as f, zipfile.ZipFile(f, "w") as file:
+    for name in sorted(arrays):
+      info = zipfile.ZipInfo(f"{name}.npy")
+      info.create_system = 3  # Else the bytes say where they were written.
+      info.external_attr = 0o644 << 16
+      with file.open(info, "w", force_zip64=True) as member:
+        np.lib.format.write_array(
+          member, np.ascontiguousarray(arrays[name]), allow_pickle=False
+        )
 
 
 @contextlib.contextmanager

@@ -89,17 +89,8 @@ def not_writable(workdir: epath.PathLike, error: Exception) -> UserError:
 
 def write_json(where: epath.PathLike, content: Any) -> None:
   """Writes a file that is there whole or not at all."""
-  target = epath.Path(where)
-  text = json.dumps(content, indent=2) + "\n"
-  if is_remote(target):
-    target.write_text(text)  # An object is written at once, or not.
-    return
-  temporary = target.with_name(f".{target.name}.{os.getpid()}")
-  with open(temporary, "w") as f:
-    f.write(text)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(temporary, target)
+  with files.atomic_write(where, "w") as f:
+    f.write(json.dumps(content, indent=2) + "\n")
 
 
 def read_config(workdir: epath.PathLike) -> dict[str, Any]:

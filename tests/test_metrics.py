@@ -221,9 +221,12 @@ def test_a_flush_brings_all_to_the_disk(tmp_path, writer):
   assert scalars(path) == [(1, "train/loss", 2.5)]
 
 
-def test_a_folder_that_takes_no_files_is_told(tmp_path):
-  (tmp_path / f".{metrics.FILE}").mkdir()  # In the way.
-  with pytest.raises(UserError, match="metrics can't be written to .*Is a dir"):
+def test_a_folder_that_takes_no_files_is_told(tmp_path, monkeypatch):
+  def refuse(*args):
+    raise PermissionError(13, "Permission denied")
+
+  monkeypatch.setattr(os, "replace", refuse)
+  with pytest.raises(UserError, match=r"denied\. Mend .* newest checkpoint"):
     metrics.Writer(tmp_path, 0)
 
 

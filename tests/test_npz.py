@@ -278,7 +278,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
 
 def test_a_folder_of_that_name_is_refused(tmp_path):
   (tmp_path / "a.npz").mkdir()
-  with pytest.raises(UserError, match="a.npz can't be written: Is a directory"):
+  with pytest.raises(UserError, match="a.npz can't be written: it is a folder"):
     npz.write(tmp_path / "a.npz", ARRAYS)
   assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
 

@@ -255,7 +255,7 @@ def test_write_json_reaches_the_disk_before_it_counts(tmp_path, monkeypatch):
     os, "replace", lambda a, b: (calls.append("replace"), replace(a, b))
   )
   workdir.write_json(tmp_path / "some.json", {})
-  assert calls == ["sync", "replace"]
+  assert calls == ["sync", "replace", "sync"]
 
 
 def test_a_folder_without_progress_takes_another_config(tmp_path):

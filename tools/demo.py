@@ -33,6 +33,7 @@ from configs import demo_finetune, demo_pretrain
 from mixer import (
   checkpoints,
   command_line,
+  files,
   metrics,
   model,
   objective,
@@ -67,7 +68,8 @@ def _run(config: config_lib.Config, workdir: pathlib.Path) -> dict[str, float]:
   log = io.StringIO()
   with contextlib.redirect_stdout(log):
     values = train.train(config, workdir)
-  (workdir / "log.txt").write_text(log.getvalue())
+  with files.atomic_write(workdir / "log.txt", "w") as f:
+    f.write(log.getvalue())
   seconds = time.perf_counter() - start
   accuracy = values["eval/accuracy"]
   print(f"  {workdir.name:<24}{accuracy:.3f}  ({seconds:.0f} s)", flush=True)
@@ -227,7 +229,8 @@ def plot(workdir: pathlib.Path, rows: list[Row]) -> pathlib.Path:
     "least certain"
   )
   path = workdir / "demo.png"
-  figure.savefig(path, dpi=110)
+  with files.atomic_write(path) as f:
+    figure.savefig(f, dpi=110, format="png")
   plt.close(figure)
   return path
 

@@ -23,6 +23,7 @@ was done, and exits with 130.
 """
 
 import argparse
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -61,7 +62,9 @@ def run(args: argparse.Namespace) -> int:
     else:
       _predict(args, paths, counter)
   except KeyboardInterrupt as e:
-    kept = f"; they are in {file}.partial" if file and counter.done else ""
+    real = os.path.realpath(file) if os.path.islink(file) else file
+    part = f"{real}.partial"
+    kept = f"; they are in {part}" if file and os.path.exists(part) else ""
     name, code = command_line.interruption(e)
     stop.say(
       f"{name}: stopped after {counter.done:,} of {len(paths):,} images{kept}",

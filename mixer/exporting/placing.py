@@ -11,9 +11,8 @@ import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 
-from mixer import npz
+from mixer import files
 from mixer.errors import UserError
-from mixer.files import writing
 
 # Nobody means a folder by them.
 _SUFFIXES = (".npz", ".onnx", ".safetensors", ".stablehlo", ".pt", ".pth")
@@ -45,15 +44,18 @@ class Place:
     Raises:
       UserError: the disk refuses.
     """
-    with writing(self.path):
+    with files.writing(self.path):
       for file in self._files():
         with open(file, "rb") as f:
           os.fsync(f.fileno())
       if self.is_folder and not self.path.exists():
         self.part.rename(self.path)
+      elif files.in_place(self.path) and not self.is_folder:
+        for file in self._files():
+          shutil.copyfile(file, self.path)
       else:
         self._replace()
-    npz.sync(self.path.parent)
+    files.sync_folder(self.path.parent)
 
   def _files(self) -> list[pathlib.Path]:
     folder = self.part if self.is_folder else self.part.parent
@@ -62,13 +64,13 @@ class Place:
   def _replace(self) -> None:
     """One file after the other, the one that makes it count at last."""
     folder = self.path if self.is_folder else self.path.parent
-    files = self._files()
+    written = self._files()
     last = self.members[-1] if self.is_folder else self.path.name
-    if len(files) > 1:
+    if len(written) > 1:
       # Else an old one would go with new files for a moment.
       (folder / last).unlink(missing_ok=True)
-    for file in sorted(files, key=lambda f: f.name == last):
-      file.replace(folder / file.name)
+    for file in sorted(written, key=lambda f: f.name == last):
+      file.replace(os.path.realpath(folder / file.name))
 
 
 @contextlib.contextmanager
@@ -93,8 +95,10 @@ def place(
   path = pathlib.Path(output).expanduser()
   is_folder = bool(members) and path.suffix != suffix
   _check(path, suffix, members, is_folder)
-  aside = path.parent / f".{path.name}.{secrets.token_hex(4)}"
-  with writing(path):
+  # Of a link it is the target that is replaced.
+  real = path if files.in_place(path) else pathlib.Path(os.path.realpath(path))
+  aside = real.parent / f".{path.name}.{secrets.token_hex(4)}"
+  with files.writing(path):
     aside.mkdir()
   part = aside if is_folder else aside / path.name
   try:

@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib import figure as figure_lib
 from matplotlib import rc_context
 
+from mixer import files, trained
 from mixer import model as model_lib
-from mixer import trained
 from mixer.insight import kernels
 
 DPI = 200
@@ -54,13 +54,21 @@ def save(
   figure: figure_lib.Figure, folder: pathlib.Path, name: str
 ) -> list[pathlib.Path]:
   """Writes a PNG of 200 dots an inch, and an SVG; always the same bytes."""
-  files = [folder / f"{name}.png", folder / f"{name}.svg"]
+  written = [folder / f"{name}.png", folder / f"{name}.svg"]
   with warnings.catch_warnings():
     # Characters that the font lacks are drawn as boxes.
     warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
-    figure.savefig(files[0], dpi=DPI, metadata={"Software": None})
-    figure.savefig(files[1], dpi=DPI, metadata={"Date": None, "Creator": None})
-  return files
+    for path, options in zip(
+      written,
+      (
+        {"format": "png", "dpi": DPI, "metadata": {"Software": None}},
+        {"format": "svg", "metadata": {"Date": None, "Creator": None}},
+      ),
+      strict=True,
+    ):
+      with files.atomic_write(path) as f:
+        figure.savefig(f, **options)
+  return written
 
 
 def name_of(model: trained.Trained) -> str:

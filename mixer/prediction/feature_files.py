@@ -15,8 +15,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from mixer import files
 from mixer.errors import UserError
-from mixer.files import writing
 from mixer.prediction import formats, partial, results
 
 _ROW_GROUP = 4_096
@@ -60,7 +60,7 @@ class FeatureFile:
     Raises:
       UserError: the disk refuses.
     """
-    with writing(self.files[0].path):
+    with files.writing(self.files[0].path):
       self._write(one)
     self.rows += 1
 
@@ -83,7 +83,7 @@ class FeatureFile:
     if not self.rows:
       self._abandon()
       return
-    with writing(self.files[0].path):
+    with files.writing(self.files[0].path):
       self._end()
     if kind is None:
       for file in self.files:
@@ -103,7 +103,11 @@ class _Npy(FeatureFile):
     except UserError:
       self._abandon()
       raise
-    self._array = open(self.files[0].part, "wb")
+    self._array = self.files[0].open()
+    if not self._array.seekable():
+      raise UserError(
+        f"features can't be written to {path}: it is a pipe; name a file."
+      )
     self._table = open(
       self.files[1].part, "w", newline="", encoding="utf-8",
       errors="surrogateescape",
@@ -134,7 +138,7 @@ class _Npy(FeatureFile):
   def _abandon(self) -> None:
     for name in ("_array", "_table"):
       if hasattr(self, name):
-        getattr(self, name).close()
+        partial.close(getattr(self, name))
     super()._abandon()
 
 

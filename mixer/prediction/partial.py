@@ -7,13 +7,15 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import IO, Any
 
-from mixer.errors import UserError
-from mixer.files import writing
+from mixer import files
 
 
 class Partial:
   """A file that is written beside its place, as `NAME.partial`.
+
+  What can't be replaced, as a device or a pipe, is written in place.
 
   Attributes:
     path: where it is to be in the end.
@@ -27,13 +29,16 @@ class Partial:
       UserError: it can't be written there; an older file stays.
     """
     self.path = pathlib.Path(path).expanduser()
-    self.part = self.path.with_name(f"{self.path.name}.partial")
-    if self.path.is_dir():
-      raise UserError(
-        f"{path} can't be written: it is a folder; name a file in it."
-      )
-    with writing(self.path):
-      self.part.open("wb").close()
+    self._in_place = files.in_place(self.path)
+    self.part = self.path
+    with files.writing(self.path):
+      if self.path.is_dir():
+        raise IsADirectoryError
+      if not self._in_place:
+        # Of a link it is the target that is replaced.
+        self._target = pathlib.Path(os.path.realpath(self.path))
+        self.part = self._target.with_name(f"{self._target.name}.partial")
+        self.part.open("wb").close()
 
   def commit(self) -> None:
     """Puts it into its place; one that is there is replaced.
@@ -41,15 +46,35 @@ class Partial:
     Raises:
       UserError: the disk refuses.
     """
-    with writing(self.path):
+    if self._in_place:
+      return
+    with files.writing(self.path):
       with open(self.part, "rb") as f:
         os.fsync(f.fileno())
-      self.part.replace(self.path)
+      self.part.replace(self._target)
+
+  def open(self) -> IO[bytes]:
+    """Opens it for writing, from its start."""
+    with files.writing(self.path):
+      return files.open_in_place(self.part)
+
+  def drop_if_empty(self) -> None:
+    """Removes it, if nothing is in it."""
+    with contextlib.suppress(OSError):
+      if not self.part.stat().st_size:
+        self.drop()
 
   def drop(self) -> None:
     """Removes it, if it is there."""
-    with contextlib.suppress(OSError):
-      self.part.unlink(missing_ok=True)
+    if not self._in_place:
+      with contextlib.suppress(OSError):
+        self.part.unlink(missing_ok=True)
+
+
+def close(file: IO[Any]) -> None:
+  """Closes a file, whatever becomes of what isn't on the disk."""
+  with contextlib.suppress(OSError):
+    file.close()
 
 
 @contextlib.contextmanager
@@ -74,21 +99,17 @@ def text(path: str) -> Iterator[Callable[[str], None]]:
     yield functools.partial(print, end="", flush=True)
     return
   file = Partial(path)
-  with writing(file.path):
-    out = open(
-      file.part, "w", encoding="utf-8", errors="surrogateescape", newline=""
-    )
+  with contextlib.ExitStack() as stack:
+    stack.callback(file.drop_if_empty)
+    out = file.open()
+    stack.callback(close, out)
 
-  def write(piece: str) -> None:
-    with writing(file.path):
-      out.write(piece)
-      out.flush()
+    def write(piece: str) -> None:
+      with files.writing(file.path):
+        out.write(piece.encode("utf-8", "surrogateescape"))
+        out.flush()
 
-  try:
-    with out:
-      yield write
+    yield write
+    with files.writing(file.path):
+      out.close()
     file.commit()
-  finally:
-    with contextlib.suppress(OSError):
-      if not file.part.stat().st_size:
-        file.drop()

@@ -5,14 +5,12 @@ predictions and the figures of the weights of one step.
 """
 
 import json
-import os
-import pathlib
 from typing import Any
 
 from etils import epath
 
+from mixer import files
 from mixer import workdir as workdir_lib
-from mixer.errors import UserError
 from mixer.report import page
 
 PAGE, KEPT = "report.html", "report.json"
@@ -61,30 +59,10 @@ def write(target: epath.PathLike, text: str) -> None:
   Raises:
     UserError: it can't be written.
   """
-  path = epath.Path(target)
-  # Of a name that is no text there may be remains in it.
-  data = text.encode("utf-8", "replace")
-  try:
-    if workdir_lib.is_remote(path):
-      path.write_bytes(data)  # An object is written at once, or not.
-    else:
-      _replace(pathlib.Path(path), data)
-  except workdir_lib.failures(path) as e:
-    raise UserError(
-      f"{path} can't be written: {workdir_lib.reason(e)}. Name another file, "
-      "in a folder that is there and takes files: python -m tools.report "
-      "WORKDIR -o FILE."
-    ) from e
-
-
-def _replace(path: pathlib.Path, data: bytes) -> None:
-  path = path.resolve()  # What a link points to is replaced, not the link.
-  if path.exists() and not path.is_file():  # As /dev/stdout.
-    path.write_bytes(data)
-    return
-  part = path.with_name(f".{path.name}.{os.getpid()}")
-  try:
-    part.write_bytes(data)
-    part.replace(path)
-  finally:
-    part.unlink(missing_ok=True)
+  advice = (
+    "Name another file, in a folder that is there and takes files: python -m "
+    "tools.report WORKDIR -o FILE."
+  )
+  with files.atomic_write(target, advice=advice) as f:
+    # Of a name that is no text there may be remains in it.
+    f.write(text.encode("utf-8", "replace"))

@@ -13,6 +13,7 @@ from collections.abc import Collection
 
 from etils import epath
 
+from mixer import files as files_lib
 from mixer.storage import finding
 
 _NAME = "files.json"
@@ -24,17 +25,15 @@ def write(path: epath.Path) -> None:
   """Puts the list into a checkpoint.
 
   Raises:
-    OSError: it can't be written.
+    OSError: the files can't be read.
+    UserError: the list can't be written.
   """
   names = list(finding.files_in(path))
   with concurrent.futures.ThreadPoolExecutor() as pool:
     found = pool.map(lambda name: _describe(path / name), names)
     files = dict(sorted(zip(names, found, strict=True)))
-  text = json.dumps({"files": files, "sha256": _sha256(files)})
-  # A file of this name is whole: where renaming is copying, writing is atomic.
-  part = path / f"{_NAME}.part"
-  part.write_text(text)
-  part.replace(path / _NAME)
+  with files_lib.atomic_write(path / _NAME, "w") as f:
+    json.dump({"files": files, "sha256": _sha256(files)}, f)
 
 
 def damage(path: epath.Path, wanted: Collection[str] | None = None) -> str:

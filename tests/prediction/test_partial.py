@@ -47,6 +47,30 @@ def test_stdout(capsys):
   assert capsys.readouterr().out == "one\n"
 
 
+def test_links_devices_and_pipes(tmp_path):
+  there = tmp_path / "there"
+  there.mkdir()
+  link = tmp_path / "a.csv"
+  link.symlink_to("there/b.csv")
+  with partial.text(str(link)) as write:
+    write("one\n")
+    assert os.listdir(there) == ["b.csv.partial"]
+  assert link.is_symlink() and (there / "b.csv").read_text() == "one\n"
+  link.unlink()
+  link.symlink_to("/dev/null")
+  with partial.text(str(link)) as write:
+    write("one\n")
+  assert link.is_char_device()
+  link.unlink()
+  link.symlink_to("/dev/full")
+  with (
+    pytest.raises(errors.UserError, match="a.csv can't be written: No space"),
+    partial.text(str(link)) as write,
+  ):
+    write("one\n")
+  assert sorted(os.listdir(tmp_path)) == ["a.csv", "there"]
+
+
 def refuse(*args, **kwargs):
   raise OSError(28, "No space left on device")
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
+from mixer import files
 from mixer.errors import UserError
 
 # TFDS wants groups of one record. JPEG and PNG don't compress: left as they
@@ -22,6 +23,10 @@ from mixer.errors import UserError
 # written 1.35 and read 1.15 times as fast as with the default (zstd:3).
 WRITER = "group_size:1,uncompressed"
 
+_GO_ON = (
+  " and give the same command again: it goes on after the last images that "
+  "were committed."
+)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -46,8 +51,7 @@ def explained(path: pathlib.Path) -> Iterator[None]:
         if full
         else f"{path} can't be written: {says}. Mend that"
       )
-      + " and give the same command again: it goes on after the last images "
-      "that were committed."
+      + _GO_ON
     ) from e
 
 
@@ -66,14 +70,8 @@ def write(path: pathlib.Path, content: bytes) -> None:
   Raises:
     UserError: the disk refuses.
   """
-  part = path.with_name(path.name + ".part")
-  with explained(path):
-    with open(part, "wb") as f:
-      f.write(content)
-      f.flush()
-      os.fsync(f.fileno())
-    part.replace(path)
-    sync(path.parent)
+  with files.atomic_write(path, advice=f"Mend that{_GO_ON}") as f:
+    f.write(content)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

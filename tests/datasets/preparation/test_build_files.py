@@ -112,7 +112,10 @@ def test_other_refusals_say_what_the_system_says(tmp_path):
   ):
     with pytest.raises(UserError) as caught:
       write()
-    assert "No such file or directory" in str(caught.value)
+    assert "o such file or directory" in str(caught.value) or (
+      "there is no folder" in str(caught.value)
+    )
+    assert "give the same command again" in str(caught.value)
     assert str(path) in str(caught.value)
 
 

@@ -98,6 +98,7 @@ def test_stopped_before_and_after_anything_is_on_the_disk(
 
   monkeypatch.setattr(build_files, "sync", stopping(build_files.sync))
   monkeypatch.setattr(os, "rename", stopping(os.rename))
+  monkeypatch.setattr(os, "replace", stopping(os.replace))
   while True:
     stop += 1
     count = 0
