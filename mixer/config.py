@@ -17,147 +17,247 @@ Config: TypeAlias = Any
 GROUPS = (Mapping, ml_collections.ConfigDict)
 
 
-def default() -> Config:
-  """All keys there are, with their defaults.
-
-  Durations are strings: "300 epochs", "10000 steps", "1281167 examples", or,
-  where a part of the whole run is meant, "5%".
-  """
-  c: Config = ml_collections.ConfigDict()
-  c.seed = 0
-  c.batch_size = 4096  # Examples per update, over all devices.
-  c.total = "300 epochs"  # Length of training.
-  c.image_size = 224  # Pixels, training and evaluation: side, or height if
-  c.image_width = 0  # this is not 0.
-  # Weights that training starts from: a workdir of ours, a checkpoint in it, a
-  # released .npz file or its name ("imagenet21k/Mixer-B_16"); "": random ones.
-  c.init_from = ""
-  c.init_head = "new"  # Its head: a "new" one, kernel zero; or "keep" theirs.
-  # Weights of another resolution: "tiles" (the paper's, integer factors),
-  # "interleaved", "resample" (any size); "": tiles where they fit.
-  c.init_resize = ""
-
-  c.model = m = ml_collections.ConfigDict()
-  m.variant = "B/16"  # S, B, L or H, and the patch size in pixels.
-  m.num_blocks = 0  # 0, here and in the next three: as the variant says.
-  m.hidden_dim = 0  # C, channels.
-  m.tokens_mlp_dim = 0  # The paper's D_S.
-  m.channels_mlp_dim = 0  # The paper's D_C.
-  m.dropout = 0.0
-  m.stochastic_depth = 0.0  # Of the last block; linear over depth from 0.
-  m.head_bias = 0.0  # Initial bias of the head.
-  m.dtype = "bfloat16"  # Of activations and matmul operands; or "float32".
-  # Of the activations: "token_major", [S, B, C], or "batch_major", [B, S, C];
-  # "": as suits the devices. This and the next change neither the model nor
-  # its parameters.
-  m.layout = ""
-  # What the backward pass computes again, for less memory: "none",
-  # "pre_activations" (all but those and the residual stream) or "block".
-  m.remat = "none"
+# Every key, its default and its meaning. Durations are strings: "300 epochs",
+# "10000 steps", "1281167 examples", or, of the whole run, "5%".
+KEYS: dict[str, tuple[Any, str]] = {
+  "seed": (0, "of the run's random numbers"),
+  "batch_size": (4096, "examples per update, over all devices"),
+  "total": ("300 epochs", "length of training"),
+  "image_size": (
+    224,
+    "pixels, training and evaluation: side, or height if image_width is not 0",
+  ),
+  "image_width": (0, "pixels; 0: as image_size"),
+  "init_from": (
+    "",
+    "weights that training starts from: a workdir of ours, a checkpoint in it, "
+    "a released .npz file or its name (imagenet21k/Mixer-B_16); empty: random",
+  ),
+  "init_head": (
+    "new",
+    "head of those weights: a new one, kernel zero; or keep theirs",
+  ),
+  "init_resize": (
+    "",
+    "weights of another resolution: tiles (the paper's, integer factors), "
+    "interleaved, resample (any size); empty: tiles where they fit",
+  ),
+  "model.variant": ("B/16", "S, B, L or H, and the patch size in pixels"),
+  "model.num_blocks": (0, "0: as the variant says"),
+  "model.hidden_dim": (0, "C, channels; 0: as the variant says"),
+  "model.tokens_mlp_dim": (0, "the paper's D_S; 0: as the variant says"),
+  "model.channels_mlp_dim": (0, "the paper's D_C; 0: as the variant says"),
+  "model.dropout": (0.0, "share of an MLP's activations that is dropped"),
+  "model.stochastic_depth": (
+    0.0,
+    "share of the last block's branches that is dropped; linear over depth "
+    "from 0",
+  ),
+  "model.head_bias": (0.0, "initial bias of the head"),
+  "model.dtype": (
+    "bfloat16",
+    "of activations and matmul operands; or float32",
+  ),
+  # This and the next change neither the model nor its parameters.
+  "model.layout": (
+    "",
+    "of the activations: token_major, [S, B, C], or batch_major, [B, S, C]; "
+    "empty: as suits the devices",
+  ),
+  "model.remat": (
+    "none",
+    "what the backward pass computes again, for less memory: none, "
+    "pre_activations (all but those and the residual stream) or block",
+  ),
   # Appendix A.1 of the paper: docs/experiments.md.
-  m.token_mixing = "shared"  # One MLP for all channels; or "untied".
-  m.token_groups = 1  # G, neighbouring channels that a token MLP sees at once.
-  m.group_projection = False  # Or groups of G learned views of the channels.
-  m.pyramid_blocks = ()  # Blocks, from 0, whose token mixing
-  m.pyramid_tokens = ()  # leaves so many tokens.
+  "model.token_mixing": (
+    "shared",
+    "one MLP for all channels (shared), or untied",
+  ),
+  "model.token_groups": (
+    1,
+    "G, neighbouring channels that a token MLP sees at once",
+  ),
+  "model.group_projection": (
+    False,
+    "or groups of G learned views of the channels",
+  ),
+  "model.pyramid_blocks": (
+    (),
+    "blocks, from 0, whose token mixing leaves fewer tokens",
+  ),
+  "model.pyramid_tokens": ((), "the number that each of those leaves"),
+  "data.name": ("imagenet21k", "data set, as tools.prepare names it"),
+  "data.data_dir": (
+    "",
+    "where data sets lie; empty: TFDS's own default, ~/tensorflow_datasets",
+  ),
+  "data.train_split": ("train", "TFDS split expression, as train[:98%]"),
+  "data.eval_split": (
+    "validation",
+    "likewise; auto: test, or where none is validation",
+  ),
+  "data.examples_per_class": (
+    0,
+    "train on that many examples of each class, drawn by data.subset_seed; 0: "
+    "on all",
+  ),
+  "data.subset_seed": (0, "of that draw"),
+  "data.crop": (
+    "inception",
+    "for training: inception (random area and aspect) or resize",
+  ),
+  "data.crop_area_min": (
+    0.05,
+    "smallest share of the area that a crop keeps",
+  ),
+  "data.flip": (True, "left to right, every second image"),
+  "data.randaugment_layers": (0, "operations per image; 0: no RandAugment"),
+  "data.randaugment_magnitude": (10, "their strength"),
+  # Section 3.4 of the paper.
+  "data.permute": (
+    "",
+    "a fixed permutation of the patches and of the pixels inside a patch "
+    "(patches), or of all pixels (pixels); empty: none",
+  ),
+  "data.permute_seed": (0, "of that permutation"),
+  "data.affine_degrees": (0.0, "light random affine: rotation up to +- this"),
+  "data.affine_scale": (0.0, "likewise: scale up to 1 +- this"),
+  "data.affine_translate": (
+    0.0,
+    "likewise: translation up to +- this share of the side",
+  ),
+  "data.eval_short_side": (
+    256,
+    "resize to this before the central crop; 0: no crop, squeeze the image",
+  ),
+  "data.threads": (
+    16,
+    "decoding threads of a host (of each worker, if any)",
+  ),
+  "data.workers": (0, "decoding processes of a host; 0: threads alone"),
+  "data.prefetch_batches": (
+    2,
+    "batches made ahead (by each worker, if any): what bounds host memory",
+  ),
+  "loss.name": ("softmax", "cross-entropy: softmax or sigmoid"),
+  "loss.label_smoothing": (0.0, "share of a label given to all classes"),
+  "loss.mixup": (0.0, "p of Beta(p, p); 0: no mixup"),
+  "optimizer.name": ("adamw", "or sgd"),
+  "optimizer.learning_rate": (1e-3, "the highest of the schedule"),
+  "optimizer.weight_decay": (
+    0.0,
+    "times the learning rate; on kernels alone",
+  ),
+  "optimizer.b1": (0.9, "Adam's"),
+  "optimizer.b2": (0.999, "Adam's"),
+  "optimizer.eps": (1e-8, "Adam's"),
+  "optimizer.momentum": (0.9, "SGD's"),
+  "optimizer.clip_norm": (1.0, "of the whole gradient; 0: no clipping"),
+  "optimizer.ema_decay": (
+    0.0,
+    "evaluate an average of the weights; 0: no average",
+  ),
+  "optimizer.accumulate": (
+    1,
+    "micro-batches that an update's batch is cut into: the same update, made "
+    "with less memory",
+  ),
+  "optimizer.sam_rho": (
+    0.0,
+    "radius of Sharpness-Aware Minimization; 0: without it",
+  ),
+  "optimizer.train": (
+    "all",
+    "or head, a linear probe: all else stays as it is",
+  ),
+  "optimizer.lr_factors": (
+    (),
+    "pairs (pattern, factor): the first pattern that matches the whole name of "
+    'a parameter ("head/.*") multiplies its learning rate; 0 leaves it as it '
+    "is",
+  ),
+  "schedule.warmup": ("10000 steps", "linear, from 0"),
+  "schedule.decay": (
+    "linear",
+    "to 0 at the end: linear, cosine or constant",
+  ),
+  # What tools.sweep tries.
+  "sweep.learning_rates": ((), "tried by tools.sweep"),
+  "sweep.train_split": (
+    "",
+    "trained on to choose; the last run takes data.*_split",
+  ),
+  "sweep.eval_split": ("", "chosen by accuracy on it"),
+  "steps_per_dispatch": (
+    1,
+    "updates that are sent to the devices together: for models so small that "
+    "starting an update takes as long as making it",
+  ),
+  "log_every": ("50 steps", "between records of metrics"),
+  "eval_every": ("1 epochs", "beside the evaluation at the end"),
+  "checkpoint_every": ("1 epochs", "beside the checkpoint at the end"),
+  "keep_checkpoints": (3, "the newest that stay"),
+  "keep_every": (
+    "",
+    "those at multiples of this duration stay too; empty: none",
+  ),
+  "keep_best": (
+    "",
+    "and the best by this metric (eval/accuracy); empty: none",
+  ),
+  "report": (
+    True,
+    "write report.html at the end, which takes one more pass over the "
+    "evaluation split",
+  ),
+  "sharding.zero1": (
+    True,
+    "split the optimizer's state and the average of the weights over all "
+    "devices (ZeRO-1, arXiv 1910.02054)",
+  ),
+  "sharding.fsdp": (
+    1,
+    "devices that share one copy of the weights (FSDP); 1: each has its own",
+  ),
+  "sharding.min_size": (
+    65_536,
+    "arrays of fewer elements are whole on every device",
+  ),
+  "sharding.reduce_dtype": (
+    "float32",
+    "kernels' gradients are summed over devices so",
+  ),
+  "nonfinite": (
+    "stop",
+    "at a NaN or infinity: stop, or skip that update and go on",
+  ),
+  "nonfinite_limit": (10, "updates skipped in a row at most"),
+  "hang_seconds": (
+    1800,
+    "a run that makes no progress for so long is ended; 0: never",
+  ),
+  "fewshot.name": ("", "data set; empty: no few-shot evaluation"),
+  "fewshot.train_split": ("train", "labelled examples come from it"),
+  "fewshot.eval_split": ("test", "accuracy is of it"),
+  "fewshot.shots": ((1, 5, 10, 25), "labelled examples a class"),
+  "fewshot.seeds": (3, "draws of them; their mean is reported"),
+  "fewshot.l2": (1024.0, "weight of the ridge"),
+}
 
-  c.data = d = ml_collections.ConfigDict()
-  d.name = "imagenet21k"
-  d.data_dir = ""  # "": TFDS's own default, ~/tensorflow_datasets.
-  d.train_split = "train"  # TFDS split expressions, as "train[:98%]".
-  d.eval_split = "validation"  # "auto": `test`, or where none is `validation`.
-  # Train on that many examples of each class (0: on all), drawn by seed.
-  d.examples_per_class = 0
-  d.subset_seed = 0
-  d.crop = "inception"  # "inception" (random area and aspect) or "resize".
-  d.crop_area_min = 0.05  # Smallest share of the area that a crop keeps.
-  d.flip = True  # Left to right, every second image.
-  d.randaugment_layers = 0  # Operations per image; 0: no RandAugment.
-  d.randaugment_magnitude = 10
-  # Section 3.4: a fixed permutation of the "patches" and of the pixels inside
-  # a patch, or of all "pixels"; "": none.
-  d.permute = ""
-  d.permute_seed = 0
-  d.affine_degrees = 0.0  # Light random affine: rotation up to +- this,
-  d.affine_scale = 0.0  # scale up to 1 +- this,
-  d.affine_translate = 0.0  # translation up to +- this share of the side.
-  # Resize to this before the central crop; 0: no crop, squeeze the image.
-  d.eval_short_side = 256
-  d.threads = 16  # Decoding threads of a host (of each worker, if any).
-  d.workers = 0  # Decoding processes of a host; 0: threads alone.
-  # Batches made ahead (by each worker, if any): what bounds host memory.
-  d.prefetch_batches = 2
 
-  c.loss = o = ml_collections.ConfigDict()
-  o.name = "softmax"  # Cross-entropy: "softmax" or "sigmoid".
-  o.label_smoothing = 0.0
-  o.mixup = 0.0  # p of Beta(p, p); 0: no mixup.
-
-  c.optimizer = p = ml_collections.ConfigDict()
-  p.name = "adamw"  # Or "sgd".
-  p.learning_rate = 1e-3  # The highest of the schedule.
-  p.weight_decay = 0.0  # Times the learning rate; on kernels alone.
-  p.b1 = 0.9  # Adam's, as the next two.
-  p.b2 = 0.999
-  p.eps = 1e-8
-  p.momentum = 0.9  # SGD's.
-  p.clip_norm = 1.0  # Of the whole gradient; 0: no clipping.
-  p.ema_decay = 0.0  # Evaluate an average of the weights; 0: no average.
-  # Micro-batches that an update's batch is cut into: the same update, made
-  # with less memory.
-  p.accumulate = 1
-  p.sam_rho = 0.0  # Radius of Sharpness-Aware Minimization; 0: without it.
-  p.train = "all"  # Or "head", a linear probe: all else stays as it is.
-  # Pairs (pattern, factor): the first pattern that matches the whole name of a
-  # parameter ("head/.*") multiplies its learning rate; 0 leaves it as it is.
-  p.lr_factors = ()
-
-  c.schedule = s = ml_collections.ConfigDict()
-  s.warmup = "10000 steps"  # Linear, from 0.
-  s.decay = "linear"  # To 0 at the end: "linear", "cosine" or "constant".
-
-  c.sweep = w = ml_collections.ConfigDict()  # What `tools.sweep` tries.
-  w.learning_rates = ()  # Of optimizer.learning_rate.
-  w.train_split = ""  # Trained on to choose; the last run takes data.*_split.
-  w.eval_split = ""  # Chosen by accuracy on it.
-
-  # Updates that are sent to the devices together: for models so small that
-  # starting an update takes as long as making it.
-  c.steps_per_dispatch = 1
-  c.log_every = "50 steps"
-  c.eval_every = "1 epochs"  # Beside the evaluation at the end.
-  c.checkpoint_every = "1 epochs"  # Beside the checkpoint at the end.
-  c.keep_checkpoints = 3  # The newest so many stay,
-  c.keep_every = ""  # those at multiples of this duration ("": none),
-  c.keep_best = ""  # and the best by this metric ("eval/accuracy"; "": none).
-  # Write report.html at the end, which takes one more pass over the evaluation
-  # split.
-  c.report = True
-
-  c.sharding = h = ml_collections.ConfigDict()
-  # Split the optimizer's state and the average of the weights over all devices
-  # (ZeRO-1, arXiv 1910.02054).
-  h.zero1 = True
-  # Devices that share one copy of the weights (FSDP); 1: each has its own.
-  h.fsdp = 1
-  h.min_size = 65_536  # Arrays of fewer elements are whole on every device.
-  h.reduce_dtype = "float32"  # Kernels' gradients are summed over devices so.
-
-  # At a NaN or infinity: "stop", or "skip" that update and go on, unless the
-  # limit of updates in a row has been skipped.
-  c.nonfinite = "stop"
-  c.nonfinite_limit = 10
-  # A run that makes no progress for so long is ended; 0: never.
-  c.hang_seconds = 1800
-
-  c.fewshot = f = ml_collections.ConfigDict()
-  f.name = ""  # Data set; "": no few-shot evaluation.
-  f.train_split = "train"
-  f.eval_split = "test"
-  f.shots = (1, 5, 10, 25)  # Labelled examples a class.
-  f.seeds = 3  # Draws of them; their mean is reported.
-  f.l2 = 1024.0  # Weight of the ridge.
-  return c
+def default() -> Config:
+  """All keys there are, with their defaults."""
+  config: Config = ml_collections.ConfigDict()
+  for key, (value, _) in KEYS.items():
+    *groups, name = key.split(".")
+    place = config
+    for group in groups:
+      if group not in place:
+        place[group] = ml_collections.ConfigDict()
+      place = place[group]
+    place[name] = value
+  return config
 
 
 # Keys that change neither the numbers nor their meaning: a resumed run may
