@@ -197,8 +197,11 @@ def _own(args: argparse.Namespace, root: pathlib.Path) -> str:
   if report.problems:
     kinds = dict(report.problems)
     mislabelled = kinds.pop("mislabelled", 0)
+    equal = [k for k in kinds if k.startswith("in two ")]
+    equal = ", ".join(f"{kinds.pop(k):,} {k}" for k in equal)
     out = ", ".join(f"{n:,} {kind}" for kind, n in kinds.items())
     told = [f"left out: {out}"] if out else []
+    told += [f"equal images: {equal}"] if equal else []
     if mislabelled:
       kept = {"keep": "kept", "skip": "left out"}[args.on_mislabelled]
       # Of a preparation long ago only the report knows.

@@ -12,20 +12,21 @@ from mixer.datasets.sources import class_folders, detect, file_names
 from mixer.datasets.sources.member import Source
 from mixer.errors import UserError
 
-# Where the folders name no splits, of each image's own hash.
+# Where the folders name no splits, of each class.
 HOLD_OUT = {"validation": 0.1}
 # TFDS's names of data sets.
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def open_source(
-  paths: Sequence[Path], *, class_file: Path | None = None
+  paths: Sequence[Path], *, class_file: Path | None = None, seed: int = 0
 ) -> Source:
   """Opens a folder of images.
 
   Args:
     paths: a single one, of a folder; see `detect.detect`.
     class_file: the classes, one a line, in the order of their labels.
+    seed: of the images' order, and so of the draw of held-out ones.
 
   Raises:
     UserError: what is there isn't one folder a class.
@@ -33,7 +34,7 @@ def open_source(
   classes = None
   if class_file is not None:
     classes = file_names.read_classes(class_file, wnids=False)
-  return detect.detect(paths, "folder", classes=classes)
+  return detect.detect(paths, "folder", classes=classes, seed=seed)
 
 
 def hold_out(source: Source) -> Mapping[str, int | float]:

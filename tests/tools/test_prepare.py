@@ -1,5 +1,6 @@
 """The command that prepares data sets, as a user gives it."""
 
+import collections
 import io
 import os
 import pathlib
@@ -112,6 +113,81 @@ def test_photos_of_a_user(run, photos, tmp_path):
   assert "was prepared before, from " in again and str(photos) in again
   assert again.splitlines()[2:] == out.splitlines()[1:]
   assert err == ""
+
+
+def files_of(root: pathlib.Path, per_class: dict[str, int]) -> pathlib.Path:
+  """A folder of different images."""
+  for c, (name, count) in enumerate(per_class.items()):
+    for k in range(count):
+      path = root / name / f"{k}.jpg"
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(image(100 * c + k))
+  return root
+
+
+def labels(tmp_path: pathlib.Path, name: str, split: str) -> dict[int, int]:
+  """Label -> images in a split."""
+  source, _ = prepared.open_source(name, split, str(tmp_path / "data"))
+  found = [source[i]["label"] for i in range(len(source))]
+  return dict(sorted(collections.Counter(found).items()))
+
+
+def test_a_small_folder_is_divided_by_class(run, tmp_path):
+  """No chance in it: the paper's tenth of 3 classes of 20 images."""
+  root = files_of(tmp_path / "in", {"a": 20, "b": 20, "c": 20, "d": 1, "e": 2})
+  flags = ["folder", f"--source={root}", "--workers=0"]
+  out, err = run(*flags, "--name=pets")
+  assert "warning" not in err
+  assert re.search("^  validation +7 examples$", out, re.M)
+  assert labels(tmp_path, "pets", "validation") == {0: 2, 1: 2, 2: 2, 4: 1}
+  assert labels(tmp_path, "pets", "train") == {0: 18, 1: 18, 2: 18, 3: 1, 4: 1}
+  run(*flags, "--name=counted", "--hold_out=validation=4,test=2")
+  found = labels(tmp_path, "counted", "validation")
+  assert found == {0: 2, 1: 1, 2: 1}
+  assert sum(labels(tmp_path, "counted", "test").values()) == 2
+  _, err = run(*flags, "--name=x", "--hold_out=test=59", code=1)
+  assert "asks for 59 images as test, and 58 can be spared: each cl" in err
+  assert "as in --hold_out=test=29." in err
+  # Another seed draws others.
+  run(*flags, "--name=again", "--seed=1")
+  drawn = [
+    prepared.open_source(name, "validation", str(tmp_path / "data"))[0]
+    for name in ("pets", "again")
+  ]
+  images = [{s[i]["image"] for i in range(len(s))} for s in drawn]
+  assert len(images[0]) == len(images[1]) and images[0] != images[1]
+
+
+def test_classes_of_one_image_all_train(run, tmp_path):
+  root = files_of(tmp_path / "in", dict.fromkeys("abcdefgh", 1))
+  out, err = run("folder", "--name=x", f"--source={root}", "--workers=0")
+  assert "warning: no image is held out as validation, as no class has" in err
+  assert labels(tmp_path, "x", "train") == dict.fromkeys(range(8), 1)
+  assert "validation " not in out
+
+
+def test_equal_images_are_told(run, tmp_path):
+  root = files_of(tmp_path / "in", {"train/a": 4, "train/b": 3, "val/a": 2})
+  (root / "train/b/9.jpg").write_bytes((root / "train/a/0.jpg").read_bytes())
+  (root / "val/a/9.jpg").write_bytes((root / "train/a/1.jpg").read_bytes())
+  out, _ = run("folder", "--name=x", f"--source={root}", "--workers=0")
+  told, path = out.splitlines()[0].split("; listed in ")
+  assert sorted(told.removeprefix("equal images: ").split(", ")) == [
+    "1 in two classes", "1 in two splits"
+  ]  # fmt: skip
+  rows = [r.split("\t") for r in pathlib.Path(path).read_text().splitlines()]
+  (row,) = [r for r in rows if r[0] == "in two classes"]
+  assert {row[1], row[2][-1]} in (
+    {"train/a/0.jpg", "b"},
+    {"train/b/9.jpg", "a"},
+  )
+  (row,) = [r for r in rows if r[0] == "in two splits"]
+  assert row[1] in ("train/a/1.jpg", "val/a/9.jpg")
+  # What has splits is not divided once more.
+  _, err = run(
+    *("folder", "--name=y", f"--source={root}", "--hold_out=10%"), code=1
+  )
+  assert "the source names the split of every image; leave it out." in err
 
 
 def test_the_next_command_is_one(run, photos, tmp_path):

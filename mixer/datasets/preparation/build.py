@@ -9,6 +9,7 @@ is the same, byte for byte. Only the last step moves it to where readers look.
     build_workers   images are inspected in worker processes
     build_read      the pass: what goes where
     build_draw      which images are held out
+    build_classes   the same by class, where the source knows its files
     build_seen      which came before
     build_files     records, shards, and how they get safely to the disk
     build_journal   what is committed
@@ -29,6 +30,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from mixer.datasets.preparation import (
+  build_classes,
   build_files,
   build_finish,
   build_journal,
@@ -43,7 +45,7 @@ __all__ = ["ImageBuilder", "Options", "Progress", "Report"]
 
 # A preparation of another number isn't gone on with: raise it with a change
 # of what is written.
-_FORMAT = 1
+_FORMAT = 2
 # Options that change nothing in the result.
 _FREE = ("on_bad", "max_bad", "workers", "restart")
 
@@ -185,7 +187,11 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder):
       check,
       self.LABEL_FEATURE,
     )
-    build_finish.draw(journal, self.options, progress)
+    by_class = build_classes.sizes(source) is not None  # Drawn while read.
+    draws = {} if by_class else self.options.hold_out
+    build_finish.draw(
+      journal, dataclasses.replace(self.options, hold_out=draws), progress
+    )
     build_finish.assemble(
       journal,
       self,

@@ -7,12 +7,14 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from mixer import files
@@ -28,6 +30,8 @@ _GO_ON = (
   "were committed."
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_CHECK_BYTES = 16
+RESTART = "--restart discards the preparation and begins anew."
 
 
 @contextlib.contextmanager
@@ -77,6 +81,51 @@ def write(path: pathlib.Path, content: bytes) -> None:
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes a small JSON file, whole or not at all."""
   write(path, (json.dumps(value) + "\n").encode())
+
+
+def write_checked(path: pathlib.Path, value: Any) -> None:
+  """As `write_json`, with a check of the value; for `read_checked`."""
+  check = _check(json.dumps(value).encode()).hex()
+  write_json(path, {"check": check, "value": value})
+
+
+def read_checked(path: pathlib.Path) -> Any:
+  """The value, as JSON gives it back.
+
+  Raises:
+    UserError: it isn't what was written, or can't be read.
+  """
+  try:
+    found = files.read_json(path, "what a preparation keeps for itself")
+  except UserError as e:
+    raise UserError(f"{e} {RESTART}") from e
+  value = found.get("value")
+  if found.get("check") != _check(json.dumps(value).encode()).hex():
+    raise UserError(f"{path} is damaged: its check is another's. {RESTART}")
+  return value
+
+
+def write_array(path: pathlib.Path, values: np.ndarray) -> None:
+  """Writes an array for `read_array`, which knows the type."""
+  content = values.tobytes()
+  write(path, _check(content) + content)
+
+
+def read_array(path: pathlib.Path, dtype: np.dtype) -> np.ndarray:
+  """An array of one axis.
+
+  Raises:
+    UserError: it isn't what was written, or can't be read.
+  """
+  with explained(path):
+    content = path.read_bytes()
+  if content[:_CHECK_BYTES] != _check(content[_CHECK_BYTES:]):
+    raise UserError(f"{path} is damaged: its check is another's. {RESTART}")
+  return np.frombuffer(content, dtype, offset=_CHECK_BYTES)
+
+
+def _check(content: bytes) -> bytes:
+  return hashlib.blake2b(content, digest_size=_CHECK_BYTES).digest()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from mixer.datasets.preparation import build_draw, build_files
 from mixer.datasets.preparation.build_files import Shard
 from mixer.datasets.preparation.build_journal import Journal
 from mixer.datasets.preparation.build_options import Options, Progress
-from mixer.errors import UserError
+from mixer.errors import UserError, first_line
 
 # Every file that is open costs some 100 kB, and there is a limit to them.
 _OPEN_FILES = 128
@@ -40,16 +40,20 @@ class _Pool:
     self._open: collections.OrderedDict[int, Any] = collections.OrderedDict()
 
   def read(self, chunk: int, record: int) -> bytes:
-    if chunk not in self._open:
-      if len(self._open) >= _OPEN_FILES:
-        self._open.popitem(last=False)[1].close()
-      path = self._paths[chunk]
-      with build_files.explained(path):
+    path = self._paths[chunk]
+    try:
+      if chunk not in self._open:
+        if len(self._open) >= _OPEN_FILES:
+          self._open.popitem(last=False)[1].close()
         self._open[chunk] = array_record_module.ArrayRecordReader(
           str(path), "readahead_buffer_size:0"
         )
-    self._open.move_to_end(chunk)
-    return self._open[chunk].read([record])[0]
+      self._open.move_to_end(chunk)
+      return self._open[chunk].read([record])[0]
+    except (OSError, RuntimeError, ValueError, IndexError) as e:
+      raise UserError(
+        f"{path} can't be read: {first_line(e)}. {build_files.RESTART}"
+      ) from e
 
   def close(self) -> None:
     for reader in self._open.values():

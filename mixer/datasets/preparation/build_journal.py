@@ -23,6 +23,10 @@ from mixer.errors import UserError
 
 MISLABELLED = "mislabelled"
 DUPLICATE = "duplicate"
+IN_TWO_CLASSES = "in two classes"
+IN_TWO_SPLITS = "in two splits"
+# Of files that decode none the less.
+NOT_BAD = (MISLABELLED, DUPLICATE, IN_TWO_CLASSES, IN_TWO_SPLITS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +85,7 @@ class Totals:
 
 def bad(problems: Mapping[str, int]) -> int:
   """Those of the problems that are files that don't decode."""
-  return sum(
-    n for kind, n in problems.items() if kind not in (MISLABELLED, DUPLICATE)
-  )
+  return sum(n for kind, n in problems.items() if kind not in NOT_BAD)
 
 
 class Journal:
@@ -107,9 +109,8 @@ class Journal:
       with build_files.explained(folder):
         self.shards.mkdir(parents=True)
         build_files.sync(folder.parent)
-      build_files.write_json(found, identity)
     else:
-      changed = differences(json.loads(found.read_text()), identity)
+      changed = differences(build_files.read_checked(found), identity)
       if changed:
         raise UserError(
           f"In {folder} lies what an earlier preparation had done when it was "
@@ -117,11 +118,18 @@ class Journal:
           "and the options of that time to go on with it, or --restart to "
           "discard it and begin anew."
         )
-      # Allowed differences count from now on.
-      build_files.write_json(found, identity)
+    # Allowed differences count from now on.
+    build_files.write_checked(found, identity)
     self.totals = Totals()
     for chunk in self.chunks():
       self.totals.add(chunk)
+    if self.ended:
+      chunks = build_files.read_checked(folder / "end.json")["chunks"]
+      if chunks != self.totals.chunks:
+        raise UserError(
+          f"{self._entry(self.totals.chunks)} is gone, one of {chunks:,}. "
+          f"{build_files.RESTART}"
+        )
     self._clear_and_check()
     self._write_report()
 
@@ -129,13 +137,13 @@ class Journal:
     """The committed chunks, in order; read anew, as they may be large."""
     number = 0
     while (path := self._entry(number)).exists():
-      yield Chunk.from_json(json.loads(path.read_text()))
+      yield Chunk.from_json(build_files.read_checked(path))
       number += 1
 
   def commit(self, chunk: Chunk) -> None:
     """Makes a chunk count, the files of which are whole and synced."""
     build_files.sync(self.shards)
-    build_files.write_json(
+    build_files.write_checked(
       self._entry(self.totals.chunks), dataclasses.asdict(chunk)
     )
     self.totals.add(chunk)
@@ -147,23 +155,24 @@ class Journal:
 
   def end(self, warnings: Sequence[str]) -> None:
     """The source has no more; `warnings` is what it has to say about that."""
-    build_files.write_json(self.folder / "end.json", list(warnings))
+    end = {"warnings": list(warnings), "chunks": self.totals.chunks}
+    build_files.write_checked(self.folder / "end.json", end)
 
   def warnings(self) -> list[str]:
     """Of the source, once it is read to its end."""
-    return json.loads((self.folder / "end.json").read_text())
+    return build_files.read_checked(self.folder / "end.json")["warnings"]
 
   def drawn(self) -> tuple[Shard, ...] | None:
     """The shards of the held-out splits, and what was left over."""
     path = self.folder / "drawn.json"
     if not path.exists():
       return None
-    return tuple(Shard(**shard) for shard in json.loads(path.read_text()))
+    return tuple(Shard(**shard) for shard in build_files.read_checked(path))
 
   def commit_drawn(self, shards: list[Shard]) -> None:
     """Makes them count; their files are whole and synced."""
     build_files.sync(self.shards)
-    build_files.write_json(
+    build_files.write_checked(
       self.folder / "drawn.json", [dataclasses.asdict(s) for s in shards]
     )
 
@@ -193,7 +202,7 @@ class Journal:
         raise UserError(
           f"{path} was committed with {size:,} bytes, and is "
           + (f"{path.stat().st_size:,} long" if path.exists() else "gone")
-          + " now. --restart discards the preparation and begins anew."
+          + f" now. {build_files.RESTART}"
         )
 
   def _write_report(self) -> None:

@@ -20,7 +20,8 @@ class Options:
   Attributes:
     hold_out: split -> how many of the images for which the source names no
       split. Counts (int, at least 1) are exact; fractions (float, below 1)
-      are met to within chance, as an image's own hash decides. Drawn in this
+      are met to within chance, as an image's own hash decides; of folders of
+      classes both are exact and by class, see `build_classes`. Drawn in this
       order; not both kinds at once. The rest is `train`.
     shuffle: write what is left for `train` in the order of hashes, too, so that
       any slice of it is a fair sample; else it stays in the source's order.

@@ -1,11 +1,11 @@
 """Reads a source to its end, once, and commits chunk by chunk."""
 
-import pathlib
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from mixer.datasets.preparation import (
+  build_classes,
   build_draw,
   build_files,
   build_journal,
@@ -47,7 +47,7 @@ def read(
   """
   if journal.ended:
     return
-  reader = _Reader(journal, options, labels, label_feature)
+  reader = _Reader(source, journal, options, labels, label_feature)
   resumed = journal.totals.members
 
   def tell() -> None:
@@ -76,6 +76,10 @@ def read(
         committed()
       tell()
     reader.judge(at_end=True)
+    if reader.places is not None:
+      found = reader.places.warnings()
+      source.warnings += [w for w in found if w not in source.warnings]
+      tell()
   finally:
     # Ends the workers at once, not when the garbage is collected.
     results.close()
@@ -89,6 +93,7 @@ class _Reader:
 
   def __init__(
     self,
+    source: Source,
     journal: build_journal.Journal,
     options: Options,
     labels: Mapping[str, int],
@@ -98,15 +103,26 @@ class _Reader:
     self._journal = journal
     self._options = options
     self._labels = labels
-    self._candidates = build_draw.Candidates(options.hold_out)
+    self.places = None
     self._seen = Seen() if options.drop_duplicates else None
+    hold_out = options.hold_out
+    sizes = build_classes.sizes(source)
+    if sizes is not None:
+      splits = getattr(source, "splits", ())
+      self.places = build_classes.Places(labels, splits, sizes, hold_out)
+      self._seen, hold_out = None, {}
+    self._candidates = build_draw.Candidates(hold_out)
     self._first_bad = ""
     for chunk in journal.chunks():
       self._candidates.commit(map(bytes.fromhex, chunk.candidates))
       for problem in chunk.problems:
         self._remember(*problem)
       if self._seen is not None:
-        self._seen.commit(np.load(journal.shards / chunk.hashes))
+        path = journal.shards / chunk.hashes
+        self._seen.commit(build_files.read_array(path, np.dtype(np.uint64)))
+      if self.places is not None:
+        path = journal.shards / chunk.hashes
+        self.places.commit(build_files.read_array(path, build_classes.ROW))
     self.bytes_done = journal.totals.bytes_done
     self._clear()
 
@@ -122,22 +138,22 @@ class _Reader:
     self, batch: build_workers.Batch, outcomes: list[build_workers.Outcome]
   ) -> None:
     """Writes the images of a batch."""
-    known = np.zeros(len(outcomes), bool)
-    hashes = np.zeros(len(outcomes), np.uint64)
+    digests = b"".join(outcome.digest for outcome in outcomes)
+    # Of 128 bits the first 64.
+    hashes = np.frombuffer(digests, ">u8")[:: DIGEST_BYTES // 8]
+    hashes = hashes.astype(np.uint64)
+    found = np.full(len(outcomes), -1)
     if self._seen is not None:
-      digests = b"".join(outcome.digest for outcome in outcomes)
-      # Of 128 bits the first 64.
-      hashes = np.frombuffer(digests, ">u8")[:: DIGEST_BYTES // 8]
-      hashes = hashes.astype(np.uint64)
-      known = self._seen.known(hashes)
+      found = self._seen.known(hashes) - 1
+    if self.places is not None:
+      found = self.places.find(hashes)
     i = 0
     for member in batch.members:
       if member.error:
         self._problem("unreadable", member.name, member.error)
         continue
       outcome = outcomes[i]
-      again = bool(known[i])
-      number = int(hashes[i])
+      number, before = int(hashes[i]), int(found[i])
       i += 1
       kept = not outcome.problem or (
         outcome.kind == build_journal.MISLABELLED
@@ -146,7 +162,7 @@ class _Reader:
       if not kept:
         self._problem(outcome.kind, member.name, outcome.problem)
         continue
-      if self._seen is not None and (again or not self._seen.add(number)):
+      if self._options.drop_duplicates and self._repeats(number, before):
         self._problem(
           build_journal.DUPLICATE,
           member.name,
@@ -155,17 +171,23 @@ class _Reader:
         continue
       if outcome.problem:
         self._problem(outcome.kind, member.name, outcome.problem)
-      self._write(member, outcome)
+      self._write(member, outcome, number, before)
     self._members += len(batch.members)
     self.bytes_done = batch.bytes_done
     self.judge()
 
+  def _repeats(self, number: int, before: int) -> bool:
+    if self.places is not None:
+      return not self.places.is_new(number, before)
+    return before >= 0 or (
+      self._seen is not None and not self._seen.add(number)
+    )
+
   def _problem(self, kind: str, name: str, sentence: str) -> None:
-    soft = kind in (build_journal.MISLABELLED, build_journal.DUPLICATE)
-    option = "on_mislabelled" if soft else "on_bad"
-    if kind != build_journal.DUPLICATE and (
-      getattr(self._options, option) == "fail"
-    ):
+    option = "on_bad" if build_journal.bad({kind: 1}) else ""
+    if kind == build_journal.MISLABELLED:
+      option = "on_mislabelled"
+    if option and getattr(self._options, option) == "fail":
       raise UserError(
         f"{name} can't be used ({kind}): {sentence.rstrip('.')}. Mend it, or "
         f"leave such files out with --{option}=skip; the images before it that "
@@ -204,7 +226,13 @@ class _Reader:
         "the same with --max_bad=1; the images so far are kept."
       )
 
-  def _write(self, member: Member, outcome: build_workers.Outcome) -> None:
+  def _write(
+    self,
+    member: Member,
+    outcome: build_workers.Outcome,
+    number: int,
+    before: int,
+  ) -> None:
     try:
       label = self._labels[member.class_name]
     except KeyError:
@@ -214,12 +242,16 @@ class _Reader:
         "--source is of that set."
       ) from None
     split = member.split or "train"
-    if not member.split:
+    if self.places is not None:
+      split, odd = self.places.place(number, before, label, member.split)
+      for kind, sentence in odd:
+        self._problem(kind, member.name, sentence)
+    if not member.split and split == "train":
       key = build_draw.key(outcome.digest, member.name)
       if self._options.shuffle or self._candidates.enters(key):
         self._keys.append(key)
         split = ""
-    elif split in self._options.hold_out:
+    elif self.places is None and split in self._options.hold_out:
       raise UserError(
         f"hold_out draws a split {split}, and the source has one of its own "
         f"({member.name}); leave it out of hold_out."
@@ -241,11 +273,12 @@ class _Reader:
     """Ends the chunk, for good."""
     shards = [writer.close(split) for split, writer in self._shards.items()]
     hashes = ""
-    if self._seen is not None:
-      chunk = self._seen.take_chunk()
-      hashes = f"{self._journal.totals.chunks:05}.npy"
-      _save(self._journal.shards / hashes, chunk)
-      self._seen.commit(chunk)
+    for kept in (self._seen, self.places):
+      if kept is not None:
+        chunk = kept.take_chunk()
+        hashes = f"{self._journal.totals.chunks:05}.hashes"
+        build_files.write_array(self._journal.shards / hashes, chunk)
+        kept.commit(chunk)
     self._journal.commit(
       build_journal.Chunk(
         members=self._members,
@@ -263,9 +296,3 @@ class _Reader:
     """Lets go of a chunk that isn't committed."""
     for writer in self._shards.values():
       writer.abandon()
-
-
-def _save(path: pathlib.Path, values: np.ndarray) -> None:
-  with build_files.explained(path):
-    np.save(path, values)
-    build_files.sync(path)

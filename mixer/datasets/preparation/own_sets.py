@@ -15,7 +15,7 @@ from mixer.errors import UserError
 
 # What of a request a set's `open_source` takes, beside the paths.
 _TAKES = {
-  "folder": ("class_file",),
+  "folder": ("class_file", "seed"),
   "imagenet21k": ("release", "class_file", "accept_truncated"),
   "imagenet21k_p": ("release", "class_file", "accept_truncated"),
   "imagenet2012": ("accept_truncated",),
@@ -96,6 +96,7 @@ def prepare(
     "name": base,
     "class_file": request.class_file,
     "accept_truncated": request.accept_truncated,
+    "seed": request.options.get("seed", 0),
   }
   taken = {key: given[key] for key in _TAKES[base]}
   source = module.open_source(request.sources, **taken)

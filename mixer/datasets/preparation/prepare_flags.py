@@ -101,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
     type=hold_out,
     metavar="PARTS",
     help="10%%, 5000, or validation=10%%,test=5%%, or none: of the images that "
-    "the source gives no split",
+    "the source gives no split; of a folder exactly, and of each class",
   )
   add("--seed", type=_number(int, 0, 2**63), default=0, help="of that draw")
   add(

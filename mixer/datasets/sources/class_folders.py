@@ -11,16 +11,13 @@ from mixer.datasets.sources import file_names, folder_walk
 from mixer.datasets.sources.member import Member
 from mixer.errors import UserError
 
-# Of the order of members. Another one means other data sets for the same files.
-_SEED = 0
-
 
 class ClassFolders:
   """Any images in one folder a class; see `member.Source`.
 
-  Members come in the order of a hash of their names, so any part of the set has
-  every class in it. All are listed when this is made: some 200 bytes of memory
-  for each.
+  Members come in the order of a hash of their names and the seed, so any part
+  of the set has every class in it. All are listed when this is made: some 200
+  bytes of memory for each.
 
   Attributes:
     description: see there.
@@ -28,6 +25,7 @@ class ClassFolders:
     total_bytes: see there.
     warnings: see there.
     splits: that the folders say, or "" alone if they say none.
+    class_sizes: class -> files for which the folders say no split.
   """
 
   def __init__(
@@ -35,6 +33,7 @@ class ClassFolders:
     root: Path,
     splits: Mapping[str, Path],
     classes: Collection[str] | None = None,
+    seed: int = 0,
   ):
     """Lists the images.
 
@@ -42,6 +41,7 @@ class ClassFolders:
       root: from which members are named.
       splits: a split's name, or "" alone, -> folder of its classes, below root.
       classes: all there can be, or None for those that the source has.
+      seed: of the order.
 
     Raises:
       UserError: no image, names that can't be told apart, no permission.
@@ -53,17 +53,23 @@ class ClassFolders:
     self._places: list[tuple[int, str]] = []  # (split, class) by number.
     self._raw: dict[str, str] = {}  # name -> path, where they differ.
     self._passed_over = Counter[str]()
+    self._hidden: list[str] = []
+    # Class -> folders in its own that have images, "" for that itself.
+    self._folders: dict[str, set[str]] = {}
     found: list[tuple[bytes, str, int, int]] = []
     marks, per_class = 0, Counter[str]()
     for i, parent in enumerate(splits.values()):
       for label, folder in self._class_folders(parent).items():
         self._places.append((i, label))
         per_class[label] += 0
-        for name, entry in self._images(folder):
+        below = self._folders.setdefault(label, set())
+        for name, way, entry in self._images(folder):
+          below.add(way.rpartition("/")[0])
           size, time = folder_walk.size_and_time(entry)
           # Summed up, so that the order doesn't matter.
-          marks += int.from_bytes(_hash(f"{name}\0{size}\0{time}", 16))
-          found.append((_hash(name, 8), name, len(self._places) - 1, size))
+          marks += int.from_bytes(_hash(f"0:{name}\0{size}\0{time}", 16))
+          place = len(self._places) - 1
+          found.append((_hash(f"{seed}:{name}", 8), name, place, size))
           per_class[label] += 1
     found.sort()
     self._names = [name for _, name, _, _ in found]
@@ -71,6 +77,11 @@ class ClassFolders:
     self._sizes = array.array("Q", (size for _, _, _, size in found))
     names = sorted(per_class) if classes is None else classes
     self._classes = dict.fromkeys(names)
+    self.class_sizes = (
+      {name: per_class[name] for name in self._classes}
+      if self.splits == ("",)
+      else {}
+    )
     self.total_bytes = sum(self._sizes)
     self.fingerprint = file_names.fingerprint(
       [], str(root.resolve()), marks, list(classes or ())
@@ -90,9 +101,14 @@ class ClassFolders:
       folders[label] = folder
     return folders
 
-  def _images(self, folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+  def _images(
+    self, folder: Path
+  ) -> Iterator[tuple[str, str, os.DirEntry[str]]]:
+    """Each image's name, the way to it from `folder`, and its entry."""
     base = folder.relative_to(self._root).as_posix()
-    for way, entry in folder_walk.images_below(str(folder), self._passed_over):
+    for way, entry in folder_walk.images_below(
+      str(folder), self._passed_over, self._hidden
+    ):
       raw = f"{base}/{way}"
       name = file_names.readable(raw)
       if name != raw:
@@ -105,7 +121,7 @@ class ClassFolders:
             "(they are written by other Unicode characters); rename one."
           )
         self._raw[name] = raw
-      yield name, entry
+      yield name, way, entry
 
   def _check(self, per_class: Counter[str], parents: Iterable[Path]) -> None:
     """Warns of what looks odd.
@@ -136,12 +152,18 @@ class ClassFolders:
         {label for _, label in full} - {c for i, c in full if i == train}
       )
       if untrained:
-        self.warnings.append(
-          f"{len(untrained):,} classes have images, but none in train: "
-          + ", ".join(untrained[:3])
-          + (", ..." if len(untrained) > 3 else "")
-        )
-    for parent in parents:
+        self.warnings.append(file_names.untrained(untrained))
+    merged = [label for label, below in self._folders.items() if len(below) > 1]
+    if merged:
+      first = sorted(filter(None, self._folders[merged[0]]))
+      self.warnings.append(
+        f"{len(merged):,} classes have images in folders within their own, and "
+        f"take them together: {file_names.some(merged)} "
+        f"({merged[0]} has {file_names.some(first)})"
+      )
+    for parent in dict.fromkeys([self._root, *parents]):
+      with os.scandir(parent) as inside:
+        self._hidden += folder_walk.hidden_in(inside)
       outside = [p.name for p in folder_walk.files(parent)]
       count = sum(map(file_names.is_image, outside))
       if count:
@@ -149,6 +171,15 @@ class ClassFolders:
           f"{count:,} images lie in {parent} itself, in no folder of a class, "
           "and are left out"
         )
+    if self._hidden:
+      hidden = [
+        file_names.readable(os.path.relpath(path, self._root))
+        for path in sorted(set(self._hidden))
+      ]
+      self.warnings.append(
+        f"{len(hidden):,} hidden folders or images are left out: "
+        + file_names.some(hidden)
+      )
     for suffix, count in sorted(self._passed_over.items()):
       self.warnings.append(
         f"{count:,} files {suffix!r} are no images by their names and are left "
@@ -175,5 +206,5 @@ class ClassFolders:
 
 
 def _hash(text: str, size: int) -> bytes:
-  content = f"{_SEED}:{text}".encode("utf-8", "surrogateescape")
+  content = text.encode("utf-8", "surrogateescape")
   return hashlib.blake2b(content, digest_size=size).digest()

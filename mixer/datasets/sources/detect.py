@@ -48,6 +48,7 @@ def detect(
   *,
   classes: Collection[str] | None = None,
   tolerate_truncation: bool = False,
+  seed: int = 0,
 ) -> Source:
   """Opens a source of images, whatever its form.
 
@@ -59,6 +60,7 @@ def detect(
       there, sorted. An image of another class becomes a member with an error.
     tolerate_truncation: take what is there of a tar that breaks off, with a
       warning, where else reading ends in a UserError.
+    seed: of the order of a "folder".
 
   Raises:
     UserError: what is there fits no form.
@@ -75,7 +77,7 @@ def detect(
   if path.is_dir():
     if kind == "folder":
       return class_folders.ClassFolders(
-        path, layouts.user_splits(path), classes
+        path, layouts.user_splits(path), classes, seed
       )
     return _folder(path, kind, classes, tolerate_truncation)
   if kind == "folder":

@@ -5,7 +5,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from mixer.errors import UserError
@@ -100,6 +100,16 @@ def missing(classes: Collection[str], found: Collection[str]) -> list[str]:
     f"{len(lacking):,} of the {len(classes):,} classes have no image in the "
     f"source, such as {lacking[0]}"
   ]
+
+
+def untrained(names: Sequence[str]) -> str:
+  """The warning of classes that can't be learned."""
+  return f"{len(names):,} classes have images, but none in train: {some(names)}"
+
+
+def some(names: Sequence[str]) -> str:
+  """Names for a sentence, the first of them if there are many."""
+  return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def fingerprint(paths: Iterable[Path], *more: object) -> str:

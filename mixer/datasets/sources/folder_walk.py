@@ -4,16 +4,17 @@ import contextlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from mixer.datasets.sources import file_names
+from mixer.datasets.sources import file_format, file_names
 from mixer.errors import UserError
 
 
 def images_below(
   folder: str,
   passed_over: Counter[str] | None = None,
+  hidden: list[str] | None = None,
   _above: tuple[tuple[int, int], ...] = (),
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
   """Finds the images of a folder and of those in it.
@@ -24,6 +25,7 @@ def images_below(
     folder: where to begin.
     passed_over: counts the suffixes of files that are taken for no images
       without being known for something else.
+    hidden: gets the paths of `hidden_in` all of these folders.
 
   Yields:
     The way from `folder`, with "/", and the entry; in the order of the names.
@@ -41,15 +43,31 @@ def images_below(
     raise UserError(f"{folder} can't be listed: {e.strerror}.") from e
   if here in _above:
     return
+  if hidden is not None:
+    hidden += hidden_in(found)
   for entry in found:
     if file_names.is_hidden(entry.name):
       continue
     if _is_folder(entry):
-      below = images_below(entry.path, passed_over, (*_above, here))
+      below = images_below(entry.path, passed_over, hidden, (*_above, here))
       for way, image in below:
         yield f"{entry.name}/{way}", image
     elif file_names.is_image(entry.name, passed_over) and _is_file(entry):
       yield entry.name, entry
+
+
+def hidden_in(entries: Iterable[os.DirEntry[str]]) -> list[str]:
+  """Paths of what is hidden and may be meant: folders, files of images.
+
+  What systems leave behind ("._a.jpg", "__MACOSX") isn't.
+  """
+  return [
+    entry.path
+    for entry in entries
+    if entry.name.startswith(".")
+    and not entry.name.startswith("._")
+    and (_is_folder(entry) or file_format.named(entry.name))
+  ]
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:
@@ -129,10 +147,9 @@ def subfolders(parent: Path) -> list[Path]:
 
 def no_images(folders: Sequence[str]) -> str:
   """The warning of classes without images."""
-  some = ", ".join(folders[:3]) + (", ..." if len(folders) > 3 else "")
   return (
     f"{len(folders):,} class folders hold no image and are kept as classes: "
-    f"{some}"
+    f"{file_names.some(folders)}"
   )
 
 

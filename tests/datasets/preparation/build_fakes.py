@@ -3,6 +3,7 @@
 python -m tests.datasets.preparation.build_fakes DATA_DIR WORKERS
 """
 
+import collections
 import functools
 import hashlib
 import io
@@ -55,8 +56,17 @@ class Fake:
     fingerprint: str = "fake",
     stop_at: int | None = None,
     seconds: float = 0.0,
+    by_class: bool = False,
   ):
-    """Breaks off with Ctrl-C before member `stop_at`, if that is given."""
+    """Makes it.
+
+    Args:
+      members: in their order.
+      fingerprint: of the source.
+      stop_at: before which member it breaks off with Ctrl-C.
+      seconds: each member takes.
+      by_class: whether it knows before how many each class has.
+    """
     self._members = list(members)
     self._stop_at = stop_at
     self._seconds = seconds
@@ -64,6 +74,9 @@ class Fake:
     self.total_bytes = 1000 * len(self._members)
     self.warnings: list[str] = []
     self.read = 0
+    sizes = collections.Counter(m.class_name for m in members if not m.split)
+    self.class_sizes = dict(sizes) if by_class else None
+    self.splits = tuple({m.split for m in members})
 
   def class_names(
     self, progress: Callable[[int], None] = lambda done: None

@@ -41,6 +41,29 @@ def unbroken(tmp_path_factory) -> dict[str, str]:
   return found
 
 
+@pytest.mark.parametrize("drop_duplicates", [False, True])
+def test_drawn_by_class(tmp_path, drop_duplicates):
+  """Where an image went decides where equal ones go, and is remembered."""
+  members = [
+    *(build_fakes.member(k, data=build_fakes.png(k % 23)) for k in range(60)),
+    build_fakes.member(60, data=b"bad"),
+  ]
+  options = {"hold_out": {"test": 0.2, "validation": 0.1}} | {
+    "drop_duplicates": drop_duplicates
+  }
+  one = prepare(tmp_path / "one", Fake(members, by_class=True), **options)
+  for stop_at in (17, 33, 61):
+    with pytest.raises(KeyboardInterrupt):
+      last = build_fakes.member(99)
+      source = Fake([*members, last], stop_at=stop_at, by_class=True)
+      source.class_sizes = Fake(members, by_class=True).class_sizes
+      prepare(tmp_path / "other", source, **options)
+  source = Fake(members, by_class=True)
+  other = prepare(tmp_path / "other", source, **options)
+  assert source.read == 61 - 48  # Three chunks of 16 were committed.
+  assert build_fakes.digests(other) == build_fakes.digests(one)
+
+
 def nothing_there(root) -> None:
   with pytest.raises(registered.DatasetNotFoundError):
     read_only_builder.builder_from_files("fakes", data_dir=str(root))

@@ -41,7 +41,11 @@ def test_splits_and_classes(tmp_path):
     "test/eel/1.jpg": ("eel", "test", b"5"),
   }
   assert source.total_bytes == 5
-  assert source.warnings == ["1 classes have images, but none in train: eel"]
+  assert source.warnings == [
+    "1 classes have images, but none in train: eel",
+    "1 classes have images in folders within their own, and take them "
+    "together: cat (cat has deep/er)",
+  ]
   image_archives.check_start(source)
 
 
@@ -76,6 +80,7 @@ def test_what_is_an_image_by_its_name(tmp_path):
     *(f"cat/{name}" for name in kept),
   }
   assert source.warnings == [
+    "1 hidden folders or images are left out: cat/.hidden",
     "2 files '.mp4' are no images by their names and are left out",
     "1 files '.part' are no images by their names and are left out",
   ]
@@ -188,7 +193,39 @@ def test_single_class(tmp_path):
   assert source.class_names() == ("all",)
   assert source.warnings == [
     "there is a single class, all; if its folders are the classes, name it as "
-    "the source"
+    "the source",
+    "1 classes have images in folders within their own, and take them "
+    "together: all (all has a, b)",
+  ]
+
+
+def test_what_is_left_out_or_taken_together_is_told(tmp_path):
+  root = image_archives.write(
+    tmp_path,
+    {
+      "train/plant/oak/1.jpg": b"1",
+      "train/plant/elm/1.jpg": b"2",
+      "train/plant/.old/1.jpg": b"3",
+      "train/.eel/1.jpg": b"4",
+      "train/cat/images/1.jpg": b"5",
+      "train/cat/images/.a.png": b"6",
+      "train/cat/._1.jpg": b"7",
+      "train/cat/.nomedia": b"",
+      "val/dog/images/1.jpg": b"8",  # One folder: nothing to confuse.
+      "9.jpg": b"9",
+      ".git/a.jpg": b"10",
+    },
+  )
+  source = class_folders.ClassFolders(
+    root, {"train": root / "train", "validation": root / "val"}
+  )
+  assert source.warnings == [
+    "1 classes have images, but none in train: dog",
+    "1 classes have images in folders within their own, and take them "
+    "together: plant (plant has elm, oak)",
+    f"1 images lie in {root} itself, in no folder of a class, and are left out",
+    "4 hidden folders or images are left out: .git, "
+    "train/.eel, train/cat/images/.a.png, ...",
   ]
 
 
