@@ -9,36 +9,49 @@ The same model on the same machine, in turn:
           of every step, files), but batches are there already: a loader in
           whose place stands a list of batches
   whole   the same with the loader at work, as a user runs it
-`ready` over `bare` is what the loop costs: it should be under 2 %. `whole`
-over `ready` is what the loader takes from the model. On a CPU that is
-processor time of the model's own cores; an accelerator's it leaves alone,
-unless it is too slow for it (`waited` is the share of the time for which the
-loop waited for batches). As a noisy machine moves both ratios by more than the
-loop costs, the seconds that the loop's thread spends on a processor are counted
-too (`thread`): what they are more in `ready` than in `bare` is the loop's own
+`ready` over `bare` is what the loop costs: it should be under 2 %. `whole` over
+`ready` is what the loader takes from the model: on a CPU processor time of the
+model's own cores; an accelerator's only where the loop waits for batches
+(`waited`, a share of the time). As a noisy machine moves both ratios by more
+than the loop costs, the seconds that the loop's thread spends on a processor
+are counted too: what they are more in `ready` than in `bare` is the loop's own
 Python.
 
-Prints seconds a step by round, medians and ratios; writes
-benchmarks/results/end_to_end.json, which keeps the rows of other models and
-platforms. The model is S/32 at 224 px on rendered glyphs: small enough for a
-CPU, large enough that a step is no toy's. `--demo` measures the demo's instead,
-`--variant`, `--batch` and `--dtype` another.
+Prints Markdown; writes benchmarks/results/end_to_end.json, which keeps the rows
+of other models and platforms. The model is S/32 at 224 px on rendered glyphs.
+`--demo` measures the demo's instead, `--variant`, `--batch` and `--dtype`
+another.
 """
 
 import argparse
+import contextlib
+import copy
+import io
+import itertools
 import json
 import pathlib
 import statistics
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
+from unittest import mock
 
-from benchmarks import loop_timing, records
+import jax
+
+import input_pipeline
+import train
+from benchmarks import common
 from configs import demo_pretrain
-from mixer import command_line, runtime
+from mixer import command_line, durations, loader, metrics, sharding
 from mixer import config as config_lib
+from mixer import step as step_lib
 
 KINDS = ("bare", "ready", "whole")
+# Steps that don't count: one compiles, in one the loader is still ahead.
+FIRST = 2
+_READY = 4  # Batches, one after the other and from the start again.
 
 
 def recipe(args: argparse.Namespace) -> config_lib.Config:
@@ -57,16 +70,101 @@ def recipe(args: argparse.Namespace) -> config_lib.Config:
     config.model.dtype = args.dtype
     config.image_size = config.data.eval_short_side = 224
     config.batch_size = args.batch
-    config.data.threads = records.cores()
-  config.total = f"{args.steps + loop_timing.FIRST} steps"
+    config.data.threads = common.cores()
+  config.total = f"{args.steps + FIRST} steps"
   return config
 
 
-def summary(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-  """Medians and ratios of a model's rounds.
+class Batches(Iterator[loader.Batch]):
+  """Stands in for a loader, and for a clock: it is asked once a step."""
+
+  def __init__(self, source: Iterator[loader.Batch]):
+    self._source = source
+    self._wall: list[float] = []
+    self._thread: list[float] = []
+    self._waited: list[float] = []
+
+  def __next__(self) -> loader.Batch:
+    self._wall.append(time.perf_counter())
+    self._thread.append(time.thread_time())
+    batch = dict(next(self._source))  # A dict of its own, as of a loader.
+    self._waited.append(time.perf_counter() - self._wall[-1])
+    return batch
+
+  def timing(self) -> loader.Timing:
+    """Of the loader behind it, if it is one."""
+    if isinstance(self._source, loader.Loader):
+      return self._source.timing()
+    return loader.Timing(0.0, 0.0)
+
+  def each(self) -> dict[str, float]:
+    """Seconds a step, without the first ones."""
+    n = len(self._wall) - FIRST - 1
+    return {
+      "wall": (self._wall[-1] - self._wall[FIRST]) / n,
+      "thread": (self._thread[-1] - self._thread[FIRST]) / n,
+      "waited": sum(self._waited[FIRST:-1]) / n,
+    }
+
+
+def loop(
+  config: config_lib.Config, ready: Sequence[loader.Batch] | None
+) -> dict[str, float]:
+  """Seconds a step of `train.train`: `wall`, `thread`, `waited`.
 
   Args:
-    rounds: `{"bare": {"wall": ..}, ..}` each, seconds a step.
+    config: of the run.
+    ready: batches to be handed out in turn; None: the loader makes them.
+  """
+  found: list[Batches] = []
+  make = input_pipeline.train_batches
+
+  def batches(*args: Any) -> Batches:
+    found.append(Batches(itertools.cycle(ready) if ready else make(*args)))
+    return found[0]
+
+  # The last step has no successor whose start would be its end.
+  config = copy.deepcopy(config)
+  steps = int(config.total.split()[0])
+  config.total = f"{steps + 1} steps"
+  with (
+    tempfile.TemporaryDirectory() as folder,
+    contextlib.redirect_stdout(io.StringIO()),
+    mock.patch.object(input_pipeline, "train_batches", batches),
+  ):
+    train.train(config, folder)
+    assert len(metrics.read(folder)) > steps
+  return found[0].each()
+
+
+class Bare:
+  """The jitted step of a config; `ready` are batches of the loader."""
+
+  def __init__(self, config: config_lib.Config):
+    split, _ = input_pipeline.open_splits(config)
+    mesh = sharding.make_mesh()
+    plan = durations.plan(config, len(split))
+    self._trainer = step_lib.Trainer(config, plan, len(split.class_names), mesh)
+    batches = input_pipeline.train_batches(split, config)
+    self.ready = list(itertools.islice(batches, _READY))
+    self._batch = sharding.put_batch(mesh, self.ready[0])
+    self._state = self._trainer.init()
+    self.seconds(1)  # Compiles.
+
+  def seconds(self, steps: int) -> dict[str, float]:
+    """`wall` and `thread` seconds a step."""
+    wall, thread = time.perf_counter(), time.thread_time()
+    for _ in range(steps):
+      self._state, _ = self._trainer.train_step(self._state, self._batch)
+    jax.block_until_ready(self._state)
+    return {
+      "wall": (time.perf_counter() - wall) / steps,
+      "thread": (time.thread_time() - thread) / steps,
+    }
+
+
+def summary(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """Medians and ratios of a model's rounds, `{"bare": {"wall": ..}, ..}` each.
 
   Returns:
     `seconds` by kind; `loop`, `loader` and `both`: ratios, with `_spread`;
@@ -84,30 +182,14 @@ def summary(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     ratios = [a / b for a, b in zip(wall[over], wall[under], strict=True)]
     found[name] = statistics.median(ratios)
     found[f"{name}_spread"] = [min(ratios), max(ratios)]
-  own = [
+  found["loop_thread"] = statistics.median(
     (r["ready"]["thread"] - r["bare"]["thread"]) / r["bare"]["wall"]
     for r in rounds
-  ]
-  found["loop_thread"] = statistics.median(own)
-  waited = [r["whole"]["waited"] / r["whole"]["wall"] for r in rounds]
-  found["waited"] = statistics.median(waited)
-  return found
-
-
-def told(row: dict[str, Any]) -> str:
-  """For people."""
-
-  def percent(name: str) -> str:
-    least, most = (x - 1 for x in row[f"{name}_spread"])
-    return f"{row[name] - 1:+.1%} ({least:+.1%} to {most:+.1%})"
-
-  return (
-    f"the loop over the bare step:      {percent('loop')}; its own Python: "
-    f"{row['loop_thread']:.2%}\n"
-    f"the loader, over ready batches:   {percent('loader')}; the loop waited "
-    f"for it {row['waited']:.1%} of the time\n"
-    f"train.py over the bare step:      {percent('both')}"
   )
+  found["waited"] = statistics.median(
+    r["whole"]["waited"] / r["whole"]["wall"] for r in rounds
+  )
+  return found
 
 
 def body(args: argparse.Namespace) -> None:
@@ -116,25 +198,21 @@ def body(args: argparse.Namespace) -> None:
   Raises:
     UserError: no such model.
   """
-  runtime.start()
+  environment = common.environment()
   config = recipe(args)
-  bare = loop_timing.Bare(config)
-  loop_timing.loop(config, bare.ready)  # Fills the compilation cache.
+  bare = Bare(config)
+  loop(config, bare.ready)  # Fills the compilation cache.
   rounds: list[dict[str, Any]] = []
-  print("seconds a step\n" + "".join(f"{k:>12}" for k in ("round", *KINDS)))
   for i in range(args.rounds):
     before = bare.seconds(args.steps)
-    turn = {
-      "ready": loop_timing.loop(config, bare.ready),
-      "whole": loop_timing.loop(config, None),
-    }
+    turn = {"ready": loop(config, bare.ready), "whole": loop(config, None)}
     after = bare.seconds(args.steps)
     # Around the loop's turns, so that a drift of the machine cancels.
     turn["bare"] = {k: (v + after[k]) / 2 for k, v in before.items()}
     rounds.append(turn)
-    walls = "".join(f"{turn[k]['wall']:>12.5f}" for k in KINDS)
-    print(f"{i + 1:>12}{walls}", flush=True)
-  row = {
+    walls = ", ".join(f"{k} {turn[k]['wall'] * 1e3:,.1f} ms" for k in KINDS)
+    print(f"round {i + 1}: {walls}", flush=True)
+  row = common.record("benchmarks.end_to_end", environment) | {
     "model": "demo" if args.demo else args.variant,
     "image_size": config.image_size,
     "batch": config.batch_size,
@@ -143,15 +221,32 @@ def body(args: argparse.Namespace) -> None:
     **summary(rounds),
     "rounds": rounds,
   }
-  row = records.start("benchmarks.end_to_end", runtime.environment()) | row
-  print(told(row))
-  path = args.out or records.RESULTS / "end_to_end.json"
+
+  def percent(name: str) -> str:
+    least, most = (100 * (x - 1) for x in row[f"{name}_spread"])
+    return f"{row[name] - 1:+.1%} ({least:+.1f} to {most:+.1f})"
+
+  print()
+  common.head(
+    *("training", "bare step, ms", "the loop adds", "its own Python"),
+    *("the loader adds", "waits for it", "in all"),
+  )
+  common.row(
+    f"{row['model']}, {row['image_size']} px, batch {row['batch']}",
+    f"{row['seconds']['bare'] * 1e3:,.1f}",
+    *(percent("loop"), f"{row['loop_thread']:.2%}", percent("loader")),
+    *(f"{row['waited']:.1%}", percent("both")),
+  )
+  path = args.out or common.RESULTS / "end_to_end.json"
   old = json.loads(path.read_text())["rows"] if path.exists() else []
-  rows = [r for r in old if key(r) != key(row)] + [row]
-  records.write(path, {"rows": sorted(rows, key=key)})
+  kept = [r for r in old if _key(r) != _key(row)]
+  rows = sorted([*kept, row], key=_key)
+  common.write(
+    path, common.record("benchmarks.end_to_end", environment) | {"rows": rows}
+  )
 
 
-def key(row: dict[str, Any]) -> tuple[Any, ...]:
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
   """What a newer row replaces an older one by."""
   platform = row["environment"]["platform"]
   return platform, row["model"], row["batch"], row["dtype"]

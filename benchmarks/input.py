@@ -10,36 +10,33 @@ thrown away: what bounds ours where it has no markers to skip by. A contender
 whose packages are missing is left out; name a Python that has them.
 
 Files: parts of the two photographs that scikit-learn ships,
-  photo      500 x 375, about 100 KB, as in ImageNet
-  markers    the same with restart markers, as tools.prepare encodes
-  small      299 x 224, about 30 KB
-Prints the medians, ours over each other's in pairs of the same round, and
-writes benchmarks/results/input.json.
+  photo        500 x 375, about 100 KB, as in ImageNet
+  markers      the same with restart markers, as preparation encodes
+  small        299 x 224, about 30 KB
+  randaugment  photo, with RandAugment
+Prints medians as Markdown, and writes benchmarks/results/input.json.
 """
 
 import argparse
-import datetime
 import io
-import json
 import os
 import pathlib
 import pickle
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from sklearn import datasets
 
-from mixer import jpeg, runtime
+from benchmarks import common
+from mixer import command_line, jpeg
+from mixer.errors import UserError
 
-HERE = pathlib.Path(__file__).parent
-RESULTS = HERE / "results" / "input.json"
 FILES = 96
+NAMES = ("ours", "decoder", "tf.data", "torch")
 
 
 def encode(image: Image.Image, quality: int) -> bytes:
@@ -69,18 +66,18 @@ def make_files() -> dict[str, list[bytes]]:
 
 
 class Contender:
-  """A process that measures on demand."""
+  """A process that measures on demand; `version` is "" where it can't."""
 
-  def __init__(self, name: str, python: str, module: str, options: list[str]):
+  def __init__(self, name: str, python: str, path: str, cores: int):
     self.name = name
+    script = common.ROOT / "benchmarks" / "input_peer.py"
     self._process = subprocess.Popen(
-      [python, str(HERE / f"{module}.py"), *options],
-      cwd=HERE.parent,
+      [python, str(script), name, path, str(cores)],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
       env=dict(os.environ)
-      | {"PYTHONPATH": str(HERE.parent), "TF_CPP_MIN_LOG_LEVEL": "3"},
+      | {"PYTHONPATH": str(common.ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"},
     )
     self.version = self._answer()
 
@@ -93,100 +90,94 @@ class Contender:
     return ""
 
   def measure(self, kind: str, seconds: float) -> float:
-    """Images a second."""
+    """Images a second.
+
+    Raises:
+      UserError: it has stopped.
+    """
     assert self._process.stdin
     self._process.stdin.write(f"{kind} {seconds}\n")
     self._process.stdin.flush()
     answer = self._answer()
     if not answer:
-      raise SystemExit(f"{self.name} stopped; its error is above")
+      raise UserError(f"{self.name} stopped; its error is above.")
     return float(answer)
 
+  def close(self) -> None:
+    """Ends it, and waits for that."""
+    self._process.communicate()
 
-def main() -> None:
+
+def body(args: argparse.Namespace) -> None:
+  """Measures, prints and writes.
+
+  Raises:
+    UserError: a contender stops.
+  """
+  kinds = make_files()
+  pythons = {"tf.data": args.tensorflow_python, "torch": args.torch_python}
+  with tempfile.NamedTemporaryFile(suffix=".pickle") as file:
+    pickle.dump(kinds, file)
+    file.flush()
+    every = [
+      Contender(n, pythons.get(n, sys.executable), file.name, args.cores)
+      for n in NAMES
+    ]
+    field = [c for c in every if c.version]
+    rows = {
+      kind: {
+        c.name: []
+        for c in field
+        if kind != "randaugment" or c.name in ("ours", "torch")
+      }
+      for kind in (*kinds, "randaugment")
+    }
+    for _ in range(args.rounds):
+      for kind, found in rows.items():
+        for c in field:
+          if c.name in found:
+            found[c.name].append(c.measure(kind, args.seconds))
+    for c in every:
+      c.close()
+  names = [c.name for c in field]
+  common.head("files, images/s", *(f"{n} (ours over it)" for n in names))
+  for kind, found in rows.items():
+    cells = []
+    for n in names:
+      rates = found.get(n)
+      ratios = rates and [
+        a / b for a, b in zip(found["ours"], rates, strict=True)
+      ]
+      cells.append(
+        f"{statistics.median(rates):,.0f} ({statistics.median(ratios):.2f})"
+        if rates and ratios
+        else "-"
+      )
+    common.row(kind, *cells)
+  environment = common.alone(common.environment)
+  record = common.record("benchmarks.input", environment) | {
+    "kilobytes": {
+      k: np.mean([len(f) for f in v]) / 1e3 for k, v in kinds.items()
+    },
+    "contenders": {c.name: c.version for c in field},
+    "images_per_second": rows,
+  }
+  common.write(args.out or common.RESULTS / "input.json", record)
+
+
+def main() -> int:
   """Runs the command line."""
   parser = argparse.ArgumentParser(
     description="Images a second of the input pipeline beside its peers'."
   )
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--seconds", type=float, default=4)
-  parser.add_argument("--cores", type=int, default=os.cpu_count())
+  parser.add_argument("--cores", type=int, default=common.cores())
   parser.add_argument("--tensorflow_python", default=sys.executable)
   parser.add_argument("--torch_python", default=sys.executable)
-  args = parser.parse_args()
-  kinds = make_files()
-  sizes = {k: np.mean([len(f) for f in v]) / 1e3 for k, v in kinds.items()}
-  print(", ".join(f"{k} {v:.0f} KB" for k, v in sizes.items()))
-  with tempfile.NamedTemporaryFile(suffix=".pickle") as file:
-    pickle.dump(kinds, file)
-    file.flush()
-    options = [file.name, str(args.cores)]
-    contenders = []
-    for name, python, module in (
-      ("ours", sys.executable, "input_ours"),
-      ("decoder", sys.executable, "input_decoder"),
-      ("tf.data", args.tensorflow_python, "input_tf"),
-      ("torch", args.torch_python, "input_torch"),
-    ):
-      contender = Contender(name, python, module, options)
-      print(f"{name:<8} {contender.version or 'not installed: left out'}")
-      if contender.version:
-        contenders.append(contender)
-    rows = measure(contenders, [*kinds, "randaugment"], args)
-  write(rows, sizes, {c.name: c.version for c in contenders}, args)
-
-
-def measure(
-  contenders: list[Contender], kinds: list[str], args: argparse.Namespace
-) -> dict[str, dict[str, list[float]]]:
-  """Images a second by kind and contender, one for each round."""
-  rows: dict[str, dict[str, list[float]]] = {k: {} for k in kinds}
-  for _ in range(args.rounds):
-    for kind in kinds:
-      for contender in contenders:
-        if kind == "randaugment" and contender.name in ("decoder", "tf.data"):
-          continue
-        rate = contender.measure(kind, args.seconds)
-        rows[kind].setdefault(contender.name, []).append(rate)
-        print(f"{kind:<12} {contender.name:<8} {rate:8,.0f}", flush=True)
-  return rows
-
-
-def write(
-  rows: dict[str, dict[str, list[float]]],
-  sizes: dict[str, Any],
-  versions: dict[str, str],
-  args: argparse.Namespace,
-) -> None:
-  """Prints the table and leaves the record."""
-  names = list(versions)
-  print(f"\nmedian of {args.rounds} rounds, images/s on {args.cores} cores")
-  print(f"{'':<12}" + "".join(f"{n:>10}" for n in names) + "   ours/other")
-  summary = {}
-  for kind, found in rows.items():
-    medians = {n: statistics.median(r) for n, r in found.items()}
-    ratios = {
-      n: statistics.median(a / b for a, b in zip(found["ours"], r, strict=True))
-      for n, r in found.items()
-      if n != "ours"
-    }
-    summary[kind] = {"median": medians, "ours_over": ratios, "rounds": found}
-    cells = "".join(f"{medians.get(n, float('nan')):>10,.0f}" for n in names)
-    told = "  ".join(f"{n} {r:.2f}" for n, r in ratios.items())
-    print(f"{kind:<12}{cells}   {told}")
-  RESULTS.parent.mkdir(exist_ok=True)
-  record = {
-    "date": datetime.date.today().isoformat(),
-    "processor": platform.processor() or platform.machine(),
-    "environment": runtime.environment() | {"host": ""},
-    "cores": args.cores,
-    "kilobytes": {k: round(float(v), 1) for k, v in sizes.items()},
-    "contenders": versions,
-    "kinds": summary,
-  }
-  RESULTS.write_text(json.dumps(record, indent=2) + "\n")
-  print(f"written to {RESULTS.relative_to(HERE.parent)}")
+  parser.add_argument("--out", type=pathlib.Path, help="another file")
+  return command_line.tool(body, parser.parse_args())
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(main())

@@ -1,24 +1,30 @@
-"""Processes that `benchmarks.peers` asks, one at a time."""
+"""The processes that `benchmarks.peers` asks, one at a time."""
 
+import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import subprocess
+import sys
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
+from benchmarks import common
 from mixer.errors import UserError
 
-ROOT = pathlib.Path(__file__).parent.parent
+# Ours without what `runtime.keep_freed_memory` does.
+PLAIN = "ours, plain malloc"
+_EAGER = ("eager", "eager+channels_last")
+_COMPILED = ("compile", "compile+channels_last", "compile+autotune")
+_FREEZING = "compile+freezing"
 # What `runtime.keep_freed_memory` sets by mallopt, for any program.
-_KEEPING = ":".join(
-  f"glibc.malloc.{name}={value}"
-  for name, value in (
-    ("arena_max", 1),
-    ("mmap_max", 0),
-    ("trim_threshold", 2**31 - 1),
-    ("top_pad", 64 * 2**20),
-  )
+_KEEPING = (
+  "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:"
+  f"glibc.malloc.trim_threshold={2**31 - 1}:glibc.malloc.top_pad={64 * 2**20}"
 )
 
 
@@ -26,41 +32,25 @@ class Peer:
   """A contender's process; it waits, idle, until it is asked.
 
   Attributes:
-    hello: what it tells of itself; {} where a package of its is missing.
+    hello: what it says of itself; {} where a package of its is missing.
     keeps: whether malloc keeps what it frees.
   """
 
   def __init__(
-    self,
-    python: str,
-    module: str,
-    folder: pathlib.Path,
-    keeps: bool,
-    *options: str,
+    self, python: str, kind: str, folder: pathlib.Path, keeps: bool, *more: str
   ):
-    """Starts it.
-
-    Args:
-      python: its interpreter.
-      module: of this folder.
-      folder: with the work, see `peers.make_work`.
-      keeps: whether malloc is to keep what is freed.
-      *options: further arguments.
-    """
-    self.keeps = keeps
-    self._module = module
+    self.keeps, self._kind, self.folder = keeps, kind, folder
     environment = dict(os.environ) | {
-      "PYTHONPATH": str(ROOT),
+      "PYTHONPATH": str(common.ROOT),
       # Several processes share the device.
       "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }
-    # Those with JAX settle it themselves.
-    if keeps and module == "peer_timm":
+    if keeps and kind == "timm":  # Those with JAX settle it themselves.
       environment["GLIBC_TUNABLES"] = _KEEPING
     memory = "kept" if keeps else "returned"
     self._process = subprocess.Popen(
-      [python, "-m", f"benchmarks.{module}", str(folder), memory, *options],
-      cwd=ROOT,
+      [python, "-m", "benchmarks.peer", kind, memory, str(folder), *more],
+      cwd=common.ROOT,
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
@@ -75,26 +65,22 @@ class Peer:
         return json.loads(line[2:])
     return {}
 
-  def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+  def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    """Its answer to a request, see `peer.serve`.
+
+    Raises:
+      UserError: it has stopped.
+    """
     assert self._process.stdin
     self._process.stdin.write(json.dumps(request) + "\n")
     self._process.stdin.flush()
     answer = self._answer()
     if not answer:
       raise UserError(
-        f"the process of benchmarks/{self._module}.py stopped at {request}; "
-        "its own error is above."
+        f"the process of {self._kind} stopped at {request}; its own error is "
+        "above."
       )
     return answer
-
-  def rate(self, what: str, variant: str, seconds: float) -> float:
-    """Images a second, the median of some seconds."""
-    request = {"pass": what, "variant": variant, "seconds": seconds}
-    return self._ask(request)["rate"]
-
-  def check(self, what: str, variant: str, path: pathlib.Path) -> None:
-    """Has it write what it computes, see `peer_server.check`."""
-    self._ask({"pass": what, "variant": variant, "check": str(path)})
 
   def close(self) -> None:
     """Ends it, and waits for that."""
@@ -113,3 +99,83 @@ class Setting:
     """For people."""
     memory = "malloc keeps" if self.peer.keeps else "plain malloc"
     return f"{self.variant}, {memory}" if self.variant else memory
+
+  def rate(self, what: str, seconds: float) -> float:
+    """Images a second of a pass, the median of some seconds."""
+    if self.variant == _FREEZING and what == "train":
+      return 0.0  # Weights are no constants there.
+    request = {"pass": what, "variant": self.variant, "seconds": seconds}
+    return self.peer.ask(request)["rate"]
+
+  def check(self, what: str) -> dict[str, np.ndarray]:
+    """What it computes, see `peer.check`."""
+    path = self.peer.folder / "checked.npz"
+    request = {"pass": what, "variant": self.variant, "check": str(path)}
+    self.peer.ask(request)
+    with np.load(path) as file:
+      return dict(file)
+
+
+@contextlib.contextmanager
+def contenders(
+  folder: pathlib.Path, args: argparse.Namespace
+) -> Iterator[dict[str, list[Setting]]]:
+  """Settings by contender, of processes that end with the context.
+
+  Raises:
+    UserError: nothing to compare with, or not on the same platform.
+  """
+  with contextlib.ExitStack() as stack:
+
+    def peer(python: str, kind: str, keeps: bool, *more: str) -> Peer:
+      found = Peer(python, kind, folder, keeps, *more)
+      stack.callback(found.close)
+      return found
+
+    ours = peer(sys.executable, "ours", True)
+    if not ours.hello:
+      raise UserError("our own process stopped; its error is above.")
+    cpu = ours.hello["platform"] == "cpu"
+    # On other devices malloc has no part in it.
+    keeping = (True, False) if cpu else (False,)
+    timms = [peer(args.torch_python, "timm", k) for k in keeping]
+    if not timms[0].hello:
+      print("timm isn't installed: left out", file=sys.stderr)
+      timms = []
+    field = {
+      "ours": [Setting(ours, "")],
+      "timm": [Setting(p, v) for p in timms for v in _EAGER],
+      "timm compiled": [
+        Setting(p, v) for p in timms for v in (*_COMPILED, _FREEZING)
+      ],
+    }
+    if args.authors:
+      authors = [
+        peer(sys.executable, "authors", k, str(args.authors)) for k in keeping
+      ]
+      if not authors[0].hello:
+        raise UserError(
+          f"--authors={args.authors} has no vit_jax/models_mixer.py that can "
+          "be imported, see above; name a checkout of "
+          "google-research/vision_transformer (which wants einops too)."
+        )
+      # They wrote it for float32, whatever the others have.
+      own = "" if args.dtype == "float32" else "float32"
+      field["authors"] = [Setting(p, own) for p in authors]
+    field = {k: v for k, v in field.items() if v}
+    if len(field) == 1:
+      raise UserError(
+        "there is nothing to compare with: timm isn't installed here. Install "
+        'it (pip install -e ".[export]"), or name a Python that has it, as in '
+        "--torch_python=OTHER/bin/python."
+      )
+    if cpu:
+      field[PLAIN] = [Setting(peer(sys.executable, "ours", False), "")]
+    for name, group in field.items():
+      if group[0].peer.hello["platform"] != ours.hello["platform"]:
+        raise UserError(
+          f"{name} runs on {group[0].peer.hello['platform']}, ours on "
+          f"{ours.hello['platform']}: install the build of each for the same "
+          "device, or set JAX_PLATFORMS=cpu or CUDA_VISIBLE_DEVICES= for all."
+        )
+    yield field

@@ -21,13 +21,14 @@ whether malloc keeps freed memory as it does for ours), found on the first
 model by --trial seconds each. Where timm isn't installed, name a Python that
 has it, or: pip install -e ".[export]".
 
-Prints images/s as medians of the rounds; writes
-benchmarks/results/peers_cpu.json (or peers_gpu.json) and a picture beside it.
+Prints medians of the rounds as Markdown, and writes
+benchmarks/results/peers_cpu.json, or peers_gpu.json.
 """
 
 import argparse
 import json
 import pathlib
+import statistics
 import sys
 import tempfile
 from typing import Any
@@ -35,11 +36,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import peer_comparison, peer_plot, records, step
-from benchmarks.peer_field import PLAIN, Field
+from benchmarks import common, step
+from benchmarks.peer_process import PLAIN, Setting, contenders
 from mixer import command_line, npz, trained, validation, weights
 from mixer import model as model_lib
+from mixer.errors import UserError
 from mixer.exporting import timm_weights
+
+# Relative differences that are rounding alone, by dtype: of logits, and of
+# gradients and losses.
+_BOUNDS = {"float32": (1e-4, 1e-3), "bfloat16": (3e-2, 2e-1)}
+# Of the largest gradient: below it one counts as zero.
+_ZERO = 1e-3
 
 
 def make_work(
@@ -53,11 +61,10 @@ def make_work(
   image_size: int = 224,
   num_classes: int = step.CLASSES,
 ) -> dict[str, Any]:
-  """Leaves in a folder what contenders do: work.json, batch and weights.
+  """Writes what contenders do: work.json, batch.npz, flax.npz, timm.npz.
 
   Args:
-    folder: gets `work.json`, `batch.npz`, and the same random weights in
-      `flax.npz` and `timm.npz`.
+    folder: gets them.
     variant: of the model.
     batch: examples in one.
     dtype: in which the models compute.
@@ -72,39 +79,26 @@ def make_work(
   shape = shape or {}
   module = model_lib.build(variant, num_classes, **shape)
   like = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.float32)
-  shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), like)[
-    "params"
-  ]
+  shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), like)
   rng = np.random.default_rng(0)
 
   def weight(name: str, x: Any) -> np.ndarray:
-    # No zero anywhere, so that each parameter has a gradient and a say.
+    # No zero anywhere, so that each parameter has a gradient and an effect.
     if name.endswith("kernel"):
       scale = np.prod(x.shape[:-1]) ** -0.5
       return rng.normal(0, scale, x.shape).astype(np.float32)
     start = 1.0 if name.endswith("scale") else 0.0
     return rng.normal(start, 0.1, x.shape).astype(np.float32)
 
-  flat = {k: weight(k, v) for k, v in weights.flatten(shapes).items()}
+  flat = {k: weight(k, v) for k, v in weights.flatten(shapes["params"]).items()}
   params = weights.unflatten(flat)
   model = trained.Trained(
-    module,
-    params,
-    (image_size, image_size),
-    256,
-    None,
-    None,
-    "softmax",
-    variant,
-    variant,
+    *(module, params, (image_size, image_size), 256, None, None),
+    *("softmax", variant, variant),
   )
   work = {
-    "variant": variant,
-    "shape": shape,
-    "image_size": image_size,
-    "num_classes": num_classes,
-    "batch": batch,
-    "dtype": dtype,
+    **{"variant": variant, "shape": shape, "image_size": image_size},
+    **{"num_classes": num_classes, "batch": batch, "dtype": dtype},
     "optimizer": {
       "name": optimizer,
       "learning_rate": 1e-4,
@@ -124,6 +118,125 @@ def make_work(
   return work
 
 
+def differences(
+  ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]
+) -> dict[str, float]:
+  """The largest difference of each array over its largest value.
+
+  Some gradients are zero but for rounding (what is added to all channels of a
+  token, LayerNorm takes away): they are measured by the largest of all.
+
+  Returns:
+    `logits`; or `losses`, and `gradients`: the worst parameter's.
+
+  Raises:
+    UserError: the arrays aren't the same ones.
+  """
+  if {k: v.shape for k, v in ours.items()} != {
+    k: v.shape for k, v in theirs.items()
+  }:
+    raise UserError(
+      "the contenders have parameters of other names or shapes: "
+      f"{sorted(ours.keys() ^ theirs.keys())[:4]}."
+    )
+  found: dict[str, float] = {}
+  gradients = [v for k, v in ours.items() if k.startswith("gradient/")]
+  largest = max((float(np.abs(v).max()) for v in gradients), default=0.0)
+  for name, value in ours.items():
+    kind = "gradients" if name.startswith("gradient/") else name
+    scale = float(np.abs(value).max())
+    if kind == "gradients":
+      scale = max(scale, _ZERO * largest)
+    off = float(np.abs(theirs[name] - value).max()) / scale
+    # NaN is never within a bound.
+    found[kind] = float(np.maximum(found.get(kind, 0.0), off))
+  return found
+
+
+def agree(
+  ours: Setting, name: str, setting: Setting, what: str, work: dict[str, Any]
+) -> dict[str, float]:
+  """How far a contender's pass is from ours.
+
+  Raises:
+    UserError: too far for rounding.
+  """
+  found = differences(ours.check(what), setting.check(what))
+  logits, rest = _BOUNDS[work["dtype"]]
+  for kind, off in found.items():
+    bound = logits if kind == "logits" else rest
+    if not off <= bound:
+      raise UserError(
+        f"{name} doesn't compute what ours does: {kind} of {work['variant']} "
+        f"differ by {off:.1e}, where rounding in {work['dtype']} makes "
+        f"{bound:.0e} at most."
+      )
+  return found
+
+
+def fastest(settings: list[Setting], what: str, seconds: float) -> int:
+  """The place of the fastest; the better of two turns counts."""
+  if len(settings) == 1:
+    return 0
+  turns = [[s.rate(what, seconds) for s in settings] for _ in range(2)]
+  return int(np.argmax(np.max(turns, axis=0)))
+
+
+def compare(
+  field: dict[str, list[Setting]],
+  work: dict[str, Any],
+  chosen: dict[tuple[str, str], int],
+  args: argparse.Namespace,
+) -> list[dict[str, Any]]:
+  """Checks and times one model; prints its rows.
+
+  Args:
+    field: settings by contender; "ours" has one.
+    work: see `make_work`.
+    chosen: (contender, pass) -> place of its best setting; filled in.
+    args: `rounds`, `seconds` and `trial`.
+
+  Raises:
+    UserError: a contender stops, or doesn't compute the same.
+  """
+  (ours,), rows = field["ours"], []
+  for what in step.PASSES:
+    settings = {}
+    for name, group in field.items():
+      if (name, what) not in chosen:
+        chosen[name, what] = fastest(group, what, args.trial)
+      settings[name] = group[chosen[name, what]]
+    off = {n: agree(ours, n, s, what, work) for n, s in settings.items()}
+    rates: dict[str, list[float]] = {name: [] for name in settings}
+    for i in range(args.rounds + 1):
+      for name, setting in settings.items():
+        # The first turn warms all up.
+        rate = setting.rate(what, args.seconds if i else 0.0)
+        rates[name] += [rate] * bool(i)
+    for name, theirs in rates.items():
+      if name == "ours":
+        continue
+      ratios = [a / b for a, b in zip(rates["ours"], theirs, strict=True)]
+      row = {
+        **{"model": work["variant"], "pass": what, "batch": work["batch"]},
+        **{"dtype": work["dtype"], "peer": name},
+        "variant": settings[name].name,
+        "ours": statistics.median(rates["ours"]),
+        "theirs": statistics.median(theirs),
+        "spread": [min(ratios), max(ratios)],
+        "differs": off[name],
+      }
+      row["ratio"] = row["ours"] / row["theirs"]
+      rows.append(row)
+      common.row(
+        *(row["model"], what, common.number(row["ours"]), name),
+        *(row["variant"], common.number(row["theirs"])),
+        f"{row['ratio']:.2f} ({common.spread(ratios)})",
+        ", ".join(f"{k} {v:.0e}" for k, v in off[name].items()),
+      )
+  return rows
+
+
 def body(args: argparse.Namespace) -> None:
   """Measures, prints and writes.
 
@@ -135,42 +248,26 @@ def body(args: argparse.Namespace) -> None:
     validation.validate(step.recipe(name, args.batch, args.dtype), 1)
   # This process makes weights and waits; the device is the contenders'.
   jax.config.update("jax_platforms", "cpu")
-  # Whose environment is that of the process with our contender.
-  record = records.start("benchmarks.peers", {}) | {
-    "rounds": args.rounds,
-    "rows": [],
-    "agreement": [],
-    "trials": [],
-  }
-  chosen: peer_comparison.Chosen = {}
+  record: dict[str, Any] = {"rounds": args.rounds, "rows": []}
+  chosen: dict[tuple[str, str], int] = {}
+  common.head(
+    *("model", "pass", "ours, images/s", "other", "its setting"),
+    *("theirs", "ours/theirs (spread)", "relative difference"),
+  )
   for name in args.models:
     with tempfile.TemporaryDirectory() as place:
       folder = pathlib.Path(place)
       work = make_work(
-        folder,
-        name,
-        args.batch,
-        dtype=args.dtype,
-        optimizer=args.optimizer,
+        *(folder, name, args.batch), dtype=args.dtype, optimizer=args.optimizer
       )
-      field = Field(folder, args)
-      try:
-        peer_comparison.compare(field, folder, work, chosen, record, args)
-      finally:
-        field.close()
-      record |= {
-        "environment": field.ours.hello["environment"],
-        "optimizer": work["optimizer"],
-        "contenders": {
-          k: v[0].peer.hello for k, v in field.settings.items() if k != PLAIN
-        },
-      }
-  platform_name = record["environment"]["platform"]
-  path = args.out or records.RESULTS / f"peers_{platform_name}.json"
-  print()
-  records.write(path, record)
-  peer_plot.draw(record, path.with_suffix(".png"))
-  print(f"drawn to {path.with_suffix('.png')}")
+      with contenders(folder, args) as field:
+        record["rows"] += compare(field, work, chosen, args)
+        hello = {k: v[0].peer.hello for k, v in field.items() if k != PLAIN}
+    environment = hello["ours"].pop("environment")
+    record |= common.record("benchmarks.peers", environment)
+    record |= {"optimizer": work["optimizer"], "contenders": hello}
+  name = f"peers_{record['environment']['platform']}.json"
+  common.write(args.out or common.RESULTS / name, record)
 
 
 def main() -> int:
@@ -178,9 +275,7 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description="Our passes beside those of other codebases."
   )
-  parser.add_argument(
-    "--models", type=lambda x: x.split(","), default=["S/32", "S/16"]
-  )
+  parser.add_argument("--models", type=common.names, default=["S/32", "S/16"])
   parser.add_argument("--batch", type=int, default=32)
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--seconds", type=float, default=3, help="of each")

@@ -1,62 +1,51 @@
-"""Speed and memory of the model's passes, by size and by setting.
+r"""Speed and memory of the forward pass and the training step.
 
   python -m benchmarks.step [--variants S/32,S/16] [--batches 32]
     [--dtype float32] [--rounds 5] [--seconds 3]
     [--set KEY=VALUE ...] [--compare "KEY=VALUE ..." ...]
 
 Times what `train.py` runs (AdamW, clipping, donated state; a uint8 batch that
-lies on the device; 1,000 classes, 224 px): the training step, the forward
-pass, the evaluation step, and of the training step the optimizer's update
-alone. In turn with them, matmuls of large squares in the same dtype: what the
-device can do, whatever its data sheet says. Each size has a process of its
-own, without the compilation cache.
+lies on the device; 1,000 classes, 224 px). In turn with it, matmuls of large
+squares in the same dtype: what the device can do, whatever its data sheet says.
+Each size has a process of its own, without the compilation cache.
 
 `--set` changes keys of the config for all rows. Each `--compare` is a setting
-of its own ("" is the default one), and all of them are timed in turn in the
-same process, so that their ratios to the first don't depend on the machine's
-mood:
+of its own ("" is the default one); all are timed in turn in one process:
 
-  python -m benchmarks.step --compare model.layout=batch_major
-    --compare model.layout=token_major
+  python -m benchmarks.step --compare model.remat=none \
+    --compare model.remat=block
 
-Prints the medians of the rounds, and writes
-benchmarks/results/step_cpu.json, or step_gpu.json, step_tpu.json:
-  seconds                     of one pass, the median
-  images_per_second, spread   the median, and the least and most of the rounds;
-                              null for the optimizer
-  set                         the keys that were changed
-  ratio, ratio_spread         of speed, to the first setting's
-  flops                       FLOP/s, by the matmuls that the model needs
-  of_matmul                   that over the best matmul's
-  of_stated                   over the data sheet's peak (bfloat16), or null
-  of_step                     seconds, over those of the training step
-  memory                      bytes of arguments, outputs and temporaries, as
-                              compiled; what of the outputs reuses arguments
-  device_peak                 bytes, on devices that count them, or null
-  compile_seconds             tracing and compiling
-  first_step_seconds          from nothing to the end of a first update; only
-                              of the first setting, as others find JAX warm
+Prints medians of the rounds as Markdown, and writes
+benchmarks/results/step_cpu.json, or step_gpu.json, step_tpu.json.
 """
 
 import argparse
-import concurrent.futures
-import multiprocessing
+import ast
+import functools
 import pathlib
 import statistics
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from benchmarks import passes, peer_server, records, settings, step_table
-from mixer import command_line, flops, runtime, validation
+from benchmarks import common
+from mixer import command_line, durations, flops, sharding, validation
 from mixer import config as config_lib
+from mixer import step as step_lib
 from mixer.errors import UserError
 
 CLASSES = 1_000
-Changes = Mapping[str, Any]
+PASSES = ("forward", "train")
+HEAD = (
+  *("model", "batch", "pass", "setting", "ms", "images/s (spread)", "GFLOP/s"),
+  *("of the best matmul", "ratio (spread)", "temporaries, MiB", "compile, s"),
+)
+_MATMUL = {"cpu": 2048}
+_MATMUL_ELSEWHERE = 8192
 
 
 def recipe(variant: str, batch: int, dtype: str) -> config_lib.Config:
@@ -72,7 +61,7 @@ def recipe(variant: str, batch: int, dtype: str) -> config_lib.Config:
 
 
 def make_batch(
-  config: config_lib.Config, num_classes: int
+  config: config_lib.Config, num_classes: int = CLASSES
 ) -> dict[str, np.ndarray]:
   """Random `image` uint8 `[B, H, W, 3]`, `label` int32 `[B]`, `mask`."""
   rng = np.random.default_rng(0)
@@ -84,29 +73,96 @@ def make_batch(
   }
 
 
-def changed(
-  variant: str, batch: int, dtype: str, changes: Changes
-) -> config_lib.Config:
-  """`recipe`, with values by key of the config.
+def parse(text: str) -> dict[str, Any]:
+  """`{"model.remat": "block"}` from "model.remat=block"; several by spaces.
 
   Raises:
-    UserError: a key that the config hasn't, a value of another type.
+    UserError: not of that form.
   """
-  config = recipe(variant, batch, dtype)
-  settings.apply(config, changes)
-  return config
+  found = {}
+  for word in text.split():
+    key, equals, value = word.partition("=")
+    if not equals:
+      raise UserError(f"{word!r} is no KEY=VALUE, as in model.remat=block.")
+    try:
+      found[key] = ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+      found[key] = value
+  return found
 
 
-def _memory(compiled: Any) -> dict[str, int] | None:
-  found = compiled.memory_analysis()
-  if found is None:
-    return None
-  return {
-    "arguments": found.argument_size_in_bytes,
-    "outputs": found.output_size_in_bytes,
-    "reused": found.alias_size_in_bytes,
-    "temporaries": found.temp_size_in_bytes,
-  }
+def apply(config: config_lib.Config, changes: Mapping[str, Any]) -> None:
+  """Sets keys of a config.
+
+  Raises:
+    UserError: no such key, or a value of another type.
+  """
+  for key, value in changes.items():
+    try:
+      if key not in config_lib.flatten(config):
+        raise KeyError("no such key; mixer/config.py lists them all")
+      config.update_from_flattened_dict({key: value})
+    except (KeyError, TypeError) as e:
+      raise UserError(f"{key}={value}: {e.args[0]}.") from e
+
+
+class Passes:
+  """The compiled passes of a config, with all they take on the device."""
+
+  def __init__(self, config: config_lib.Config):
+    mesh = sharding.make_mesh()
+    plan = durations.plan(config, 1)
+    trainer = step_lib.Trainer(config, plan, CLASSES, mesh)
+    batch = sharding.put_batch(mesh, make_batch(config))
+    self._state = trainer.init()
+    self._batch = {
+      "forward": {k: batch[k] for k in ("image", "mask")},
+      "train": {k: batch[k] for k in ("image", "label")},
+    }
+    self.compiled: dict[str, Any] = {}
+    self.compile_seconds: dict[str, float] = {}
+    for name, function, first in (
+      ("forward", trainer.inference.logits, self._state.params),
+      ("train", trainer.train_step, self._state),
+    ):
+      before = time.perf_counter()
+      lowered = function.lower(first, self._batch[name])
+      self.compiled[name] = lowered.compile()
+      self.compile_seconds[name] = time.perf_counter() - before
+      self.run(name, 1)
+    size = config_lib.image_size(config)
+    forward = 2 * flops.forward_macs(trainer.model, size)[0]
+    train = flops.update(trainer.model, config)
+    self.flop = {
+      "forward": config.batch_size * forward,
+      "train": config.batch_size * train,
+    }
+
+  def run(self, name: str, n: int) -> None:
+    """Does a pass n times, and waits for its end."""
+    found: Any = None
+    for _ in range(n):
+      if name == "train":
+        self._state, found = self.compiled[name](self._state, self._batch[name])
+      else:
+        found = self.compiled[name](self._state.params, self._batch[name])
+    jax.block_until_ready((self._state, found))
+
+
+def matmul(dtype: str) -> tuple[common.Run, int]:
+  """What multiplies two squares n times on one device, and the FLOP of it."""
+  side = _MATMUL.get(jax.default_backend(), _MATMUL_ELSEWHERE)
+  x = jax.random.normal(jax.random.key(0), (side, side), dtype)
+  multiply = jax.jit(lambda x, y: (x @ y) / side)
+
+  def run(n: int) -> None:
+    y = x
+    for _ in range(n):
+      y = multiply(x, y)
+    jax.block_until_ready(y)
+
+  run(1)
+  return run, 2 * side**3
 
 
 def measure(
@@ -115,42 +171,45 @@ def measure(
   dtype: str,
   rounds: int,
   seconds: float,
-  groups: Sequence[Changes] = ({},),
+  groups: Sequence[Mapping[str, Any]] = ({},),
 ) -> dict[str, Any]:
   """The rows of a size in all settings; in a process of its own.
 
   Raises:
     UserError: the device's memory is too small.
   """
-  runtime.start()
+  found = common.environment()
   jax.config.update("jax_enable_compilation_cache", False)
-  device = jax.devices()[0]
   try:
-    configs = [changed(variant, batch, dtype, c) for c in groups]
-    held = [passes.Passes(c, make_batch(c, CLASSES), CLASSES) for c in configs]
-    times = _times(held, configs[0].model.dtype, rounds, seconds)
+    configs = [recipe(variant, batch, dtype) for _ in groups]
+    for config, changes in zip(configs, groups, strict=True):
+      apply(config, changes)
+    held = [Passes(config) for config in configs]
+    square, flop = matmul(configs[0].model.dtype)
+    rates: list[dict[str, list[float]]] = [
+      {n: [] for n in PASSES} for _ in held
+    ]
+    best = 0.0
+    for _ in range(rounds):
+      best = max(best, flop / common.seconds_each(square, seconds / 3))
+      for name in PASSES:
+        for i, one in enumerate(held):
+          took = common.seconds_each(functools.partial(one.run, name), seconds)
+          rates[i][name].append(configs[i].batch_size / took)
   except jax.errors.JaxRuntimeError as e:
     if "RESOURCE_EXHAUSTED" not in str(e):
       raise
     raise UserError(
-      f"{variant} at batch {batch} doesn't fit into {device.device_kind}; "
-      "ask for a smaller one, as in --batches=8, or for fewer --compare."
+      f"{variant} at batch {batch} doesn't fit into "
+      f"{jax.devices()[0].device_kind}; ask for a smaller one, as in "
+      "--batches=8, or for fewer --compare."
     ) from e
-  best = times[0]["matmul"] * jax.device_count()
-  peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
   rows = []
   for i, (config, one) in enumerate(zip(configs, held, strict=True)):
-    stated = None
-    if config.model.dtype == "bfloat16":
-      stated = flops.peak(device.device_kind)
-    for name in passes.NAMES:
-      # A key may change the batch.
-      rates = [config.batch_size / t for t in times[i][name]]
-      first = [configs[0].batch_size / t for t in times[0][name]]
-      ratios = [a / b for a, b in zip(rates, first, strict=True)]
-      rate, took = statistics.median(rates), statistics.median(times[i][name])
-      images = name in one.flop  # The optimizer sees none.
-      achieved = one.flop[name] / took if images else None
+    for name in PASSES:
+      rate, first = rates[i][name], rates[0][name]
+      took = config.batch_size / statistics.median(rate)
+      memory = one.compiled[name].memory_analysis()
       rows.append(
         {
           "model": variant,
@@ -159,55 +218,21 @@ def measure(
           "dtype": config.model.dtype,
           "set": dict(groups[i]),
           "seconds": took,
-          "images_per_second": rate if images else None,
-          "spread": [min(rates), max(rates)] if images else None,
-          "ratio": rate / statistics.median(first),
-          "ratio_spread": [min(ratios), max(ratios)],
-          "flops": achieved,
-          "matmul_flops": best,
-          "of_matmul": achieved and achieved / best,
-          "of_stated": achieved
-          and stated
-          and achieved / stated / jax.device_count(),
-          "of_step": took / statistics.median(times[i]["train"]),
-          "memory": _memory(one.compiled[name]),
-          "device_peak": peak,
+          "images_per_second": statistics.median(rate),
+          "spread": [min(rate), max(rate)],
+          "ratio": statistics.median(rate) / statistics.median(first),
+          "ratio_spread": [
+            f(a / b for a, b in zip(rate, first, strict=True))
+            for f in (min, max)
+          ],
+          "flops": one.flop[name] / took,
+          "of_matmul": one.flop[name] / took / best / jax.device_count(),
+          "arguments": memory and memory.argument_size_in_bytes,
+          "temporaries": memory and memory.temp_size_in_bytes,
           "compile_seconds": one.compile_seconds[name],
-          "first_step_seconds": None if i else one.first_step_seconds,
         }
       )
-  return {"environment": runtime.environment(), "rows": rows}
-
-
-def _times(
-  held: Sequence[passes.Passes], dtype: str, rounds: int, seconds: float
-) -> list[dict[str, Any]]:
-  """Seconds of each pass by setting and round; FLOP/s of the best matmul."""
-  matmul, flop = passes.matmul(dtype)
-  squares = []
-  times: list[dict[str, Any]] = [{n: [] for n in passes.NAMES} for _ in held]
-  for _ in range(rounds):
-    squares.append(peer_server.seconds_each(matmul, seconds / 3))
-    for name in passes.NAMES:
-      for found, one in zip(times, held, strict=True):
-        took = peer_server.seconds_each(one.runner(name), seconds)
-        found[name].append(took)
-  times[0]["matmul"] = flop / min(squares)
-  return times
-
-
-def alone(function: Any, *args: Any) -> Any:
-  """Calls it in a new process, which inherits no memory and starts JAX."""
-  with concurrent.futures.ProcessPoolExecutor(
-    1, multiprocessing.get_context("spawn")
-  ) as pool:
-    return pool.submit(function, *args).result()
-
-
-def platform() -> str:
-  """The one that JAX takes here; starts it."""
-  runtime.start()
-  return jax.default_backend()
+  return {"environment": found, "rows": rows}
 
 
 def body(args: argparse.Namespace) -> None:
@@ -216,40 +241,40 @@ def body(args: argparse.Namespace) -> None:
   Raises:
     UserError: no such model or key, or one that doesn't fit.
   """
-  common = settings.parse(" ".join(args.set))
-  groups = [common | settings.parse(text) for text in args.compare or [""]]
+  shared = parse(" ".join(args.set))
+  groups = [shared | parse(text) for text in args.compare or [""]]
   pairs = [(v, b) for v in args.variants for b in args.batches]
   for variant, batch in pairs:
     for changes in groups:
-      validation.validate(changed(variant, batch, args.dtype, changes), 1)
-  print(step_table.head(groups))
-  found: dict[str, Any] = {}
-  rows: list[dict[str, Any]] = []
+      config = recipe(variant, batch, args.dtype)
+      apply(config, changes)
+      validation.validate(config, 1)
+  common.head(*HEAD)
+  record: dict[str, Any] = {"rounds": args.rounds, "rows": []}
   for variant, batch in pairs:
-    found = alone(
+    found = common.alone(
       *(measure, variant, batch, args.dtype, args.rounds, args.seconds, groups)
     )
-    rows += found["rows"]
-    print("\n".join(step_table.lines(found["rows"], groups)), flush=True)
-  best = max(row["matmul_flops"] for row in rows)
-  print(f"\nbest matmul in {rows[0]['dtype']}: {best / 1e9:,.0f} GFLOP/s")
-  record = records.start("benchmarks.step", found["environment"])
-  record |= {"rounds": args.rounds, "rows": rows}
+    record |= common.record("benchmarks.step", found["environment"])
+    record["rows"] += found["rows"]
+    for r in sorted(found["rows"], key=lambda r: PASSES.index(r["pass"])):
+      temporaries = r["temporaries"]
+      common.row(
+        *(r["model"], r["batch"], r["pass"]),
+        " ".join(f"{k}={v}" for k, v in r["set"].items()) or "-",
+        f"{r['seconds'] * 1e3:,.1f}",
+        f"{common.number(r['images_per_second'])} "
+        f"({common.spread(r['spread'], 1)})",
+        f"{r['flops'] / 1e9:,.0f}",
+        f"{r['of_matmul']:.0%}",
+        f"{r['ratio']:.2f} ({common.spread(r['ratio_spread'])})",
+        "-" if temporaries is None else f"{temporaries / 2**20:,.0f}",
+        f"{r['compile_seconds']:.1f}",
+      )
   where = record["environment"]["platform"]
-  # A comparison is another question than the table's.
+  # A comparison answers another question than the table.
   kind = "step_compared" if args.compare else "step"
-  path = args.out or records.RESULTS / f"{kind}_{where}.json"
-  records.write(path, record)
-
-
-def names(text: str) -> list[str]:
-  """Of a flag's value, what is between commas."""
-  return text.split(",")
-
-
-def numbers(text: str) -> list[int]:
-  """The same, as integers."""
-  return [int(x) for x in text.split(",")]
+  common.write(args.out or common.RESULTS / f"{kind}_{where}.json", record)
 
 
 def main() -> int:
@@ -257,8 +282,8 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description="Speed and memory of the model's passes, by size and setting."
   )
-  parser.add_argument("--variants", type=names, default=["S/32", "S/16"])
-  parser.add_argument("--batches", type=numbers, default=[32])
+  parser.add_argument("--variants", type=common.names, default=["S/32", "S/16"])
+  parser.add_argument("--batches", type=common.numbers, default=[32])
   parser.add_argument(
     "--dtype", choices=("float32", "bfloat16"), default="float32"
   )

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import peer_comparison, peer_ours, peer_server, peer_timm, peers
+from benchmarks import peer, peer_jax, peers
 
 torch = pytest.importorskip("torch")
-peer_timm.name_operators(torch)
-timm = pytest.importorskip("timm")
+peer.name_operators(torch)
+pytest.importorskip("timm")
 
 pytestmark = [
   pytest.mark.filterwarnings("ignore"),  # PyTorch's own, of every version.
@@ -21,11 +21,11 @@ SHAPE["channels_mlp_dim"] = 36
 
 def differences(folder, what):
   # Here and not in fixtures: training goes on from where it was.
-  ours = peer_ours.Ours(folder)
-  theirs = peer_timm.Timm(folder, torch, timm)
-  return peer_comparison.differences(
-    peer_server.check(ours, what, ""),
-    peer_server.check(theirs, what, "eager+channels_last"),
+  ours = peer_jax.Ours(folder)
+  theirs = peer.Timm(folder)
+  return peers.differences(
+    peer.check(ours, what, ""),
+    peer.check(theirs, what, "eager+channels_last"),
   )
 
 

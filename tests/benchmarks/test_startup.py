@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import import_times, startup
+from benchmarks import startup
 from mixer.errors import UserError
 
 # As JAX 0.10 writes it, each line twice; and as older versions do.
@@ -62,15 +62,6 @@ def test_jax_still_tells_what_it_compiles(caplog):
   told = "\n".join(f"WARNING:{r.getMessage()}" for r in caplog.records)
   found = startup.compile_times(told)
   assert found["trace"] > 0 and found["compile"] > 0 and not found["state"]
-
-
-def test_packages():
-  told = """import time: self [us] | cumulative | imported package
-import time:       100 |        100 |   jax._src
-import time:      2500 |       2600 | jax
-import time:      7000 |       7000 |     numpy.core
-"""
-  assert import_times.packages(told) == {"numpy": 0.007, "jax": 0.0026}
 
 
 @pytest.mark.slow

@@ -4,12 +4,12 @@ import sys
 import jax
 import pytest
 
-from benchmarks import passes, step, step_table
+from benchmarks import common, step
+from mixer import config as config_lib
 from mixer import flops, sharding
 from mixer import model as model_lib
 
-SHAPE = dict(num_blocks=1, hidden_dim=16, tokens_mlp_dim=8)
-SHAPE["channels_mlp_dim"] = 24
+SHAPE = dict(num_blocks=1, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=24)
 
 
 @pytest.fixture
@@ -19,82 +19,81 @@ def small(monkeypatch):
   def smaller(*args):
     config = recipe(*args)
     config.image_size = 64
-    for name, value in SHAPE.items():
-      config.model[name] = value
+    config.model.update(SHAPE)
     return config
 
   monkeypatch.setattr(step, "recipe", smaller)
-  monkeypatch.setattr(passes, "_MATMUL", {"cpu": 64})
+  monkeypatch.setattr(step, "_MATMUL", {"cpu": 64})
   # On several of a CPU's virtual devices, steps that nobody waits for can
   # wait for each other.
   mesh = sharding.make_mesh(jax.devices()[:1])
   monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+  monkeypatch.setattr(common, "environment", lambda: {"platform": "cpu"})
+  monkeypatch.setattr(common, "alone", lambda function, *args: function(*args))
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
   yield
   jax.config.update("jax_enable_compilation_cache", True)
 
 
-def test_rows(small):
-  found = step.measure("S/32", 8, "float32", 2, 0.0)
-  rows = {row["pass"]: row for row in found["rows"]}
-  assert tuple(rows) == passes.NAMES
-  model = model_lib.build("S/32", step.CLASSES, **SHAPE)
-  forward = 2 * flops.forward_macs(model, 64)[0]
-  flop = {"forward": forward, "evaluation": forward}
-  flop["train"] = flops.training(model, 64)
-  for name, row in rows.items():
-    assert row["model"] in step_table.line(row)
-    assert row["of_stated"] is None  # Of CPUs nobody states one.
-    assert row["ratio"] == 1.0 and row["ratio_spread"] == [1.0, 1.0]
-    if name == "optimizer":
-      assert row["flops"] is row["images_per_second"] is None
-      continue
-    rate = row["images_per_second"]
-    assert row["spread"][0] <= rate <= row["spread"][1]
-    assert row["flops"] == pytest.approx(8 * flop[name] / row["seconds"])
-    assert row["of_matmul"] * row["matmul_flops"] == pytest.approx(row["flops"])
-  # The stem of 3,072 x 16 and the head of 16 x 1,000, at least: the updated
-  # weights and both moments take the place of the old ones.
-  params = 4 * (3072 * 16 + 16 * 1000)
-  for name in ("train", "optimizer"):
-    assert rows[name]["memory"]["reused"] >= 3 * params
-  train = rows["train"]
-  assert train["memory"]["arguments"] > train["memory"]["reused"]
-  assert rows["forward"]["memory"]["reused"] == 0
-  assert train["first_step_seconds"] >= train["compile_seconds"]
-  assert train["of_step"] == 1.0
-
-
-@pytest.mark.slow
-def test_settings_side_by_side(small, monkeypatch, tmp_path, capsys):
-  def here(function, *args):
-    return function(*args)
-
-  monkeypatch.setattr(step, "alone", here)
+def test_two_settings_side_by_side(small, monkeypatch, tmp_path, capsys):
   path = tmp_path / "found.json"
-  flags = ["--variants=S/32", "--batches=8", "--rounds=1", "--seconds=0"]
+  flags = ["--variants=S/32", "--batches=8", "--rounds=2", "--seconds=0"]
   flags += ["--set", "optimizer.clip_norm=0.0", f"--out={path}"]
   flags += ["--compare", "", "--compare", "optimizer.accumulate=2"]
   monkeypatch.setattr(sys, "argv", ["step", *flags])
   assert step.main() == 0
   record = json.loads(path.read_text())
   assert {"date", "command", "processor", "environment"} <= record.keys()
-  one, two = record["rows"][:4], record["rows"][4:]
-  assert one[0]["set"] == {"optimizer.clip_norm": 0.0}
-  assert two[0]["set"] == one[0]["set"] | {"optimizer.accumulate": 2}
+  assert str(tmp_path) not in record["command"]
+  one, two = record["rows"][:2], record["rows"][2:]
+  model = model_lib.build("S/32", step.CLASSES, **SHAPE)
+  flop = {
+    "forward": 2 * flops.forward_macs(model, 64)[0],
+    "train": flops.training(model, 64),
+  }
   for a, b in zip(one, two, strict=True):
+    assert a["pass"] == b["pass"]
+    assert a["set"] == {"optimizer.clip_norm": 0.0}
+    assert b["set"] == a["set"] | {"optimizer.accumulate": 2}
+    assert a["ratio"] == 1.0 and a["ratio_spread"] == [1.0, 1.0]
     assert b["ratio"] == pytest.approx(a["seconds"] / b["seconds"])
-  assert "optimizer.accumulate=2" in capsys.readouterr().out
+    rate = a["images_per_second"]
+    assert a["spread"][0] <= rate <= a["spread"][1]
+    assert a["flops"] == pytest.approx(flop[a["pass"]] * rate)
+  # Weights and both moments, of the stem and the head at least.
+  params = 4 * (3072 * 16 + 16 * 1000)
+  assert one[1]["arguments"] > 3 * params > one[0]["arguments"]
+  table = [x for x in capsys.readouterr().out.splitlines() if x[:1] == "|"]
+  assert len(table) == 2 + 4 and "optimizer.accumulate=2" in table[3]
+  assert len({line.count("|") for line in table}) == 1
 
 
 @pytest.mark.parametrize(
-  "flag, told",
+  "flag, message",
   [
     ("--variants=B/17", "B/17"),
-    ("--set=model.remt=1", "did you mean 'model.remat'"),
+    ("--set=model.remt=1", "model.remt=1: no such key"),
     ("--compare=model.layout", "no KEY=VALUE"),
+    ("--set=batch_size=many", "batch_size=many"),
   ],
 )
-def test_mistakes_are_told(flag, told, monkeypatch, capsys):
+def test_mistakes(flag, message, monkeypatch, capsys):
   monkeypatch.setattr(sys, "argv", ["step", flag])
   assert step.main() == 1
-  assert told in capsys.readouterr().err
+  assert message in capsys.readouterr().err
+
+
+def test_changes_of_every_type():
+  text = (
+    "batch_size=64 optimizer.learning_rate=0.5 report=False model.remat=block"
+  )
+  config = config_lib.default()
+  step.apply(config, step.parse(text))
+  assert config.batch_size == 64 and config.optimizer.learning_rate == 0.5
+  assert config.report is False and config.model.remat == "block"
+
+
+def test_paths_of_this_machine_are_left_out():
+  words = ["--out", "/a", "--authors=/b", "--rounds=2", "--torch_python=/c"]
+  line = common.command("benchmarks.peers", words)
+  assert line == "python -m benchmarks.peers --authors=DIR --rounds=2"
