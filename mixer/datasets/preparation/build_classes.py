@@ -120,17 +120,17 @@ class Places:
         self._wanted[labels[name], self._splits.index(split)] = count
     self._counts = np.zeros(shape, np.int64)  # Committed, and the chunk's.
     self._chunk_counts = np.zeros(shape, np.int64)
-    self._runs: list[np.ndarray] = []
+    # Hashes, sorted, and values; apart, as to search in takes one piece.
+    self._runs: list[tuple[np.ndarray, np.ndarray]] = []
     self._chunk: dict[int, int] = {}
     self._rows: list[tuple[int, int]] = []
 
   def find(self, hashes: np.ndarray) -> np.ndarray:
     """Where equal images of committed chunks went: int64 [N], -1 for none."""
     found = np.full(len(hashes), -1, np.int64)
-    for run in reversed(self._runs):
-      places = np.searchsorted(run["hash"], hashes)
-      near = run[np.minimum(places, len(run) - 1)]
-      found = np.where(near["hash"] == hashes, near["value"], found)
+    for known, values in reversed(self._runs):
+      near = np.searchsorted(known, hashes).clip(max=len(known) - 1)
+      found = np.where(known[near] == hashes, values[near], found)
     return found
 
   def is_new(self, number: int, before: int) -> bool:
@@ -196,13 +196,13 @@ class Places:
     if not len(chunk):
       return
     np.add.at(self._counts.reshape(-1), chunk["value"], 1)
-    self._runs.append(_first_of_each(chunk))
+    self._runs.append(_first_of_each(chunk["hash"], chunk["value"]))
     while len(self._runs) > 1 and (
-      len(self._runs[-2]) < 2 * len(self._runs[-1])
+      len(self._runs[-2][0]) < 2 * len(self._runs[-1][0])
     ):
-      last = self._runs.pop()
-      merged = _first_of_each(np.concatenate([self._runs.pop(), last]))
-      self._runs.append(merged)
+      last, before = self._runs.pop(), self._runs.pop()
+      both = map(np.concatenate, zip(before, last, strict=True))
+      self._runs.append(_first_of_each(*both))
 
   def warnings(self) -> list[str]:
     """Sentences about what there is when all are in."""
@@ -226,6 +226,9 @@ class Places:
     return found
 
 
-def _first_of_each(rows: np.ndarray) -> np.ndarray:
+def _first_of_each(
+  hashes: np.ndarray, values: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
   """Sorted by hash, of equal ones the first."""
-  return rows[np.unique(rows["hash"], return_index=True)[1]]
+  unique, first = np.unique(hashes, return_index=True)
+  return unique, values[first]

@@ -1,6 +1,7 @@
 """The draw of held-out images by class: exact, fair to each, in one pass."""
 
 import collections
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -147,14 +148,17 @@ def test_too_many_are_refused_before_anything_is_read():
     build_classes.shares({}, {"a": 0.1})
 
 
-def test_it_takes_little_memory():
-  """Of many images, whatever their number of chunks."""
+def test_many_images_take_little_memory_and_no_copies():
   places = build_classes.Places({"x": 0}, [], {"x": 10**6}, {"a": 0.1})
   rng = np.random.default_rng(0)
+  tracemalloc.start()
   for _ in range(300):
     chunk = np.zeros(1000, build_classes.ROW)
     chunk["hash"] = rng.integers(0, 2**63, 1000)
     places.commit(chunk)
-  runs = places._runs
-  assert sum(run.nbytes for run in runs) <= 300_000 * 12
-  assert len(runs) < 12
+  assert tracemalloc.get_traced_memory()[0] < 300_000 * 12 + 2**16
+  tracemalloc.reset_peak()
+  before = tracemalloc.get_traced_memory()[0]
+  assert list(places.find(chunk["hash"][:32])) == [0] * 32
+  assert tracemalloc.get_traced_memory()[1] < before + 2**16
+  tracemalloc.stop()
