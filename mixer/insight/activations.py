@@ -30,7 +30,7 @@ def layers(
     What the module returns; and its tokens, `[B, S, C]` in the model's dtype,
     after the stem and after every block: num_blocks + 1 arrays.
   """
-  module = module.clone(layout="batch_major", token_mlp="xla")
+  module = module.clone(layout="batch_major")
   names = [f"MixerBlock_{i}" for i in range(module.num_blocks)]
 
   def wanted(inner: nn.Module, method: str) -> bool:
