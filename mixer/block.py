@@ -42,7 +42,7 @@ class MixerBlock(nn.Module):
   dtype: jnp.dtype = jnp.float32
   layout: str = ""
   mixing: token_mixing.TokenMixing = token_mixing.TokenMixing()
-  grad_dtype: jnp.dtype = jnp.float32
+  grad_dtype: jnp.dtype | None = jnp.float32
 
   @nn.compact
   def __call__(
@@ -65,7 +65,7 @@ class MixerBlock(nn.Module):
     axis = token_axis(self.layout)
     keys = (None,) * 4 if key is None else jax.random.split(key, 4)
     x = checkpoint_name(self._mix(x, keys[0], keys[1], drop_path), _RESIDUAL)
-    y = norm.LayerNorm(name="LayerNorm_1")(x)
+    y = norm.LayerNorm(self.grad_dtype, name="LayerNorm_1")(x)
     of_channels = self._mlp(
       self.channels_mlp_dim, "channel_mixing", x.shape[-1], -1
     )
@@ -91,7 +91,7 @@ class MixerBlock(nn.Module):
     of_tokens = self._mlp(
       self.tokens_mlp_dim, "token_mixing", width, 0 if direct else -1
     )
-    y = norm.LayerNorm(name="LayerNorm_0")(x)
+    y = norm.LayerNorm(self.grad_dtype, name="LayerNorm_0")(x)
     y = token_mixing.mix(self.mixing, of_tokens, y, key, axis)
     x = token_mixing.shortcut(x, self.num_tokens, self.grad_dtype, axis)
     return _add(x, y, _keep(x.shape[1 - axis], path_key, drop_path), 1 - axis)

@@ -4,6 +4,9 @@ XLA sums the parts of a gradient that the devices have in the dtype that its
 matmul or sum gives out. A plain bfloat16 layer gives out bfloat16, biases
 included. Here kernels' gradients are `grad_dtype`, and biases', which weigh
 next to nothing, always float32. Either way a matmul adds up in float32 inside.
+
+Such a gradient is for training alone: JAX has no forward-mode, and no second,
+derivative of it. Where `grad_dtype` is None derivatives are JAX's own.
 """
 
 import functools
@@ -34,7 +37,7 @@ class Dense(nn.Module):
   features: int
   use_bias: bool = True
   dtype: jnp.dtype = jnp.float32
-  grad_dtype: jnp.dtype = jnp.float32
+  grad_dtype: jnp.dtype | None = jnp.float32
   kernel_init: Initializer = _KERNEL
   bias_init: Initializer = _BIAS
   axis: int = -1
@@ -50,8 +53,10 @@ class Dense(nn.Module):
     x = x.astype(self.dtype)
     if self.axis == 0:
       assert bias is not None
-      return _dense_first(x, kernel, bias, self.grad_dtype)
-    return _dense(x, kernel, bias, self.grad_dtype)
+      dense = with_gradient(_dense_first, self.grad_dtype)
+    else:
+      dense = with_gradient(_dense, self.grad_dtype)
+    return dense(x, kernel, bias, self.grad_dtype)
 
 
 class PatchConv(nn.Module):
@@ -67,7 +72,7 @@ class PatchConv(nn.Module):
   features: int
   patch_size: int
   dtype: jnp.dtype = jnp.float32
-  grad_dtype: jnp.dtype = jnp.float32
+  grad_dtype: jnp.dtype | None = jnp.float32
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
@@ -76,7 +81,13 @@ class PatchConv(nn.Module):
     shape = (p, p, images.shape[-1], self.features)
     kernel = self.param("kernel", _KERNEL, shape, jnp.float32)
     bias = self.param("bias", _BIAS, (self.features,), jnp.float32)
-    return _patches(images.astype(self.dtype), kernel, bias, self.grad_dtype)
+    patches = with_gradient(_patches, self.grad_dtype)
+    return patches(images.astype(self.dtype), kernel, bias, self.grad_dtype)
+
+
+def with_gradient(function: Any, grad_dtype: Any) -> Any:
+  """A `custom_vjp` function, or where the dtype is None the plain one."""
+  return function.__wrapped__ if grad_dtype is None else function
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -35,7 +35,7 @@ class MlpBlock(nn.Module):
   dropout: float = 0.0
   dtype: jnp.dtype = jnp.float32
   out_dim: int = 0
-  grad_dtype: jnp.dtype = jnp.float32
+  grad_dtype: jnp.dtype | None = jnp.float32
   axis: int = -1
 
   @nn.compact
@@ -55,7 +55,8 @@ class MlpBlock(nn.Module):
       dtype=self.dtype, grad_dtype=self.grad_dtype, axis=self.axis
     )
     x = linear.Dense(self.mlp_dim, **shared)(x)
-    x = gelu(checkpoint_name(x, PRE_ACTIVATIONS))
+    activation = linear.with_gradient(gelu, self.grad_dtype)
+    x = activation(checkpoint_name(x, PRE_ACTIVATIONS))
     x = self._drop(x, keys[0])
     x = linear.Dense(out_dim, **shared)(x)
     return self._drop(x, keys[1])

@@ -45,7 +45,9 @@ class MlpMixer(nn.Module):
     mixing: how tokens are mixed.
     permute: a fixed permutation of the images, of `permutation.KINDS`.
     permute_seed: its seed.
-    grad_dtype: of the kernels' gradients; see `mixer.linear`.
+    grad_dtype: of the kernels' gradients in training, which then have fewer
+      arrays to keep; None for derivatives that are JAX's own, of any order and
+      direction. See `mixer.linear`.
     mesh: over which the batch is split; None for one device.
   """
 
@@ -64,7 +66,7 @@ class MlpMixer(nn.Module):
   mixing: token_mixing.TokenMixing = token_mixing.TokenMixing()
   permute: str = ""
   permute_seed: int = 0
-  grad_dtype: jnp.dtype = jnp.float32
+  grad_dtype: jnp.dtype | None = None
   mesh: Mesh | None = None
 
   @nn.compact
@@ -104,7 +106,7 @@ class MlpMixer(nn.Module):
       if not self.is_initializing():
         x = block_lib.as_written(x, self.mesh)
     x = self._blocks(x, key)
-    x = norm.LayerNorm(name="pre_head_layer_norm")(x)
+    x = norm.LayerNorm(self.grad_dtype, name="pre_head_layer_norm")(x)
     x_BC = jnp.mean(x, axis=token_axis, dtype=jnp.float32)
     if pre_logits or not self.num_classes:
       return x_BC
@@ -209,7 +211,7 @@ def placed(module: MlpMixer, mesh: Mesh | AbstractMesh) -> MlpMixer:
 
 def plain(module: MlpMixer) -> MlpMixer:
   """The same function, without what only training wants of its computation."""
-  return module.clone(layout="", remat="none", mesh=None)
+  return module.clone(layout="", remat="none", grad_dtype=None, mesh=None)
 
 
 def apply(

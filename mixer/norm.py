@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mixer import linear
+
 EPSILON = 1e-6
 
 
@@ -18,7 +20,12 @@ class LayerNorm(nn.Module):
 
   Statistics and parameters are float32, what comes out has the dtype of what
   goes in.
+
+  Attributes:
+    grad_dtype: None for derivatives that are JAX's own; see `mixer.linear`.
   """
+
+  grad_dtype: jnp.dtype | None = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -26,7 +33,8 @@ class LayerNorm(nn.Module):
     shape = (x.shape[-1],)
     scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
     bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
-    return layer_norm(x, scale, bias)
+    normal = linear.with_gradient(layer_norm, self.grad_dtype)
+    return normal(x, scale, bias)
 
 
 @jax.custom_vjp

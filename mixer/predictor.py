@@ -1,14 +1,16 @@
 """Predicts with a trained model, from Python: see `mixer.load`.
 
-Images are a path, the bytes of a file, a Pillow image, a uint8 array [H, W],
-[H, W, 1] or [H, W, 3] (RGB), or many of those: a list, a stack [N, H, W, C], or
-any iterable, which is read a few batches ahead. They are turned upright as
+Images are a path, the bytes of a file, a file opened in binary mode, a Pillow
+image, a uint8 array [H, W], [H, W, 1] or [H, W, 3] (RGB), or many of those: a
+list, a stack [N, H, W, C], or any iterable, which is read a few batches ahead.
+They are turned upright as
 their EXIF data say, and then resized and cropped as for evaluation. Of an
 animation the first frame is taken (of a Pillow image the one it stands at).
 """
 
 import functools
 import itertools
+import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -61,18 +63,70 @@ def load(
   batch_size: int | None = None,
 ) -> "Predictor":
   """`mixer.load`."""
-  if batch_size is not None and batch_size < 1:
-    raise UserError(f"batch_size={batch_size}: expected a number above 0.")
+  if batch_size is not None:
+    batch_size = _whole("batch_size", batch_size)
+  _refuse_fork()
   runtime.start_as_library()
   model = trained.load(os.fspath(path), image_size, resize, dtype, averaged)
   return Predictor(model, batch_size)
+
+
+def _whole(name: str, value: Any) -> int:
+  """A whole number above 0.
+
+  Raises:
+    UserError: it is none.
+  """
+  try:
+    number = operator.index(value)
+  except TypeError:
+    number = 0
+  if number < 1:
+    raise UserError(f"{name}={value!r}: expected a whole number above 0.")
+  return number
+
+
+def _refuse_fork() -> None:
+  """Refuses what would wait for ever.
+
+  Raises:
+    UserError: this process was forked from one with a model on its devices.
+  """
+  if _is_forked():
+    raise UserError(
+      "this process was forked from one that had loaded a model, and JAX's "
+      "threads don't go along: it would hang. Start processes with "
+      "multiprocessing.get_context('spawn'); a loaded model can be handed to "
+      "them."
+    )
+
+
+# The process in which a model was first put onto devices.
+_started: dict[str, int] = {}
+
+
+def _again(model: trained.Trained, batch_size: int) -> "Predictor":
+  """What is unpickled, in another process."""
+  if _is_forked():
+    # A pool of processes would wait for ever for one that fails here: what is
+    # done with it fails.
+    predictor = Predictor.__new__(Predictor)
+    predictor.model, predictor.batch_size = model, batch_size
+    return predictor
+  runtime.start_as_library()
+  return Predictor(model, batch_size)
+
+
+def _is_forked() -> bool:
+  return os.getpid() != _started.get("process", os.getpid())
 
 
 class Predictor:
   """A trained model on all devices of this process.
 
   What it computes is compiled for two sizes of batches, each when it is first
-  needed: a small one for calls of few images, and a large one.
+  needed: a small one for calls of few images, and a large one. It can be
+  pickled, for processes that are spawned; one that is forked is refused.
 
   Attributes:
     model: with all that is known of it: `class_names`, `image_size`, `params`.
@@ -87,6 +141,8 @@ class Predictor:
       batch_size: images at a time, rounded up to a multiple of the devices;
         None for 32 on each.
     """
+    _refuse_fork()
+    _started["process"] = os.getpid()
     self.model = model
     self._mesh = sharding.make_mesh()
     devices = self._mesh.size
@@ -101,6 +157,9 @@ class Predictor:
       f"<Predictor of {self.model.origin}: images of {height} x {width} px, "
       f"{self.model.num_classes:,} classes>"
     )
+
+  def __reduce__(self) -> tuple[Any, ...]:
+    return _again, (self.model, self.batch_size)
 
   def predict(self, images: Any, top: int = 5) -> list[Prediction]:
     """The classes that the model sees on images.
@@ -124,8 +183,7 @@ class Predictor:
       UserError: no image at all, or the model has no head.
     """
     self._check_head()
-    if top < 1:
-      raise UserError(f"top={top}: expected a number of classes above 0.")
+    top = _whole("top", top)
 
     def result(source: str, problem: str, rows: Any, k: int) -> Prediction:
       classes = rows["classes"][k, :top].tolist()
@@ -224,6 +282,7 @@ class Predictor:
 
   def _functions(self, top: int = 1) -> inference.Inference:
     """What gives at least so many classes, and is compiled once."""
+    _refuse_fork()
     classes = self.model.num_classes
     computed = min(next((t for t in _TOPS if t >= top), classes), classes)
     if computed not in self._made:

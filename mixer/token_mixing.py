@@ -100,7 +100,7 @@ def direct(mixing: TokenMixing, token_axis: int) -> bool:
 def shortcut(
   x: jax.Array,
   num_tokens: int,
-  grad_dtype: jnp.dtype,
+  grad_dtype: jnp.dtype | None,
   token_axis: int,
 ) -> jax.Array:
   """What the output of token mixing is added to. In a compact method.

@@ -6,6 +6,7 @@ released file from the weights themselves, and from what is known of them.
 
 import dataclasses
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from mixer.errors import UserError
 
 # Lists of classes of the released heads, by the number of outputs.
 _RELEASED = {1_000: "imagenet1k", 21_843: "head"}
+# Of activations and matmul operands.
+DTYPES = ("float32", "bfloat16")
 # The paper's short side for its crop.
 _SHORT_SIDE, _CROP = 256, 224
 # A head that was trained with a sigmoid loss expects each class to be absent:
@@ -89,6 +92,13 @@ def load(
   Raises:
     UserError: nothing there, no sound weights, or a size that can't be.
   """
+  if method and method not in resolution.METHODS:
+    known = ", ".join(resolution.METHODS)
+    raise UserError(f"resize={method!r} is not known; expected one of {known}.")
+  if dtype and dtype not in DTYPES:
+    raise UserError(
+      f"dtype={dtype!r} is not known; expected one of {', '.join(DTYPES)}."
+    )
   is_run = released.kind(path) == "checkpoint"
   found = _of_run(path, averaged) if is_run else _of_file(path)
   if image_size is not None:
@@ -190,6 +200,7 @@ def fitted(
   old, size = found.image_size, _pair(image_size)
   if size == old:
     return found, ""
+  image_size = size
   if found.module.permute:
     raise UserError(
       f"{found.source} was trained on images of {old[0]} x {old[1]} px with "
@@ -211,8 +222,22 @@ def fitted(
   return changed, said
 
 
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-  height, width = (size, size) if isinstance(size, int) else size
+def _pair(size: Any) -> tuple[int, int]:
+  """(height, width) of a side, or of both.
+
+  Raises:
+    UserError: it is neither.
+  """
+  try:
+    both = size if np.ndim(size) else (size, size)
+    height, width = map(operator.index, both)
+  except (TypeError, ValueError):
+    height = width = 0
+  if min(height, width) < 1:
+    raise UserError(
+      f"image_size={size!r}: expected a number of pixels above 0, as 448, or "
+      "(height, width)."
+    )
   return height, width
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixer import config as config_lib
-from mixer import flops, model, weights
+from mixer import block, flops, model, weights
 from mixer.errors import UserError
 from tests import reference
 
@@ -233,6 +233,34 @@ def test_dropout_and_stochastic_depth_act_in_training_alone():
   )
   assert not np.allclose(one, two)
   assert not np.allclose(one, plain)
+
+
+@pytest.mark.parametrize("layout", block.LAYOUTS)
+def test_the_module_has_derivatives_of_every_kind(layout):
+  module = small(num_blocks=1, layout=layout)
+  of_training = module.clone(grad_dtype=jnp.dtype("float32"))
+  params, images = random_params(module, 8), random_images(side=8)
+
+  def loss(scale, module=module):
+    scaled = jax.tree.map(lambda x: x * scale, params)
+    return jnp.sum(model.apply(module, scaled, images) ** 2)
+
+  def of_backward(scale):
+    return jax.grad(loss)(scale, of_training)
+
+  def derivatives(at):
+    first = of_backward(at)
+    second = (of_backward(at + 1e-2) - of_backward(at - 1e-2)) / 2e-2
+    firsts = [jax.jacfwd(loss)(at), jax.jacrev(loss)(at)]
+    firsts.append(jax.jvp(loss, (at,), (1.0,))[1])
+    return (firsts, first), ([jax.hessian(loss)(at)], second)
+
+  for found, expected in jax.jit(derivatives)(1.0):
+    for derivative in found:
+      np.testing.assert_allclose(derivative, expected, rtol=1e-3)
+  # What keeps fewer arrays for the gradient has no other derivative.
+  with pytest.raises(TypeError, match="forward-mode"):
+    jax.eval_shape(jax.jacfwd(lambda x: loss(x, of_training)), 1.0)
 
 
 @pytest.mark.parametrize("name", ["", "B16", "X/16", "B/0", "b/16", "B/16/2"])

@@ -1,9 +1,14 @@
 """`mixer.load` and what it gives, against numpy and the model itself."""
 
+import io
 import itertools
+import multiprocessing
 import os
+import pickle
+import re
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -67,8 +72,18 @@ def test_load(folder, loaded, images, monkeypatch):
   larger = mixer.load(str(path), 16, "tiles", "bfloat16")
   assert larger.model.image_size == (16, 16)
   assert larger.model.module.dtype == jax.numpy.bfloat16
-  with pytest.raises(errors.UserError, match="batch_size=0"):
-    mixer.load(path, batch_size=0)
+  assert mixer.load(path, list(np.array([8, 8]))).model.image_size == (8, 8)
+  cases: tuple[dict[str, Any], ...] = (
+    {"batch_size": 0}, {"batch_size": 2.5}, {"batch_size": "8"},
+    {"dtype": "foo"}, {"dtype": "int8"}, {"resize": "foo"},
+    {"image_size": 8.5}, {"image_size": "8"}, {"image_size": 0},
+    {"image_size": (8, 8, 8)}, {"image_size": (8, -8)},
+  )  # fmt: skip
+  for wrong in cases:
+    (name, value), *_ = wrong.items()
+    said = re.escape(f"{name}={value!r}")
+    with pytest.raises(errors.UserError, match=f"{said}.*expected"):
+      mixer.load(path, **wrong)
   with pytest.raises(errors.UserError, match="nothing|no "):
     mixer.load(folder / "none")
 
@@ -141,6 +156,12 @@ def test_forms_of_images(loaded, images, tmp_path):
   assert want.shape[0] == 1
   for form in (str(path), path, path.read_bytes(), Image.open(path)):
     np.testing.assert_array_equal(loaded.features(form), want)
+  with open(path, "rb") as file:
+    np.testing.assert_array_equal(loaded.features(file), want)
+    file.seek(0)
+    assert [p.source for p in loaded.predict([file])] == [str(path)]
+  upload = io.BytesIO(path.read_bytes())
+  np.testing.assert_array_equal(loaded.features(upload), want)
   mixed = [path, array, Image.open(path), path.read_bytes()]
   np.testing.assert_array_equal(loaded.features(mixed), np.repeat(want, 4, 0))
   np.testing.assert_array_equal(loaded.features(iter(mixed)), want[[0] * 4])
@@ -151,6 +172,46 @@ def test_forms_of_images(loaded, images, tmp_path):
     predictor.read(path, loaded.model),
     inputs.fit(array, loaded.model),
   )
+
+
+def test_what_is_no_image_is_refused(loaded, tmp_path):
+  path = tmp_path / "a.png"
+  Image.new("RGB", (9, 9)).save(path)
+  with pytest.raises(errors.UserError, match="^dict is no image, nor many"):
+    loaded.predict({"a": path})
+  with open(path, encoding="latin-1") as file:
+    with pytest.raises(errors.UserError, match="'rb'"):
+      loaded.predict(file)
+  with pytest.raises(errors.UserError, match="can't be read: .*closed file"):
+    loaded.predict(file)
+  with pytest.raises(
+    errors.UserError, match=r"images\[0\] can't be used: .*int"
+  ):
+    loaded.predict(iter([3]))
+
+
+def test_a_copy_for_another_process_says_the_same(loaded, images, monkeypatch):
+  monkeypatch.setattr(runtime, "start_as_library", lambda: None)
+  pickled = pickle.dumps(loaded)
+  again = pickle.loads(pickled)
+  assert again.batch_size == loaded.batch_size
+  np.testing.assert_array_equal(again.logits(images), loaded.logits(images))
+  # In a forked process, where JAX would hang: a sentence, once it is used.
+  monkeypatch.setitem(predictor._started, "process", -1)
+  for one in (loaded, pickle.loads(pickled)):
+    with pytest.raises(errors.UserError, match="'spawn'"):
+      one.predict(images)
+  with pytest.raises(errors.UserError, match="'spawn'"):
+    mixer.load("none")
+
+
+@pytest.mark.slow
+def test_processes_that_are_spawned(loaded, images):
+  with multiprocessing.get_context("spawn").Pool(1) as pool:
+    (said,) = pool.map(loaded.predict, [images])
+  assert [p.indexes for p in said] == [
+    p.indexes for p in loaded.predict(images)
+  ]
 
 
 def test_what_lies_beside_changes_nothing(loaded, images):
@@ -214,8 +275,9 @@ def test_no_image(loaded, call):
 
 
 def test_top(loaded, images):
-  with pytest.raises(errors.UserError, match="top=0: expected"):
-    loaded.predict(images[0], top=0)
+  for top in (0, 2.0, "2", None):
+    with pytest.raises(errors.UserError, match=f"top={top!r}: expected"):
+      loaded.predict(images[0], top=top)
 
 
 def test_an_error_of_the_images_iterator_is_passed_on(loaded, images):

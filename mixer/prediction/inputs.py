@@ -8,7 +8,7 @@ arrays join that way where a file would have been decoded.
 import os
 import pathlib
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,21 +40,23 @@ def each(images: Any) -> Iterator[Any]:
   """One image after the other: of one, of a stack, or of many.
 
   Args:
-    images: a path, the bytes of a file, a Pillow image or an array [H, W],
-      [H, W, 1] or [H, W, 3]: one image. An array [N, H, W, C] is N of them;
-      whatever else can be iterated over gives one at a time.
+    images: a path, the bytes of a file, a file opened in binary mode, a Pillow
+      image or an array [H, W], [H, W, 1] or [H, W, 3]: one image. An array [N,
+      H, W, C] is N of them; whatever else can be iterated over gives one at a
+      time.
 
   Raises:
     UserError: nothing of the kind.
   """
-  if isinstance(images, (str, os.PathLike, Image.Image)) or _is_bytes(images):
+  single = isinstance(images, (str, os.PathLike, Image.Image))
+  if single or _is_bytes(images) or hasattr(images, "read"):
     return iter((images,))
   if hasattr(images, "__array__"):
     array = np.asarray(images)
     if array.ndim == 1 and array.dtype.kind in "OU":  # A column of a table.
       return iter(array.tolist())
     return iter(array if array.ndim == 4 else (array,))
-  if isinstance(images, Iterable):
+  if isinstance(images, Iterable) and not isinstance(images, Mapping):
     return iter(images)
   raise UserError(
     f"{type(images).__name__} is no image, nor many: expected {_EXPECTED}; or "
@@ -66,6 +68,9 @@ def source(image: Any, place: int) -> str:
   """What to call an image: its path, or its place as in `images[3]`."""
   if isinstance(image, (str, os.PathLike)):
     return os.fsdecode(image)
+  name = getattr(image, "name", "") if hasattr(image, "read") else ""
+  if name and isinstance(name, (str, bytes)):
+    return os.fsdecode(name)
   return f"images[{place}]"
 
 
@@ -95,6 +100,8 @@ def _pixels(image: Any) -> np.ndarray:
     return _of_file(bytes(image), "")
   if isinstance(image, Image.Image):
     return _of_pillow(image)
+  if hasattr(image, "read"):
+    return _of_file(_content(image), "")
   if hasattr(image, "__array__"):
     return _of_array(np.asarray(image))
   raise ValueError(
@@ -103,8 +110,8 @@ def _pixels(image: Any) -> np.ndarray:
 
 
 _EXPECTED = (
-  "a path, the bytes of an image file, a Pillow image, or a uint8 array "
-  "[H, W, 3]"
+  "a path, the bytes of an image file, a file opened in binary mode, a Pillow "
+  "image, or a uint8 array [H, W, 3]"
 )
 
 
@@ -117,6 +124,16 @@ def _read(path: str | os.PathLike[str]) -> bytes:
     return pathlib.Path(path).read_bytes()
   except (OSError, ValueError) as e:  # The latter: a name with a zero byte.
     raise ValueError(getattr(e, "strerror", None) or str(e)) from e
+
+
+def _content(file: Any) -> bytes:
+  try:
+    data = file.read()
+  except (OSError, ValueError) as e:  # Text that is none, a closed file.
+    raise ValueError(f"the file can't be read: {first_line(e)}") from e
+  if not isinstance(data, bytes):
+    raise ValueError("the file gives text: open it in binary mode, 'rb'")
+  return data
 
 
 def _of_file(data: bytes, name: str) -> np.ndarray:
