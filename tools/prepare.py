@@ -81,6 +81,7 @@ def _is_for_tfds(
 def _refuse_options(args: argparse.Namespace, base: str) -> None:
   """Flags that would change nothing."""
   from mixer.datasets import catalog
+  from mixer.datasets.preparation import tfds_sets
 
   parser = prepare_flags.parser()
   own = (
@@ -92,6 +93,8 @@ def _refuse_options(args: argparse.Namespace, base: str) -> None:
     "accept_truncated",
   )
   given = [o for o in own if getattr(args, o) != parser.get_default(o)]
+  if given and not catalog.known(args.set):
+    tfds_sets.check(args.set, pathlib.Path())  # Says so.
   if given:
     flags = [f"--{prepare_flags.RENAMED.get(o, o)}" for o in given]
     raise UserError(
@@ -186,14 +189,26 @@ def _own(args: argparse.Namespace, root: pathlib.Path) -> str:
     args.accept_truncated,
     options,
   )
-  with meter.Meter() as shown:
-    name, report = own_sets.prepare(request, root, shown, args.data_dir)
+  try:
+    with meter.Meter() as shown:
+      name, report = own_sets.prepare(request, root, shown, args.data_dir)
+  except KeyboardInterrupt as e:
+    if args.restart:
+      then = "the same command begins anew; without --restart one goes on"
+      raise KeyboardInterrupt(*e.args, then) from e
+    raise
   if report.already:
-    print(
-      f"data set {name} was prepared before"
-      + (f", from {report.source}" if report.source else "")
-      + f"; remove {report.data_dir} to prepare it anew"
+    before = f"data set {name} was prepared before" + (
+      f", from {report.source}" if report.source else ""
     )
+    if report.differs:
+      raise UserError(
+        f"{before}, and differs in {', '.join(report.differs)}. It is left as "
+        f"it is, in {report.data_dir}: --restart prepares it anew."
+      )
+    print(f"{before}; --restart prepares it anew")
+    if report.not_compared:
+      print(f"not compared with its source now: {report.not_compared}")
   if report.problems:
     kinds = dict(report.problems)
     mislabelled = kinds.pop("mislabelled", 0)

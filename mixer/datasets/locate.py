@@ -18,7 +18,8 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 # version does, so that nobody takes it for a data set.
 UNFINISHED = "incomplete."
 # The same for `build`.
-_WORKING = (UNFINISHED, ".preparing-")
+PREPARING = ".preparing-"
+_WORKING = (UNFINISHED, PREPARING)
 
 
 def resolve_data_dir(data_dir: str) -> pathlib.Path:

@@ -190,6 +190,80 @@ def test_equal_images_are_told(run, tmp_path):
   assert "the source names the split of every image; leave it out." in err
 
 
+def test_what_differs_from_what_is_there_is_told(run, tmp_path):
+  root = files_of(tmp_path / "in", {"a": 10, "b": 10})
+  flags = ["folder", "--name=x", f"--source={root}", "--workers=0"]
+  run(*flags)
+  before = labels(tmp_path, "x", "validation")
+  assert before == {0: 1, 1: 1}
+  out, _ = run(*flags)
+  assert "x was prepared before, from folders of images (" in out
+  _, err = run(*flags, "--hold_out=20%", "--resize=4", code=1)
+  assert (
+    "differs in hold_out (validation=10% then, validation=20% now), " in err
+  )
+  assert "short_side (0 then, 4 now)" in err and "--restart prepares it" in err
+  # The options of which no source tells.
+  _, err = run("folder", "--name=x", "--hold_out=20%", code=1)
+  assert (
+    "differs in hold_out (validation=10% then, validation=20% now). " in err
+  )
+  assert "x is ready" in run("folder", "--name=x")[0]
+  (root / "a" / "99.jpg").write_bytes(image(999))
+  _, err = run(*flags, code=1)
+  assert "differs in the source (its place, or its files' number, sizes " in err
+  # Where the source is gone there is nothing to compare with.
+  moved = root.rename(tmp_path / "moved")
+  out, _ = run(*flags)
+  assert f"not compared with its source now: the source {root} does not" in out
+  assert labels(tmp_path, "x", "validation") == before
+  # An attempt that fails leaves it as it is.
+  _, err = run(*flags, "--restart", code=1)
+  assert f"the source {root} does not exist" in err
+  assert labels(tmp_path, "x", "validation") == before
+
+  flags = ["folder", "--name=x", f"--source={moved}", "--workers=0"]
+  (moved / "c").mkdir()
+  (moved / "c" / "1.jpg").write_bytes(image(1000))
+  out, _ = run(*flags, "--restart", "--hold_out=20%")
+  assert f"data set x is ready in {tmp_path / 'data/x/1.0.0'}\n" in out
+  assert "  3 classes: a, b, c\n" in out
+  assert labels(tmp_path, "x", "validation") == {0: 2, 1: 2}
+  assert "x was prepared before" in run(*flags, "--hold_out=20%")[0]
+  left = {p.name for p in (tmp_path / "data").rglob("*preparing*")}
+  assert left == {".preparing-1.0.0.lock"}
+
+
+def test_a_shard_or_record_of_a_stopped_one_that_is_damaged(run, tmp_path):
+  root = files_of(tmp_path / "in", {"a": 30, "b": 30})
+  for k in range(20):  # Ends it, after all that is good was committed.
+    (root / "a" / f"bad{k}.jpg").write_bytes(b"x")
+  flags = ["folder", "--name=x", f"--source={root}", "--workers=0"]
+  run(*flags, code=1)
+  work = tmp_path / "data/x/.preparing-1.0.0"
+  for name in ("identity.json", "00000.json", "shards/00000.hashes"):
+    path = work / name
+    content = path.read_bytes()
+    for damaged in (
+      content[:-40],
+      content.replace(b"1", b"2", 1),
+      b"[]",
+      b"\xff\xfe",
+      b"",
+      b"[" * 100_000,
+    ):
+      if damaged != content:
+        path.write_bytes(damaged)
+        _, err = run(*flags, "--max_bad=1", code=1)
+        assert f"{name.rpartition('/')[2]} " in err and "--restart" in err
+    path.write_bytes(content)
+  run(*flags, "--max_bad=1")
+  preparation = tmp_path / "data/x/1.0.0/preparation.json"
+  preparation.write_text("{")
+  _, err = run(*flags, code=1)
+  assert "preparation.json is no JSON" in err
+
+
 def test_the_next_command_is_one(run, photos, tmp_path):
   out, _ = run(
     *("folder", "--name=pets", f"--source={photos}", "--workers=0"),
@@ -349,6 +423,12 @@ def test_the_list(capsys):
   [
     (["nosuch"], "There is no data set 'nosuch'. TFDS has no builder"),
     (["cifar_10"], "Did you mean cifar10 or "),
+    (["foldr", "--name=x", "--source=."], "Did you mean folder? "),
+    (
+      ["folder", "--name=x", "--source=.", "--hold_out=test=5,validation=10%"],
+      "--hold_out=test=5,validation=10% is none: give each split a number of",
+    ),
+    (["imagenet2012", "--hold_out=60%,test=60%"], "leaves nothing for train;"),
     (["folder"], "give it a name, as in `python -m tools.prepare folder "),
     (["folder", "--name=x"], "name them with --source."),
     (["folder", "--name=Big Name", "--source=."], "can't be called 'Big Name'"),

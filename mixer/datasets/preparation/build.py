@@ -29,6 +29,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from mixer import files
 from mixer.datasets.preparation import (
   build_classes,
   build_files,
@@ -204,30 +205,46 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder):
 
   def _identity(self, source: Source) -> dict[str, Any]:
     """All that decides what is written."""
-    options = dataclasses.asdict(self.options)
-    if not self.options.shuffle:
-      # Sets that were prepared before there was such an option.
-      del options["shuffle"]
     names = "\n".join(self._class_names())
     return {
       "format": _FORMAT,
       "data set": f"{self.name}:{self.version}",
       "source": source.fingerprint,
       "classes": hashlib.sha256(names.encode()).hexdigest(),
-      **{k: v for k, v in options.items() if k not in _FREE},
-      # The splits are drawn in this order.
-      "hold_out": list(self.options.hold_out.items()),
+      **self._settings(self.options),
     }
+
+  def _settings(self, options: Options) -> dict[str, Any]:
+    """What of the options decides what is written."""
+    found = dataclasses.asdict(options)
+    if not options.shuffle:
+      # Sets that were prepared before there was such an option.
+      del found["shuffle"]
+    # The splits are drawn in this order.
+    found["hold_out"] = list(options.hold_out.items())
+    return {k: v for k, v in found.items() if k not in _FREE}
 
   def _report(self, already: bool) -> Report:
     folder = pathlib.Path(self.data_dir)
     path = folder / build_finish.PREPARATION
     # Absent if TFDS or anyone else has made the set.
-    found = json.loads(path.read_text()) if path.exists() else {}
-    differs = ()
-    if already and self.source is not None and found:
-      now = json.loads(json.dumps(self._identity(self.source)))
-      differs = build_journal.differences(found["identity"], now)
+    found = {}
+    if path.exists():
+      found = files.read_json(path, "the record of a preparation")
+    then, differs = found.get("identity", {}), []
+    if already and found:
+      if self.source is None:
+        now = self._settings(self.options)
+        default = self._settings(Options())
+        now = {k: v for k, v in now.items() if v != default.get(k)}
+        then = {k: v for k, v in then.items() if k in now}
+      else:
+        now = self._identity(self.source)
+      now = json.loads(json.dumps(now))
+      # How it was written changes nothing in what there is.
+      now.pop("format", None)
+      then.pop("format", None)
+      differs = build_journal.differences(then, now)
     return Report(
       data_dir=str(folder),
       splits={k: v.num_examples for k, v in self.info.splits.items()},

@@ -93,12 +93,12 @@ def divide(
     start = end
     if len(splits[split]) < (wanted if isinstance(wanted, int) else 1):
       raise UserError(
-        f"hold_out asks for {wanted} images as {split}, and there are "
-        f"{len(splits[split]):,} left for it of the images that can be drawn; "
-        "ask for fewer in hold_out, with --restart."
+        f"--hold_out asks for {wanted:,} images as {split}, and there are "
+        f"{len(splits[split]):,} left to draw from; ask for fewer, with "
+        "--restart."
         if isinstance(wanted, int)
-        else f"hold_out asks for {wanted} of the images as {split}, and as "
-        "there are few images, chance gave it none; ask for a count, such as "
-        f'{{"{split}": 10}}, in hold_out, with --restart.'
+        else f"--hold_out asks for {100 * wanted:g}% of the images as {split}, "
+        "and chance gave it none of so few; ask for a number, as in "
+        f"--hold_out={split}=10, with --restart."
       )
   return splits

@@ -131,8 +131,8 @@ def _order(
   # A source may give its images another split, and none to train on.
   if total and len(taken) == total and "train" not in others:
     raise UserError(
-      f"hold_out takes all of the {total:,} images, and none is left for the "
-      "split train; ask for fewer in hold_out, with --restart."
+      f"--hold_out takes all of the {total:,} images, and none is left for "
+      "train; ask for fewer, with --restart."
     )
   for split, keys in chosen.items():
     for key in keys:

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mixer.datasets.preparation import build_files
+from mixer.datasets.preparation import build_files, build_options
 from mixer.datasets.preparation.build_files import Shard
 from mixer.errors import UserError
 
@@ -230,7 +230,8 @@ def _cell(text: str) -> str:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   """In what one identity, as it was stored, differs from another."""
   return [
-    f"{name} ({_short(old.get(name))} then, {_short(new.get(name))} now)"
+    _HASHED.get(name)
+    or f"{name} ({_short(name, old)} then, {_short(name, new)} now)"
     for name in sorted(old.keys() | new.keys())
     if old.get(name) != new.get(name)
     # Where such files end the preparation, there are none in what it wrote.
@@ -238,6 +239,16 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def _short(value: Any) -> str:
+_HASHED = {
+  "source": "the source (its place, or its files' number, sizes or times)",
+  "classes": "the list of classes",
+}
+
+
+def _short(name: str, identity: Mapping[str, Any]) -> str:
+  value = identity.get(name)
+  if name == "hold_out" and value is not None:
+    flag = build_options.hold_out_flag(dict(value))
+    return flag.removeprefix("--hold_out=")
   text = value if isinstance(value, str) else json.dumps(value)
   return text if len(text) <= 60 else text[:57] + "..."

@@ -10,6 +10,15 @@ from typing import Literal
 from mixer.errors import UserError
 
 
+def hold_out_flag(parts: Mapping[str, int | float]) -> str:
+  """What to hold out, as the command line has it."""
+  texts = [
+    f"{split}={part}" if isinstance(part, int) else f"{split}={100 * part:g}%"
+    for split, part in parts.items()
+  ]
+  return f"--hold_out={','.join(texts) or 'none'}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
   """How a source of images becomes a data set.
@@ -84,24 +93,24 @@ class Options:
       (v < 1) if whole else not 0 < v < 1 for v in self.hold_out.values()
     ):
       raise UserError(
-        f"hold_out is {dict(self.hold_out)}; give each split a count of at "
-        "least 1, or each a fraction between 0 and 1."
+        f"{hold_out_flag(self.hold_out)} is none: give each split a number of "
+        "images, or each a share, as in --hold_out=validation=10%,test=5%."
       )
     if not whole and sum(self.hold_out.values()) >= 1:
       raise UserError(
-        f"hold_out is {dict(self.hold_out)}: nothing is left for train; "
-        "let the fractions add up to less than 1."
+        f"{hold_out_flag(self.hold_out)} leaves nothing for train; let the "
+        "shares add up to less than 100%."
       )
     for split in self.hold_out:
       if not split.isidentifier():
         raise UserError(
-          f"hold_out names a split {split!r}; give it a name of letters, "
+          f"--hold_out names a split {split!r}; give it a name of letters, "
           "digits and underscores."
         )
     if "train" in self.hold_out:
       raise UserError(
-        "hold_out names the split `train`, which gets what is left over; name "
-        "others, such as test."
+        "--hold_out names the split `train`, which gets what is left over; "
+        "name others, such as test."
       )
 
 
@@ -146,6 +155,7 @@ class Report:
     warnings: what the source had to say, in sentences.
     differs: if it was there before: in what the source or the options of that
       time differ from those of now.
+    not_compared: if it was there before: why its source can't be compared.
   """
 
   data_dir: str
@@ -156,3 +166,4 @@ class Report:
   source: str
   warnings: tuple[str, ...] = ()
   differs: tuple[str, ...] = ()
+  not_compared: str = ""

@@ -253,8 +253,8 @@ class _Reader:
         split = ""
     elif self.places is None and split in self._options.hold_out:
       raise UserError(
-        f"hold_out draws a split {split}, and the source has one of its own "
-        f"({member.name}); leave it out of hold_out."
+        f"--hold_out draws a split {split}, and the source has one of its own "
+        f"({member.name}); leave it out of --hold_out."
       )
     if split not in self._shards:
       # The number comes first, so that no name of a split is mistaken.

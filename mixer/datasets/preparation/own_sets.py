@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import pathlib
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from mixer.datasets.preparation.meter import Meter
 from mixer.datasets.sources import tar_source
 from mixer.errors import UserError
 
+# Below a data_dir, where a set is made that is to replace another one.
+_ANEW = f"{locate.PREPARING}anew"
 # What of a request a set's `open_source` takes, beside the paths.
 _TAKES = {
   "folder": ("class_file", "seed"),
@@ -67,6 +70,7 @@ def prepare(
   """
   base, config, version = locate.split_name(request.name)
   _check(request)
+  asked = Options(**request.options)
   module: Any = importlib.import_module(catalog.OWN[base][0])
   make: Any = getattr(module, catalog.OWN[base][1])
   kwargs: dict[str, Any] = {"data_dir": str(root)}
@@ -82,24 +86,38 @@ def prepare(
     raise UserError(
       f"{name} is prepared in version {make.VERSION}; leave :{version} out."
     )
-  there = make(**kwargs)
-  if (pathlib.Path(there.data_dir) / "dataset_info.json").exists():
-    # Its source needn't be there any more, and may take hours to look through.
-    return name, there.prepare()
-  if not request.sources:
-    raise UserError(
-      f"{request.name} is made from images that you have; name them with "
-      f"--source. {catalog.how_to(request.name, data_dir)}"
-    )
   given = {
     "release": config,
     "name": base,
     "class_file": request.class_file,
     "accept_truncated": request.accept_truncated,
-    "seed": request.options.get("seed", 0),
+    "seed": asked.seed,
   }
   taken = {key: given[key] for key in _TAKES[base]}
+  there = pathlib.Path(make(**kwargs).data_dir)
+  is_there = (there / "dataset_info.json").exists()
+  if is_there and not asked.restart:
+    # Its source needn't be there any more, and isn't read.
+    lacking = ""
+    if request.sources:
+      try:
+        source = module.open_source(request.sources, **taken)
+      except UserError as e:
+        lacking = str(e)
+      else:
+        options = _options(request, base, module, source)
+        return name, make(source=source, options=options, **kwargs).prepare()
+    report = make(options=asked, **kwargs).prepare()
+    return name, dataclasses.replace(report, not_compared=lacking)
+  if not request.sources:
+    raise UserError(
+      f"{request.name} is made from images that you have; name them with "
+      f"--source. {catalog.how_to(request.name, data_dir)}"
+    )
   source = module.open_source(request.sources, **taken)
+  if is_there:
+    # What is there stays until all of the new one is.
+    kwargs["data_dir"] = str(root / _ANEW)
   meter.say(f"preparing data set {name} in {root} from {source.description}")
   kept = root / name / f".classes-{source.fingerprint}.txt"
   _find_classes(source, kept, meter)
@@ -129,7 +147,26 @@ def prepare(
 
   report = builder.prepare(show)
   kept.unlink(missing_ok=True)
+  if is_there:
+    _replace(there, pathlib.Path(report.data_dir), root)
+    report = dataclasses.replace(
+      report,
+      data_dir=str(there),
+      path=str(there / pathlib.Path(report.path).name),
+    )
   return name, report
+
+
+def _replace(old: pathlib.Path, new: pathlib.Path, root: pathlib.Path) -> None:
+  """Puts a set in another one's place."""
+  aside = old.with_name(f"{locate.PREPARING}replaced-{old.name}")
+  with build_files.explained(old):
+    shutil.rmtree(aside, ignore_errors=True)
+    old.rename(aside)
+    new.rename(old)
+    build_files.sync(old.parent)
+  for left in (aside, root / _ANEW):
+    shutil.rmtree(left, ignore_errors=True)
 
 
 def _find_classes(source: Any, kept: pathlib.Path, meter: Meter) -> None:

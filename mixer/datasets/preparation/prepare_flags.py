@@ -112,7 +112,8 @@ def parser() -> argparse.ArgumentParser:
   add(
     "--restart",
     action="store_true",
-    help="discard what a stopped preparation has done",
+    help="discard what a stopped preparation has done; prepare anew what is "
+    "there, which stays until then",
   )
   return parser
 

@@ -234,11 +234,14 @@ def test_a_folder_that_is_no_data_set_is_refused(tmp_path):
   ("change", "says"),
   [
     ({"seed": 3}, "seed (0 then, 3 now)"),
-    ({"hold_out": {"b": 2, "a": 2}}, "hold_out ("),
+    (
+      {"hold_out": {"b": 2, "a": 2}},
+      "hold_out (a=2,b=2 then, b=2,a=2 now)",
+    ),
     ({"short_side": 256}, "short_side (0 then, 256 now)"),
     ({"drop_duplicates": True}, "drop_duplicates (false then, true now)"),
     ({"on_mislabelled": "skip"}, "on_mislabelled (keep then, skip now)"),
-    ({"source": Fake(MEMBERS, "other")}, "source (fake then, other now)"),
+    ({"source": Fake(MEMBERS, "other")}, "the source (its place, or its fil"),
   ],
   ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )

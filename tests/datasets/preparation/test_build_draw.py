@@ -100,5 +100,5 @@ def test_names_that_are_no_text_have_keys():
 
 @pytest.mark.parametrize("hold_out", [{"a": 5, "b": 2}, {"a": 7}], ids=str)
 def test_too_few(hold_out):
-  with pytest.raises(UserError, match="ask for fewer in hold_out"):
+  with pytest.raises(UserError, match="ask for fewer, with --restart"):
     stream(keys_of(6), hold_out, 4)
