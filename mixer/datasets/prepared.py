@@ -51,8 +51,7 @@ def open_source(
     raise locate.not_by_index(folder, stored, data_dir) from e
   except (ValueError, KeyError) as e:
     raise UserError(
-      f"data set {name} has no split {split!r} ({str(e).splitlines()[0]}); it "
-      "has "
+      f"data set {name} has no split {split!r}; it has "
       + ", ".join(f"{k} ({v:,} examples)" for k, v in sizes.items())
       + ', or parts of these as in "train[:98%]".'
     ) from e

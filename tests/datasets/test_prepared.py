@@ -137,7 +137,7 @@ def test_a_shipped_set_in_another_format_says_what_to_do(spoiled):
 )
 def test_a_wrong_split_names_those_there_are(root, split):
   message = refusal("digits", split, root)
-  assert f"data set digits has no split {split!r}" in message
+  assert f"data set digits has no split {split!r}; it has train (" in message
   assert "train (1,400 examples), test (397 examples)" in message
   assert 'parts of these as in "train[:98%]"' in message
 
