@@ -1,17 +1,19 @@
 """Files and lines that an evaluation leaves for people."""
 
+import contextlib
 import csv
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import numpy as np
 
-from mixer import files
+from mixer import files, text
 from mixer import tally as tally_lib
 
 # Up to so many classes the matrix is written whole, and drawn.
 DENSE_CLASSES = 1_000
+_EXAMPLE = ("index", "file", "label", "prediction", "score")
 # Up to so many, a drawing has room for their names.
 _NAMED_CLASSES = 40
 
@@ -83,6 +85,46 @@ def write(
   return written
 
 
+@contextlib.contextmanager
+def examples(
+  path: str | pathlib.Path,
+) -> Iterator[Callable[[Sequence[Sequence[Any]]], None]]:
+  """Opens a table of the examples; it is there whole or not at all.
+
+  Args:
+    path: ends in .csv or .parquet.
+
+  Yields:
+    A function that adds rows: index, file, label, prediction, score. One
+    without a prediction has None for the last two.
+
+  Raises:
+    UserError: it can't be written.
+  """
+  if pathlib.Path(path).suffix.lower() == ".csv":
+    with files.atomic_write(path, "w") as f:
+      writer = csv.writer(f, lineterminator="\n")
+      writer.writerow(_EXAMPLE)
+      yield writer.writerows
+    return
+  # Here, as it takes a while that others needn't wait.
+  import pyarrow
+  import pyarrow.parquet
+
+  types = (pyarrow.int64(), *3 * (pyarrow.string(),), pyarrow.float32())
+  schema = pyarrow.schema(list(zip(_EXAMPLE, types, strict=True)))
+
+  def add(rows: Sequence[Sequence[Any]]) -> None:
+    # Arrow's strings are UTF-8, names of files needn't be.
+    rows = [(i, text.printable(f), *more) for i, f, *more in rows]
+    columns = dict(zip(_EXAMPLE, zip(*rows, strict=True), strict=True))
+    table.write_table(pyarrow.table(columns, schema=schema))
+
+  with files.atomic_write(path) as f:
+    with pyarrow.parquet.ParquetWriter(f, schema) as table:
+      yield add
+
+
 def _csv(path: pathlib.Path, header: Sequence[str], rows: Any) -> pathlib.Path:
   with files.atomic_write(path, "w") as f:
     writer = csv.writer(f, lineterminator="\n")
@@ -127,8 +169,8 @@ def describe(metrics: Mapping[str, Any], loss: str) -> str:
     loss: its name.
   """
   lines = [
-    text.format(metrics[name])
-    for name, text in (
+    line.format(metrics[name])
+    for name, line in (
       ("accuracy", "top-1         {:.2%}"),
       ("accuracy_top5", "top-5         {:.2%}"),
       ("loss", f"loss          {{:.4f}} nats ({loss})"),

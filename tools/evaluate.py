@@ -14,16 +14,19 @@ Published for imagenet1k/Mixer-B_16: 76.44 % on ImageNet, 82.36 % with the ReaL
 labels. A run of ours knows its own data set. Prints top-1, top-5 and loss, and
 ReaL accuracy where the data set has its labels; writes results.json,
 per_class.csv, confusion.csv (and .npy, .png where classes are few). Classes are
-matched by name; a part of the checkpoint's is enough. With --fewshot, ridge
-regression on frozen features takes the place of the head.
+matched by name; a part of the checkpoint's is enough. --examples=FILE.csv (or
+.parquet) lists every example: its index, the file that it was made from where
+the data set knows that, its label, the prediction and its score. With
+--fewshot, ridge regression on frozen features takes the place of the head.
 """
 
 import argparse
+import contextlib
 import pathlib
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -135,11 +138,16 @@ def _by_head(
     this.batches(this.split),
     this.mesh,
   )
+  listing = contextlib.nullcontext()
+  if this.args.examples and jax.process_index() == 0:
+    listing = evaluation_files.examples(this.args.examples)
   total, done, first = len(this.split), 0, 0
   start = time.perf_counter()
-  with meter.Meter() as shown:
+  with listing as write, meter.Meter() as shown:
     for rows in batches:
       tally.add(rows)
+      if write:
+        write(_examples(this.split, done, rows))
       done += len(rows["label"])
       if not first and done < total:
         # From here on nothing waits for the compiler.
@@ -150,6 +158,25 @@ def _by_head(
   if found.missing:
     metrics.pop("loss")
   return metrics | {"images_per_second": (total - first) / seconds}, tally
+
+
+def _examples(
+  split: split_lib.Split, first: int, rows: Mapping[str, np.ndarray]
+) -> list[tuple[Any, ...]]:
+  """Rows of the table of examples, from some place of the split on."""
+  places = range(first, first + len(rows["label"]))
+  names, found = split.class_names, []
+  for place, file, label, best, score in zip(
+    places,
+    split.file_names(places),
+    rows["label"].tolist(),
+    rows["classes"][:, 0].tolist(),
+    rows["scores"][:, 0],
+    strict=True,
+  ):
+    said = (None, None) if best < 0 else (names[best], float(str(score)))
+    found.append((place, file, names[label], *said))
+  return found
 
 
 def _by_features(this: _Evaluation) -> dict[str, Any]:
@@ -177,6 +204,11 @@ def run(args: argparse.Namespace) -> None:
   Raises:
     UserError: something that the user can mend.
   """
+  if args.fewshot and args.examples:
+    raise UserError(
+      "--examples lists what the head predicts, and --fewshot "
+      "predicts by features: leave one of them out."
+    )
   this = _Evaluation(args)
   model, split = this.model, this.split
   found = outputs.Outputs(None, (), "") if args.fewshot else this.match()
@@ -253,6 +285,14 @@ def _shots(text: str) -> tuple[int, ...]:
   return tuple(trained_flags.positive(part) for part in text.split(","))
 
 
+def _table(text: str) -> str:
+  if pathlib.Path(text).suffix.lower() not in (".csv", ".parquet"):
+    raise argparse.ArgumentTypeError(
+      f"{text!r} ends in neither .csv nor .parquet"
+    )
+  return text
+
+
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog="python -m tools.evaluate",
@@ -271,6 +311,13 @@ def _parser() -> argparse.ArgumentParser:
     help="outputs are the data set's classes, in order, whatever their names",
   )
   add("--output", default="", metavar="DIR", help="runs/evaluate/...")
+  add(
+    "--examples",
+    type=_table,
+    default="",
+    metavar="FILE",
+    help="list every example: file, label, prediction, score; .csv or .parquet",
+  )
   few = parser.add_argument_group("few-shot").add_argument
   few("--fewshot", action="store_true", help="ridge regression on features")
   few("--train_split", default="train", help="labelled examples come from it")

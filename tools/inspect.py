@@ -1,16 +1,17 @@
 """Shows what a checkpoint holds, or how two differ.
 
-  python -m tools.inspect CHECKPOINT [--json]
+  python -m tools.inspect CHECKPOINT [--parameters] [--json]
   python -m tools.inspect CHECKPOINT OTHER [--json]
 
 A checkpoint is a workdir (its newest one), WORKDIR/checkpoints/STEP, an .npz
 file or the name of a released one. Prints what model it is, where it comes from
-(starts, machines, versions, the code's hash), all parameters with their norms
-by module, the newest metrics, the config, and one SHA-256 over all parameters
-(and one over their average where the run kept one). Compares all arrays, the
-optimizer's too, with the digests that were saved beside them: where one
-differs, the exit code is 1. Of two, prints how far apart their weights are,
-module by module, and what differs in config, metrics and provenance.
+(starts, machines, versions, the code's hash), the newest metrics, the config,
+and one SHA-256 over all parameters (and one over their average where the run
+kept one); with --parameters also each parameter, and norms by module. Compares
+all arrays, the optimizer's too, with the digests that were saved beside them:
+where one differs, the exit code is 1. Of two, prints how far apart their
+weights are, module by module, and what differs in config, metrics and
+provenance.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from mixer import config as config_lib
 from mixer.errors import UserError
 
 
-def _print(found: description.Described) -> None:
+def _print(found: description.Described, parameters: bool) -> None:
   about = found.facts
   print(f"checkpoint  {about['path']}")
   classes = about.get("class_names") or ()
@@ -48,14 +49,6 @@ def _print(found: description.Described) -> None:
     print(f"step        {about['step']}" + (f" of {total}" if total else ""))
     for label, line in _labelled("made", provenance.describe(about)):
       print(f"{label:<12}{line}")
-  print(parameter_overview.get_parameter_overview(found.params))
-  _table(
-    ("module", "parameters", "norm", "largest"),
-    [
-      (name, f"{m['parameters']:,}", f"{m['norm']:.4g}", f"{m['largest']:.3g}")
-      for name, m in about["modules"].items()
-    ],
-  )
   finite = "" if about["finite"] else "  NOT ALL FINITE"
   print(f"norm        {about['norm']:.6f}{finite}")
   for name, value in about.get("metrics", {}).items():
@@ -74,6 +67,20 @@ def _print(found: description.Described) -> None:
     print(f"sha256_ema  {about['sha256_ema']}")
   if "digests" in about:
     print(f"digests     {_compared(about)}")
+  if parameters:
+    print(parameter_overview.get_parameter_overview(found.params))
+    _table(
+      ("module", "parameters", "norm", "largest"),
+      [
+        (
+          name,
+          f"{m['parameters']:,}",
+          f"{m['norm']:.4g}",
+          f"{m['largest']:.3g}",
+        )
+        for name, m in about["modules"].items()
+      ],
+    )
 
 
 def _labelled(label: str, lines: Sequence[str]) -> list[tuple[str, str]]:
@@ -175,7 +182,7 @@ def run(args: argparse.Namespace) -> None:
   elif args.json:
     print(json.dumps(found.facts, indent=2))
   else:
-    _print(found)
+    _print(found, args.parameters)
   for each in both:
     _refuse_damaged(each.facts)
 
@@ -194,6 +201,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument(
     "other", metavar="OTHER", nargs="?", help="to compare it with"
+  )
+  parser.add_argument(
+    "--parameters",
+    action="store_true",
+    help="list every parameter, and norms by module",
   )
   parser.add_argument("--json", action="store_true", help="for programs")
   return command_line.tool(run, parser.parse_args(argv))

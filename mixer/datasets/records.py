@@ -5,6 +5,8 @@ from typing import Any
 
 from tensorflow_datasets.proto import tf_example_pb2
 
+# Under which a data set may have the name of an image's file.
+_NAMES = ("file_name", "image/filename", "filename")
 # Of the features of a `tf.train.Example` makes what `Records` hands out.
 Parse = Callable[[Any], dict[str, Any]]
 
@@ -72,15 +74,20 @@ class Records:
     return len(self._raw)
 
   def __getitem__(self, i: int) -> dict[str, Any]:
-    return self._parse(_features(self._raw[i]))
+    return self._read(self._raw[i])
 
   def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
     """Many records at once: cheaper than one after the other."""
     records = self._raw.__getitems__(indices)
-    return [self._parse(_features(record)) for record in records]
+    return [self._read(record) for record in records]
 
-
-def _features(record: bytes) -> Any:
-  # Generated code, which type checkers can't see into.
-  example = tf_example_pb2.Example  # pyright: ignore
-  return example.FromString(record).features.feature
+  def _read(self, record: bytes) -> dict[str, Any]:
+    # Generated code, which type checkers can't see into.
+    example = tf_example_pb2.Example  # pyright: ignore
+    feature = example.FromString(record).features.feature
+    found = self._parse(feature)
+    for name in _NAMES:
+      if name in feature and (value := feature[name].bytes_list.value):
+        found["file_name"] = value[0].decode("utf-8", "surrogateescape")
+        break
+    return found

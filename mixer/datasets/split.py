@@ -47,7 +47,8 @@ class Split:
 
     Returns:
       For each its encoded `image`, its `label` and its `index` in the source;
-      with the ReaL labels of ImageNet also its `valid_labels`.
+      its `file_name`, where the set has those; with the ReaL labels of ImageNet
+      also its `valid_labels`.
 
     Raises:
       UserError: a label is none of the classes', or a record can't be read.
@@ -76,6 +77,10 @@ class Split:
     return [
       record | {"index": i} for i, record in zip(indices, records, strict=True)
     ]
+
+  def file_names(self, places: Sequence[int]) -> list[str]:
+    """Those of the images at some places, "" where the set has none."""
+    return [record.get("file_name", "") for record in self.read(places)]
 
   @property
   def records(self) -> np.ndarray:

@@ -8,7 +8,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from mixer import config as config_lib
-from mixer import errors, evaluate, inference, trained
+from mixer import errors, evaluate, inference, text, trained
 from mixer.datasets import split as split_lib
 from mixer.report import files, page, predictions, runs, thumbnails, weights
 
@@ -71,9 +71,11 @@ def result(gathered: Gathered, step: int) -> dict[str, Any]:
     UserError: an example can't be read.
   """
   split, config = gathered.split, gathered.config
+  places = gathered.predictions.places()
+  names = map(text.printable, split.file_names(places))
   images = thumbnails.read(
     split,
-    gathered.predictions.places(),
+    places,
     config_lib.image_size(config),
     config.data.eval_short_side,
   )
@@ -81,7 +83,11 @@ def result(gathered: Gathered, step: int) -> dict[str, Any]:
   return {
     "step": step,
     "predictions": gathered.predictions.result(
-      images, split.expression, step, config.loss.name
+      images,
+      split.expression,
+      step,
+      config.loss.name,
+      dict(zip(places, names, strict=True)),
     ),
     "weights": figures,
     "notes": [*gathered.predictions.notes(), *notes],

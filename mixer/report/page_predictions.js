@@ -55,8 +55,9 @@ const FIRST_CARDS = 12;
 const BOX = 168;  // Pixels of a card's image, at most.
 
 function card(example, name) {
+  const number = `#${example.index}`;
   const image = el("img", {
-    alt: `Example ${example.index}, label ${name(example.label)}`,
+    alt: `Example ${example.file || number}, label ${name(example.label)}`,
     onload: () => {
       const side = Math.max(image.naturalWidth, image.naturalHeight);
       const { clientWidth, clientHeight } = image.parentElement;
@@ -81,7 +82,9 @@ function card(example, name) {
           right ? "✓ " : "", name(label)),
         el("span", { class: "score" }, percent(score)));
     })),
-    el("p", { class: "quiet" }, `#${example.index}`,
+    el("p", { class: "quiet" },
+      el("span", { class: "name", title: example.file || number },
+        example.file ? example.file.split("/").pop() : number),
       example.loss === null || example.loss === undefined
         ? null : el("span", null, `loss ${number4(example.loss)}`)));
 }

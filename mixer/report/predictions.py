@@ -97,7 +97,12 @@ class Collector:
     ]
 
   def result(
-    self, images: Mapping[int, str], split: str, step: int, loss: str
+    self,
+    images: Mapping[int, str],
+    split: str,
+    step: int,
+    loss: str,
+    names: Mapping[int, str],
   ) -> dict[str, Any]:
     """All of it, as JSON; once at least one example is in.
 
@@ -107,6 +112,7 @@ class Collector:
       split: its expression, for people.
       step: updates that the weights have seen.
       loss: its name, "softmax" or "sigmoid".
+      names: of the files of `places`; "" where there is none.
 
     Returns:
       What the page takes for `predictions`. Numbers that aren't finite are
@@ -118,8 +124,10 @@ class Collector:
     pairs = self._pairs()
     matrix = self._matrix(pairs)
     by_class = [(r.label, r.examples, r.correct) for r in _listed(table)]
-    worst = list(_examples(self._worst, images))
-    samples = [e for rows in self._samples for e in _examples(rows, images)]
+    worst = list(_examples(self._worst, images, names))
+    samples = [
+      e for rows in self._samples for e in _examples(rows, images, names)
+    ]
     classes: Any = list(self._names)
     if len(classes) > _ALL_CLASSES:
       shown = {k for k, _, _ in by_class}
@@ -247,7 +255,9 @@ def _calibration(rows: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _examples(
-  rows: Mapping[str, np.ndarray] | None, images: Mapping[int, str]
+  rows: Mapping[str, np.ndarray] | None,
+  images: Mapping[int, str],
+  names: Mapping[int, str],
 ) -> Iterator[dict[str, Any]]:
   """The examples that have an image, as JSON."""
   for i in range(len(rows["index"]) if rows else 0):
@@ -256,6 +266,7 @@ def _examples(
       top = zip(row["classes"], row["scores"], strict=True)
       yield {
         "index": row["index"],
+        "file": names.get(row["index"], ""),
         "image": images[row["index"]],
         "label": row["label"],
         "loss": _finite(row["loss"]),

@@ -92,6 +92,7 @@ def predictions(
     scores = np.sort(rng.dirichlet(np.full(len(order), 0.4)))[::-1]
     return {
       "index": index,
+      "file": f"class/{index}.jpg" if mistaken else "",
       "image": image(rng, side, side),
       "label": label,
       "loss": float(-np.log(scores[1 if mistaken else 0] + 1e-4)),

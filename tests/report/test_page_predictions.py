@@ -90,7 +90,10 @@ def test_cards_say_what_was_predicted(show):
   cards = page.locator(".cards").first.locator(".card")
   worst = predictions["worst"][0]
   text = cards.first.inner_text()
-  assert f"#{worst['index']}" in text
+  assert f"{worst['index']}.jpg" in text and "class/" not in text
+  assert cards.first.get_by_title(worst["file"]).count() == 1
+  sample = page.locator(".cards").nth(1).locator(".card").first.inner_text()
+  assert f"#{predictions['samples'][0]['index']}" in sample
   assert names[worst["label"]] in text
   for label, score in worst["top"]:
     assert names[label] in text

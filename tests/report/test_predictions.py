@@ -33,7 +33,10 @@ def collect(rows, num_classes, cuts=()):
   for start, end in zip([0, *cuts], [*cuts, count], strict=True):
     found.add({k: v[start:end] for k, v in rows.items()})
   places = found.places()
-  result = found.result({i: f"#{i}" for i in places}, "test", 7, "softmax")
+  result = found.result(
+    {i: f"#{i}" for i in places}, "test", 7, "softmax",
+    {i: f"{i}.png" for i in places},
+  )  # fmt: skip
   json.dumps(result, allow_nan=False)
   return places, result
 
@@ -105,6 +108,7 @@ def test_against_numpy(case):
   assert places == sorted(shown)
   for example in got["samples"] + got["worst"]:
     i = example["index"]
+    assert example["file"] == f"{i}.png"
     assert example["image"] == f"#{i}"
     assert example["label"] == label[i]
     loss = float(rows["loss"][i])
@@ -206,7 +210,7 @@ def test_an_image_that_is_missing():
   found = predictions.Collector("abcde", 50)
   found.add(rows)
   one = found.places()[0]
-  got = found.result({one: "#"}, "test", 1, "sigmoid")
+  got = found.result({one: "#"}, "test", 1, "sigmoid", {})
   assert {e["index"] for e in got["samples"] + got["worst"]} == {one}
   assert got["loss"] == "sigmoid"
 

@@ -5,6 +5,7 @@ import json
 
 import jax
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from mixer import fewshot, model, preprocess, runtime, trained
@@ -199,6 +200,34 @@ def test_the_released_21k_head_on_imagenet_1k(imagenet, command):
   assert got["loss"] == "sigmoid"
   assert got["classes_without_output"] == ["n04399382"]
   assert "n04399382 has no output" in out
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_every_example_is_listed(imagenet, command, tmp_path, suffix):
+  root, labels, _ = imagenet
+  path = tmp_path / f"all.{suffix}"
+  _, got = command(
+    f"--checkpoint={root}/i1k.npz", f"--data_dir={root}", "--data=imagenet2012",
+    f"--examples={path}", "--batch_size=16",
+  )  # fmt: skip
+  if suffix == "csv":
+    with open(path, newline="", encoding="utf-8") as f:
+      rows = list(csv.DictReader(f))
+  else:
+    rows = pyarrow.parquet.read_table(path).to_pylist()
+  classes = wordnet.classes("imagenet1k")
+  assert [int(row["index"]) for row in rows] == list(range(24))
+  assert [row["file"] for row in rows] == [f"{i}.jpg" for i in range(24)]
+  assert [row["label"] for row in rows] == [classes[k] for k in labels]
+  split = split_lib.open_split("imagenet2012", "validation", str(root))
+  logits = by_numpy(root / "i1k.npz", split)
+  best = logits.argmax(axis=-1)
+  assert [row["prediction"] for row in rows] == [classes[k] for k in best]
+  p = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+  scores = [float(row["score"]) for row in rows]
+  np.testing.assert_allclose(scores, p.max(axis=-1), rtol=1e-3)
+  right = np.mean([row["label"] == row["prediction"] for row in rows])
+  assert got["metrics"]["accuracy"] == right
 
 
 def test_few_shots_are_those_of_the_features(run, command, data_dir):

@@ -1,6 +1,8 @@
 """What `python -m tools.report` and a run's end write, looked at again."""
 
+import dataclasses
 import json
+import operator
 import shutil
 
 import numpy as np
@@ -41,6 +43,7 @@ def made(tmp_path_factory, data_dir):
   split = split_lib.open_split("digits", "test", data_dir)
   mesh = sharding.make_mesh()
   functions = inference.Inference(found.module, "softmax", 10, mesh)
+  assert found.config is not None
   found.config.batch_size = 64
   batches = input_pipeline.eval_batches(split, found.config)
   # The same functions and batches, for what is made at a run's end.
@@ -95,6 +98,24 @@ def test_at_a_runs_end(made, run):
   # Once more, as by a run that finds itself finished.
   assert making.finish(workdir_lib.path(run), 4, None) == said
   assert (run / "report.html").read_bytes() == page
+
+
+def test_examples_have_the_names_of_their_files(made):
+  split = made[3]
+
+  class Named:
+    def __len__(self):
+      return len(split.source)
+
+    def __getitems__(self, indices):
+      names = [{"file_name": f"c\x1b/{i}.png"} for i in indices]
+      records = split.source.__getitems__(indices)
+      return list(map(operator.or_, records, names))
+
+  named = dataclasses.replace(split, source=Named())
+  got = making.result(dataclasses.replace(made[2], split=named), 4)
+  for example in got["predictions"]["worst"] + got["predictions"]["samples"]:
+    assert example["file"] == f"c\\x1b/{example['index']}.png"
 
 
 def test_a_runs_end_never_fails(made, run, monkeypatch):
