@@ -153,7 +153,10 @@ def train(
         else:
           state, step = saved.restore(trainer.abstract)
           sentence = f"going on after step {step} of {plan.total}"
-        report = reporter.Reporter(path, config, plan, trainer, step, began)
+        lines = (saved.metadata or {}).get("metrics_lines", 0)
+        report = reporter.Reporter(
+          path, config, plan, trainer, step, began, lines
+        )
         splits = (inputs.train_split, inputs.eval_split)
         report.terminal.say(
           f"{reporter.describe(config, trainer, *splits)}\n{path}: {sentence}"
@@ -298,7 +301,8 @@ class _Run:
       with self.report.pause("saving"):
         # So that the records are never behind the newest checkpoint.
         self.report.writer.flush()
-        self.saved.save(self.step, self.state, self.metadata)
+        lines = {"metrics_lines": self.report.writer.lines}
+        self.saved.save(self.step, self.state, self.metadata | lines)
       self.on_disk = self.step
 
   def _wait(self) -> None:

@@ -1,13 +1,22 @@
-"""Where numbers go: metrics.jsonl, TensorBoard, the terminal."""
+"""Where numbers go: metrics.jsonl, TensorBoard, the terminal.
+
+A line of metrics.jsonl is a JSON object of a step and numbers. Its last field,
+`check`, has the number of the line and a CRC-32 of what stands before it: a
+line that is damaged or gone shows. Files from before there was one have none.
+"""
 
 import contextlib
+import dataclasses
+import itertools
 import json
 import math
 import pathlib
+import re
 import socket
 import sys
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -19,6 +28,9 @@ from mixer.errors import UserError
 from mixer.storage import uploading
 
 FILE = "metrics.jsonl"
+_LARGEST = 1 << 30  # Bytes; some 3 million records.
+_CHECKED = re.compile(rb'(\{.*), "check": "([0-9]{1,15}) ([0-9a-f]{8})"\}')
+_BEGIN = b'{"step": '
 _MEND = (
   "Mend the cause and start the same command again: it goes on from the newest "
   "checkpoint."
@@ -26,18 +38,107 @@ _MEND = (
 
 
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
-  """The records of a run, in order; a line cut off by a kill is left out."""
-  records = []
+  """The records of a run that are whole, in order."""
+  return list(examine(workdir).records.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What a file of metrics holds.
+
+  Attributes:
+    records: that are whole, by the number of their line from 0, in order.
+    changed: lines that are none, but for a last one that was cut off.
+    damage: a sentence about those, and about lines that are gone; or "".
+  """
+
+  records: dict[int, dict[str, Any]]
+  changed: int
+  damage: str
+
+
+def examine(workdir: epath.PathLike, least: int = 0) -> Found:
+  """Reads the records of a run.
+
+  Args:
+    workdir: of the run.
+    least: lines that were written, as a checkpoint knows.
+
+  Raises:
+    UserError: the file can't be read.
+  """
+  path, data = epath.Path(workdir) / FILE, b""
   try:
-    text = (epath.Path(workdir) / FILE).read_text()
-  except FileNotFoundError:
-    return []
-  for line in text.splitlines():
-    try:
-      records.append(json.loads(line))
-    except ValueError:
-      continue
-  return records
+    data = files.read_bytes(path, "the metrics of a run", _LARGEST)
+  except UserError as e:
+    if not isinstance(e.__cause__, FileNotFoundError):
+      raise
+  *lines, last = data.split(b"\n")
+  if b"}" in last or not _BEGIN.startswith(last[: len(_BEGIN)]):
+    lines.append(last)  # Else it was cut off by a kill.
+  lines = [line for line in lines if line.strip()]
+  records = dict(sorted(r for r in map(_checked, lines) if r))
+  if not records and not least and b'"check"' not in data:
+    found = [r for r in map(_record, lines) if r]
+    records = dict(enumerate(found))
+  changed = len(lines) - len(records)
+  count = max([least - 1, *records]) + 1
+  gone = [n for n in range(count) if n not in records]
+  what = ""
+  if gone:
+    lines_gone = f"{len(gone):,} are damaged or gone ({_list(gone)})"
+    what = f"of {count:,} lines {lines_gone}"
+  elif changed:
+    what = f"{changed:,} of its lines hold no record"
+  return Found(records, changed, what and f"{path}: {what}; they are left out.")
+
+
+def _checked(line: bytes) -> tuple[int, dict[str, Any]] | None:
+  """A line's number and record, if it is as it was written."""
+  parts = _CHECKED.fullmatch(line.strip())
+  if parts is None or _crc(parts[2] + parts[1]) != parts[3].decode():
+    return None
+  record = _record(parts[1] + b"}")
+  return (int(parts[2]), record) if record else None
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+  """The record of a line without a check, if it can be one."""
+  try:
+    found = json.loads(line)
+  except (ValueError, RecursionError):
+    return None
+  sound = (
+    isinstance(found, dict)
+    and type(found.get("step")) is int
+    and all(v is None or isinstance(v, int | float) for v in found.values())
+  )
+  return found if sound else None
+
+
+def _line(number: int, record: dict[str, Any]) -> str:
+  text = json.dumps(record)[:-1]
+  crc = _crc(f"{number}{text}".encode())
+  return f'{text}, "check": "{number} {crc}"}}\n'
+
+
+def _crc(data: bytes) -> str:
+  return f"{zlib.crc32(data):08x}"
+
+
+def _list(numbers: Iterable[int], most: int = 5) -> str:
+  """Lines, counted from 1, for a sentence: `3, 7 to 9`."""
+  spans = [
+    [n for _, n in group]
+    for _, group in itertools.groupby(
+      enumerate(numbers, 1), lambda pair: pair[1] - pair[0]
+    )
+  ]
+  shown = [
+    f"{s[0] + 1:,}" + (f" to {s[-1] + 1:,}" if len(s) > 1 else "")
+    for s in spans[:most]
+  ]
+  return ", ".join(shown + ["..."] * (len(spans) > most))
 
 
 class Writer:
@@ -54,30 +155,40 @@ class Writer:
   Attributes:
     records: from the first step on.
     dropped: those after the start step, which an earlier start has written.
+    lines: written so far, those that were damaged since among them.
+    damage: sentences about what was found damaged.
   """
 
-  def __init__(self, workdir: epath.PathLike, start_step: int):
+  def __init__(self, workdir: epath.PathLike, start_step: int, least: int = 0):
     """Opens the files.
 
     Args:
       workdir: of the run.
       start_step: updates done.
+      least: lines written until then, as far as is known.
 
     Raises:
       UserError: the workdir takes no files.
     """
     self._active = jax.process_index() == 0
-    found = read(workdir)
-    self.records = [r for r in found if r["step"] <= start_step]
-    self.dropped = [r for r in found if r["step"] > start_step]
+    found = examine(workdir, least)
+    kept = {n: r for n, r in found.records.items() if r["step"] <= start_step}
+    self.records = list(kept.values())
+    self.dropped = [r for n, r in found.records.items() if n not in kept]
+    if not found.damage:  # Else numbers stay: what is gone shows for ever.
+      kept = dict(enumerate(self.records))
+    self.lines = max([least - 1, *kept]) + 1
+    self.damage = found.damage
     if not self._active:
       return
     self._path = epath.Path(workdir) / FILE
+    if found.changed:
+      self.damage += f" The file as it was is {self._set_aside()}."
     with self._telling():
       self._place = uploading.place(epath.Path(workdir))
       path = self._place.local / FILE
       with files.atomic_write(path, "w", _MEND) as f:
-        f.writelines(json.dumps(r) + "\n" for r in self.records)
+        f.writelines(_line(n, r) for n, r in kept.items())
       self._file = open(path, "a")
       self._board = _Board(self._place.local / "tensorboard", start_step)
 
@@ -100,10 +211,11 @@ class Writer:
       k: v if math.isfinite(v) else None for k, v in values.items()
     }
     self.records.append(record)
+    self.lines += 1
     if not self._active:
       return
     with self._telling():
-      self._file.write(json.dumps(record) + "\n")
+      self._file.write(_line(self.lines - 1, record))
       self._file.flush()
       self._board.write(step, values)
       self._place.keep_up()
@@ -128,6 +240,14 @@ class Writer:
         # they said comes first.
         with contextlib.suppress(*workdir_lib.failures(self._path)):
           end()
+
+  def _set_aside(self) -> epath.Path:
+    """Copies the file; one that is there already stays."""
+    names = (f"{FILE}.damaged.{n}" for n in itertools.count(1))
+    to = next(p for p in map(self._path.with_name, names) if not p.exists())
+    with self._telling():
+      self._path.copy(to)
+    return to
 
   @contextlib.contextmanager
   def _telling(self) -> Iterator[None]:

@@ -86,8 +86,9 @@ class Reporter:
     trainer: step_lib.Trainer,
     start_step: int,
     began: float,
+    lines: int = 0,
   ):
-    self.writer = metrics.Writer(workdir, start_step)
+    self.writer = metrics.Writer(workdir, start_step, lines)
     self.goodput = goodput.Goodput(
       began, self.writer.records, self.writer.dropped
     )
@@ -95,6 +96,8 @@ class Reporter:
     self._skip_limit = config.nonfinite_limit
     self._skipped = 0
     self.terminal = metrics.Terminal(plan.total)
+    if self.writer.damage:
+      self.terminal.say(self.writer.damage)
     self.loader: loader.Loader | None = None
     self._plan = plan
     self._batch_size = config.batch_size

@@ -33,7 +33,12 @@ def writer(tmp_path):
 def lines(workdir) -> list[dict]:
   text = (workdir / metrics.FILE).read_text()
   assert text == "" or text.endswith("\n")
-  return [json.loads(line, parse_constant=_fail) for line in text.splitlines()]
+  found = [json.loads(line, parse_constant=_fail) for line in text.splitlines()]
+  for number, record in enumerate(found):
+    # The last field: what is to the left of it reads as ever.
+    assert list(record)[-1] == "check"
+    assert record.pop("check").startswith(f"{number} ")
+  return found
 
 
 def _fail(constant):
@@ -103,7 +108,8 @@ def test_records_are_lines_of_json(tmp_path, writer):
 
 @given(st.dictionaries(st.text(min_size=1), st.floats(), max_size=5))
 def test_any_value_comes_back_or_is_null(tmp_path_factory, values):
-  values.pop("step", None)
+  for name in ("step", "check"):
+    values.pop(name, None)
   directory = tmp_path_factory.mktemp("w")
   w = metrics.Writer(directory, 0)
   w.write(7, values)
@@ -163,6 +169,68 @@ def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path, cut):
   w.write(3, {"train/loss": 0.5})
   w.close()
   assert [r["step"] for r in lines(tmp_path)] == [1, 3]
+
+
+def test_a_flipped_bit_is_told_and_takes_one_record(tmp_path, writer):
+  w = writer()
+  for step in (1, 2, 3):
+    w.write(step, {"train/loss": 1 / step})
+  w.close()
+  path = tmp_path / metrics.FILE
+  data = path.read_bytes()
+  for place in range(0, len(data), 7):
+    flipped = bytearray(data)
+    flipped[place] ^= 1 << place % 8
+    path.write_bytes(flipped)
+    found = metrics.examine(tmp_path)
+    assert all(w.records[n] == r for n, r in found.records.items())
+    # A newline that is another character takes the next line along.
+    assert len(found.records) >= 1 + (data[place : place + 1] != b"\n")
+    lost = {0, 1, 2} - found.records.keys()
+    assert bool(found.damage) == bool(lost or found.changed)
+  path.write_bytes(data.replace(b"0.5", b"0.7"))
+  again = writer(3)
+  sentence = "of 3 lines 1 are damaged or gone (2); they are left out. The file"
+  assert sentence in again.damage
+  assert b"0.7" in (tmp_path / f"{metrics.FILE}.damaged.1").read_bytes()
+  again.write(4, {"train/loss": 0.25})
+  again.close()
+  # The number of a line stays: so what is gone is told at the next start, too.
+  again = writer(4)
+  assert [r["step"] for r in again.records] == [1, 3, 4]
+  assert "of 4 lines 1 are damaged or gone (2); they are" in again.damage
+  assert not (tmp_path / f"{metrics.FILE}.damaged.2").exists()
+
+
+def test_lines_that_are_gone_are_told(tmp_path, writer):
+  w = writer()
+  for step in range(1, 9):
+    w.write(step, {"train/loss": 1.0})
+  w.close()
+  path = tmp_path / metrics.FILE
+  whole = path.read_bytes().splitlines(keepends=True)
+  path.write_bytes(b"".join(whole[:1] + whole[4:6]))
+  assert "of 6 lines 3 are damaged or gone (2 to 4)" in (
+    metrics.examine(tmp_path).damage
+  )
+  # Of those at the end only a checkpoint knows.
+  assert "of 8 lines 5 are damaged or gone (2 to 4, 7 to 8)" in (
+    metrics.examine(tmp_path, 8).damage
+  )
+  w = metrics.Writer(tmp_path, 9, least=8)
+  w.write(9, {"train/loss": 1.0})
+  w.close()
+  assert list(metrics.examine(tmp_path).records) == [0, 4, 5, 8]
+
+
+def test_a_file_without_checks_gets_them(tmp_path, writer):
+  old = [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": None}]
+  text = "".join(json.dumps(r) + "\n" for r in old)
+  (tmp_path / metrics.FILE).write_text(f"{text}[]\n")
+  assert metrics.read(tmp_path) == old
+  w = writer(2)
+  assert "1 of its lines hold no record" in w.damage
+  assert lines(tmp_path) == old
 
 
 def test_no_file_no_records(tmp_path):

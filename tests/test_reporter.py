@@ -1,6 +1,5 @@
 """What a running training tells, and when it looks."""
 
-import json
 import math
 import time
 import types
@@ -300,9 +299,7 @@ def test_an_evaluation_is_a_record_and_a_line(run, capsys):
   r = run()
   values = {"eval/accuracy": 0.25, "eval/loss": 1.5, "eval/examples": 397}
   r.report.evaluation(30, values)
-  assert (
-    json.loads((r.workdir / metrics.FILE).read_text()) == {"step": 30} | values
-  )
+  assert metrics.read(r.workdir) == [{"step": 30} | values]
   assert capsys.readouterr().out == (
     "step 30: eval/accuracy 0.2500  eval/loss 1.5000\n"
   )

@@ -13,17 +13,10 @@ import numpy as np
 import pytest
 
 import train
-from mixer import checkpoints, stop
+from mixer import checkpoints, metrics, stop
 from mixer.datasets import prepared
 from mixer.errors import UserError
 from tests import conftest
-
-
-def records(workdir):
-  return [
-    json.loads(line)
-    for line in (workdir / "metrics.jsonl").read_text().splitlines()
-  ]
 
 
 def exact(workdir):
@@ -41,7 +34,7 @@ def exact(workdir):
       for k, v in r.items()
       if k not in timed and not k.startswith("goodput/")
     }
-    for r in records(workdir)
+    for r in metrics.read(workdir)
   )
   # Records of goodput alone tell of the starts, not of the run.
   return [r for r in kept if r.keys() != {"step"}]
@@ -81,13 +74,13 @@ def test_a_run_ends_with_its_report(undisturbed):
   workdir, done = undisturbed
   assert f"report: {workdir}/report.html\n" in done.stdout
   (run,) = page(workdir)["runs"]
-  assert run["metrics"] == records(workdir)
+  assert run["metrics"] == metrics.read(workdir)
   config = json.loads((workdir / "config.json").read_text())["config"]
   assert run["config"] == config
   # A second pass over the split, by other functions, comes to the same.
   said = run["predictions"]
   (last,) = [
-    r for r in records(workdir) if r["step"] == 60 and "eval/loss" in r
+    r for r in metrics.read(workdir) if r["step"] == 60 and "eval/loss" in r
   ]
   assert said["examples"] == last["eval/examples"] == 397
   assert said["accuracy"] == last["eval/accuracy"]
@@ -144,7 +137,7 @@ def test_a_run_writes_config_metrics_and_checkpoints(undisturbed):
   assert content["config"]["model"]["variant"] == "S/4"
   assert content["resolved"]["total"] == 60
   assert content["resolved"]["train_examples"] == 1400
-  found = records(workdir)
+  found = metrics.read(workdir)
   trained = [r["step"] for r in found if "train/loss" in r]
   assert trained == [1, 10, 20, 30, 40, 50, 60]
   assert {
@@ -353,7 +346,7 @@ def test_fine_tuning_starts_from_a_workdir(
   assert done.returncode == 0, done.stderr
   assert "starting from the weights of" in done.stdout
   # A fresh head: the first loss is that of a guess.
-  assert records(tmp_path / "run")[0]["train/loss"] == pytest.approx(
+  assert metrics.read(tmp_path / "run")[0]["train/loss"] == pytest.approx(
     np.log(10), rel=1e-5
   )
 

@@ -42,8 +42,8 @@ def read(
   """
   path = workdir_lib.path(workdir)
   content = workdir_lib.read_config(path)
-  records, notes = _records(path)
   newest, metadata, arrays, wrong = _checkpoint(path)
+  records, notes = _records(path, metadata.get("metrics_lines", 0))
   kept, damage = (fresh, "") if fresh else files.kept(path)
   done = max([newest or 0, *(r["step"] for r in records)])
   notes += _missing(records, done, content["resolved"].get("total"))
@@ -87,30 +87,18 @@ def _older(
   return [f"{note}."]
 
 
-def _records(path: epath.Path) -> tuple[list[dict[str, Any]], list[str]]:
-  file = path / metrics.FILE
+def _records(
+  path: epath.Path, least: int
+) -> tuple[list[dict[str, Any]], list[str]]:
   try:
-    found = metrics.read(path)
-  except (ValueError, *workdir_lib.failures(path)) as e:
-    return [], [f"{file} can't be read ({workdir_lib.reason(e)}): no metrics."]
-  sound = [r for r in found if _is_record(r)]
-  notes = []
-  if other := len(found) - len(sound):
-    what = "1 line of {} is no record and"
-    if other > 1:
-      what = f"{other:,} lines of {{}} are no records and"
-    notes.append(f"{what.format(file)} left out.")
-  if not sound:
+    found = metrics.examine(path, least)
+  except UserError as e:
+    return [], [f"There are no metrics: {e}"]
+  notes = [found.damage] if found.damage else []
+  if not found.records:
+    file = path / metrics.FILE
     notes.append(f"There are no metrics yet: {file} has no record.")
-  return sound, notes
-
-
-def _is_record(found: Any) -> bool:
-  return (
-    isinstance(found, dict)
-    and type(found.get("step")) is int
-    and all(v is None or isinstance(v, int | float) for v in found.values())
-  )
+  return list(found.records.values()), notes
 
 
 def _checkpoint(

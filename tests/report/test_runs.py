@@ -89,7 +89,7 @@ def test_a_line_that_is_no_record(bare, line):
     f.write(line + "\n")
   got = runs.read(path, "x")
   assert got["metrics"] == run_files.RECORDS
-  assert any("1 line of" in n and "no record" in n for n in got["notes"])
+  assert any("1 of its lines hold no record" in n for n in got["notes"])
 
 
 def test_metrics_that_are_no_text(bare):
@@ -97,7 +97,17 @@ def test_metrics_that_are_no_text(bare):
   (path / metrics.FILE).write_bytes(b"\xff\xfe\x00")
   got = runs.read(path, "x")
   assert got["metrics"] == []
-  assert "metrics.jsonl can't be read" in got["notes"][0]
+  assert "1 of its lines hold no record" in got["notes"][0]
+
+
+def test_lines_that_a_checkpoint_knows_of_are_gone(tmp_path, data_dir):
+  lines = {"metrics_lines": 9}
+  run_files.make(tmp_path, data_dir, change=lambda m: m.update(lines))
+  (tmp_path / metrics.FILE).unlink()
+  got = runs.read(tmp_path, "x")
+  assert any(
+    "of 9 lines 9 are damaged or gone (1 to 9)" in n for n in got["notes"]
+  )
 
 
 def test_no_workdir(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import input_pipeline
-from mixer import evaluate, inference, sharding, trained
+from mixer import evaluate, inference, metrics, sharding, trained
 from mixer import workdir as workdir_lib
 from mixer.datasets import split as split_lib
 from mixer.report import files, making
@@ -71,8 +71,7 @@ def check(made, run):
   _, rows, _, split = made
   (found,) = data(run / "report.html")["runs"]
   assert found["name"] == "one"
-  lines = (run / "metrics.jsonl").read_text().splitlines()
-  assert found["metrics"] == [json.loads(line) for line in lines]
+  assert found["metrics"] == metrics.read(run)
   stored = json.loads((run / "config.json").read_text())
   assert found["config"] == stored["config"]
   got = found["predictions"]
