@@ -114,7 +114,7 @@ def train(
     config, plan = inputs.config, inputs.plan
     class_names = inputs.train_split.class_names
     origin = finetune.prepare(config, path, class_names)
-    resolved = dataclasses.asdict(plan) | {
+    resolved: dict[str, Any] = plan.to_json() | {
       "train_examples": len(inputs.train_split),
       "eval_examples": len(inputs.eval_split),
       "num_classes": len(class_names),
@@ -267,9 +267,7 @@ class _Run:
       self.step += count
       self.watch.working()
       report.update(self.step, values, count)
-      if (
-        self.step % self.inputs.plan.checkpoint_every == 0 or self.step == total
-      ):
+      if self._is_due(self.inputs.plan.checkpoint_every):
         self._save()
       if self._evaluation_missing():
         self._evaluate()
@@ -309,6 +307,11 @@ class _Run:
     with self.report.pause("saving"):
       self.saved.wait()
 
+  def _is_due(self, every: durations.Interval) -> bool:
+    """Whether now is a time for it, or the end."""
+    at_end = self.step == self.inputs.plan.total
+    return at_end or durations.is_due(every, self.step)
+
   def _report_missing(self) -> bool:
     written = (self.path / report_files.PAGE).exists()
     return self.step > self.start or not written
@@ -330,9 +333,8 @@ class _Run:
       )
 
   def _evaluation_missing(self) -> bool:
-    step, plan = self.step, self.inputs.plan
-    due = step == plan.total or (step and step % plan.eval_every == 0)
-    return bool(due) and not self.report.writer.has(step, "eval/accuracy")
+    missing = not self.report.writer.has(self.step, "eval/accuracy")
+    return missing and self._is_due(self.inputs.plan.eval_every)
 
   def _evaluate(self) -> None:
     self.report.settle()

@@ -16,6 +16,7 @@ import jax
 import orbax.checkpoint.experimental.v1
 from etils import epath
 
+from mixer import durations
 from mixer import update as update_lib
 from mixer import workdir as workdir_lib
 from mixer.cluster import hosts
@@ -68,7 +69,7 @@ class Checkpoints:
     workdir: finding.Path,
     keep: int = 1,
     *,
-    keep_every: int = 0,
+    keep_every: durations.Interval = 0,
     best: Callable[[], Mapping[int, float]] | None = None,
     tell: Callable[[str], None] = print,
   ):

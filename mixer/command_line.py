@@ -1,6 +1,5 @@
 """Flags and exit codes, with sentences in place of tracebacks."""
 
-import difflib
 import os
 import re
 import signal
@@ -128,7 +127,7 @@ def _sentence(error: Exception, argv: list[str]) -> str:
   if wrong and wrong.group(1) in overrides:
     key = wrong.group(1)
     return (
-      f"--config.{key}={overrides[key]} is not of type "
+      f"--config.{key}={overrides[key][:100]} is not of type "
       f"{type(_KNOWN[key]).__name__}; write it as in "
       f"{config_lib.override(key, _KNOWN[key])}."
     )
@@ -139,6 +138,9 @@ def _sentence(error: Exception, argv: list[str]) -> str:
     return f"--config={files[-1]} can't be loaded: {full.splitlines()[-1]}."
   if files and not isinstance(error, flags.Error):
     return _not_loaded(f"--config={files[-1]}", error, text)
+  flag = re.fullmatch(r"Unknown command line flag '([\w-]+)'", text)
+  if flag and "config" in flags.FLAGS and (near := config_lib.near(flag[1])):
+    return f"{text}; did you mean {config_lib.override(near, _KNOWN[near])}?"
   text = re.sub(r"\. Did you mean: (.*) \?$", r"; did you mean --\1?", text)
   return text if text.endswith("?") else text.rstrip(".") + "."
 
@@ -152,13 +154,11 @@ def _unknown(key: str) -> str:
   if inside:
     example = config_lib.override(inside[0], _KNOWN[inside[0]])
     return f"{key} is a group of keys; set one of them, as in {example}."
-  # A name without its group, before names that merely look alike.
-  last = key.rpartition(".")[2]
-  close = [k for k in _KNOWN if k.rpartition(".")[2] == last]
-  close = close or difflib.get_close_matches(key, _KNOWN, n=1)
-  meant = f"did you mean {close[0]!r}? " if close else ""
+  near = config_lib.near(key)
+  meant = f"did you mean {near!r}? " if near else ""
   return (
-    f"the config has no key {key!r}; {meant}mixer/config.py lists them all."
+    f"the config has no key {config_lib.shown(key)}; {meant}mixer/config.py "
+    "lists them all."
   )
 
 

@@ -6,6 +6,7 @@ command line overrides single keys (`--config.batch_size=64`).
 into steps.
 """
 
+import difflib
 import shlex
 from collections.abc import Mapping
 from typing import Any, TypeAlias
@@ -194,9 +195,12 @@ KEYS: dict[str, tuple[Any, str]] = {
     "updates that are sent to the devices together: for models so small that "
     "starting an update takes as long as making it",
   ),
-  "log_every": ("50 steps", "between records of metrics"),
-  "eval_every": ("1 epochs", "beside the evaluation at the end"),
-  "checkpoint_every": ("1 epochs", "beside the checkpoint at the end"),
+  "log_every": ("50 steps", "between records of metrics; 0: none"),
+  "eval_every": ("1 epochs", "beside the evaluation at the end; 0: none"),
+  "checkpoint_every": (
+    "1 epochs",
+    "beside the checkpoint at the end; 0: none",
+  ),
   "keep_checkpoints": (3, "the newest that stay"),
   "keep_every": (
     "",
@@ -269,6 +273,7 @@ FREE_KEYS = (
   "data.prefetch_batches",
   "steps_per_dispatch",
   "log_every",
+  "eval_every",
   "checkpoint_every",
   "keep_checkpoints",
   "keep_every",
@@ -365,6 +370,62 @@ def _plain(value: Any) -> Any:
   if isinstance(value, tuple | list):
     return [_plain(v) for v in value]
   return value
+
+
+def shown(value: Any) -> str:
+  """A value for a sentence: its `repr`, shortened."""
+  try:
+    text = repr(value)
+  except ValueError:  # An int of thousands of digits.
+    return f"a number of {value.bit_length():,} bits"
+  return text if len(text) <= 100 else f"{text[:60]}... ({len(text):,} long)"
+
+
+# What people call keys that have other names here.
+_SYNONYMS = {
+  "beta1": "optimizer.b1",
+  "beta2": "optimizer.b2",
+  "checkpoint": "init_from",
+  "dataset": "data.name",
+  "epochs": "total",
+  "lr": "optimizer.learning_rate",
+  "num_epochs": "total",
+  "num_steps": "total",
+  "patch_size": "model.variant",
+  "precision": "model.dtype",
+  "pretrained": "init_from",
+  "resolution": "image_size",
+  "size": "image_size",
+  "steps": "total",
+  "weights": "init_from",
+}
+
+
+def near(key: str) -> str:
+  """The key that is most likely meant by one that isn't there; "" if none is.
+
+  By its last name, an abbreviation ("lr"), a synonym or a part of the name,
+  in its own group first; else by its letters.
+  """
+  known = list(KEYS)
+  group, _, last = key.lower().replace("-", "_").rpartition(".")
+  known.sort(key=lambda k: (k.rpartition(".")[0] != group, len(k)))
+
+  def names(k: str) -> tuple[str, str]:
+    name = k.rpartition(".")[2]
+    return name, "".join(word[0] for word in name.split("_"))
+
+  exact = [k for k in known if last in names(k)]
+  parts = [
+    k
+    for k in known
+    if min(len(last), len(names(k)[0])) > 3
+    and (names(k)[0] in last or last in names(k)[0])
+  ]
+  alike = difflib.get_close_matches(key, known, n=1)
+  synonym = [_SYNONYMS[last]] if last in _SYNONYMS else []
+  found = [k for k in exact if names(k)[0] == last] or synonym
+  return [*found, *exact, *alike, *parts, ""][0]
 
 
 def override(key: str, value: Any) -> str:

@@ -2,9 +2,14 @@
 
 import dataclasses
 import re
+from fractions import Fraction
 
 from mixer import config as config_lib
 from mixer.errors import UserError
+
+# Steps between one event and the next: exact, so that two halves of a run end
+# with it; 0 for never.
+Interval = int | Fraction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,10 +18,32 @@ class Plan:
 
   total: int
   warmup: int
-  log_every: int
-  eval_every: int
-  checkpoint_every: int
-  keep_every: int = 0  # 0: never.
+  log_every: Interval
+  eval_every: Interval
+  checkpoint_every: Interval
+  keep_every: Interval = 0
+
+  def to_json(self) -> dict[str, int | float]:
+    """All of it; intervals that are no whole steps rounded as floats are."""
+    found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    return {
+      k: int(v) if v.denominator == 1 else float(v) for k, v in found.items()
+    }
+
+
+def _passed(every: Interval, step: int) -> int:
+  """How many times it was due in the updates 1 to `step`.
+
+  The k-th time is at the step that is nearest to k intervals, of two the later.
+  """
+  if not every:
+    return 0
+  return ((2 * step + 1) * every.denominator - 1) // (2 * every.numerator)
+
+
+def is_due(every: Interval, step: int) -> bool:
+  """Whether what happens at that interval happens after update `step`."""
+  return step > 0 and _passed(every, step) > _passed(every, step - 1)
 
 
 def at_once(plan: Plan, step: int, most: int) -> int:
@@ -33,18 +60,23 @@ def at_once(plan: Plan, step: int, most: int) -> int:
   """
   last = step + most - 1
   every = (plan.total, plan.log_every, plan.eval_every, plan.checkpoint_every)
-  due = any(last // e > step // e for e in every)
+  due = any(_passed(e, last) > _passed(e, step) for e in every)
   return 1 if step % most or due else most
 
 
+# Keys of which "" and 0 mean never.
+INTERVALS = ("log_every", "eval_every", "checkpoint_every", "keep_every")
 _UNITS = ("steps", "epochs", "examples", "%")
 _DURATION = re.compile(
   r"\s*([0-9]+(?:_[0-9]+)*\.?[0-9]*(?:e[0-9]{1,2})?)\s*(\S*)\s*"
 )
+_LONGEST = 40  # Characters.
+# Updates are counted in 32 bits.
+_MOST = 2**31 - 1
 
 
-def parse(key: str, text: str) -> tuple[float, str]:
-  """Reads a duration: "5 epochs" -> (5.0, "epochs"); no unit means steps.
+def parse(key: str, text: str) -> tuple[Fraction, str]:
+  """Reads a duration: "5 epochs" -> (5, "epochs"); no unit means steps.
 
   Args:
     key: of the config, for the message.
@@ -53,16 +85,17 @@ def parse(key: str, text: str) -> tuple[float, str]:
   Raises:
     UserError: not a number and a unit.
   """
-  match = _DURATION.fullmatch(text)
+  match = _DURATION.fullmatch(text) if len(text) <= _LONGEST else None
   unit = match.group(2) if match else ""
   if match and unit != "%":
     unit = (unit or "steps").removesuffix("s") + "s"
   if not match or unit not in _UNITS:
     raise UserError(
-      f"{key}={text!r} is not a duration: write a number and its unit, as in "
+      f"{key}={config_lib.shown(text)} is not a duration: write a number and "
+      "its unit, as in "
       f'--config.{key}="500 steps", "3 epochs", "1e6 examples" or "5%".'
     )
-  return float(match.group(1)), unit
+  return Fraction(match.group(1).replace("_", "")), unit
 
 
 def plan(config: config_lib.Config, num_examples: int) -> Plan:
@@ -76,41 +109,37 @@ def plan(config: config_lib.Config, num_examples: int) -> Plan:
     UserError: a run of no steps, or a warm-up as long as the whole.
   """
 
-  def steps(key: str, total: int | None) -> int:
-    node = config
-    for part in key.split("."):
-      node = node[part]
-    value, unit = parse(key, node)
+  def steps(key: str, total: int | None) -> Fraction:
+    value, unit = parse(key, config[key])
     if unit == "%":
       if total is None:
         raise UserError(
-          f"{key}={node!r}: the whole run can't be a share of itself; give "
-          f'steps, epochs or examples, as in --config.{key}="500 steps".'
+          f"{key}={config[key]!r}: the whole run can't be a share of itself; "
+          f'give steps, epochs or examples, as in --config.{key}="500 steps".'
         )
-      return round(value / 100 * total)
+      return value / 100 * total
     if unit == "epochs":
-      value = value * num_examples / config.batch_size
-    elif unit == "examples":
-      value = value / config.batch_size
-    return round(value)
+      return value * num_examples / config.batch_size
+    return value / config.batch_size if unit == "examples" else value
 
-  total = steps("total", None)
-  if total < 1:
+  total = round(steps("total", None))
+  if not 1 <= total <= _MOST:
     raise UserError(
-      f"total={config.total!r} comes to less than one step with "
+      f"total={config.total!r} comes to "
+      f"{'less than one step' if total < 1 else 'too many steps'} with "
       f"{num_examples} training examples and batch_size={config.batch_size}; "
-      'make it longer, as in --config.total="500 steps".'
+      'give another, as in --config.total="500 steps".'
     )
-  warmup = steps("schedule.warmup", total)
+  warmup = round(steps("schedule.warmup", total))
   if warmup >= total:
     raise UserError(
       f"schedule.warmup={config.schedule.warmup!r} ({warmup} steps) is not "
       f"shorter than total={config.total!r} ({total} steps); lower it, as in "
       '--config.schedule.warmup="5%".'
     )
-  every = (
-    max(1, steps(k, total))
-    for k in ("log_every", "eval_every", "checkpoint_every")
-  )
-  kept = max(1, steps("keep_every", total)) if config.keep_every else 0
-  return Plan(total, warmup, *every, keep_every=kept)
+
+  def every(key: str) -> Interval:
+    found = steps(key, total) if config[key] else 0
+    return max(found, Fraction(1)) if found else 0
+
+  return Plan(total, warmup, *map(every, INTERVALS))

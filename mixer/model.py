@@ -170,11 +170,11 @@ def parse_variant(name: str) -> Variant:
   Raises:
     UserError: another form of name.
   """
-  match = re.fullmatch(r"([SBLH])/([1-9][0-9]*)", name)
+  match = re.fullmatch(r"([SBLH])/([1-9][0-9]{0,3})", name)
   if not match:
     raise UserError(
-      f"model.variant={name!r} is not known; it is a size (S, B, L, H) and a "
-      f"patch size, as in --config.model.variant=B/16. Published: "
+      f"model.variant={name[:60]!r} is not known; it is a size (S, B, L, H) "
+      "and a patch size, as in --config.model.variant=B/16. Published: "
       + ", ".join(VARIANTS)
       + "."
     )

@@ -1,6 +1,5 @@
 """Schedules, optimizers, and which parameters are trained."""
 
-import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -139,7 +138,7 @@ def check_factors(config: config_lib.Config) -> None:
     if (
       isinstance(value, bool)
       or not isinstance(value, int | float)
-      or not 0 <= value < math.inf
+      or not 0 <= value < 3.4e38  # Finite in float32.
     ):
       raise UserError(
         f"{_KEY} has the factor {value!r} for {pattern!r}; it should be a "
@@ -147,7 +146,7 @@ def check_factors(config: config_lib.Config) -> None:
       )
     try:
       re.compile(pattern)
-    except re.error as e:
+    except (re.error, OverflowError, RecursionError) as e:
       raise UserError(
         f"{_KEY} has {pattern!r}, which is no regular expression ({e}); write "
         f"it {example}"

@@ -145,7 +145,9 @@ class Reporter:
 
   def _tell(self, step: int, values: dict[str, float], before: int) -> None:
     """Tells of one update, of those after `before` that were sent together."""
-    logged = step % self._plan.log_every == 0 or step in (1, self._plan.total)
+    logged = step in (1, self._plan.total) or durations.is_due(
+      self._plan.log_every, step
+    )
     if before == self._start:
       self._watch.restart(step)  # The first updates include compilation.
       if self.loader:

@@ -1,9 +1,79 @@
 """Refuses a config that cannot work, in sentences."""
 
+import math
+
 from mixer import block, durations, optim, permutation
 from mixer import config as config_lib
 from mixer import model as model_lib
 from mixer.errors import UserError
+
+_CHOICES = {
+  "init_head": ("new", "keep"),
+  "init_resize": ("", "tiles", "interleaved", "resample"),
+  "model.dtype": ("bfloat16", "float32"),
+  "model.layout": ("", *block.LAYOUTS),
+  "model.remat": block.REMAT,
+  "model.token_mixing": ("shared", "untied"),
+  "data.permute": permutation.KINDS,
+  "data.crop": ("inception", "resize"),
+  "loss.name": ("softmax", "sigmoid"),
+  "optimizer.name": ("adamw", "sgd"),
+  "optimizer.train": ("all", "head"),
+  "schedule.decay": ("linear", "cosine", "constant"),
+  "keep_best": ("", "eval/accuracy", "eval/accuracy_top5", "eval/loss"),
+  "nonfinite": ("stop", "skip"),
+  "sharding.reduce_dtype": ("float32", "bfloat16"),
+}
+# Beyond it float32 has infinity alone.
+_FLOAT = 3.4e38
+# Every number there is: (at least, below, an example).
+_NUMBERS = {
+  "seed": (0, 2**32, 0),
+  "batch_size": (1, 10**7, 64),
+  "image_size": (1, 10**4, 224),
+  "image_width": (0, 10**4, 224),
+  "model.num_blocks": (0, 1000, 12),
+  "model.hidden_dim": (0, 10**5, 768),
+  "model.tokens_mlp_dim": (0, 10**5, 384),
+  "model.channels_mlp_dim": (0, 10**6, 3072),
+  "model.dropout": (0, 1, 0.1),
+  "model.stochastic_depth": (0, 1, 0.1),
+  "model.head_bias": (-1000, 1000, -10),
+  "model.token_groups": (1, 10**5, 4),
+  "data.permute_seed": (0, 2**32, 0),
+  "data.examples_per_class": (0, 10**9, 10),
+  "data.subset_seed": (0, 2**32, 0),
+  "data.crop_area_min": (0, 1, 0.05),
+  "data.randaugment_layers": (0, 100, 2),
+  "data.randaugment_magnitude": (0, 31, 15),
+  "data.affine_degrees": (0, 181, 10),
+  "data.affine_scale": (0, 1, 0.1),
+  "data.affine_translate": (0, 1, 0.1),
+  "data.eval_short_side": (0, 10**5, 256),
+  "data.threads": (1, 1000, 16),
+  "data.workers": (0, 1000, 0),
+  "data.prefetch_batches": (1, 1000, 2),
+  "loss.label_smoothing": (0, 1, 0.1),
+  "loss.mixup": (0, 1000, 0.5),
+  "optimizer.learning_rate": (0, _FLOAT, 1e-3),
+  "optimizer.weight_decay": (0, _FLOAT, 0.1),
+  "optimizer.b1": (0, 1, 0.9),
+  "optimizer.b2": (0, 1, 0.999),
+  "optimizer.eps": (0, _FLOAT, 1e-8),
+  "optimizer.momentum": (0, 1, 0.9),
+  "optimizer.clip_norm": (0, _FLOAT, 1),
+  "optimizer.ema_decay": (0, 1, 0.9999),
+  "optimizer.accumulate": (1, 10**7, 4),
+  "optimizer.sam_rho": (0, _FLOAT, 0.1),
+  "steps_per_dispatch": (1, 10**4, 8),
+  "keep_checkpoints": (1, 10**9, 3),
+  "sharding.fsdp": (1, 10**6, 1),
+  "sharding.min_size": (1, 10**18, 65_536),
+  "nonfinite_limit": (1, 10**9, 10),
+  "hang_seconds": (0, 10**9, 1800),
+  "fewshot.seeds": (1, 1000, 3),
+  "fewshot.l2": (0, _FLOAT, 1024),
+}
 
 
 def _check_keys(
@@ -12,9 +82,11 @@ def _check_keys(
   """Refuses unknown, missing and ill-typed keys."""
   for key in config:
     if key not in schema:
-      close = ", ".join(sorted(schema))
+      near = config_lib.near(prefix + key)
+      meant = f" (did you mean {near}?)" if near else ""
       raise UserError(
-        f"{prefix}{key} is not a key of the config; there are: {close}."
+        f"{prefix}{key} is not a key of the config{meant}; there are: "
+        f"{', '.join(sorted(schema))}."
       )
   for key, expected in schema.items():
     name = prefix + key
@@ -26,7 +98,9 @@ def _check_keys(
     value = config[key]
     if isinstance(expected, config_lib.GROUPS):
       if not isinstance(value, config_lib.GROUPS):
-        raise UserError(f"{name}={value!r} should be a group of keys.")
+        raise UserError(
+          f"{name}={config_lib.shown(value)} should be a group of keys."
+        )
       _check_keys(value, expected, name + ".")
       continue
     kinds = {float: (float, int), tuple: (tuple, list)}
@@ -35,7 +109,8 @@ def _check_keys(
       isinstance(value, bool) and not isinstance(expected, bool)
     ):
       raise UserError(
-        f"{name}={value!r} should be of type {type(expected).__name__}, as in "
+        f"{name}={config_lib.shown(value)} should be of type "
+        f"{type(expected).__name__}, as in "
         f"{config_lib.override(name, expected)}."
       )
 
@@ -51,102 +126,48 @@ def validate(config: config_lib.Config, num_devices: int) -> None:
     UserError: names the key and a valid value.
   """
   _check_keys(config, config_lib.default())
-  flat = config_lib.flatten(config)
-  for key in (
-    "total",
-    "schedule.warmup",
-    "log_every",
-    "eval_every",
-    "checkpoint_every",
-  ):
-    durations.parse(key, flat[key])
-  if flat["keep_every"]:
-    durations.parse("keep_every", flat["keep_every"])
-
-  def one_of(key: str, allowed: tuple[str, ...]) -> None:
-    value = flat[key]
-    if value not in allowed:
+  for key in ("total", "schedule.warmup"):
+    durations.parse(key, config[key])
+  for key in filter(config.get, durations.INTERVALS):
+    durations.parse(key, config[key])
+  for key, allowed in _CHOICES.items():
+    if config[key] not in allowed:
       raise UserError(
-        f"{key}={value!r} is not known; it can be "
+        f"{key}={config_lib.shown(config[key])} is not known; it can be "
         + " or ".join(f"--config.{key}={a}" for a in allowed)
         + "."
       )
-
-  def between(key: str, low: float, high: float, example: object) -> None:
-    value = flat[key]
-    if not low <= value < high:
-      raise UserError(
-        f"{key}={value!r} should be at least {low:g}"
-        + (f" and below {high:g}" if high < float("inf") else "")
-        + f", as in --config.{key}={example}."
-      )
-
-  one_of("init_head", ("new", "keep"))
-  one_of("init_resize", ("", "tiles", "interleaved", "resample"))
-  one_of("model.dtype", ("bfloat16", "float32"))
-  one_of("model.layout", ("", *block.LAYOUTS))
-  one_of("model.remat", block.REMAT)
-  one_of("model.token_mixing", ("shared", "untied"))
-  one_of("data.permute", permutation.KINDS)
-  one_of("data.crop", ("inception", "resize"))
-  one_of("loss.name", ("softmax", "sigmoid"))
-  one_of("optimizer.name", ("adamw", "sgd"))
-  one_of("optimizer.train", ("all", "head"))
-  one_of("schedule.decay", ("linear", "cosine", "constant"))
-  one_of("keep_best", ("", "eval/accuracy", "eval/accuracy_top5", "eval/loss"))
-  one_of("nonfinite", ("stop", "skip"))
-  one_of("sharding.reduce_dtype", ("float32", "bfloat16"))
-  inf = float("inf")
-  for key, low, high, example in (
-    ("seed", 0, 2**32, 0),
-    ("batch_size", 1, inf, 64),
-    ("image_size", 1, inf, 224),
-    ("image_width", 0, inf, 224),
-    ("model.num_blocks", 0, inf, 12),
-    ("model.hidden_dim", 0, inf, 768),
-    ("model.tokens_mlp_dim", 0, inf, 384),
-    ("model.channels_mlp_dim", 0, inf, 3072),
-    ("model.dropout", 0, 1, 0.1),
-    ("model.stochastic_depth", 0, 1, 0.1),
-    ("model.token_groups", 1, inf, 4),
-    ("data.permute_seed", 0, 2**32, 0),
-    ("data.examples_per_class", 0, inf, 10),
-    ("data.subset_seed", 0, 2**32, 0),
-    ("data.crop_area_min", 0, 1, 0.05),
-    ("data.randaugment_layers", 0, inf, 2),
-    ("data.randaugment_magnitude", 0, 31, 15),
-    ("data.affine_degrees", 0, 181, 10),
-    ("data.affine_scale", 0, 1, 0.1),
-    ("data.affine_translate", 0, 1, 0.1),
-    ("data.eval_short_side", 0, inf, 256),
-    ("data.threads", 1, inf, 16),
-    ("data.workers", 0, inf, 0),
-    ("data.prefetch_batches", 1, inf, 2),
-    ("loss.label_smoothing", 0, 1, 0.1),
-    ("loss.mixup", 0, inf, 0.5),
-    ("optimizer.learning_rate", 0, inf, 1e-3),
-    ("optimizer.weight_decay", 0, inf, 0.1),
-    ("optimizer.b1", 0, 1, 0.9),
-    ("optimizer.b2", 0, 1, 0.999),
-    ("optimizer.eps", 0, inf, 1e-8),
-    ("optimizer.momentum", 0, 1, 0.9),
-    ("optimizer.clip_norm", 0, inf, 1),
-    ("optimizer.ema_decay", 0, 1, 0.9999),
-    ("optimizer.accumulate", 1, inf, 4),
-    ("optimizer.sam_rho", 0, inf, 0.1),
-    ("steps_per_dispatch", 1, inf, 8),
-    ("keep_checkpoints", 1, inf, 3),
-    ("sharding.fsdp", 1, inf, 1),
-    ("sharding.min_size", 1, inf, 65_536),
-    ("nonfinite_limit", 1, inf, 10),
-    ("hang_seconds", 0, inf, 1800),
-    ("fewshot.seeds", 1, inf, 3),
-    ("fewshot.l2", 0, inf, 1024),
-  ):
-    between(key, low, high, example)
+  for key in _NUMBERS:
+    _check_number(key, config[key])
+  for rate in config.sweep.learning_rates:
+    _check_number("optimizer.learning_rate", rate, "sweep.learning_rates")
   optim.check_factors(config)
   _check_together(config, num_devices)
   _check_token_mixing(config)
+
+
+def _check_number(key: str, value: object, among: str = "") -> None:
+  """Refuses what is out of a key's range, or NaN.
+
+  Args:
+    key: in `_NUMBERS`.
+    value: a number, or one of the values of another key.
+    among: that key.
+  """
+  low, high, example = _NUMBERS[key]
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  if not is_number or not low <= value < high:
+    example = f"({example},)" if among else example
+    raise UserError(
+      f"{among or key}={config_lib.shown(value)} should be at least {low} and "
+      f"below {high:g}, as in {config_lib.override(among or key, example)}."
+    )
+
+
+def _divisors(number: int) -> list[int]:
+  """In order."""
+  low = [n for n in range(1, math.isqrt(number) + 1) if not number % n]
+  return sorted({*low, *(number // n for n in low)})
 
 
 def _check_together(config: config_lib.Config, num_devices: int) -> None:
@@ -162,7 +183,7 @@ def _check_together(config: config_lib.Config, num_devices: int) -> None:
     )
   parts, each = config.optimizer.accumulate, b // num_devices
   if each % parts:
-    divisors = [n for n in range(1, each + 1) if not each % n]
+    divisors = _divisors(each)
     near = [max(n for n in divisors if n < parts)]
     near += [n for n in divisors if n > parts][:1]
     raise UserError(
@@ -180,7 +201,7 @@ def _check_together(config: config_lib.Config, num_devices: int) -> None:
     )
   n = config.sharding.fsdp
   if num_devices % n:
-    near = [d for d in range(1, num_devices + 1) if not num_devices % d]
+    near = _divisors(num_devices)
     raise UserError(
       f"sharding.fsdp={n} doesn't divide the {num_devices} devices; use "
       + " or ".join(f"--config.sharding.fsdp={d}" for d in near[:4])
@@ -224,10 +245,11 @@ def _check_together(config: config_lib.Config, num_devices: int) -> None:
     )
   shots = config.fewshot.shots
   if config.fewshot.name and (
-    not shots or not all(isinstance(s, int) and s > 0 for s in shots)
+    not shots or not all(type(s) is int and 0 < s < 10**6 for s in shots)
   ):
     raise UserError(
-      f"fewshot.shots={shots!r} should be numbers of examples, as in "
+      f"fewshot.shots={config_lib.shown(shots)} should be numbers of examples, "
+      "as in "
       '--config.fewshot.shots="(1, 5, 10, 25)".'
     )
 
@@ -238,7 +260,7 @@ def _check_token_mixing(config: config_lib.Config) -> None:
   spec = model_lib.parse_variant(m.variant)
   channels = m.hidden_dim or spec.hidden_dim
   if channels % m.token_groups:
-    near = [g for g in range(1, m.token_groups) if channels % g == 0][-1]
+    near = max(g for g in _divisors(channels) if g < m.token_groups)
     raise UserError(
       f"model.token_groups={m.token_groups} doesn't divide the model's "
       f"{channels} channels; use --config.model.token_groups={near}."
@@ -251,7 +273,8 @@ def _check_token_mixing(config: config_lib.Config) -> None:
   for key, values in (("blocks", blocks), ("tokens", tokens)):
     if not all(type(v) is int for v in values):
       raise UserError(
-        f"model.pyramid_{key}={values!r} should be whole numbers, {example}."
+        f"model.pyramid_{key}={config_lib.shown(values)} should be whole "
+        f"numbers, {example}."
       )
   if len(blocks) != len(tokens):
     raise UserError(

@@ -136,6 +136,18 @@ def test_without_a_config_it_is_for_main_to_say(parse):
     ("seed.x", "seed"),
     ("data.nme.x", "data.name"),
     ("batch-size", "batch_size"),
+    ("optimizer.lr", "optimizer.learning_rate"),
+    ("lr", "optimizer.learning_rate"),
+    ("bs", "batch_size"),
+    ("wd", "optimizer.weight_decay"),
+    ("optim.warmup_steps", "schedule.warmup"),
+    ("model.size", "image_size"),
+    ("num_epochs", "total"),
+    ("data.num_workers", "data.workers"),
+    ("mixup_alpha", "loss.mixup"),
+    ("grad_clip_norm", "optimizer.clip_norm"),
+    ("Dropout_rate", "model.dropout"),
+    ("depth", "model.stochastic_depth"),
   ],
 )
 def test_an_unknown_key_names_the_nearest(refused, key, meant):
@@ -260,6 +272,20 @@ def test_flags_that_are_wrong(refused, argument):
 def test_an_unknown_flag_names_the_nearest(refused):
   assert refused("--workdri=x") == (
     "Unknown command line flag 'workdri'; did you mean --workdir?"
+  )
+
+
+@pytest.mark.parametrize(
+  ("flag", "meant"),
+  [
+    ("batch_size", "batch_size=4096"),
+    ("lr", "optimizer.learning_rate=0.001"),
+    ("epochs", "total='300 epochs'"),
+  ],
+)
+def test_a_key_without_config_names_it(refused, flag, meant):
+  assert refused(_SMOKE, f"--{flag}=8") == (
+    f"Unknown command line flag '{flag}'; did you mean --config.{meant}?"
   )
 
 

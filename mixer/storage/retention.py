@@ -3,9 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from mixer import durations
+
 
 def kept(
-  steps: Sequence[int], keep: int, keep_every: int, metrics: Mapping[int, float]
+  steps: Sequence[int],
+  keep: int,
+  keep_every: durations.Interval,
+  metrics: Mapping[int, float],
 ) -> set[int]:
   """The steps whose checkpoints stay.
 
@@ -17,8 +22,7 @@ def kept(
       same the newest. What is not finite doesn't count.
   """
   stay = {*steps[-keep:]}
-  if keep_every:
-    stay |= {s for s in steps if s % keep_every == 0}
+  stay |= {s for s in steps if durations.is_due(keep_every, s)}
   known = [
     (metrics[s], s) for s in steps if math.isfinite(metrics.get(s, math.nan))
   ]

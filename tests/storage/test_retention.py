@@ -29,7 +29,7 @@ def test_examples(keep, keep_every, metrics, stay):
 
 
 @given(
-  st.lists(st.integers(0, 60), unique=True).map(sorted),
+  st.lists(st.integers(1, 60), unique=True).map(sorted),
   st.integers(1, 5),
   st.integers(0, 20),
   st.dictionaries(st.integers(0, 60), st.floats()),
