@@ -12,6 +12,7 @@ from absl import flags
 
 from mixer import checkpoints, runtime, stop
 from mixer import config as config_lib
+from mixer import text as text_lib
 from mixer.cluster import hosts
 from mixer.errors import UserError
 
@@ -34,7 +35,8 @@ def parse(argv: list[str]) -> list[str]:
       # A file that can't be loaded says so only when it is looked into.
       flags.FLAGS["config"].value.keys()
   except Exception as e:
-    print(f"error: {_sentence(e, argv)}", file=sys.stderr)
+    message = text_lib.printable(_sentence(e, argv))
+    print(f"error: {message}", file=sys.stderr)
     sys.exit(1)
   return rest
 
@@ -138,7 +140,7 @@ def _sentence(error: Exception, argv: list[str]) -> str:
     return f"--config={files[-1]} can't be loaded: {full.splitlines()[-1]}."
   if files and not isinstance(error, flags.Error):
     return _not_loaded(f"--config={files[-1]}", error, text)
-  flag = re.fullmatch(r"Unknown command line flag '([\w-]+)'", text)
+  flag = re.fullmatch(r"Unknown command line flag '([\w.-]+)'", text)
   if flag and "config" in flags.FLAGS and (near := config_lib.near(flag[1])):
     return f"{text}; did you mean {config_lib.override(near, _KNOWN[near])}?"
   text = re.sub(r"\. Did you mean: (.*) \?$", r"; did you mean --\1?", text)

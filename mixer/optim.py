@@ -123,34 +123,30 @@ def check_factors(config: config_lib.Config) -> None:
   Raises:
     UserError: names what is wrong.
   """
-  example = f"as in {_EXAMPLE}."
   for pair in config.optimizer.lr_factors:
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
+    wrong = _wrong(pair)
+    if wrong:
       raise UserError(
-        f"{_KEY} has {pair!r} where a pair of a pattern and a factor should "
-        f"be, {example}"
+        f"{_KEY} has {config_lib.shown(pair)}, {wrong}; write it as in "
+        f"{_EXAMPLE}."
       )
-    pattern, value = pair
-    if not isinstance(pattern, str):
-      raise UserError(
-        f"{_KEY} has {pattern!r} where a pattern should be, {example}"
-      )
-    if (
-      isinstance(value, bool)
-      or not isinstance(value, int | float)
-      or not 0 <= value < 3.4e38  # Finite in float32.
-    ):
-      raise UserError(
-        f"{_KEY} has the factor {value!r} for {pattern!r}; it should be a "
-        f"number of at least 0, {example}"
-      )
-    try:
-      re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as e:
-      raise UserError(
-        f"{_KEY} has {pattern!r}, which is no regular expression ({e}); write "
-        f"it {example}"
-      ) from e
+
+
+def _wrong(pair: object) -> str:
+  """What is wrong with a pair of pattern and factor; "" if nothing is."""
+  if not isinstance(pair, tuple | list) or len(pair) != 2:
+    return "which is no pair of a pattern and a factor"
+  pattern, value = pair
+  if not isinstance(pattern, str):
+    return "whose first is no pattern"
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  if not is_number or not 0 <= value < 3.4e38:  # Finite in float32.
+    return "whose second should be a number of at least 0"
+  try:
+    re.compile(pattern)
+  except (re.error, OverflowError, RecursionError) as e:
+    return f"whose first is no regular expression ({e})"
+  return ""
 
 
 def check_names(config: config_lib.Config, names: Iterable[str]) -> None:

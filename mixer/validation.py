@@ -158,9 +158,10 @@ def _check_number(key: str, value: object, among: str = "") -> None:
   is_number = isinstance(value, int | float) and not isinstance(value, bool)
   if not is_number or not low <= value < high:
     example = f"({example},)" if among else example
+    below = f"{high:,}" if isinstance(high, int) else f"{high:g}"
     raise UserError(
       f"{among or key}={config_lib.shown(value)} should be at least {low} and "
-      f"below {high:g}, as in {config_lib.override(among or key, example)}."
+      f"below {below}, as in {config_lib.override(among or key, example)}."
     )
 
 
@@ -244,9 +245,8 @@ def _check_together(config: config_lib.Config, num_devices: int) -> None:
       "weights by --config.init_from=PATH, or use --config.init_head=new."
     )
   shots = config.fewshot.shots
-  if config.fewshot.name and (
-    not shots or not all(type(s) is int and 0 < s < 10**6 for s in shots)
-  ):
+  numbers = all(type(s) is int and 0 < s < 10**6 for s in shots)
+  if not numbers or (config.fewshot.name and not shots):
     raise UserError(
       f"fewshot.shots={config_lib.shown(shots)} should be numbers of examples, "
       "as in "
@@ -271,27 +271,29 @@ def _check_token_mixing(config: config_lib.Config) -> None:
     '--config.model.pyramid_tokens="(98, 49)"'
   )
   for key, values in (("blocks", blocks), ("tokens", tokens)):
-    if not all(type(v) is int for v in values):
+    # Beyond 32 bits they are none that a model could have.
+    if not all(type(v) is int and abs(v) < 2**31 for v in values):
       raise UserError(
         f"model.pyramid_{key}={config_lib.shown(values)} should be whole "
         f"numbers, {example}."
       )
+  shown = f"model.pyramid_blocks={config_lib.shown(blocks)}"
+  shown_tokens = f"model.pyramid_tokens={config_lib.shown(tokens)}"
   if len(blocks) != len(tokens):
     raise UserError(
-      f"model.pyramid_blocks={blocks} and model.pyramid_tokens={tokens} should "
-      f"be equally long, {example}."
+      f"{shown} and {shown_tokens} should be equally long, {example}."
     )
   depth = m.num_blocks or spec.num_blocks
   if blocks != sorted({*blocks} & {*range(depth)}):
     raise UserError(
-      f"model.pyramid_blocks={blocks} should be rising numbers of blocks; the "
-      f"model has 0 to {depth - 1}."
+      f"{shown} should be rising numbers of blocks; the model has 0 to "
+      f"{depth - 1}."
     )
   height, width = config_lib.image_size(config)
   before = [height // spec.patch_size * (width // spec.patch_size), *tokens]
   if any(not 0 < b < a for a, b in zip(before, tokens, strict=False)):
     raise UserError(
-      f"model.pyramid_tokens={tokens} should fall from block to block; the "
-      f"model starts with {before[0]} tokens (images of {height} x {width}, "
+      f"{shown_tokens} should fall from block to block; the model starts with "
+      f"{before[0]} tokens (images of {height} x {width}, "
       f"patches of {spec.patch_size} pixels)."
     )

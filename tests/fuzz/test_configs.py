@@ -1,0 +1,148 @@
+"""Overrides of config keys, as a command line gives them.
+
+Flags are parsed, the config is validated and its durations become steps: a
+sentence or a config that goes to JSON and back. Memory grows by less than
+`_MEMORY` over all of them; each ends within `_SECONDS`.
+"""
+
+import faulthandler
+import json
+import resource
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from mixer import command_line, durations, validation
+from mixer import config as config_lib
+from mixer import text as text_lib
+from mixer.errors import UserError
+from tests import conftest
+from tests.fuzz import mutations
+
+_INPUTS = 10_000
+_MEMORY, _SECONDS = 2**28, 10
+
+_NUMBERS = (
+  *("0", "1", "-1", "2", "3", "7", "8", "16", "64", "4096", "1000000007"),
+  *(str(2**k + d) for k in (16, 24, 31, 32, 53, 63, 64) for d in (-1, 0, 1)),
+  *("1" + "0" * k for k in (3, 6, 9, 12, 18, 40, 400, 5000)),
+  *("nan", "-nan", "inf", "-inf", "1e9", "1e38", "1e39", "1e308", "1e999"),
+  *("1e-300", "-0.0", "0.1", "0.999999999", "1.0", "1_000", "0x10", "0b1"),
+  *(" 5 ", "+5", "5.", ".5", "5j", "\u0663", "\uff15", "1,5", "True", "None"),
+)
+_UNITS = ("", " steps", " step", " epochs", " examples", "%", " %", " weeks")
+_TEXTS = (
+  *("", " ", "\0", "\n", "\x1b[31m", "'", '"', "=", "--", "\u202e", "\udcff"),
+  *("B/16", "S/1", "H/9999", "B/0", "B/99999999999", "X/16", "b/16"),
+  *("adamw", "sgd", "softmax", "sigmoid", "keep", "head", "pallas", "skip"),
+  *("eval/accuracy", "eval/loss", "train/loss", "float16", "digits", "auto"),
+  *("train[:0]", "train[::]", "../../etc", "gs://", "$(reboot)", "%s%n{0}"),
+  *("a" * 100_000, "1" * 100_000 + " a b", "(" * 5000, "\u00e9" * 999),
+)
+_TUPLES = (
+  *("()", "(1,)", "(1, 5)", "[3, 2]", "(98, 49)", "(2, 5)", "(1e999,)"),
+  *("(nan,)", "('a',)", "((1,),)", "({},)", "(None,)", "(-1,)", "(True,)"),
+  *("(('head/.*', 10.0),)", "(('(', 1),)", "(('a{99999999999}', 1),)"),
+  *("(('" + "(" * 4000 + "', 1),)", "(('head/.*', 1e999),)", "(1,) * 10**9"),
+  *("[" * 3000, "(" + "1," * 5000 + ")", "(10**99,)", f"({'9' * 5000},)"),
+)
+
+
+def _value(key, default, rng):
+  """Mostly of the kind that the key wants, often not of its range."""
+
+  def pick(values):
+    return values[rng.integers(len(values))]
+
+  kind = rng.random()
+  if kind < 0.1:
+    return pick((*_NUMBERS, *_TEXTS, *_TUPLES))
+  if kind < 0.2:
+    raw = mutations.mutated(str(default).encode(), rng)[:200]
+    return raw.decode("utf-8", "surrogateescape")
+  if isinstance(default, bool):
+    return pick(("true", "false", "0", "1", "maybe", ""))
+  if key in (*durations.INTERVALS, "total", "schedule.warmup"):
+    return pick(_NUMBERS) + pick(_UNITS)
+  if isinstance(default, int | float):
+    return pick(_NUMBERS)
+  return pick(_TEXTS if isinstance(default, str) else _TUPLES)
+
+
+def _override(known, rng):
+  keys = list(known)
+  key = keys[rng.integers(len(keys))]
+  value = _value(key, known[key], rng)
+  if rng.random() < 0.05:
+    key = mutations.mutated(key.encode(), rng)[:99]
+    key = key.decode("utf-8", "surrogateescape")
+  dashes = "--config." if rng.random() < 0.97 else "--"
+  return f"{dashes}{key}={value}"
+
+
+def _parsed(monkeypatch, recipe, overrides):
+  """The config, as train.py has it; SystemExit where it is refused."""
+  values = flags.FlagValues()
+  argv = ["train.py", f"--config={conftest.ROOT}/configs/{recipe}", *overrides]
+  monkeypatch.setattr(flags, "FLAGS", values)
+  config_flags.DEFINE_config_file(
+    "config", None, flag_values=values, sys_argv=argv
+  )
+  sys.modules.pop("config_config", None)  # The last file that was loaded.
+  command_line.parse(argv)
+  return values["config"].value
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_sentence_or_a_config(monkeypatch, capsys):
+  rng = np.random.default_rng(15)
+  known = {k: v for k, (v, _) in config_lib.KEYS.items()}
+  words = b"model=B/16,dataset=pets,size=224x320"
+  accepted = 0
+  memory = 0
+  for i in range(_INPUTS):
+    recipe = ("smoke.py", "finetune.py:", "scratch.py:")[i % 3]
+    if ":" in recipe and rng.random() < 0.2:
+      recipe += mutations.mutated(words, rng)[:200].decode("utf-8", "replace")
+    overrides = [_override(known, rng) for _ in range(rng.choice((1, 1, 2, 3)))]
+    devices = int(rng.choice((1, 1, 3, 8, 256, 10_000)))
+    examples = int(rng.choice((1, 54, 50_000, 10**9)))
+    what = f"input {i}: {recipe} {overrides!r:.500}, {devices} devices"
+    faulthandler.dump_traceback_later(_SECONDS, exit=True, file=sys.__stderr__)
+    try:
+      config = _parsed(monkeypatch, recipe, overrides)
+      validation.validate(config, devices)
+      plan = durations.plan(config, examples)
+    except SystemExit as e:
+      assert e.code == 1, what
+      message = capsys.readouterr().err
+      assert message.startswith("error: "), what
+      assert text_lib.printable(message, keep="\n") == message, what
+    except UserError as e:
+      message = str(e)
+    except BaseException as e:
+      raise AssertionError(what) from e
+    else:
+      accepted += 1
+      text = json.dumps(config_lib.to_json(config), allow_nan=False)
+      read = config_lib.from_json(json.loads(text), {})
+      assert config_lib.differences(config, read) == {}, what
+      assert 0 <= plan.warmup < plan.total < 2**31, what
+      json.dumps(plan.to_json(), allow_nan=False)
+      durations.at_once(plan, 0, config.steps_per_dispatch)
+      continue
+    finally:
+      faulthandler.cancel_dump_traceback_later()
+    assert 10 < len(message) < 2000, f"{what}: {message}"
+    assert "Traceback" not in message, what
+    if i == 100:
+      memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
+  assert grown * 1024 < _MEMORY
+  assert accepted > _INPUTS / 20
