@@ -314,7 +314,6 @@ def _parser() -> argparse.ArgumentParser:
   add(
     "--examples",
     type=_table,
-    default="",
     metavar="FILE",
     help="list every example: file, label, prediction, score; .csv or .parquet",
   )
