@@ -69,6 +69,13 @@ class Checked:
   fewshot_task: fewshot.Task | None
   plan: durations.Plan
 
+  @property
+  def identity(self) -> dict[str, Any]:
+    """JSON that tells the data from any other."""
+    task = self.fewshot_task
+    few = {"fewshot": task.identity} if task else {}
+    return {**self.train_split.identity, **few}
+
 
 def check(config: config_lib.Config) -> Checked:
   """Refuses what can be refused before anything is allocated; opens the data.
@@ -118,21 +125,23 @@ def train(
       "train_examples": len(inputs.train_split),
       "eval_examples": len(inputs.eval_split),
       "num_classes": len(class_names),
+      "data_set": inputs.identity,
     }
     resolved |= origin.resolved
     config_json = config_lib.to_json(config)
 
-    def claim() -> None:
-      has_progress = bool(checkpoints_lib.committed(path))
-      workdir_lib.claim(
-        path, config_json, resolved, allow_change, has_progress=has_progress
+    def claim() -> list[str]:
+      step = max(checkpoints_lib.committed(path), default=None)
+      return workdir_lib.claim(
+        path, config_json, resolved, allow_change, step=step
       )
 
     with lock.Lock(path) as owner:
       watch.leaving.append(owner.release)
       if owner.sentence:
         _say(owner.sentence)
-      hosts.on_first("claim", claim)
+      for sentence in hosts.on_first("claim", claim):
+        _say(sentence)
       gate.pass_together(config, {"workdir": str(path), "resolved": resolved})
       watch.check()
 

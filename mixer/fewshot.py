@@ -38,6 +38,7 @@ class Task:
     seeds: int,
     l2: float,
   ):
+    self.identity = train.identity
     self._train, self._test, self._l2 = train, test, l2
     self._draws = {
       n: [train.per_class(n, seed) for seed in range(seeds)] for n in shots

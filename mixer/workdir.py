@@ -16,8 +16,7 @@ import fsspec.config
 import jax
 from etils import epath
 
-from mixer import config as config_lib
-from mixer import files
+from mixer import drift, files
 from mixer.errors import UserError
 
 _CONFIG = "config.json"
@@ -120,8 +119,8 @@ def claim(
   resolved: dict[str, Any],
   allow: Iterable[str] = (),
   *,
-  has_progress: bool = True,
-) -> None:
+  step: int | None = 0,
+) -> list[str]:
   """Makes the workdir this run's, or checks that it is.
 
   Writes the whole config, and what was worked out from it, to `config.json`.
@@ -129,11 +128,15 @@ def claim(
   Args:
     workdir: may be missing, empty, or of an earlier start of the same run.
     config: JSON form of the run's config.
-    resolved: what the config comes to: durations in steps, classes.
+    resolved: what the config comes to: durations in steps, classes, the data
+      set's identity.
     allow: keys, besides `config.FREE_KEYS`, that may differ from the config
-      that the workdir was made with.
-    has_progress: whether it holds a checkpoint; if not, there is nothing to go
-      on with, and another config may have it (after a mistake in the first).
+      that the workdir was made with; see `drift`.
+    step: of the newest checkpoint; None: there is nothing to go on with, and
+      another config may have it (after a mistake in the first).
+
+  Returns:
+    Sentences for people about what has changed.
 
   Raises:
     UserError: it can't be made, is somebody else's, or its config differs.
@@ -149,9 +152,11 @@ def claim(
     probe.unlink()
   except failures(workdir) as e:
     raise not_writable(workdir, e) from e
+  sentences = []
   if _CONFIG in names:
-    if has_progress:
-      _check_drift(workdir, new, tuple(allow))
+    if step is not None:
+      old = read_config(workdir)
+      sentences = drift.check(str(workdir), old, new, tuple(allow), step)
   elif {n for n in names if not n.startswith(".")}:
     shown = ", ".join(sorted(names)[:5])
     raise UserError(
@@ -160,58 +165,4 @@ def claim(
     )
   if jax.process_index() == 0:
     write_json(workdir / _CONFIG, new)
-
-
-def _completed(
-  config: dict[str, Any], defaults: dict[str, Any]
-) -> dict[str, Any]:
-  """A config, and what it has no key for."""
-  groups = {
-    key: _completed(config.get(key, {}), value)
-    for key, value in defaults.items()
-    if isinstance(value, dict)
-  }
-  return defaults | config | groups
-
-
-def _check_drift(
-  workdir: epath.PathLike, new: dict[str, Any], allow: tuple[str, ...]
-) -> None:
-  old = read_config(workdir)
-  # A key that came later had its default until then.
-  defaults = config_lib.to_json(config_lib.default())
-  old["config"] = _completed(old["config"], defaults)
-  known = {
-    key
-    for start in (old, new)  # A key may be gone since.
-    for key in (
-      *config_lib.flatten(start["config"]),
-      *(f"resolved.{k}" for k in start["resolved"]),
-    )
-  }
-  for key in allow:
-    if key not in known:
-      raise UserError(f"--allow_change={key}: that is no key of the config.")
-  changed = {
-    key: line
-    for key, line in config_lib.differences(
-      old["config"], new["config"]
-    ).items()
-    if key not in config_lib.FREE_KEYS
-  }
-  if not changed:  # Then what follows from it can still differ.
-    changed = {
-      f"resolved.{key}": f"resolved.{line}"
-      for key, line in config_lib.differences(
-        old["resolved"], new["resolved"]
-      ).items()
-      if key not in config_lib.FREE_KEYS
-    }
-  refused = {k: line for k, line in changed.items() if k not in allow}
-  if refused:
-    raise UserError(
-      f"--workdir={workdir} was made with another config:\n  "
-      + "\n  ".join(refused.values())
-      + "\nUse the old values, or another --workdir; to go on with the new "
-      f"values all the same, add --allow_change={','.join(changed)}."
-    )
+  return sentences

@@ -14,7 +14,7 @@ import pytest
 
 import train
 from mixer import checkpoints, metrics, stop
-from mixer.datasets import prepared
+from mixer.datasets import prepared, stored
 from mixer.errors import UserError
 from tests import conftest
 
@@ -235,7 +235,7 @@ def test_a_damaged_record_stops_training_and_loses_nothing(
   smoke_config, tmp_path, monkeypatch
 ):
   real = prepared.open_source
-  good, names = real("digits", "train", smoke_config.data.data_dir)
+  good, names, _ = real("digits", "train", smoke_config.data.data_dir)
 
   class Damaged:
     def __len__(self):
@@ -250,7 +250,7 @@ def test_a_damaged_record_stops_training_and_loses_nothing(
 
   def open_source(name, split, data_dir):
     if split == "train":
-      return Damaged(), names
+      return Damaged(), names, {}
     return real(name, split, data_dir)
 
   monkeypatch.setattr(prepared, "open_source", open_source)
@@ -319,6 +319,30 @@ def test_drift_is_refused_with_a_diff(undisturbed, train_command):
   done = train_command(undisturbed[0], "--config.batch_size=64")
   assert done.returncode == 1
   assert "batch_size: 32 -> 64" in done.stderr
+
+
+def test_another_data_set_is_refused_with_a_diff(
+  undisturbed, smoke_config, tmp_path
+):
+  # Prepared anew with other class names of equal number.
+  root = tmp_path / "data"
+  shutil.copytree(smoke_config.data.data_dir, root)
+  (folder,) = root.glob("digits/*")
+  names = folder / "label.labels.txt"
+  names.write_text(names.read_text().replace("3\n", "three\n"))
+  stored.seal(folder)
+  smoke_config.data.data_dir = str(root)
+  for allow in ((), ("total",)):
+    with pytest.raises(UserError, match=r"data_set\.class_names: '10 names, "):
+      train.train(smoke_config, undisturbed[0], allow)
+
+
+def test_a_total_that_lies_behind_is_refused(undisturbed, smoke_config):
+  smoke_config.total = "6 steps"
+  with pytest.raises(
+    UserError, match="comes to 6 steps, and the run in .* has"
+  ):
+    train.train(smoke_config, undisturbed[0], ("total",))
 
 
 @pytest.mark.slow

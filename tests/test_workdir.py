@@ -261,7 +261,7 @@ def test_write_json_reaches_the_disk_before_it_counts(tmp_path, monkeypatch):
 def test_a_folder_without_progress_takes_another_config(tmp_path):
   workdir.claim(tmp_path, config_json(), _RESOLVED)
   new = config_json(init_from="elsewhere")
-  workdir.claim(tmp_path, new, _RESOLVED, has_progress=False)
+  workdir.claim(tmp_path, new, _RESOLVED, step=None)
   assert written(tmp_path)["config"] == new
 
 

@@ -106,11 +106,10 @@ def _refuse_options(args: argparse.Namespace, base: str) -> None:
 
 def _stored(args: argparse.Namespace, root: pathlib.Path) -> Any:
   """The set as it lies in data_dir, or in --source; None if it doesn't."""
-  from mixer.datasets import locate
-  from mixer.datasets.preparation import convert
+  from mixer.datasets import locate, stored
 
   # The newest, as TFDS has it.
-  here = [convert.describe(f) for f in locate.versions(root, args.set)[-1:]]
+  here = [stored.read(f) for f in locate.versions(root, args.set)[-1:]]
   if here and ("array_record" in here[0].formats or not args.source):
     return here[0]
   found = []
@@ -121,7 +120,7 @@ def _stored(args: argparse.Namespace, root: pathlib.Path) -> Any:
       f"--source holds the data set {args.set} more than once: "
       f"{', '.join(map(str, found))}. Name one of these folders."
     )
-  return convert.describe(found[0]) if found else None
+  return stored.read(found[0]) if found else None
 
 
 def _convert(args: argparse.Namespace, root: pathlib.Path, stored: Any) -> None:
@@ -233,16 +232,15 @@ def _own(args: argparse.Namespace, root: pathlib.Path) -> str:
 
 def _summary(args: argparse.Namespace, name: str, root: pathlib.Path) -> None:
   """Prints what lies there, and what to do with it."""
-  from mixer.datasets import catalog, locate, vtab
+  from mixer.datasets import catalog, locate, stored, vtab
 
-  builder = locate.open_builder(name, root, args.data_dir)
-  print(f"data set {name} is ready in {builder.data_dir}")
-  sizes = {k: v.num_examples for k, v in builder.info.splits.items()}
+  found = stored.read(locate.find(name, root, args.data_dir))
+  print(f"data set {name} is ready in {found.folder}")
+  sizes = found.sizes
   for split, size in sizes.items():
     print(f"  {split:<12}{size:>12,} examples")
-  features = builder.info.features
-  config = builder.info.config_name
-  tasks = vtab.tasks_of("/".join(filter(None, (builder.name, config))))
+  features = found.features
+  tasks = vtab.tasks_of("/".join(filter(None, (found.name, found.config))))
   if tasks:
     print(f"  VTAB-1k makes of it {' and '.join(tasks)}")
   label = next((k for k in ("label", "original_label") if k in features), "")
@@ -253,7 +251,7 @@ def _summary(args: argparse.Namespace, name: str, root: pathlib.Path) -> None:
       + (f", or --config.data.name={tasks[0]}" if tasks else "")
     )
     return
-  names = features[label].names
+  names = found.class_names(label)
   few = ", ".join(names if len(names) <= 6 else [*names[:3], "...", names[-1]])
   print(f"  {len(names):,} classes: {few}")
   if "train" not in sizes:
@@ -267,9 +265,8 @@ def _summary(args: argparse.Namespace, name: str, root: pathlib.Path) -> None:
   tuned = f"finetune:model=imagenet21k/Mixer-B_16,dataset={name}"
   print(f"fine-tune released weights on it:\n  {command(tuned)}")
   scratch = f"scratch:dataset={name}"
-  height, width, _ = features["image"].shape
-  small = height and width and max(height, width) < 224
-  size = f",size={height}x{width}" if small else ""
+  height, width = found.image_size or (224, 224)
+  size = f",size={height}x{width}" if max(height, width) < 224 else ""
   print(
     f"or train from random ones{size and ', at the size of its images'}:\n"
     f"  {command(scratch + size)}"

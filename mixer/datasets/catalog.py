@@ -14,10 +14,10 @@ import shlex
 from collections.abc import Sequence
 
 # Built from what the installed packages contain, without a network:
-# data set -> (module, class).
+# data set -> (module, class, its version).
 SHIPPED = {
-  "digits": ("mixer.datasets.digits", "Digits"),
-  "glyphs": ("mixer.datasets.glyphs", "Glyphs"),
+  "digits": ("mixer.datasets.digits", "Digits", "1.0.0"),
+  "glyphs": ("mixer.datasets.glyphs", "Glyphs", "1.0.0"),
 }
 
 # Builders of images that the user has: name -> (module, class).

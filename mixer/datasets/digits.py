@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from mixer import errors
+from mixer.datasets import tfds_info
 
 TRAIN_SIZE = 1400
 TEST_SIZE = 397
@@ -46,7 +47,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version("1.0.0")
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
+    return tfds_info.LocalInfo(
       builder=self,
       description=(
         "1,797 handwritten digits of 8 x 8 pixels by 13 writers: the test "

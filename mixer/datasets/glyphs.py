@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mixer import errors
-from mixer.datasets import glyph_render, progress
+from mixer.datasets import glyph_render, progress, tfds_info
 
 SEED = 0
 TRAIN_PER_CLASS = 360
@@ -216,7 +216,7 @@ class Glyphs(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version("1.0.0")
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
+    return tfds_info.LocalInfo(
       builder=self,
       description=(
         "Digits, letters (Latin, Greek, Cyrillic) and punctuation, drawn in "

@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from mixer.datasets import imagenet2012, wordnet
+from mixer.datasets import imagenet2012, tfds_info, wordnet
 from mixer.datasets.preparation import build
 from mixer.datasets.sources import file_names, folder_walk, mapped
 from mixer.datasets.sources.member import Member
@@ -114,7 +114,7 @@ class Imagenet2012Real(build.ImageBuilder, skip_registration=True):
 
   def _info(self) -> tfds.core.DatasetInfo:
     names = list(wordnet.classes("imagenet1k"))
-    return tfds.core.DatasetInfo(
+    return tfds_info.LocalInfo(
       builder=self,
       features=tfds.features.FeaturesDict(
         {

@@ -1,19 +1,20 @@
 """Finds a prepared data set by its name, or says what there is instead."""
 
 import contextlib
+import difflib
 import fcntl
 import glob
-import json
 import os
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import Any
 
-from mixer.datasets import catalog
+from mixer import files
+from mixer.datasets import catalog, stored
 from mixer.errors import UserError
 
-_VERSION = re.compile(r"\d+\.\d+\.\d+")
+_VERSION = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+")
+_CONFIG = re.compile(r"[\w+.-]+")
 # What a folder's name begins with while TFDS, or `convert`, writes it. No
 # version does, so that nobody takes it for a data set.
 UNFINISHED = "incomplete."
@@ -108,22 +109,27 @@ def versions(place: pathlib.Path, name: str) -> list[pathlib.Path]:
   if place.name == base:
     patterns.append("*/*/")
   for pattern in patterns:
-    for path in place.glob(f"{pattern}dataset_info.json"):
-      with contextlib.suppress(OSError, ValueError):
-        info = json.loads(path.read_text("utf-8"))
-        is_it = info.get("name") == base and (
-          config in ("", info.get("configName", ""))
-          and version in ("", info.get("version"))
+    for path in place.glob(f"{pattern}{stored.INFO}"):
+      try:
+        info = stored.read_info(path)
+      except UserError:
+        continue  # It is told where it is opened by its name.
+      is_it = info.get("name") == base and (
+        config in ("", info.get("configName", ""))
+        and version in ("", info.get("version"))
+      )
+      if is_it and not path.parent.name.startswith(_WORKING):
+        found[path.parent] = _order(str(info.get("version")))
+      elif not pattern:
+        raise UserError(
+          f"{place} holds the data set {info.get('name')}, not {name}; "
+          "prepare it by its name."
         )
-        if is_it and not path.parent.name.startswith(_WORKING):
-          key = [int(n) for n in re.findall(r"\d+", info["version"])]
-          found[path.parent] = key
-        elif not pattern:
-          raise UserError(
-            f"{place} holds the data set {info.get('name')}, not {name}; "
-            "prepare it by its name."
-          )
   return sorted(found, key=lambda folder: found[folder])
+
+
+def _order(version: str) -> list[int]:
+  return [int(n) for n in re.findall("[0-9]{1,18}", version)]
 
 
 def unfinished(name: str, root: pathlib.Path) -> pathlib.Path | None:
@@ -139,49 +145,68 @@ def unfinished(name: str, root: pathlib.Path) -> pathlib.Path | None:
   return next((p for p in sorted(found) if p.is_dir()), None)
 
 
-def open_builder(name: str, root: pathlib.Path, data_dir: str = "") -> Any:
-  """TFDS's builder to read a prepared set with.
+def find(name: str, root: pathlib.Path, data_dir: str = "") -> pathlib.Path:
+  """The folder of a prepared set: of its newest version, if none is named.
 
   Args:
-    name: with config and version if need be; without a config, the only one
-      that is prepared is meant where TFDS has no other default.
+    name: with config and version if need be, the latter as "1.*.*", too;
+      without a config, the default is meant, or the only one that is prepared.
     root: where data sets lie.
     data_dir: as the user gave it.
 
   Raises:
     UserError: not prepared; says how it is done.
   """
-  from tensorflow_datasets.core import (
-    dataset_info,
-    read_only_builder,
-    registered,
-  )
-
-  failed = (
-    registered.DatasetNotFoundError,
-    dataset_info.DatasetInfoFileError,  # A folder that is not whole.
-    ValueError,
-  )
   base, config, version = split_name(name)
-  try:
-    return read_only_builder.builder_from_files(name, data_dir=str(root))
-  except failed as e:
-    found = () if config else configs(root / base)
-    if len(found) > 1:
-      raise UserError(
-        f"data set {name} in {root} is prepared in several forms; name one of "
-        f"them: {', '.join(f'{base}/{c}' for c in found)}."
-      ) from e
-    if not found:
-      half = (
-        f" ({e})" if isinstance(e, dataset_info.DatasetInfoFileError) else ""
-      )
-      raise _not_prepared(name, root, data_dir, half) from e
-  name = f"{base}/{found[0]}" + (f":{version}" if version else "")
-  try:
-    return read_only_builder.builder_from_files(name, data_dir=str(root))
-  except failed as e:
-    raise _not_prepared(name, root, data_dir, "") from e
+  pattern = re.compile(re.escape(version).replace(r"\*", "[0-9]+") or ".*")
+  places = [root / base / config]
+  if not config:
+    places += [root / base / c for c in (_default(root / base),) if c]
+  half = ""
+  for place in places:
+    folders = [
+      path.parent
+      for path in place.glob(f"*/{stored.FEATURES}")
+      if _VERSION.fullmatch(path.parent.name)
+      and pattern.fullmatch(path.parent.name)
+    ]
+    for folder in sorted(folders, key=lambda f: _order(f.name), reverse=True):
+      if (folder / stored.INFO).exists():
+        return folder
+      half = f" (there is no {folder / stored.INFO})"
+  found = () if config else configs(root / base)
+  if len(found) > 1:
+    raise UserError(
+      f"data set {name} in {root} is prepared in several forms; name one of "
+      f"them: {', '.join(f'{base}/{c}' for c in found)}."
+    )
+  if found:
+    only = f"{base}/{found[0]}" + (f":{version}" if version else "")
+    return find(only, root, data_dir)
+  raise _not_prepared(name, root, data_dir, half)
+
+
+def _default(base: pathlib.Path) -> str:
+  """The config that is meant where none is named, "" if nothing says so."""
+  path = base / ".config" / "metadata.json"
+  if not path.exists():
+    return ""
+  told = files.read_json(path, "the default config of a data set")
+  name = told.get("default_config_name")
+  return name if isinstance(name, str) and _CONFIG.fullmatch(name) else ""
+
+
+def prepared_sets(root: pathlib.Path) -> list[str]:
+  """The names of the sets in a data_dir, with their configs."""
+  found = set()
+  for pattern in ("*/*", "*/*/*"):
+    for path in root.glob(f"{pattern}/{stored.INFO}"):
+      *_, version = names = path.relative_to(root).parts[:-1]
+      if _VERSION.fullmatch(version) and not any(
+        n.startswith((".", "downloads")) for n in names
+      ):
+        found.add("/".join(names[:-1]))
+  return sorted(found)
 
 
 def _not_prepared(
@@ -198,22 +223,28 @@ def _not_prepared(
       f"{there}: a preparation was begun and stopped ({half}). The same "
       f"command goes on with it: {catalog.how_to(name, data_dir)}"
     )
+  others = prepared_sets(root)
+  near = difflib.get_close_matches(name, others, n=1)
+  if near:
+    has = f"Did you mean {near[0]}, which is there? "
+  elif others:
+    more = ", ..." if len(others) > 10 else ""
+    has = f"Prepared there: {', '.join(others[:10])}{more}. "
+  else:
+    has = ""
   return UserError(
-    f"{there}{why}. {catalog.how_to(name, data_dir)} If it lies elsewhere, "
-    "name the place with --config.data.data_dir=DIR. Without any preparation: "
-    f"{', '.join(catalog.SHIPPED)}."
+    f"{there}{why}. {has}{catalog.how_to(name, data_dir)} If it lies "
+    "elsewhere, name the place with --config.data.data_dir=DIR. Without any "
+    f"preparation: {', '.join(catalog.SHIPPED)}."
   )
 
 
-def not_by_index(folder: pathlib.Path, name: str, data_dir: str) -> UserError:
+def not_by_index(found: stored.Stored, name: str, data_dir: str) -> UserError:
   """About a set whose files can't be read by index."""
-  try:
-    info = json.loads((folder / "dataset_info.json").read_text("utf-8"))
-    kind = info.get("fileFormat", "tfrecord")
-  except (OSError, ValueError):
-    kind = "?"
+  kind = found.formats[0]
   here = (
-    f"data set {name} in {folder} is stored as {kind}, which can't be read "
+    f"data set {name} in {found.folder} is stored as {kind}, which can't be "
+    "read "
   )
   if kind == "tfrecord":
     run = catalog.command(name, data_dir=data_dir)

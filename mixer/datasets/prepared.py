@@ -1,21 +1,42 @@
-"""Opens prepared TFDS data sets; prepares the shipped ones on first use."""
+"""Opens prepared data sets; prepares the shipped ones on first use."""
 
 import contextlib
+import dataclasses
 import fcntl
 import importlib
 import io
 import pathlib
 import shutil
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from mixer.datasets import catalog, locate, records, vtab
+from array_record.python import array_record_data_source
+
+from mixer.datasets import (
+  catalog,
+  expression,
+  locate,
+  records,
+  stored,
+  vtab,
+)
 from mixer.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+  """A part of a shard, as `ArrayRecordDataSource` takes it."""
+
+  filename: str
+  skip: int
+  take: int
+  examples_in_shard: int
 
 
 def open_source(
   name: str, split: str, data_dir: str
-) -> tuple[Any, tuple[str, ...]]:
+) -> tuple[Any, tuple[str, ...], dict[str, Any]]:
   """Random access to the encoded records of a split.
 
   Args:
@@ -25,38 +46,69 @@ def open_source(
     data_dir: where data sets lie, "" for TFDS's default.
 
   Returns:
-    A sequence of `{"image": bytes, "label": int}`, and the class names. Where
-    several classes may be right, `label` is the one that was given first, and
+    A sequence of `{"image": bytes, "label": int}`, the class names, and the
+    data set's identity, JSON: what tells it from any other. Where several
+    classes may be right, `label` is the one that was given first, and
     `valid_labels` a frozenset of the right ones.
 
   Raises:
-    UserError: not prepared, not readable by index, not for classification, or
-      without such a split.
+    UserError: not prepared, damaged, not readable by index, not for
+      classification, or without such a split.
   """
-  # TFDS is imported late: tools that read no data start faster.
-  import tensorflow_datasets as tfds
-
-  builder, task, root = _open(name, data_dir)
-  features = builder.info.features
-  parse, label = _reading(name, task, features, root)
-  sizes = {k: v.num_examples for k, v in builder.info.splits.items()}
-  expression = task.expression(split, sizes) if task else split
+  found, task, root = _open(name, data_dir)
+  parse, label = _reading(name, task, found, root)
+  wanted = task.expression(split, found.sizes) if task else split
   try:
-    raw = builder.as_data_source(
-      expression, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-    )
-  except NotImplementedError as e:
-    folder = pathlib.Path(builder.data_dir)
-    stored = task.data_set if task else name
-    raise locate.not_by_index(folder, stored, data_dir) from e
-  except (ValueError, KeyError) as e:
+    parts = expression.parts(wanted, found.splits)
+  except ValueError as e:
+    why = f" ({e})" if {*"[+"} & {*split} else ""
     raise UserError(
       f"data set {name} has no split {split!r}; it has "
-      + ", ".join(f"{k} ({v:,} examples)" for k, v in sizes.items())
-      + ', or parts of these as in "train[:98%]".'
+      + ", ".join(f"{k} ({v:,} examples)" for k, v in found.sizes.items())
+      + f', or parts of these as in "train[:98%]"{why}.'
     ) from e
-  names = task.names if task else ()
-  return records.Records(raw, parse), names or tuple(features[label].names)
+  for part in {part[0] for part in parts}:
+    found.check(part)
+  pieces = _pieces(found, parts)
+  if not pieces:
+    raise UserError(
+      f"data set {name}, split {split} is empty; choose another split."
+    )
+  take: Any = array_record_data_source.ArrayRecordDataSource
+  raw = take(pieces)
+  names = (task.names if task else ()) or found.class_names(label)
+  identity = {
+    "class_names": _summary(names),
+    "examples": found.sizes,
+    "fingerprint": found.fingerprint,
+  }
+  return records.Records(raw, parse), names, identity
+
+
+def _pieces(
+  found: stored.Stored, parts: Sequence[expression.Part]
+) -> list[_Piece]:
+  pieces = []
+  for name, start, stop in parts:
+    files = found.files(name, "array_record")
+    before = 0
+    for path, count in zip(files, found.splits[name], strict=True):
+      skip = max(start - before, 0)
+      take = min(stop - before, count) - skip
+      if take > 0:
+        pieces.append(_Piece(str(path), skip, take, count))
+      before += count
+  return pieces
+
+
+def _summary(names: Sequence[str]) -> str:
+  """Class names in a line that differs where they do."""
+  if len(names) <= 6:
+    return ", ".join(names)
+  return (
+    f"{len(names):,} names, {names[0]} to {names[-1]} "
+    f"({stored.digest(names)[:12]})"
+  )
 
 
 def evaluation_split(name: str, data_dir: str) -> str:
@@ -65,8 +117,8 @@ def evaluation_split(name: str, data_dir: str) -> str:
   Raises:
     UserError: not prepared, or it has neither.
   """
-  builder, task, _ = _open(name, data_dir)
-  sizes = {k: v.num_examples for k, v in builder.info.splits.items()}
+  there, task, _ = _open(name, data_dir)
+  sizes = there.sizes
   found = [s for s in ("test", "validation") if task or sizes.get(s)]
   if not found:
     raise UserError(
@@ -80,30 +132,35 @@ def evaluation_split(name: str, data_dir: str) -> str:
 
 def _open(
   name: str, data_dir: str
-) -> tuple[Any, vtab.Task | None, pathlib.Path]:
-  """A set's builder, the VTAB task that it is opened for, and its root."""
+) -> tuple[stored.Stored, vtab.Task | None, pathlib.Path]:
+  """A set that is stored, the VTAB task that it is opened for, and its root."""
   root = locate.resolve_data_dir(data_dir)
   task = vtab.find(name) if name.startswith(vtab.PREFIX) else None
-  stored = task.data_set if task else name
-  if stored in catalog.SHIPPED:
-    return shipped(stored, root), task, root
-  try:
-    return locate.open_builder(stored, root, data_dir), task, root
-  except UserError as e:
-    if not task:
-      raise
-    raise UserError(f"{name} is made of {stored}: {e}") from e
+  base = task.data_set if task else name
+  if base in catalog.SHIPPED:
+    folder = shipped(base, root)
+  else:
+    try:
+      folder = locate.find(base, root, data_dir)
+    except UserError as e:
+      if not task:
+        raise
+      raise UserError(f"{name} is made of {base}: {e}") from e
+  found = stored.read(folder)
+  if "array_record" not in found.formats:
+    raise locate.not_by_index(found, base, data_dir)
+  return found, task, root
 
 
 def _reading(
-  name: str, task: vtab.Task | None, features: Any, root: pathlib.Path
+  name: str, task: vtab.Task | None, found: stored.Stored, root: pathlib.Path
 ) -> tuple[records.Parse, str]:
   """How its records are read, and the feature that has the class names.
 
   Raises:
     UserError: it isn't for classification.
   """
-  has = set(features or ())
+  has = found.features.keys()
   if task and task.label:
     lacking = [f for f in task.features if f.split("/")[0] not in has]
     if lacking or "image" not in has:
@@ -125,58 +182,58 @@ def _reading(
   )
 
 
-def shipped(name: str, root: pathlib.Path) -> Any:
-  """The builder of a shipped data set, prepared if it wasn't."""
-  module, class_name = catalog.SHIPPED[name]
-  make = getattr(importlib.import_module(module), class_name)
-
-  def builder() -> Any:
+def shipped(name: str, root: pathlib.Path) -> pathlib.Path:
+  """The folder of a shipped data set, prepared if it wasn't."""
+  module, class_name, version = catalog.SHIPPED[name]
+  folder = root / name / version
+  info = folder / stored.INFO
+  if not info.exists():
+    make = getattr(importlib.import_module(module), class_name)
     try:
-      return make(data_dir=str(root), file_format="array_record")
-    except ValueError as e:  # Prepared by other means, in another format.
-      raise UserError(
-        f"data set {name} in {root} can't be used: {e}. Remove {root / name}: "
-        "it is then prepared anew."
-      ) from e
-
-  try:
-    root.mkdir(parents=True, exist_ok=True)
-    if builder().is_prepared():
-      return builder()
-    # One process of this machine prepares, others wait; the lock goes with
-    # the process, however that ends.
-    with open(root / f".{name}.lock", "w") as lock:
-      fcntl.flock(lock, fcntl.LOCK_EX)
-      if not builder().is_prepared():
-        _prepare(builder(), root)
-  except (OSError, RuntimeError) as e:  # The latter from ArrayRecord.
-    # Another host that shares the folder may have been faster.
-    if not builder().is_prepared():
-      raise UserError(
-        f"data set {name} can't be prepared in {root}: "
-        f"{str(e).splitlines()[0]}. "
-        "Make room there or name another place with "
-        "--config.data.data_dir=DIR."
-      ) from e
-  return builder()
+      root.mkdir(parents=True, exist_ok=True)
+      # One process of this machine prepares, others wait; the lock goes with
+      # the process, however that ends.
+      with open(root / f".{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not info.exists():
+          _prepare(make, folder, root)
+    except (OSError, RuntimeError) as e:  # The latter from ArrayRecord.
+      # Another host that shares the folder may have been faster.
+      if not info.exists():
+        raise UserError(
+          f"data set {name} can't be prepared in {root}: "
+          f"{str(e).splitlines()[0]}. "
+          "Make room there or name another place with "
+          "--config.data.data_dir=DIR."
+        ) from e
+  if "array_record" not in stored.read(folder).formats:  # By other means.
+    raise UserError(
+      f"data set {name} in {root} can't be used: it is stored as "
+      f"{stored.read(folder).formats[0]}. Remove {root / name}: it is then "
+      "prepared anew."
+    )
+  return folder
 
 
-def _prepare(builder: Any, root: pathlib.Path) -> None:
+def _prepare(make: Any, folder: pathlib.Path, root: pathlib.Path) -> None:
   import tensorflow_datasets as tfds
 
-  here = pathlib.Path(builder.data_dir)
-  if here.exists():
+  name = folder.parent.name
+  if folder.exists():
     # TFDS would take it as it is, and fail when reading.
     raise UserError(
-      f"data set {builder.name}: the folder {here} is there, but has no "
+      f"data set {name}: the folder {folder} is there, but has no "
       "dataset_info.json, so it is not whole; remove it and start again."
     )
-  for leftover in here.parent.glob("incomplete.*"):
+  for leftover in folder.parent.glob("incomplete.*"):
     # Of a run that was killed; younger ones may be another host's work.
     if time.time() - leftover.stat().st_mtime > 3600:
       shutil.rmtree(leftover, ignore_errors=True)
-  print(f"preparing data set {builder.name} in {root} (once)", flush=True)
+  print(f"preparing data set {name} in {root} (once)", flush=True)
   # Its own lines and bars say less than the builders' single bar.
   tfds.disable_progress_bar()
   with contextlib.redirect_stdout(io.StringIO()):
-    builder.download_and_prepare(file_format="array_record")
+    make(data_dir=str(root), file_format="array_record").download_and_prepare(
+      file_format="array_record"
+    )
+  stored.seal(folder)

@@ -1,9 +1,11 @@
 """Reads the image and the label out of a prepared data set's records."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tensorflow_datasets.proto import tf_example_pb2
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
 
 # Under which a data set may have the name of an image's file.
 _NAMES = ("file_name", "image/filename", "filename")
@@ -61,12 +63,11 @@ class Derived:
 class Records:
   """Random access to records of encoded images and labels; picklable.
 
-  TFDS parses every feature of a record into numpy, which takes as long as
-  decoding a small image. Two of them are wanted here, as they are.
+  Of a record's features two are wanted here, as they are.
   """
 
   def __init__(self, raw: Any, parse: Parse = plain):
-    """Wraps a TFDS data source of serialized `tf.train.Example`s."""
+    """Wraps a data source of serialized `tf.train.Example`s."""
     self._raw = raw
     self._parse = parse
 
@@ -74,20 +75,78 @@ class Records:
     return len(self._raw)
 
   def __getitem__(self, i: int) -> dict[str, Any]:
-    return self._read(self._raw[i])
+    return self.__getitems__([i])[0]
 
   def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-    """Many records at once: cheaper than one after the other."""
-    records = self._raw.__getitems__(indices)
-    return [self._read(record) for record in records]
+    """Many records at once: cheaper than one after the other.
 
-  def _read(self, record: bytes) -> dict[str, Any]:
-    # Generated code, which type checkers can't see into.
-    example = tf_example_pb2.Example  # pyright: ignore
-    feature = example.FromString(record).features.feature
+    Raises:
+      ValueError: what is stored is no such record.
+    """
+    parse = _example().FromString
+    found = []
+    for i, record in zip(indices, self._raw.__getitems__(indices), strict=True):
+      try:
+        found.append(self._read(parse(record).features.feature))
+      except (DecodeError, LookupError) as e:
+        raise ValueError(f"record {i} is no example with an image") from e
+    return found
+
+  def _read(self, feature: Any) -> dict[str, Any]:
     found = self._parse(feature)
     for name in _NAMES:
       if name in feature and (value := feature[name].bytes_list.value):
         found["file_name"] = value[0].decode("utf-8", "surrogateescape")
         break
     return found
+
+
+@functools.cache
+def _example() -> Any:
+  """The message `tf.train.Example`: TFDS's own takes a second to import."""
+  field: Any = descriptor_pb2.FieldDescriptorProto
+  file: Any = descriptor_pb2.FileDescriptorProto(
+    name="example.proto", package="mixer", syntax="proto3"
+  )
+
+  def message(name: str, *fields: tuple[str, str | int, bool]) -> Any:
+    made = file.message_type.add(name=name)
+    for number, (own, kind, repeated) in enumerate(fields, 1):
+      label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
+      added = made.field.add(name=own, number=number, label=label)
+      if isinstance(kind, str):
+        added.type_name = f".mixer.{kind}"
+        added.type = field.TYPE_MESSAGE
+      else:
+        added.type = kind
+    return made
+
+  message("BytesList", ("value", field.TYPE_BYTES, True))
+  message("FloatList", ("value", field.TYPE_FLOAT, True))
+  message("Int64List", ("value", field.TYPE_INT64, True))
+  feature = message(
+    "Feature",
+    ("bytes_list", "BytesList", False),
+    ("float_list", "FloatList", False),
+    ("int64_list", "Int64List", False),
+  )
+  feature.oneof_decl.add(name="kind")
+  for one in feature.field:
+    one.oneof_index = 0
+  features = message("Features", ("feature", "Features.FeatureEntry", True))
+  entry = features.nested_type.add(name="FeatureEntry")
+  entry.options.map_entry = True
+  entry.field.add(name="key", number=1, label=1, type=field.TYPE_STRING)
+  entry.field.add(
+    name="value",
+    number=2,
+    label=1,
+    type=field.TYPE_MESSAGE,
+    type_name=".mixer.Feature",
+  )
+  message("Example", ("features", "Features", False))
+  pool = descriptor_pool.DescriptorPool()
+  pool.Add(file)
+  return message_factory.GetMessageClass(
+    pool.FindMessageTypeByName("mixer.Example")
+  )

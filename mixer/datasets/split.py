@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ class Split:
       `valid_labels`, if several may be right), read by `__getitems__(indices)`.
     class_names: in the order of the labels.
     indices: the records that belong to it, None for all.
+    identity: of the whole data set, JSON; see `prepared.open_source`.
   """
 
   name: str
@@ -34,6 +35,7 @@ class Split:
   source: Any
   class_names: tuple[str, ...]
   indices: np.ndarray | None = None
+  identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __len__(self) -> int:
     return len(self.source if self.indices is None else self.indices)
@@ -154,9 +156,7 @@ def open_split(name: str, expression: str, data_dir: str) -> Split:
   """
   if expression == AUTO:
     expression = prepared.evaluation_split(name, data_dir)
-  source, class_names = prepared.open_source(name, expression, data_dir)
-  if not len(source):
-    raise UserError(
-      f"data set {name}, split {expression} is empty; choose another split."
-    )
-  return Split(name, expression, source, class_names)
+  source, class_names, identity = prepared.open_source(
+    name, expression, data_dir
+  )
+  return Split(name, expression, source, class_names, identity=identity)

@@ -161,7 +161,8 @@ def check_same(saved: Saved, wanted: Any) -> None:
     raise UserError(
       f"checkpoint {saved.path} is of another model or optimizer: "
       f"{weights.shorten(lines)}. Use the config that it was made with, or "
-      "another --workdir."
+      "start in another --workdir from its weights, by "
+      f"--config.init_from={saved.path}."
     )
 
 

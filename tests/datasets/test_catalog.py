@@ -78,7 +78,7 @@ def test_the_bytes_to_download_are_those_of_tfds(name, urls):
 
 @pytest.mark.parametrize("name", [*catalog.SHIPPED, *catalog.OWN])
 def test_our_builders_are_there(name):
-  module, make = (catalog.SHIPPED | catalog.OWN)[name]
+  module, make, *_ = (catalog.SHIPPED | catalog.OWN)[name]
   builder = getattr(importlib.import_module(module), make)
   assert issubclass(builder, tfds.core.GeneratorBasedBuilder)
   # Those that TFDS can prepare as well need TensorFlow there.

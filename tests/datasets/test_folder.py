@@ -33,7 +33,9 @@ def test_prepares_under_the_users_name(tmp_path):
   assert report.data_dir == str(tmp_path / "data/my_set/1.0.0")
   assert set(report.splits) == {"train", "validation"}
   assert sum(report.splits.values()) == 40
-  train, names = prepared.open_source("my_set", "train", str(tmp_path / "data"))
+  train, names, _ = prepared.open_source(
+    "my_set", "train", str(tmp_path / "data")
+  )
   assert names == ("a", "b")
   assert len(train) == report.splits["train"]
   again: Any = folder.Folder(name="my_set", data_dir=str(tmp_path / "data"))
@@ -60,7 +62,7 @@ def test_splits_of_the_folders(tmp_path):
   )
   report = builder.prepare()
   assert report.splits == {"train": 2, "validation": 1, "test": 1}
-  _, names = prepared.open_source("x", "test", str(tmp_path / "data"))
+  _, names, _ = prepared.open_source("x", "test", str(tmp_path / "data"))
   assert names == ("b", "c", "ä")
 
 
@@ -77,7 +79,7 @@ def test_upright(tmp_path):
     options=build.Options(upright=True, workers=0),
     data_dir=str(tmp_path / "data"),
   ).prepare()
-  train, _ = prepared.open_source("x", "train", str(tmp_path / "data"))
+  train, _, _ = prepared.open_source("x", "train", str(tmp_path / "data"))
   assert Image.open(io.BytesIO(train[0]["image"])).size == (20, 30)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mixer.datasets import imagenet21k, locate, prepared, wordnet
+from mixer.datasets import imagenet21k, locate, prepared, stored, wordnet
 from mixer.datasets.preparation import build
 from mixer.errors import UserError
 from tests.datasets.sources import image_archives
@@ -25,7 +25,7 @@ def _make(source, tmp_path, config, **options) -> Any:
 
 
 def _records(name, split, data_dir):
-  source, names = prepared.open_source(name, split, str(data_dir))
+  source, names, _ = prepared.open_source(name, split, str(data_dir))
   return {
     (names[source[i]["label"]], source[i]["image"]) for i in range(len(source))
   }
@@ -56,8 +56,8 @@ def test_winter21_from_a_tar_of_tars(tmp_path):
   )
   assert again.prepare().already
   assert again.info.features["label"].names == sorted(image_archives.CLASSES)
-  found = locate.open_builder("imagenet21k", tmp_path / "data")
-  assert found.info.splits["train"].num_examples == 6
+  found = stored.read(locate.find("imagenet21k", tmp_path / "data"))
+  assert found.sizes["train"] == 6
 
 
 def test_fall11_has_the_known_classes(tmp_path):

@@ -28,7 +28,7 @@ def test_prepares(tmp_path, release):
   report = builder.prepare()
   assert report.splits == {"train": 9, "validation": 3}
   name = f"imagenet21k_p/{release}"
-  source, names = prepared.open_source(
+  source, names, _ = prepared.open_source(
     name, "validation", str(tmp_path / "data")
   )
   assert names == classes

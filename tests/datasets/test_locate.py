@@ -1,11 +1,12 @@
 """Finding data sets, and preparations, by name."""
 
+import dataclasses
 import fcntl
 import json
 
 import pytest
 
-from mixer.datasets import locate, prepared
+from mixer.datasets import locate, prepared, stored
 from mixer.datasets.preparation import convert
 from mixer.errors import UserError
 from tests.datasets.preparation import tfrecords
@@ -13,7 +14,7 @@ from tests.datasets.preparation import tfrecords
 
 def refusal(name, root, data_dir="") -> str:
   with pytest.raises(UserError) as caught:
-    locate.open_builder(name, root, data_dir)
+    locate.find(name, root, data_dir)
   return str(caught.value)
 
 
@@ -68,15 +69,15 @@ def test_several_configs_are_listed(two_configs):
   assert text.endswith("name one of them: others/one, others/two.")
   # As told.
   for name in ("others/one", "others/two:2.1.0"):
-    source, _ = prepared.open_source(name, "train", str(two_configs))
+    source, _, _ = prepared.open_source(name, "train", str(two_configs))
     assert len(source) == 12
 
 
 @pytest.mark.parametrize("name", ["others", "others:2.1.0", "others:2.*.*"])
 def test_the_only_config_is_meant(two_configs, name):
   (two_configs / "others" / "one").rename(two_configs / "others" / ".gone")
-  builder = locate.open_builder(name, two_configs)
-  assert builder.data_dir == str(two_configs / "others" / "two" / "2.1.0")
+  folder = locate.find(name, two_configs)
+  assert folder == two_configs / "others" / "two" / "2.1.0"
   assert "is not prepared" in refusal("others:1.0.0", two_configs)
 
 
@@ -127,10 +128,9 @@ def test_a_preparation_at_work_is_told(tmp_path):
 
 def test_a_format_without_index(tmp_path):
   folder = tfrecords.make(tmp_path)
-  text = str(locate.not_by_index(folder, "others", str(tmp_path)))
+  found = stored.read(folder)
+  text = str(locate.not_by_index(found, "others", str(tmp_path)))
   assert f"`python -m tools.prepare others --data_dir={tmp_path}`" in text
-  path = folder / "dataset_info.json"
-  info = json.loads(path.read_text("utf-8"))
-  path.write_text(json.dumps(info | {"fileFormat": "riegeli"}), "utf-8")
-  text = str(locate.not_by_index(folder, "others", ""))
+  found = dataclasses.replace(found, formats=("riegeli",))
+  text = str(locate.not_by_index(found, "others", ""))
   assert "stored as riegeli" in text and "--data_dir=DIR`" in text

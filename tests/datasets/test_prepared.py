@@ -41,6 +41,7 @@ def refusal(name: str, split: str, root) -> str:
 
 
 def edit_info(folder, **changes) -> None:
+  (folder / "1.0.0" / "manifest.json").unlink(missing_ok=True)
   path = folder / "1.0.0" / "dataset_info.json"
   path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -55,17 +56,17 @@ def rename(root, name: str, **changes) -> None:
 
 def test_a_shipped_set_is_prepared_once(tmp_path, capsys):
   where = str(tmp_path / "new" / "folder")
-  source, names = prepared.open_source("digits", "test", where)
+  source, names, _ = prepared.open_source("digits", "test", where)
   line = f"preparing data set digits in {where} (once)\n"
   assert capsys.readouterr().out == line
-  again, _ = prepared.open_source("digits", "test", where)
+  again, _, _ = prepared.open_source("digits", "test", where)
   assert capsys.readouterr().out == ""
   assert len(source) == len(again) == digits.TEST_SIZE
   assert names == tuple("0123456789")
 
 
 def test_records_are_encoded_images_and_labels(root):
-  source, _ = prepared.open_source("digits", "train", str(root))
+  source, _, _ = prepared.open_source("digits", "train", str(root))
   images, labels = digits.load()
   for i in (0, 700, 1399):
     image = np.asarray(Image.open(io.BytesIO(source[i]["image"])))
@@ -76,7 +77,7 @@ def test_records_are_encoded_images_and_labels(root):
 def test_a_set_of_any_name_can_be_opened(spoiled):
   rename(spoiled, "others")
   for name in ("others", "others:1.0.0"):
-    source, names = prepared.open_source(name, "train[:10%]", str(spoiled))
+    source, names, _ = prepared.open_source(name, "train[:10%]", str(spoiled))
     assert len(source) == 140
     assert names == tuple("0123456789")
 

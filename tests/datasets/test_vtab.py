@@ -431,6 +431,6 @@ def test_tasks_of():
 
 
 def test_plain_sets_are_read_without_a_detour(root):
-  source, _ = prepared.open_source("vtab/pets", "train", str(root))
-  direct, _ = prepared.open_source("oxford_iiit_pet", "train", str(root))
+  source, _, _ = prepared.open_source("vtab/pets", "train", str(root))
+  direct, _, _ = prepared.open_source("oxford_iiit_pet", "train", str(root))
   assert source._parse is direct._parse

@@ -103,7 +103,7 @@ def test_photos_of_a_user(run, photos, tmp_path):
     "1 of another format than named, kept",
   }
   assert "cat/cut.jpg" in pathlib.Path(listed).read_text()
-  source, classes = prepared.open_source(
+  source, classes, _ = prepared.open_source(
     "pets", "validation", str(tmp_path / "data")
   )
   assert len(source) == 8 and classes == ("cat", "dog")
@@ -127,7 +127,7 @@ def files_of(root: pathlib.Path, per_class: dict[str, int]) -> pathlib.Path:
 
 def labels(tmp_path: pathlib.Path, name: str, split: str) -> dict[int, int]:
   """Label -> images in a split."""
-  source, _ = prepared.open_source(name, split, str(tmp_path / "data"))
+  source, _, _ = prepared.open_source(name, split, str(tmp_path / "data"))
   found = [source[i]["label"] for i in range(len(source))]
   return dict(sorted(collections.Counter(found).items()))
 
@@ -377,7 +377,7 @@ def test_a_tfrecord_set_in_its_place(run, tmp_path):
   (command,) = re.findall("needs them: rm (.*)", out)
   assert command == f"{folder}/*.tfrecord-*"
   subprocess.run(f"rm {command}", shell=True, check=True)
-  source, _ = prepared.open_source("others", "test", str(tmp_path / "data"))
+  source, _, _ = prepared.open_source("others", "test", str(tmp_path / "data"))
   assert len(source) == 4
 
 

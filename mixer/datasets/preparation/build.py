@@ -30,6 +30,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from mixer import files
+from mixer.datasets import tfds_info
 from mixer.datasets.preparation import (
   build_classes,
   build_files,
@@ -94,7 +95,7 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder):
       image: its feature; by default of any size, in color.
       **kwargs: TFDS's own: description, homepage, citation.
     """
-    return tfds.core.DatasetInfo(
+    return tfds_info.LocalInfo(
       builder=self,
       features=tfds.features.FeaturesDict(
         {

@@ -18,6 +18,7 @@ import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from mixer import files
+from mixer.datasets import stored
 from mixer.errors import UserError
 
 # TFDS wants groups of one record. JPEG and PNG don't compress: left as they
@@ -138,6 +139,7 @@ class Shard:
     images: records in it.
     bytes: of the records.
     file_bytes: its size.
+    sha256: of the file; "" in journals of before there was one.
   """
 
   file: str
@@ -145,6 +147,7 @@ class Shard:
   images: int
   bytes: int
   file_bytes: int
+  sha256: str = ""
 
 
 class ShardWriter:
@@ -174,7 +177,8 @@ class ShardWriter:
       self._writer.close()
       sync(self.path)
       size = self.path.stat().st_size
-    return Shard(self.path.name, split, self.images, self.bytes, size)
+      sha256 = stored.file_digest(self.path)  # While it is in memory still.
+    return Shard(self.path.name, split, self.images, self.bytes, size, sha256)
 
   def abandon(self) -> None:
     """Lets go of a file that nobody will refer to."""

@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 from tensorflow_datasets.core import naming, splits
 
+from mixer.datasets import stored
 from mixer.datasets.preparation import build_draw, build_files
 from mixer.datasets.preparation.build_files import Shard
 from mixer.datasets.preparation.build_journal import Journal
@@ -172,7 +173,7 @@ def assemble(
     by_split[shard.split].append(shard)
   with build_files.explained(data):
     data.mkdir(exist_ok=True)
-    infos = []
+    infos, digests = [], {}
     # `train` first, then by name: the same whatever came first.
     for split in sorted(by_split, key=lambda name: (name != "train", name)):
       of_split = by_split[split]
@@ -188,6 +189,7 @@ def assemble(
         )
         if not target.exists():
           (journal.shards / shard.file).rename(target)
+        digests[target.name] = shard.sha256
       infos.append(
         splits.SplitInfo(
           name=split,
@@ -198,6 +200,7 @@ def assemble(
       )
     builder.info.set_splits(splits.SplitDict(infos))
     builder.info.write_to_directory(data)
+    stored.seal(data, digests)
     shutil.copyfile(journal.report, data / REPORT)
     record = dict(preparation) | {
       "problems": journal.totals.problems,

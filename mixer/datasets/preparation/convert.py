@@ -10,10 +10,10 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable
-from typing import Any
 
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
+from mixer.datasets import stored as stored_lib
 from mixer.datasets.locate import UNFINISHED
 from mixer.datasets.preparation import tfrecord
 from mixer.errors import UserError
@@ -26,69 +26,6 @@ class _Shard:
   source: pathlib.Path
   target: pathlib.Path
   records: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Stored:
-  """A data set as its folder describes it.
-
-  Attributes:
-    folder: the version's, with `dataset_info.json` in it.
-    path: the folder's place below a data_dir, "NAME[/CONFIG]/VERSION".
-    formats: the main one first.
-    splits: names and their numbers of records, one a file.
-  """
-
-  folder: pathlib.Path
-  path: str
-  formats: tuple[str, ...]
-  splits: dict[str, tuple[int, ...]]
-  _proto: Any
-
-  def files(self, kind: str, folder: pathlib.Path) -> list[pathlib.Path]:
-    """Those with the records in a format, were they in that folder."""
-    from tensorflow_datasets.core import dataset_info
-
-    splits = dataset_info.get_split_dict_from_proto(self._proto, folder, kind)
-    return [
-      pathlib.Path(path)
-      for name in self.splits
-      for path in splits[name].filepaths
-    ]
-
-
-def describe(folder: pathlib.Path) -> Stored:
-  """Reads `dataset_info.json`.
-
-  Raises:
-    UserError: none there, or not one that TFDS 4 has written.
-  """
-  from google.protobuf import json_format
-  from tensorflow_datasets.core import dataset_info
-
-  try:
-    proto = dataset_info.read_from_json(folder / "dataset_info.json")
-  except (OSError, json_format.ParseError, UnicodeDecodeError) as e:
-    raise UserError(
-      f"{folder} has no dataset_info.json that can be read "
-      f"({str(e).splitlines()[0]}), so it is no TFDS data set, or not a whole "
-      "one. Name the folder of one version, NAME/VERSION or "
-      "NAME/CONFIG/VERSION."
-    ) from e
-  splits = {s.name: tuple(s.shard_lengths) for s in proto.splits}
-  if not (folder / "features.json").exists() or not all(splits.values()):
-    raise UserError(
-      f"{folder} was written by TFDS before 4.0: there is no features.json, or "
-      "the splits' sizes are missing. Prepare the data set anew."
-    )
-  parts = (proto.name, proto.config_name, proto.version)
-  return Stored(
-    folder=folder,
-    path="/".join(p for p in parts if p),
-    formats=(proto.file_format or "tfrecord", *proto.alternative_file_formats),
-    splits=splits,
-    _proto=proto,
-  )
 
 
 def convert(
@@ -116,7 +53,7 @@ def convert(
     UserError: something is in the way, missing or damaged; no room.
   """
   folder = folder.resolve()
-  stored = describe(folder)
+  stored = stored_lib.read(folder)
   if stored.formats[0] != "tfrecord":
     raise UserError(
       f"{folder} is stored as {stored.formats[0]}; only tfrecord is converted."
@@ -145,20 +82,20 @@ def convert(
   return final
 
 
-def _shards(stored: Stored, work: pathlib.Path) -> list[_Shard]:
-  lengths = [n for split in stored.splits.values() for n in split]
+def _shards(stored: stored_lib.Stored, work: pathlib.Path) -> list[_Shard]:
   return [
     _Shard(*shard)
+    for split, lengths in stored.splits.items()
     for shard in zip(
-      stored.files("tfrecord", stored.folder),
-      stored.files("array_record", work),
+      stored.files(split, "tfrecord"),
+      stored.files(split, "array_record", work),
       lengths,
       strict=True,
     )
   ]
 
 
-def _check(stored: Stored, work: pathlib.Path) -> None:
+def _check(stored: stored_lib.Stored, work: pathlib.Path) -> None:
   """All files are there, and there is room for the new ones."""
   shards = _shards(stored, work)
   missing = [s.source.name for s in shards if not s.source.exists()]
@@ -179,7 +116,9 @@ def _check(stored: Stored, work: pathlib.Path) -> None:
     )
 
 
-def _records(stored: Stored, work: pathlib.Path, progress: Progress) -> None:
+def _records(
+  stored: stored_lib.Stored, work: pathlib.Path, progress: Progress
+) -> None:
   """Writes the files that aren't there yet."""
   shards = _shards(stored, work)
   total, done = sum(s.records for s in shards), 0
@@ -219,21 +158,29 @@ def _convert_file(shard: _Shard, progress: Callable[[int], None]) -> None:
   half.rename(shard.target)
 
 
-def _finish(stored: Stored, work: pathlib.Path, final: pathlib.Path) -> None:
+def _finish(
+  stored: stored_lib.Stored, work: pathlib.Path, final: pathlib.Path
+) -> None:
   """Makes it a data set, in one step that can't be half done."""
-  info = json.loads((stored.folder / "dataset_info.json").read_text("utf-8"))
+  info = stored_lib.read_info(stored.folder / stored_lib.INFO)
   if work == final:
     others = [f for f in stored.formats[1:] if f != "array_record"]
     info["alternativeFileFormats"] = [*others, "array_record"]
   else:
     info["fileFormat"] = "array_record"
     info.pop("alternativeFileFormats", None)
-    records = {p.name for k in stored.formats for p in stored.files(k, work)}
+    records = {
+      path.name
+      for kind in stored.formats
+      for split in stored.splits
+      for path in stored.files(split, kind)
+    }
     for path in stored.folder.iterdir():  # Features, names of the labels, ...
       if path.is_file() and path.name not in records:
         shutil.copyfile(path, work / path.name)
   half = work / f"{UNFINISHED}dataset_info.json"
   half.write_text(json.dumps(info, indent=2) + "\n", "utf-8")
-  half.rename(work / "dataset_info.json")
+  half.rename(work / stored_lib.INFO)
+  stored_lib.seal(work)
   if work != final:
     work.rename(final)

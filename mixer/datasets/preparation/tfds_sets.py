@@ -10,8 +10,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
-from mixer.datasets import catalog, locate
+from mixer.datasets import catalog, locate, stored
 from mixer.datasets.preparation import tfds_errors
 from mixer.errors import UserError
 
@@ -89,6 +90,7 @@ def prepare(
     _clear(here, root / "downloads" / base, unpacked)
     _check_room(builder, root, manual, entry)
     _run(builder, manual, unpacked, bars)
+    stored.seal(here)
     shutil.rmtree(unpacked, ignore_errors=True)
 
 
@@ -131,6 +133,7 @@ def _check_files(
 
 
 def _builder(name: str, root: pathlib.Path) -> Any:
+  import tensorflow_datasets as tfds
   from tensorflow_datasets.core import registered
 
   base, config, version = locate.split_name(name)
@@ -143,12 +146,14 @@ def _builder(name: str, root: pathlib.Path) -> Any:
       + (f"; it has {known}." if known else "; leave it out.")
     )
   try:
-    return make(
-      data_dir=str(root),
-      file_format="array_record",
-      version=version or None,
-      **kwargs,
-    )
+    # It would look for the set in TFDS's bucket, and leave a folder behind.
+    with mock.patch.object(tfds.core.DatasetInfo, "initialize_from_bucket"):
+      return make(
+        data_dir=str(root),
+        file_format="array_record",
+        version=version or None,
+        **kwargs,
+      )
   except (AssertionError, ValueError) as e:
     raise UserError(
       f"Data set {name} can't be prepared in {root}: {tfds_errors.line(e)}. "

@@ -58,6 +58,7 @@ def test_into_another_place(tmp_path, config):
     "dataset_info.json",
     "features.json",
     "label.labels.txt",
+    "manifest.json",
     "others-test.array_record-00000-of-00001",
     "others-train.array_record-00000-of-00002",
     "others-train.array_record-00001-of-00002",
@@ -99,12 +100,14 @@ def test_the_result_opens(tmp_path):
   folder = tfrecords.make(tmp_path)
   convert.convert(folder, tmp_path)
   for expression, count in (("train", 12), ("test", 4), ("train[7:]", 5)):
-    source, classes = prepared.open_source("others", expression, str(tmp_path))
+    source, classes, _ = prepared.open_source(
+      "others", expression, str(tmp_path)
+    )
     assert len(source) == count
     assert classes == tfrecords.CLASSES
   for path in folder.glob("*.tfrecord-*"):  # As the command offers.
     path.unlink()
-  source, _ = prepared.open_source("others", "train", str(tmp_path))
+  source, _, _ = prepared.open_source("others", "train", str(tmp_path))
   assert source[11]["image"].startswith(b"\x89PNG")
 
 
@@ -177,11 +180,8 @@ def test_a_missing_file(tmp_path):
 @pytest.mark.parametrize(
   ("spoil", "what"),
   [
-    (lambda f: (f / "dataset_info.json").unlink(), "has no dataset_info.json"),
-    (
-      lambda f: (f / "dataset_info.json").write_text("{ no"),
-      "has no dataset_info.json that can be read",
-    ),
+    (lambda f: (f / "dataset_info.json").unlink(), "there is no file"),
+    (lambda f: (f / "dataset_info.json").write_text("{ no"), "is no JSON ("),
     (lambda f: (f / "features.json").unlink(), "by TFDS before 4.0"),
   ],
 )
@@ -189,7 +189,7 @@ def test_what_is_no_data_set(tmp_path, spoil, what):
   folder = tfrecords.make(tmp_path)
   spoil(folder)
   text = refusal(folder, tmp_path)
-  assert text.startswith(str(folder)) and what in text
+  assert str(folder) in text and what in text
 
 
 def test_another_format(tmp_path):

@@ -113,7 +113,7 @@ def test_a_set_is_downloaded_and_prepared(tmp_path, site, source, name, capsys):
     (root / killed / "half").write_text("half")
   tfds_sets.prepare(name, root, source)
   assert capsys.readouterr().out == ""
-  records, classes = prepared.open_source(name, "train", str(root))
+  records, classes, _ = prepared.open_source(name, "train", str(root))
   assert len(records) == 7 and classes == tfrecords.CLASSES
   assert records[3]["image"] == FILES["/image.png"]
   folder = root / "prepared_by_tfds"
