@@ -16,6 +16,7 @@ the same command goes on. docs/data.md says more.
 # heavy up here.
 import argparse
 import functools
+import os
 import pathlib
 import shlex
 import sys
@@ -114,7 +115,7 @@ def _stored(args: argparse.Namespace, root: pathlib.Path) -> Any:
     return here[0]
   found = []
   for source in args.source:
-    found += locate.versions(pathlib.Path(source).expanduser(), args.set)
+    found += locate.versions(pathlib.Path(os.path.expanduser(source)), args.set)
   if len(found) > 1:
     raise UserError(
       f"--source holds the data set {args.set} more than once: "
@@ -153,7 +154,9 @@ def _by_tfds(args: argparse.Namespace, root: pathlib.Path) -> None:
       f"{args.set} is prepared by TFDS from one folder, and --source is given "
       f"{len(args.source)} times; put the files into one."
     )
-  source = pathlib.Path(args.source[0]).expanduser() if args.source else None
+  source = (
+    pathlib.Path(os.path.expanduser(args.source[0])) if args.source else None
+  )
   tfds_sets.check(args.set, root, source)
   with locate.lock(args.set, root):
     print(f"preparing data set {args.set} in {root} by TFDS", flush=True)
@@ -182,9 +185,9 @@ def _own(args: argparse.Namespace, root: pathlib.Path) -> str:
       options[name] = getattr(args, name)
   request = own_sets.Request(
     args.set,
-    [pathlib.Path(source).expanduser() for source in args.source],
+    [pathlib.Path(os.path.expanduser(source)) for source in args.source],
     args.name or "",
-    pathlib.Path(args.classes).expanduser() if args.classes else None,
+    pathlib.Path(os.path.expanduser(args.classes)) if args.classes else None,
     args.accept_truncated,
     options,
   )
@@ -293,7 +296,9 @@ def _next_command(
   wanted = {"name": name, "data_dir": args.data_dir or ""}
   has = [s for s in ("test", "validation") if sizes.get(s)]
   if not has:
-    wanted |= {"train_split": "train[:98%]", "eval_split": "train[98%:]"}
+    # Of few images a fiftieth may be none.
+    cut = "98%" if sizes["train"] >= 100 else "-1"
+    wanted |= {"train_split": f"train[:{cut}]", "eval_split": f"train[{cut}:]"}
   elif data.eval_split not in ("auto", *has):
     wanted["eval_split"] = has[0]
   file = f"configs/{module}.py" + (f":{given}" if given else "")

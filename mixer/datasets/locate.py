@@ -26,7 +26,7 @@ _WORKING = (UNFINISHED, PREPARING)
 def resolve_data_dir(data_dir: str) -> pathlib.Path:
   """The folder that holds data sets, TFDS's own default for ""."""
   default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-  return pathlib.Path(data_dir or default).expanduser()
+  return pathlib.Path(os.path.expanduser(data_dir or default))
 
 
 @contextlib.contextmanager

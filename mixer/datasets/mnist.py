@@ -4,6 +4,7 @@ What TFDS makes of them, in the same version and with the same classes, but
 without TensorFlow and without a network.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def open_source(paths: Sequence[Path], name: str) -> idx_files.IdxFiles:
       f"{name} is prepared from one folder, and --source is given {len(paths)} "
       f"times; put the files into one. {idx_files.expected()}."
     )
-  source = idx_files.IdxFiles(Path(paths[0]).expanduser(), CLASSES[name])
+  source = idx_files.IdxFiles(Path(os.path.expanduser(paths[0])), CLASSES[name])
   first = tuple(map(int, source.labels["train"][:10]))
   for other, labels in _BEGIN.items():
     if other != name and first == labels:

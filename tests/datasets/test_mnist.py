@@ -147,6 +147,13 @@ def test_a_packed_file_that_is_cut_short(tmp_path):
     mnist.open_source([tmp_path], "mnist")
 
 
+def test_a_packed_file_that_unpacks_to_too_much(tmp_path, monkeypatch):
+  write(tmp_path)
+  monkeypatch.setattr(idx_files, "_MOST_BYTES", 10_000)
+  with pytest.raises(UserError, match="unpacks to more than 10,000 bytes"):
+    mnist.open_source([tmp_path], "mnist")
+
+
 def test_files_that_are_not_there(tmp_path):
   with pytest.raises(UserError, match="nosuch does not exist. Expected is a"):
     mnist.open_source([tmp_path / "nosuch"], "mnist")

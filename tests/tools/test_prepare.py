@@ -280,9 +280,13 @@ def test_the_next_command_is_one(run, photos, tmp_path):
     assert words[1:-1] == [
       *named,
       f"--config.data.data_dir={tmp_path / 'data'}",
-      "--config.data.train_split=train[:98%]",
-      "--config.data.eval_split=train[98%:]",
+      "--config.data.train_split=train[:-1]",
+      "--config.data.eval_split=train[-1:]",
     ]
+    parts = [word.partition("split=")[2] for word in words[-3:-1]]
+    data_dir = str(tmp_path / "data")
+    sizes = [len(prepared.open_source("pets", p, data_dir)[0]) for p in parts]
+    assert sizes == [40, 1]
 
 
 def test_imagenet21k_from_its_tar(run, tmp_path):
@@ -424,6 +428,14 @@ def test_the_list(capsys):
     (["nosuch"], "There is no data set 'nosuch'. TFDS has no builder"),
     (["cifar_10"], "Did you mean cifar10 or "),
     (["foldr", "--name=x", "--source=."], "Did you mean folder? "),
+    (
+      ["folder", "--name=x", "--source=~nobody-such/a"],
+      "such/a does not exist",
+    ),
+    (
+      ["folder", "--name=x", f"--source={'a' * 300}"],
+      "can't be looked at: Fil",
+    ),
     (
       ["folder", "--name=x", "--source=.", "--hold_out=test=5,validation=10%"],
       "--hold_out=test=5,validation=10% is none: give each split a number of",

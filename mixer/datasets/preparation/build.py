@@ -272,7 +272,7 @@ def _is_there(folder: pathlib.Path) -> bool:
   """
   if (folder / "dataset_info.json").exists():
     return True
-  if folder.exists() and any(folder.iterdir()):
+  if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
     # Not ours: what we move there is whole.
     raise UserError(
       f"The folder {folder} is there, but has no dataset_info.json, so it is "

@@ -104,9 +104,9 @@ class Journal:
     found = folder / "identity.json"
     if not found.exists():
       # Nothing was committed before this file was there.
-      if folder.exists():
-        shutil.rmtree(folder)
       with build_files.explained(folder):
+        if folder.exists():
+          shutil.rmtree(folder)
         self.shards.mkdir(parents=True)
         build_files.sync(folder.parent)
     else:

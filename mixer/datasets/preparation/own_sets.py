@@ -1,5 +1,6 @@
 """Prepares images that the user has, by the builders of this package."""
 
+import contextlib
 import dataclasses
 import importlib
 import pathlib
@@ -7,11 +8,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mixer import files
 from mixer.datasets import catalog, locate
 from mixer.datasets.preparation import build_files
 from mixer.datasets.preparation.build_options import Options, Progress, Report
 from mixer.datasets.preparation.meter import Meter
 from mixer.datasets.sources import tar_source
+from mixer.datasets.sources.member import Source
 from mixer.errors import UserError
 
 # Below a data_dir, where a set is made that is to replace another one.
@@ -101,7 +104,7 @@ def prepare(
     lacking = ""
     if request.sources:
       try:
-        source = module.open_source(request.sources, **taken)
+        source = _open(module, request, taken)
       except UserError as e:
         lacking = str(e)
       else:
@@ -114,12 +117,12 @@ def prepare(
       f"{request.name} is made from images that you have; name them with "
       f"--source. {catalog.how_to(request.name, data_dir)}"
     )
-  source = module.open_source(request.sources, **taken)
+  source = _open(module, request, taken)
   if is_there:
     # What is there stays until all of the new one is.
     kwargs["data_dir"] = str(root / _ANEW)
   meter.say(f"preparing data set {name} in {root} from {source.description}")
-  kept = root / name / f".classes-{source.fingerprint}.txt"
+  kept = root / name / f".classes-{source.fingerprint}.json"
   _find_classes(source, kept, meter)
   builder = make(
     source=source, options=_options(request, base, module, source), **kwargs
@@ -157,6 +160,16 @@ def prepare(
   return name, report
 
 
+def _open(module: Any, request: Request, taken: Mapping[str, Any]) -> Source:
+  try:
+    return module.open_source(request.sources, **taken)
+  except OSError as e:  # No permission, a name that is too long, a bad disk.
+    raise UserError(
+      f"the source {e.filename or request.sources[0]} can't be looked at: "
+      f"{files.reason(e)}."
+    ) from e
+
+
 def _replace(old: pathlib.Path, new: pathlib.Path, root: pathlib.Path) -> None:
   """Puts a set in another one's place."""
   aside = old.with_name(f"{locate.PREPARING}replaced-{old.name}")
@@ -172,16 +185,17 @@ def _replace(old: pathlib.Path, new: pathlib.Path, root: pathlib.Path) -> None:
 def _find_classes(source: Any, kept: pathlib.Path, meter: Meter) -> None:
   """Looking through a tar.gz can take an hour: once is enough."""
   looks = isinstance(source, tar_source.TarSource) and not source.knows_classes
-  if looks and kept.exists():
-    source.take_classes(kept.read_text("utf-8").splitlines())
-    return
+  if looks:
+    with contextlib.suppress(UserError):  # Not there yet, or damaged.
+      source.take_classes(build_files.read_checked(kept))
+      return
   names = source.class_names(
     lambda done: meter.show("looking for the classes", done, source.total_bytes)
   )
   if looks:
     with build_files.explained(kept):
       kept.parent.mkdir(parents=True, exist_ok=True)
-    build_files.write(kept, "".join(f"{n}\n" for n in names).encode())
+    build_files.write_checked(kept, names)
 
 
 def _check(request: Request) -> None:

@@ -34,6 +34,7 @@ class Stream:
   Attributes:
     position: of the next byte, in the unpacked file.
     compression: "gzip", "bzip2", "xz", or "" for none; by the content.
+    joined: where a tar went on behind an end mark first, 0 if none has.
   """
 
   def __init__(self, path: Path):
@@ -42,7 +43,7 @@ class Stream:
     Raises:
       OSError: it can't be opened, or is no file.
     """
-    self.position = 0
+    self.position = self.joined = 0
     status = path.stat()
     # One that waits for a pipe would wait forever.
     if not stat.S_ISREG(status.st_mode):

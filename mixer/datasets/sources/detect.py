@@ -1,5 +1,6 @@
 """Finds out in which form a set of images lies on disk."""
 
+import os
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -67,7 +68,7 @@ def detect(
   """
   if not paths:
     raise UserError(f"no source of images is named. {_EXPECTED[kind]}.")
-  paths = [Path(path).expanduser() for path in paths]
+  paths = [Path(os.path.expanduser(path)) for path in paths]
   for path in paths:
     if not path.exists():
       raise UserError(f"the source {path} does not exist. {_EXPECTED[kind]}.")

@@ -24,6 +24,8 @@ SIDE = 28
 SPLITS = {"train": "train", "test": "t10k"}
 # Unsigned bytes in three axes, and in one.
 _IMAGES, _LABELS = 0x803, 0x801
+# The largest, EMNIST's, unpack to 550 MB.
+_MOST_BYTES = 1 << 30
 # Some copies have a dot for the second dash; without .gz they are unpacked.
 _FORMS = ("{}-{}-idx{}-ubyte", "{}-{}.idx{}-ubyte")
 
@@ -142,11 +144,17 @@ def _read(path: Path, magic: int) -> np.ndarray:
     content = path.read_bytes()
     # By its content: browsers unpack on the way, and keep the name.
     if content.startswith(b"\x1f\x8b"):
-      content = gzip.decompress(content)
+      with gzip.open(io.BytesIO(content)) as packed:
+        content = packed.read(_MOST_BYTES + 1)
   except (OSError, EOFError, zlib.error) as e:
     raise UserError(
       f"{path} can't be read: {e}. Get it again; it may be cut short."
     ) from e
+  if len(content) > _MOST_BYTES:
+    raise UserError(
+      f"{path} unpacks to more than {_MOST_BYTES:,} bytes, which no such set "
+      "has. Get it again."
+    )
   axes = magic & 0xFF
   begin = 4 * (1 + axes)
   found = struct.unpack(">I", content[:4])[0] if len(content) >= 4 else -1

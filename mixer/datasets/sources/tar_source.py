@@ -126,11 +126,19 @@ class TarSource:
             if number
             else "There is no whole image before.",
           )
+        if stream.joined:
+          self._warn(
+            f"{path} goes on behind an end mark, from byte {stream.joined:,} "
+            "on: it is read as archives that were joined"
+          )
       start = max(0, start - number)
       before += path.stat().st_size
     for warning in file_names.missing(self._classes or (), found):
-      if warning not in self.warnings:
-        self.warnings.append(warning)
+      self._warn(warning)
+
+  def _warn(self, warning: str) -> None:
+    if warning not in self.warnings:
+      self.warnings.append(warning)
 
   def _list_classes(self, progress: Callable[[int], None]) -> Collection[str]:
     found = set[str]()
@@ -221,8 +229,7 @@ class TarSource:
         f"{what} Get the file again (compare its size with the original's), or "
         "take what is there with --accept_truncated."
       )
-    if what not in self.warnings:
-      self.warnings.append(what)
+    self._warn(what)
 
 
 def _open(path: Path) -> byte_stream.Stream:

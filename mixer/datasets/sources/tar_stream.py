@@ -83,6 +83,8 @@ def entries(
     block = _block(stream, end, "it ends without an end mark")
     where = ""
     if block == _END:
+      if said != _Said():
+        raise DamagedError("it ends behind the long name of a file", said.name)
       where = ", behind an end mark,"
       while not block.strip(b"\0"):
         most = _BLOCK if end is None else min(_BLOCK, end - stream.position)
@@ -96,6 +98,8 @@ def entries(
         f"there is no header of a file{where} at byte "
         f"{stream.position - len(block):,}, but {block[:16]!r}"
       ) from e
+    if where:
+      stream.joined = stream.joined or stream.position - _BLOCK
     if info.type in _SPECIAL:
       said = _special(stream, info, end, said)
       continue

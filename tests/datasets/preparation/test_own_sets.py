@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from mixer.datasets.preparation import meter, own_sets
+from mixer.datasets.preparation import build_files, meter, own_sets
 from mixer.datasets.sources import tar_source
 from mixer.errors import UserError
 from tests.datasets.sources import image_archives
@@ -32,10 +32,17 @@ def test_a_tar_is_looked_through_for_classes_once(tmp_path, monkeypatch):
   with pytest.raises(UserError, match="hold_out"):
     prepare(hold_out={"test": 10**6}, workers=0)
   (kept,) = folder.glob(".classes-*")
-  classes = kept.read_text().splitlines()
+  classes = build_files.read_checked(kept)
+  content = kept.read_bytes()
   name, report = prepare(hold_out={"test": 1}, workers=0, restart=True)
   assert len(passes) == 1
   assert name == "imagenet21k/winter21" and report.splits["test"] == 1
   labels = (folder / "1.0.0" / "label.labels.txt").read_text().splitlines()
   assert labels == classes
   assert not list(folder.glob(".classes-*"))
+  # One that is damaged is as good as none.
+  kept.write_bytes(content.replace(b"n0", b"n1", 1))
+  prepare(hold_out={"test": 2}, workers=0, restart=True)
+  assert len(passes) == 2
+  labels = (folder / "1.0.0" / "label.labels.txt").read_text().splitlines()
+  assert labels == classes

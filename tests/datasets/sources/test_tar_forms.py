@@ -38,6 +38,21 @@ def test_tar_of_tars(tmp_path, pack):
   image_archives.check_start(source)
 
 
+def test_joined_archives_are_read_and_told(tmp_path):
+  tars = image_archives.class_tars(image_archives.images())
+  parts = [image_archives.tar({name: tar}) for name, tar in tars.items()]
+  path = tmp_path / "all.tar"
+  path.write_bytes(b"".join(parts))
+  source = tar_forms.TarOfTars(path)
+  assert source.class_names() == tuple(sorted(image_archives.CLASSES))
+  assert image_archives.contents(source) == image_archives.images()
+  assert source.warnings == [
+    f"{path} goes on behind an end mark, from byte {len(parts[0]):,} on: it is "
+    "read as archives that were joined"
+  ]
+  image_archives.check_start(source)
+
+
 def test_listing_tells_progress_and_remembers(tmp_path):
   path = _outer(
     tmp_path, image_archives.class_tars(image_archives.images()), gzip.compress

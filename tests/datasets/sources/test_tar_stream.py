@@ -101,6 +101,18 @@ def test_any_cut_is_told(tmp_path, compression):
         _list(path, read)
 
 
+def test_an_end_mark_in_place_of_a_file(tmp_path):
+  """Zeros over the last file: its long name, an entry before it, is left."""
+  content = image_archives.tar({"a": b"1", "l" * 200: b"2" * 600})
+  at = content.index(b"2" * 600)
+  path = tmp_path / "a.tar"
+  path.write_bytes(content[: at - 512].ljust(len(content), b"\0"))
+  with pytest.raises(
+    tar_stream.DamagedError, match="ends behind the long name"
+  ):
+    _list(path)
+
+
 def test_damaged_header(tmp_path):
   content = bytearray(image_archives.tar({"a": b"1" * 600, "b": b"2"}))
   content[512 + 1024 + 3] ^= 1
