@@ -8,11 +8,17 @@ saved; 1 anything else, with a sentence on stderr where it is something that a
 user can mend.
 """
 
-# First of all, so that a signal is heard while the rest is imported.
+# First of all, so that a signal is heard while the rest is imported; then the
+# flags, so that what is wrong with them, and --help, is answered at once.
 from mixer import stop
 
 if __name__ == "__main__":
   stop.listen()
+
+from mixer import command_line, run_flags
+
+if __name__ == "__main__":
+  run_flags.parse("train.py")
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -26,8 +32,8 @@ from jax.sharding import Mesh
 
 import input_pipeline
 from mixer import checkpoints as checkpoints_lib
+from mixer import config as config_lib
 from mixer import (
-  command_line,
   durations,
   evaluate,
   fewshot,
@@ -35,12 +41,10 @@ from mixer import (
   nonfinite,
   provenance,
   reporter,
-  run_flags,
   runtime,
   sharding,
   validation,
 )
-from mixer import config as config_lib
 from mixer import step as step_lib
 from mixer import update as update_lib
 from mixer import workdir as workdir_lib
@@ -389,4 +393,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=command_line.parse)
+  app.run(main, flags_parser=command_line.parsed)

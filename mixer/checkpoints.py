@@ -51,6 +51,8 @@ _LONG = 10**9  # Seconds; thirty years.
 class SaveError(UserError):
   """A checkpoint could not be written."""
 
+  at_once = True
+
 
 class Checkpoints:
   """The checkpoints of one workdir.

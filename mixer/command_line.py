@@ -1,19 +1,21 @@
 """Flags and exit codes, with sentences in place of tracebacks."""
 
+import argparse
 import os
 import re
+import shlex
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from absl import flags
 
-from mixer import checkpoints, runtime, stop
 from mixer import config as config_lib
+from mixer import stop
 from mixer import text as text_lib
-from mixer.cluster import hosts
 from mixer.errors import UserError
 
 
@@ -29,6 +31,8 @@ def parse(argv: list[str]) -> list[str]:
   Returns:
     What is left beside flags, the program's name first.
   """
+  if _HELP.intersection(argv[1:]):
+    sys.exit(run(lambda: print(_help())))
   try:
     rest = flags.FLAGS(argv)
     if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
@@ -39,6 +43,72 @@ def parse(argv: list[str]) -> list[str]:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)
   return rest
+
+
+_rest: list[str] = []
+
+
+def parse_early(check: Callable[[list[str]], None]) -> None:
+  """Reads the process's flags, before anything heavy is imported.
+
+  What is wrong, and --help, end the process.
+
+  Args:
+    check: takes what is left beside flags, and may raise UserError.
+  """
+  global _rest
+  _rest = parse(sys.argv)
+  try:
+    check(_rest)
+  except UserError as e:
+    stop.say(f"error: {e}", sys.stderr)
+    sys.exit(stop.FAILED)
+
+
+def parsed(argv: list[str]) -> list[str]:
+  """What `parse_early` has left; for `absl.app.run(main, flags_parser=...)`."""
+  return _rest
+
+
+_HELP = frozenset(("-h", "-?", "-help", "--help", "--helpfull", "--helpshort"))
+
+
+def _help() -> str:
+  """What the program does, its flags, and the keys of the config."""
+  lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:"]
+  for module, own in flags.FLAGS.flags_by_module_dict().items():
+    if not module.startswith("absl."):
+      for flag in own:
+        lines += _entry(f"--{flag.name}", flag.default, flag.help)
+  lines += ["", "Keys of the config, with their defaults:"]
+  for key, (value, meaning) in config_lib.KEYS.items():
+    lines += _entry(f"--config.{key}", value, meaning)
+  return "\n".join(lines)
+
+
+def _entry(name: str, default: Any, meaning: str) -> list[str]:
+  shown = shlex.quote(str(default)) if default not in (None, []) else "..."
+  return [
+    f"  {name}={shown}",
+    *textwrap.wrap(
+      meaning, 80, initial_indent=" " * 6, subsequent_indent=" " * 6
+    ),
+  ]
+
+
+class Parser(argparse.ArgumentParser):
+  """Of a command line, without abbreviations."""
+
+  def __init__(self, prog: str, description: str, **options: Any):
+    super().__init__(
+      prog=prog, description=description, allow_abbrev=False, **options
+    )
+
+  def print_help(self, file: Any = None) -> None:
+    """Prints it, unless stdout takes nothing."""
+    code = run(lambda: print(self.format_help(), end="", file=file))
+    if code:
+      self.exit(code)
 
 
 def run(body: Callable[[], None]) -> int:
@@ -61,14 +131,18 @@ def run(body: Callable[[], None]) -> int:
     stop.say(e, sys.stderr)
     return stop.PREEMPTED
   except UserError as e:
+    from mixer.cluster import hosts
+
     stop.say(f"error: {e}", sys.stderr)
     if hosts.is_loss(e):
       _end_alone()
     hosts.post_failure(str(e))
-    if isinstance(e, checkpoints.SaveError) or hosts.several():
+    if e.at_once or hosts.several():
       stop.exit_at_once(stop.FAILED)
     return stop.FAILED
   except Exception as e:
+    from mixer.cluster import hosts
+
     if hosts.several():
       traceback.print_exc()
       if hosts.is_loss(e):
@@ -81,6 +155,8 @@ def run(body: Callable[[], None]) -> int:
 
 def _end_alone() -> NoReturn:
   """Ends a process that has lost another."""
+  from mixer.cluster import hosts
+
   stop.exit_at_once(stop.FAILED if hosts.has_failed() else stop.LOST)
 
 
@@ -104,6 +180,8 @@ def tool(function: Callable[..., int | None], *args: Any) -> int:
   codes: list[int | None] = []
 
   def body() -> None:
+    from mixer import runtime
+
     runtime.quiet_libraries()
     try:
       with stop.interrupting():

@@ -10,7 +10,12 @@ class UserError(Exception):
   the key that mends it. `train.py` and the tools print it without a traceback
   and exit non-zero; every other exception is a defect of ours and keeps its
   traceback.
+
+  Attributes:
+    at_once: the process ends without waiting for its threads.
   """
+
+  at_once = False
 
 
 def first_line(error: BaseException) -> str:

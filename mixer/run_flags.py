@@ -1,16 +1,22 @@
 """Flags of the commands that train: train.py and tools.sweep."""
 
+import typing
 from collections.abc import Callable, Sequence
 
 from absl import flags
-from etils import epath
 from ml_collections import config_flags
 
-from mixer import command_line, runtime, stop
+from mixer import command_line, stop
 from mixer import config as config_lib
-from mixer import workdir as workdir_lib
-from mixer.cluster import distributed
 from mixer.errors import UserError
+
+if typing.TYPE_CHECKING:
+  from etils import epath
+
+  from mixer.cluster import distributed
+
+# Those of `mixer.cluster.distributed`.
+_CLUSTERS = ("auto", "none", "explicit", "slurm", "gke", "tpu")
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where the run lives: made if missing, gone on with if not."
@@ -27,7 +33,7 @@ _ALLOW_CHANGE = flags.DEFINE_list(
 _CLUSTER = flags.DEFINE_enum(
   "cluster",
   "auto",
-  distributed.CLUSTERS,
+  _CLUSTERS,
   "How the processes of a run find each other: as Slurm, GKE or a TPU VM's "
   "metadata say, by the explicit address in the next flags, or none.",
 )
@@ -48,7 +54,9 @@ _HEARTBEAT_SECONDS = flags.DEFINE_integer(
 )
 
 
-def _request() -> distributed.Request:
+def _request() -> "distributed.Request":
+  from mixer.cluster import distributed
+
   return distributed.Request(
     cluster=_CLUSTER.value,
     coordinator_address=_COORDINATOR_ADDRESS.value,
@@ -58,10 +66,32 @@ def _request() -> distributed.Request:
   )
 
 
+def parse(module: str) -> None:
+  """Reads the process's flags, before anything heavy is imported.
+
+  What is wrong, and --help, end the process.
+
+  Args:
+    module: what is run, as `python MODULE`.
+  """
+  command_line.parse_early(lambda rest: _check(rest, module))
+
+
+def _check(argv: Sequence[str], module: str) -> None:
+  if len(argv) > 1:
+    raise UserError(f"{argv[1]!r} is no flag; flags start with --.")
+  if not _WORKDIR.value or _CONFIG.value is None:
+    raise UserError(
+      f"name a recipe and a folder: python {module} "
+      "--config=configs/smoke.py --workdir=/tmp/smoke; --help lists all flags "
+      "and keys."
+    )
+
+
 def command(
   argv: Sequence[str],
   module: str,
-  work: Callable[[config_lib.Config, epath.Path, list[str]], object],
+  work: "Callable[[config_lib.Config, epath.Path, list[str]], object]",
 ) -> int:
   """Runs a command line with these flags.
 
@@ -75,16 +105,15 @@ def command(
   """
 
   def body() -> None:
-    if len(argv) > 1:
-      raise UserError(f"{argv[1]!r} is no flag; flags start with --.")
-    if not _WORKDIR.value or _CONFIG.value is None:
-      raise UserError(
-        f"name a recipe and a folder: python {module} "
-        "--config=configs/smoke.py --workdir=/tmp/smoke"
-      )
+    _check(argv, module)
+    # Here, as what only reads flags needn't wait for them.
+    from mixer import runtime
+    from mixer import workdir as workdir_lib
+    from mixer.cluster import distributed
+
     runtime.quiet_libraries()
     runtime.start(_PLATFORM.value, _request())
-    workdir = workdir_lib.path(_WORKDIR.value)
+    workdir = workdir_lib.path(str(_WORKDIR.value))
     try:
       work(_CONFIG.value, workdir, _ALLOW_CHANGE.value)
     except stop.Preempted:

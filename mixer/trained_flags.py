@@ -2,8 +2,13 @@
 
 import argparse
 import re
+import typing
 
-from mixer import resolution, runtime, trained
+if typing.TYPE_CHECKING:
+  from mixer import trained
+
+# Those of `mixer.resolution`.
+_METHODS = ("tiles", "interleaved", "resample")
 
 
 def add(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -30,7 +35,7 @@ def add(parser: argparse.ArgumentParser, required: bool = True) -> None:
   )
   own.add_argument(
     "--resize",
-    choices=resolution.METHODS,
+    choices=_METHODS,
     default="",
     help="how it is fitted to another --image_size; as suits the size",
   )
@@ -48,12 +53,15 @@ def add(parser: argparse.ArgumentParser, required: bool = True) -> None:
   )
 
 
-def load(args: argparse.Namespace) -> trained.Trained:
+def load(args: argparse.Namespace) -> "trained.Trained":
   """Starts JAX, and loads the model that the flags name.
 
   Raises:
     UserError: no such platform; or see `trained.load`.
   """
+  # Here, as what only reads flags needn't wait for it.
+  from mixer import runtime, trained
+
   runtime.start(args.platform)
   return trained.load(args.checkpoint, args.image_size, args.resize, args.dtype)
 

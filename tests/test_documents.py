@@ -23,7 +23,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from mixer import command_line, validation
+from mixer import command_line, stop, validation
 from mixer import config as config_lib
 from tests import conftest, documents
 
@@ -103,6 +103,7 @@ def argparse_reads(module: str, arguments: Sequence[str]) -> str:
       parse_intermixed_args=then_ends(parser.parse_intermixed_args),
     ),
     unittest.mock.patch.object(sys, "argv", [module, *arguments]),
+    unittest.mock.patch.object(stop, "listen"),
     warnings.catch_warnings(action="ignore", category=RuntimeWarning),
     contextlib.redirect_stdout(out),
     contextlib.redirect_stderr(err),
@@ -120,9 +121,9 @@ def absl_flags(module: str) -> set[str]:
   """The names of the flags of a command that absl parses."""
   path = "mixer/run_flags.py"
   if module == "tools.plan":
-    path = "tools/plan.py"
+    path = "tools/plan_flags.py"
   text = (conftest.ROOT / path).read_text()
-  return {*re.findall(r'DEFINE_\w+\(\s*"(\w+)"', text)}
+  return {"help", *re.findall(r'DEFINE_\w+\(\s*"(\w+)"', text)}
 
 
 def absl_reads(module: str, arguments: Sequence[str]) -> None:
@@ -171,6 +172,9 @@ def flags_of(module: str) -> set[str]:
   return {*re.findall(r"--(\w[\w-]*)", argparse_reads(module, ["--help"]))}
 
 
+_PARSES = re.compile(r"(?is)(parser|arguments\.\w+)\(.*__main__")
+
+
 @functools.cache
 def all_flags() -> set[str]:
   """Of all our commands."""
@@ -178,7 +182,7 @@ def all_flags() -> set[str]:
   for path in documents.MODULES:
     name = ".".join(path.relative_to(conftest.ROOT).with_suffix("").parts)
     text = path.read_text()
-    if name in ABSL or re.search(r"(?s)parser\(.*__main__", text, re.I):
+    if name in ABSL or re.search(_PARSES, text):
       found |= flags_of(name)
   usage = (conftest.ROOT / "launch/tpu_vm.sh").read_text()
   return found | {*re.findall(r"(?m)^  --([\w-]+)", usage)}
@@ -343,7 +347,7 @@ def check_message(message: documents.Command) -> None:
     r"(?:\.py)?(?![\w.{])(.*)",
     text,
   )
-  if ours:
+  if ours and ours[1] not in ANY_OF_A_KIND:
     module, rest = ours.groups()
     known = flags_of(module)
     keys = config_lib.flatten(config_lib.default())

@@ -7,8 +7,8 @@ import scipy.signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixer import config as config_lib
 from mixer import block, flops, model, weights
+from mixer import config as config_lib
 from mixer.errors import UserError
 from tests import reference
 

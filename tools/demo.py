@@ -8,13 +8,15 @@ the same from scratch, prints a table, draws demo.png, and checks that the
 numbers are what they should be. Started again, it goes on where it was.
 """
 
-# First of all, so that a signal is heard while the rest is imported.
+# First of all, so that a signal is heard while the rest is imported, and
+# --help is answered at once.
 from mixer import stop
+from tools import arguments
 
 if __name__ == "__main__":
   stop.listen()
+  arguments.demo().parse_args()
 
-import argparse
 import contextlib
 import dataclasses
 import io
@@ -271,11 +273,7 @@ def demo(workdir: pathlib.Path) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit code."""
-  parser = argparse.ArgumentParser(
-    prog="python -m tools.demo", description="The main job from end to end."
-  )
-  parser.add_argument("--workdir", default="runs/demo", type=pathlib.Path)
-  args = parser.parse_args(argv)
+  args = arguments.demo().parse_args(argv)
   failures: list[str] = []
 
   def body() -> None:

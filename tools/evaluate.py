@@ -20,6 +20,12 @@ the data set knows that, its label, the prediction and its score. With
 --fewshot, ridge regression on frozen features takes the place of the head.
 """
 
+# First of all, so that a wrong flag and --help are answered at once.
+from tools import arguments
+
+if __name__ == "__main__":
+  arguments.evaluate().parse_args()
+
 import argparse
 import contextlib
 import pathlib
@@ -281,55 +287,9 @@ def _folder(this: _Evaluation) -> pathlib.Path:
   return folder
 
 
-def _shots(text: str) -> tuple[int, ...]:
-  return tuple(trained_flags.positive(part) for part in text.split(","))
-
-
-def _table(text: str) -> str:
-  if pathlib.Path(text).suffix.lower() not in (".csv", ".parquet"):
-    raise argparse.ArgumentTypeError(
-      f"{text!r} ends in neither .csv nor .parquet"
-    )
-  return text
-
-
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog="python -m tools.evaluate",
-    description="Evaluates a trained model on a data set.",
-    allow_abbrev=False,
-  )
-  trained_flags.add(parser)
-  add = parser.add_argument
-  add("--data", default="", help="data set, as TFDS names it; a run's own")
-  add("--split", default="", help="a run's own, else validation")
-  add("--data_dir", default="", help="where data sets lie; a run's, or TFDS's")
-  add("--batch_size", type=trained_flags.positive, help="over all devices")
-  add(
-    "--same_classes",
-    action="store_true",
-    help="outputs are the data set's classes, in order, whatever their names",
-  )
-  add("--output", default="", metavar="DIR", help="runs/evaluate/...")
-  add(
-    "--examples",
-    type=_table,
-    metavar="FILE",
-    help="list every example: file, label, prediction, score; .csv or .parquet",
-  )
-  few = parser.add_argument_group("few-shot").add_argument
-  few("--fewshot", action="store_true", help="ridge regression on features")
-  few("--train_split", default="train", help="labelled examples come from it")
-  few("--shots", type=_shots, default=(1, 5, 10, 25), help="as in 1,5,10,25")
-  few("--seeds", type=trained_flags.positive, default=3, help="draws of each")
-  few("--l2", type=float, default=1024.0, help="weight of the ridge")
-  return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit code."""
-  args = _parser().parse_args(argv)
-
+  args = arguments.evaluate().parse_args(argv)
   return command_line.tool(run, args)
 
 

@@ -17,6 +17,12 @@ nothing is kept, and the exit code is 1. All this runs on the CPU, unless
 --platform names another.
 """
 
+# First of all, so that a wrong flag and --help are answered at once.
+from tools import arguments
+
+if __name__ == "__main__":
+  arguments.export().parse_args()
+
 import argparse
 import sys
 import textwrap
@@ -26,7 +32,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from mixer import command_line, predictor, runtime, trained, trained_flags
+from mixer import command_line, predictor, runtime, trained
 from mixer.exporting import (
   npz_file,
   onnx_file,
@@ -42,32 +48,25 @@ class _Target(NamedTuple):
   """What a value of --to stands for.
 
   Attributes:
-    help: for people.
     suffix: of its file.
     members: files of its folder; () where it is always one file.
     packages: that it takes to write it.
   """
 
-  help: str
   suffix: str
   members: tuple[str, ...] = ()
   packages: tuple[str, ...] = ()
 
 
 _TARGETS = {
-  "npz": _Target("a file as the released ones", ".npz"),
+  "npz": _Target(".npz"),
   "timm": _Target(
-    "a folder that timm loads, or FILE.safetensors of weights alone",
     ".safetensors",
     timm_weights.MEMBERS,
     ("safetensors",),
   ),
-  "onnx": _Target(
-    "a file for ONNX runtimes, uint8 pixels in", ".onnx", (), ("onnx",)
-  ),
+  "onnx": _Target(".onnx", (), ("onnx",)),
   "stablehlo": _Target(
-    "a program for JAX on any device, in a folder with its weights, or "
-    "FILE.stablehlo with them inside",
     ".stablehlo",
     stablehlo.MEMBERS,
     ("flatbuffers",),
@@ -150,58 +149,9 @@ def _wrapped(text: str) -> str:
   return textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False)
 
 
-def _platforms(text: str) -> tuple[str, ...]:
-  """Reads "cpu,cuda"."""
-  names = tuple(text.split(","))
-  wrong = [name for name in names if name not in stablehlo.PLATFORMS]
-  if wrong or len({*names}) < len(names):
-    raise argparse.ArgumentTypeError(
-      f"{text!r}: expected some of {','.join(stablehlo.PLATFORMS)}, each once"
-    )
-  return names
-
-
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit code."""
-  parser = argparse.ArgumentParser(
-    prog="python -m tools.export",
-    description="Writes a trained model to a file that other programs take, "
-    "and compares the two.",
-    allow_abbrev=False,
-  )
-  trained_flags.add(parser)
-  parser.set_defaults(platform="cpu")
-  parser.add_argument(
-    "--averaged",
-    action=argparse.BooleanOptionalAction,
-    default=True,
-    help="take the average of the weights where the run kept one",
-  )
-  parser.add_argument(
-    "--to",
-    choices=tuple(_TARGETS),
-    default="npz",
-    help="; ".join(f"{name}: {t.help}" for name, t in _TARGETS.items()),
-  )
-  parser.add_argument(
-    "--output", required=True, metavar="PATH", help="a file, or a new folder"
-  )
-  parser.add_argument(
-    "--images",
-    nargs="+",
-    default=(),
-    metavar="IMAGE",
-    help="files to compare on, in place of random images",
-  )
-  parser.add_argument(
-    "--platforms",
-    type=_platforms,
-    default=("cpu", "cuda", "tpu"),
-    metavar="NAMES",
-    help="that a stablehlo program is for; cpu,cuda,tpu",
-  )
-  args = parser.parse_args(argv)
-
+  args = arguments.export().parse_args(argv)
   return command_line.tool(run, args)
 
 

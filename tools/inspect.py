@@ -14,6 +14,12 @@ weights are, module by module, and what differs in config, metrics and
 provenance.
 """
 
+# First of all, so that a wrong flag and --help are answered at once.
+from tools import arguments
+
+if __name__ == "__main__":
+  arguments.inspect().parse_args()
+
 import argparse
 import json
 import sys
@@ -189,26 +195,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit code."""
-  parser = argparse.ArgumentParser(
-    prog="python -m tools.inspect",
-    description="Shows what a checkpoint holds, or how two differ.",
-    allow_abbrev=False,
-  )
-  parser.add_argument(
-    "path",
-    metavar="CHECKPOINT",
-    help="workdir, WORKDIR/checkpoints/STEP, .npz file, or released name",
-  )
-  parser.add_argument(
-    "other", metavar="OTHER", nargs="?", help="to compare it with"
-  )
-  parser.add_argument(
-    "--parameters",
-    action="store_true",
-    help="list every parameter, and norms by module",
-  )
-  parser.add_argument("--json", action="store_true", help="for programs")
-  return command_line.tool(run, parser.parse_args(argv))
+  return command_line.tool(run, arguments.inspect().parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,13 @@ config can be changed as for train.py.
 takes a minute or more.
 """
 
+# First of all, so that a wrong flag and --help are answered at once.
+from mixer import command_line
+from tools import plan_flags
+
+if __name__ == "__main__":
+  plan_flags.parse()
+
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -22,11 +29,10 @@ from typing import Any
 
 import jax
 from absl import app, flags
-from ml_collections import config_flags
 
 import input_pipeline
-from mixer import command_line, durations, runtime, validation
 from mixer import config as config_lib
+from mixer import durations, runtime, validation
 from mixer.datasets import catalog, locate, sizes
 from mixer.errors import UserError
 from mixer.planning import compiling, formulas, hardware, plan_report
@@ -34,7 +40,7 @@ from mixer.planning import compiling, formulas, hardware, plan_report
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """What the command line asks for; see `_define_flags`."""
+  """What the command line asks for; see `plan_flags`."""
 
   hardware: str
   examples: int | None = None
@@ -141,36 +147,12 @@ def _json(found: dict[str, Any], with_formulas: bool) -> str:
   return json.dumps(values, indent=2)
 
 
-def _define_flags() -> None:
-  # Not at import: train.py's flags may be there in the same process.
-  config_flags.DEFINE_config_file("config", None, "The recipe.")
-  flags.DEFINE_string("hardware", "", "Slice, such as v5e-64 or h100-8.")
-  flags.DEFINE_integer(
-    "examples", None, "Of the training split.", lower_bound=1
-  )
-  flags.DEFINE_integer("classes", None, "Of the data set.", lower_bound=1)
-  flags.DEFINE_float("price", None, "Dollars a chip and hour.", lower_bound=0.0)
-  flags.DEFINE_float("cores", None, "Of each host.", lower_bound=0.01)
-  flags.DEFINE_float(
-    "core_rate", None, "Images/s that one core decodes.", lower_bound=0.01
-  )
-  flags.DEFINE_bool("compile", False, "Ask the real compiler too.")
-  flags.DEFINE_bool("json", False, "For programs.")
-  flags.DEFINE_bool("formulas", False, "Print the formulas too.")
-
-
 def main(argv: Sequence[str]) -> int:
   """Runs the command line; returns the exit code."""
   values = flags.FLAGS
 
   def body() -> None:
-    if len(argv) > 1:
-      raise UserError(f"{argv[1]!r} is no flag; flags start with --.")
-    if values.config is None or not values.hardware:
-      raise UserError(
-        "name a recipe and what it is to run on: python -m tools.plan "
-        "--config=configs/mixer_b16_i21k.py --hardware=v5e-64"
-      )
+    plan_flags.check(argv)
     runtime.quiet_libraries()
     compiling.prepare()
     jax.config.update("jax_platforms", "cpu")
@@ -188,5 +170,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  _define_flags()
-  app.run(main, flags_parser=command_line.parse)
+  app.run(main, flags_parser=command_line.parsed)

@@ -22,6 +22,12 @@ written is named FILE.partial until it is whole. Ctrl-C leaves that, with what
 was done, and exits with 130.
 """
 
+# First of all, so that a wrong flag and --help are answered at once.
+from tools import arguments
+
+if __name__ == "__main__":
+  arguments.predict().parse_args()
+
 import argparse
 import os
 import pathlib
@@ -35,7 +41,6 @@ from mixer.prediction import counting, feature_files, finding, formats, partial
 
 # Beyond it a file's name pushes its line to the right.
 _WIDEST = 60
-_TOP = 5
 _SCORES = {
   "softmax": "probabilities (softmax)",
   "sigmoid": "sigmoids, each class for itself",
@@ -96,7 +101,7 @@ def _predict(
   # Before the model is loaded: it may be refused.
   with partial.text(args.output) as write:
     model = predictor.Predictor(trained_flags.load(args), args.batch_size)
-    said = model.stream(paths, args.top or _TOP)
+    said = model.stream(paths, args.top or arguments.TOP)
     plain = kind == "table" and not args.output
     _describe(model, len(paths), sys.stdout if plain else sys.stderr)
     write(formats.header(kind))
@@ -135,53 +140,7 @@ def _describe(
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit code."""
-  parser = argparse.ArgumentParser(
-    prog="python -m tools.predict",
-    description="Says what is on images, or writes their features.",
-    allow_abbrev=False,
-  )
-  trained_flags.add(parser)
-  parser.add_argument(
-    "images", nargs="*", metavar="IMAGE", help="a file, a folder, or a pattern"
-  )
-  parser.add_argument(
-    "--files",
-    default="",
-    metavar="LIST",
-    help="a file with the path of an image on each line; - for stdin",
-  )
-  parser.add_argument(
-    "--top",
-    type=trained_flags.positive,
-    help=f"how many classes of each; {_TOP}",
-  )
-  parser.add_argument(
-    "--format",
-    choices=formats.NAMES,
-    default="",
-    help="json is an object a line (JSON Lines), csv a line a class; as the "
-    "suffix of --output says, else a table",
-  )
-  parser.add_argument(
-    "--output",
-    default="",
-    metavar="FILE",
-    help="write there in place of stdout; FILE.partial until it is whole",
-  )
-  parser.add_argument(
-    "--features",
-    default="",
-    metavar="FILE",
-    help="write pre-logits in place of classes: FILE.npy, with the paths in "
-    "FILE.csv, or FILE.parquet",
-  )
-  parser.add_argument(
-    "--batch_size",
-    type=trained_flags.positive,
-    metavar="IMAGES",
-    help="at a time, over all devices; 32 on each",
-  )
-  return command_line.tool(run, parser.parse_args(argv))
+  return command_line.tool(run, arguments.predict().parse_args(argv))
 
 
 if __name__ == "__main__":

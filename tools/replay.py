@@ -11,7 +11,12 @@ On the hardware, software and number of devices of the run, every bit is as it
 was there.
 """
 
-import argparse
+# First of all, so that a wrong flag and --help are answered at once.
+from tools import arguments
+
+if __name__ == "__main__":
+  arguments.replay().parse_args()
+
 import json
 import math
 import sys
@@ -152,21 +157,7 @@ def _line(words: str, values: Mapping[str, float]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit code."""
-  parser = argparse.ArgumentParser(
-    prog="python -m tools.replay",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  parser.add_argument("workdir", metavar="WORKDIR", help="of train.py")
-  parser.add_argument(
-    "--step", type=int, required=True, metavar="N", help="the update, from 1"
-  )
-  parser.add_argument("--data_dir", default="", help="where the data lie now")
-  parser.add_argument("--json", action="store_true", help="print all as JSON")
-  parser.add_argument(
-    "--platform", choices=("cpu", "gpu", "tpu"), default="", help="to run on"
-  )
-  args = parser.parse_args(argv)
+  args = arguments.replay().parse_args(argv)
 
   def body() -> None:
     runtime.quiet_libraries()

@@ -14,6 +14,12 @@ checkpoint, if its data is prepared here; a run that has the accelerator to
 itself is left alone with --platform=cpu or --no-evaluate.
 """
 
+# First of all, so that a wrong flag and --help are answered at once.
+from tools import arguments
+
+if __name__ == "__main__":
+  arguments.report().parse_args()
+
 import argparse
 import os
 import sys
@@ -227,41 +233,9 @@ def run(args: argparse.Namespace) -> None:
   print(f"written to    {target}")
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog="python -m tools.report",
-    description="Makes a page about a run, or one that compares several.",
-    allow_abbrev=False,
-  )
-  add = parser.add_argument
-  add("workdirs", nargs="+", metavar="WORKDIR", help="of train.py")
-  add(
-    "-o",
-    "--output",
-    default="",
-    metavar="FILE",
-    help="the page; WORKDIR/report.html, or report.html here for several runs",
-  )
-  add(
-    "--evaluate",
-    action=argparse.BooleanOptionalAction,
-    help="evaluate the newest checkpoint, or don't; if none, or an older one, "
-    "has been",
-  )
-  add("--data_dir", default="", help="where data sets lie; each run's own")
-  add(
-    "--platform",
-    choices=("cpu", "gpu", "tpu"),
-    default="",
-    help="to evaluate on",
-  )
-  return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit code."""
-  args = _parser().parse_args(argv)
-
+  args = arguments.report().parse_args(argv)
   return command_line.tool(run, args)
 
 

@@ -1,4 +1,4 @@
-"""Chooses a learning rate on held-out data, then trains on all of it.
+r"""Chooses a learning rate on held-out data, then trains on all of it.
 
   python -m tools.sweep --workdir=DIR \
     --config=configs/finetune.py:model=imagenet21k/Mixer-B_16,dataset=cifar10
@@ -12,11 +12,17 @@ Each run has a folder in the workdir, as train.py makes it: `lr_0.003`, ...,
 `final`. `sweep.json` has the table. The same command goes on where it stopped.
 """
 
-# First of all, so that a signal is heard while the rest is imported.
+# First of all, so that a signal is heard while the rest is imported; then the
+# flags, so that what is wrong with them, and --help, is answered at once.
 from mixer import stop
 
 if __name__ == "__main__":
   stop.listen()
+
+from mixer import command_line, run_flags
+
+if __name__ == "__main__":
+  run_flags.parse("-m tools.sweep")
 
 import dataclasses
 import math
@@ -27,8 +33,8 @@ from absl import app
 from etils import epath
 
 import train
-from mixer import command_line, reporter, run_flags
 from mixer import config as config_lib
+from mixer import reporter
 from mixer import workdir as workdir_lib
 from mixer.errors import UserError
 
@@ -181,4 +187,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=command_line.parse)
+  app.run(main, flags_parser=command_line.parsed)

@@ -12,6 +12,12 @@ shows, and what was left out and why. A file that can't be read is told of on
 stderr; the rest goes on, and the exit code is 1.
 """
 
+# First of all, so that a wrong flag and --help are answered at once.
+from tools import arguments
+
+if __name__ == "__main__":
+  arguments.visualize()
+
 import argparse
 import pathlib
 import sys
@@ -20,8 +26,6 @@ from collections.abc import Sequence
 from mixer import command_line, stop, trained, trained_flags
 from mixer.errors import UserError
 from mixer.insight import embedding, figures, making, pictures
-
-_NAMES = (*making.OF_WEIGHTS, *making.OF_IMAGES)
 
 
 def _folder(name: str) -> pathlib.Path:
@@ -123,93 +127,9 @@ def run(args: argparse.Namespace) -> int:
   return stop.FAILED if problems else stop.DONE
 
 
-def _figures(text: str) -> list[str]:
-  names = list(dict.fromkeys(text.split(",")))
-  for name in names:
-    if name not in _NAMES:
-      raise argparse.ArgumentTypeError(
-        f"{name!r} is none of {', '.join(_NAMES)}"
-      )
-  return names
-
-
-def _count(text: str) -> int:
-  return 0 if text == "0" else trained_flags.positive(text)
-
-
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog="python -m tools.visualize",
-    usage="%(prog)s CHECKPOINT -o DIR [--images IMAGE ...] [options]",
-    description="Looks inside a trained Mixer.",
-    allow_abbrev=False,
-  )
-  trained_flags.add(parser, required=False)
-  add = parser.add_argument
-  add(
-    "paths",
-    nargs="*",
-    metavar="CHECKPOINT",
-    help="the model, as for --checkpoint; images may follow",
-  )
-  add("-o", "--output", required=True, metavar="DIR", help="for the figures")
-  add(
-    "--images",
-    nargs="+",
-    default=[],
-    metavar="IMAGE",
-    help="files, and folders with images; some of the run's evaluation split",
-  )
-  add(
-    "--figures",
-    type=_figures,
-    default=list(_NAMES),
-    help=f"some of {','.join(_NAMES)}; all",
-  )
-  add(
-    "--examples",
-    type=trained_flags.positive,
-    default=256,
-    help="how many images at most; 256",
-  )
-  add(
-    "--explain",
-    type=trained_flags.positive,
-    default=6,
-    help="of how many the saliency is shown; 6",
-  )
-  add(
-    "--smooth",
-    type=_count,
-    default=16,
-    help="noisy copies for the saliency's gradient; 16; 0 for a plain one",
-  )
-  add(
-    "--embedding",
-    choices=embedding.METHODS,
-    default="pca",
-    help="of features, beside PCA",
-  )
-  add("--data_dir", default="", help="where data sets lie; as in the run")
-  return parser
-
-
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-  """Reads the command line: the checkpoint may be a flag or the first word."""
-  parser = _parser()
-  args = parser.parse_intermixed_args(argv)
-  words = list(args.paths)
-  if args.checkpoint is None:
-    if not words:
-      parser.error("the checkpoint is missing: name it first")
-    args.checkpoint = words.pop(0)
-  args.images = words + args.images
-  return args
-
-
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit code."""
-  return command_line.tool(run, parse(argv))
+  return command_line.tool(run, arguments.visualize(argv))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from PIL import Image
 from configs import smoke
 from mixer import step as step_lib
 from tests import trained_files
-from tools import visualize
+from tools import arguments, visualize
 
 pytestmark = pytest.mark.usefixtures("untouched")
 
@@ -201,5 +201,5 @@ def test_the_checkpoint_is_a_flag_or_the_first_word():
     ["--checkpoint=run", "-o", "out", "a.jpg", "b"],
     ["a.jpg", "--checkpoint=run", "-o", "out", "b"],
   ):
-    args = visualize.parse(words)
+    args = arguments.visualize(words)
     assert (args.checkpoint, args.images) == ("run", ["a.jpg", "b"])

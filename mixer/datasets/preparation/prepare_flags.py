@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from mixer import command_line
+
 # Flags that are fields of `Options`, and those that have another name there.
 OPTIONS = (
   "seed",
@@ -24,10 +26,8 @@ RENAMED = {
 
 def parser() -> argparse.ArgumentParser:
   """Of the whole command line."""
-  parser = argparse.ArgumentParser(
-    prog="python -m tools.prepare",
-    description="Prepares a data set for training.",
-    allow_abbrev=False,
+  parser = command_line.Parser(
+    "python -m tools.prepare", "Prepares a data set for training."
   )
   add = parser.add_argument
   add("set", nargs="?", metavar="NAME", help="NAME, NAME/CONFIG; see --list")
