@@ -1,6 +1,8 @@
 """Decodes of a JPEG what is needed: a box, at some scale.
 
-libjpeg-turbo, through simplejpeg, decodes whole images. Most of its time goes
+libjpeg-turbo, through simplejpeg, decodes whole images; by its fast integer
+transform, as TensorFlow did for the published runs: the accurate one's pixels
+are another grey level, one in the mean. Most of its time goes
 into the entropy code, which has no way in but from the beginning. It can stop
 early, though: with a smaller height written into a copy of the header it
 decodes only so many rows. And where the file has restart markers, at which the
@@ -9,6 +11,7 @@ their own (`tools.prepare` writes such markers into what it encodes).
 """
 
 import dataclasses
+import math
 import struct
 import threading
 
@@ -25,9 +28,11 @@ _REFUSED = frozenset(
 )
 _SCAN = 0xDA
 _INTERVAL = 0xDD  # Of restart markers.
-# Warnings of libjpeg after which it goes on, and so do Pillow and TensorFlow:
-# bytes too many, bits that are no code. Not the end of the file in the middle.
+_ADOBE = 0xEE
+# Warnings of libjpeg after which it goes on to the last pixel, and so do Pillow
+# and TensorFlow; and those of them after which pixels are missing.
 _HARMLESS = ("Corrupt JPEG data", "Invalid SOS parameters")
+_MISSING = ("premature end", "bad huffman code")
 _MARKERS = tuple(bytes((0xFF, 0xD0 + i)) for i in range(8))
 _END = b"\xff\xd9"
 # Pixels around a box that its own depend on: colours are interpolated across
@@ -38,6 +43,17 @@ _WORTH = 12_000
 # A thread's buffer for decoded pixels isn't kept beyond this.
 _KEPT_BYTES = 1 << 26
 _kept = threading.local()
+_SAMPLINGS = {
+  (8, 8): "444",
+  (8, 16): "422",
+  (16, 16): "420",
+  (16, 8): "440",
+  (8, 32): "411",
+}
+
+
+class DamagedError(ValueError):
+  """The file is a JPEG of which pixels are missing; no decoder is to try."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +69,8 @@ class Header:
     data: offset of the entropy code of a single scan of all channels; 0 where
       there are several.
     restart: units between restart markers; 0 for no markers.
+    channels: 1 for grey, 3 for colours, 4 for inks.
+    inverted: the inks are stored as Adobe does, 0 for all of one.
   """
 
   height: int
@@ -62,6 +80,14 @@ class Header:
   offset: int
   data: int
   restart: int
+  channels: int
+  inverted: bool
+
+  @property
+  def sampling(self) -> str:
+    """Of the colours, as `encode` has it; "444" for any that it hasn't."""
+    three = self.channels == 3
+    return _SAMPLINGS.get((self.row, self.column), "444") if three else "444"
 
 
 def header(encoded: bytes) -> Header | None:
@@ -71,13 +97,13 @@ def header(encoded: bytes) -> Header | None:
     encoded: the bytes of a file.
 
   Returns:
-    None where this module can't decode it: no JPEG, one of four channels or
-    of 12 bits, an arithmetic code, or a damaged header.
+    None where this module can't decode it: no JPEG, one of 12 bits, an
+    arithmetic code, or a damaged header.
   """
   if encoded[:2] != b"\xff\xd8":
     return None
   place, end = 2, len(encoded) - 10
-  frame, channels, restart = None, 0, 0
+  frame, channels, restart, inverted = None, 0, 0, False
   while place < end and encoded[place] == 0xFF:
     marker = encoded[place + 1]
     if marker == 0xFF:  # Fill bytes may stand before a marker.
@@ -88,19 +114,21 @@ def header(encoded: bytes) -> Header | None:
       # Other sequential files may have a scan for each channel.
       single = encoded[place + 4] == channels and encoded[frame - 4] != 0xC2
       data = place + 2 + length if single else 0
-      return _frame(encoded, frame, data, restart)
+      return _frame(encoded, frame, data, restart, inverted)
     if marker in _REFUSED:
       return None
     if marker in _FRAMES:
       frame, channels = place + 5, encoded[place + 9]
     elif marker == _INTERVAL:
       restart = int.from_bytes(encoded[place + 4 : place + 6], "big")
+    elif marker == _ADOBE:
+      inverted = encoded[place + 4 : place + 9] == b"Adobe"
     place += 2 + length
   return None
 
 
 def _frame(
-  encoded: bytes, offset: int, data: int, restart: int
+  encoded: bytes, offset: int, data: int, restart: int, inverted: bool
 ) -> Header | None:
   precision, height, width, channels = struct.unpack_from(
     ">BHHB", encoded, offset - 1
@@ -108,16 +136,18 @@ def _frame(
   factors = encoded[offset + 6 : offset + 5 + 3 * channels : 3]
   if (
     precision != 8
-    or channels not in (1, 3)
+    or channels not in (1, 3, 4)
     or len(factors) != channels
     or not height * width  # A height of 0 is told only after the pixels.
   ):
     return None
   row = column = 8  # A single channel's units are its blocks.
-  if channels == 3:
+  if channels > 1:
     row *= max(1, *(f & 15 for f in factors))
     column *= max(1, *(f >> 4 for f in factors))
-  return Header(height, width, row, column, offset, data, restart)
+  return Header(
+    height, width, row, column, offset, data, restart, channels, inverted
+  )
 
 
 def decode(
@@ -141,6 +171,7 @@ def decode(
     same thread overwrites.
 
   Raises:
+    DamagedError: pixels are missing.
     ValueError: libjpeg-turbo can't; the message is its own.
   """
   box = left, top, right, bottom = box or (0, 0, head.width, head.height)
@@ -156,20 +187,30 @@ def decode(
       0,
     )
   encoded, height, width, x, y = piece
-  shape = (-(-height // reduction), -(-width // reduction), 3)
-  pixels = _buffer(shape[0] * shape[1] * 3)
+  inks = head.channels == 4
+  shape = -(-height // reduction), -(-width // reduction), 4 if inks else 3
+  pixels = _buffer(math.prod(shape))
+  try:
+    # What is warned of here ends the other call before a pixel is written.
+    simplejpeg.decode_jpeg_header(encoded)
+  except Exception as e:  # A KeyError too, for a sampling without a name.
+    raise ValueError(f"its header: {e}") from e
   try:
     image = simplejpeg.decode_jpeg(
       encoded,
+      "CMYK" if inks else "RGB",
+      fastdct=True,
       min_height=shape[0] if reduction > 1 else 0,
       min_width=shape[1] if reduction > 1 else 0,
       min_factor=reduction,
       buffer=pixels,
     )
-  except ValueError as error:
-    # The buffer is full all the same.
-    if not str(error).startswith(_HARMLESS):
+  except ValueError as e:
+    if any(missing in str(e).lower() for missing in _MISSING):
+      raise DamagedError(f"truncated or damaged ({e})") from e
+    if not str(e).startswith(_HARMLESS):
       raise
+    # Warned of behind the header: this call has written all pixels.
     image = pixels.reshape(shape)
   if image.shape != shape:
     raise ValueError(f"decoded to {image.shape} in place of {shape}")
@@ -177,7 +218,17 @@ def decode(
     (edge + reduction // 2) // reduction
     for edge in (top - y, bottom - y, left - x, right - x)
   )
-  return image[top:bottom, left:right]
+  image = image[top:bottom, left:right]
+  return _of_inks(image, head.inverted) if inks else image
+
+
+def _of_inks(image: np.ndarray, inverted: bool) -> np.ndarray:
+  """CMYK to RGB, as TensorFlow does; uint8."""
+  result = np.empty((*image.shape[:2], 3), np.uint8)
+  for y, inks in enumerate(image):  # By rows: 16 bits take room.
+    light = (inks if inverted else ~inks).astype(np.uint16)
+    result[y] = light[:, :3] * light[:, 3:] // 255
+  return result
 
 
 def _resized(encoded: bytes, head: Header, height: int, width: int) -> bytes:
@@ -257,12 +308,12 @@ def _buffer(size: int) -> np.ndarray:
   return kept[:size]
 
 
-_SAMPLINGS = {
-  "444": (cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, 8),
-  "422": (cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422, 16),
-  "420": (cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420, 16),
-  "440": (cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440, 8),
-  "411": (cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411, 32),
+_FACTORS = {
+  "444": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+  "422": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
+  "420": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+  "440": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440,
+  "411": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411,
 }
 
 
@@ -281,8 +332,8 @@ def encode(pixels: np.ndarray, quality: int, sampling: str = "420") -> bytes:
   column = 8
   if pixels.shape[2] == 3:
     pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    factor, column = _SAMPLINGS[sampling]
-    options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor]
+    options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, _FACTORS[sampling]]
+    column = next(c for (_, c), name in _SAMPLINGS.items() if name == sampling)
   across = -(-pixels.shape[1] // column)
   # Markers at the same columns of each row, some 48 pixels apart.
   interval = next(n for n in (3, 2, 4, 5, 6, 7, 8, 1) if across % n == 0)

@@ -122,14 +122,15 @@ class EvalOptions:
 
 
 def decode(encoded: bytes) -> np.ndarray:
-  """Decodes an image of any format that Pillow reads, to RGB.
+  """Decodes a JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or AVIF image, to RGB.
 
   Grey and palette images are expanded; CMYK is converted as the product of
-  ink and black; of 16-bit values the high byte is kept; transparency is
-  dropped, showing the colour stored beneath; of an animation the first frame
-  is taken. All this, and ignoring the orientation that a camera noted in
-  EXIF, is what TensorFlow's decoders do in the reference: ImageNet's labels
-  and published accuracies go with images that are not turned.
+  ink and black; of values of more than 8 bits the upper 8 are kept;
+  transparency is dropped, showing the colour stored beneath; of an animation
+  the first frame is taken. All this, JPEG's fast integer transform, and
+  ignoring the orientation that a camera noted in EXIF, is what TensorFlow's
+  decoders do in the reference: ImageNet's labels and published accuracies go
+  with images that are not turned.
 
   Args:
     encoded: the bytes of an image file.
@@ -138,9 +139,10 @@ def decode(encoded: bytes) -> np.ndarray:
     uint8 [H, W, 3].
 
   Raises:
-    ValueError: the bytes are damaged, cut short, no image, an image of more
-      than 178,956,970 pixels, or one of a kind that has no 8-bit meaning; the
-      message is a sentence that says which.
+    ValueError: the bytes are damaged, cut short, no image of those formats, an
+      image of more than 134,217,728 pixels (67,108,864 of WebP and AVIF), or
+      one of a kind that has no 8-bit meaning; the message is a sentence that
+      says which.
   """
   return images.open_image(encoded).pixels().copy()
 
@@ -228,10 +230,10 @@ def resize_short(image: np.ndarray, short_side: int) -> np.ndarray:
   """Resizes the shorter side to `short_side` and keeps the aspect ratio.
 
   Each pixel is the mean of the area that it covers in the original, parts of
-  pixels included: `tf.image.resize(method="area")`, the paper's evaluation
-  (Pillow's box filter counts a pixel wholly or not at all). Only what is
-  enlarged twice or more, thumbnails and digits, is resized bilinearly: the
-  area filter would turn it into a mosaic, unlike what training shows.
+  pixels included, cut off to a whole number: to the bit what
+  `tf.image.resize(method="area")` and a cast give, the paper's evaluation
+  (Pillow's box filter counts a pixel wholly or not at all). What is enlarged
+  twice or more becomes a mosaic of squares by that, there too.
 
   Args:
     image: uint8 [H, W, 3].
@@ -321,7 +323,8 @@ def evaluation(
     encoded: the bytes of an image file.
     size: of the crop.
     short_side: to which the shorter side is resized before; 0: no crop, the
-      whole image is squeezed to `size`, as VTAB does (arXiv 1910.04867).
+      whole image is squeezed to `size` by `resize`, bilinearly as in training
+      and as VTAB does (arXiv 1910.04867).
 
   Returns:
     uint8 [height, width, 3], writable.
@@ -354,10 +357,7 @@ def evaluation_of_pixels(
   """
   crop = EvalOptions(size, short_side).pair
   if not short_side:
-    # One axis after the other: one may shrink and the other grow.
-    for whole in ((crop[0], image.shape[1]), crop):
-      image = images.resize_part(image, whole, (0, 0), whole)
-    return image
+    return images.reduce_and_resize(image, crop)
   whole = images.short_size(image.shape[0], image.shape[1], short_side)
   start = (whole[0] - crop[0]) // 2, (whole[1] - crop[1]) // 2
   return images.resize_part(image, whole, start, crop)

@@ -25,6 +25,10 @@ def encode(image, **options):
   return file.getvalue()
 
 
+def whole(encoded):
+  return simplejpeg.decode_jpeg(encoded, fastdct=True)
+
+
 def pillow(encoded):
   return np.array(Image.open(io.BytesIO(encoded)).convert("RGB"))
 
@@ -52,7 +56,7 @@ def test_the_upper_rows_are_those_of_the_whole(kind, height, width, part):
   assert (head.height, head.width) == (height, width)
   bottom = max(1, round(part * height))
   rows = jpeg.decode(encoded, head, (0, 0, width, bottom))
-  np.testing.assert_array_equal(rows, pillow(encoded)[:bottom])
+  np.testing.assert_array_equal(rows, whole(encoded)[:bottom])
 
 
 @pytest.mark.parametrize("sampling", ["420", "440", "411", "444", "422"])
@@ -61,7 +65,7 @@ def test_every_sampling_of_colours(sampling):
     picture(75, 101), 85, colorsubsampling=sampling
   )
   head = jpeg.header(encoded)
-  want = pillow(encoded)
+  want = whole(encoded)
   for bottom in range(1, 76):
     np.testing.assert_array_equal(
       jpeg.decode(encoded, head, (0, 0, 101, bottom)), want[:bottom]
@@ -72,7 +76,7 @@ def test_grey():
   encoded = encode(picture(50, 40)[:, :, 0])
   head = jpeg.header(encoded)
   np.testing.assert_array_equal(
-    jpeg.decode(encoded, head, (3, 9, 40, 20)), pillow(encoded)[9:20, 3:]
+    jpeg.decode(encoded, head, (3, 9, 40, 20)), whole(encoded)[9:20, 3:]
   )
 
 
@@ -107,9 +111,9 @@ def test_pieces_between_restart_markers(
   )
   head = jpeg.header(encoded)
   assert head.restart == blocks
-  whole = jpeg.decode(encoded, head, None, reduction).copy()
+  everything = jpeg.decode(encoded, head, None, reduction).copy()
   if reduction == 1:
-    np.testing.assert_array_equal(whole, pillow(encoded))
+    np.testing.assert_array_equal(everything, whole(encoded))
   used = 0
   rng = np.random.default_rng(0)
   for _ in range(60):
@@ -121,7 +125,7 @@ def test_pieces_between_restart_markers(
     used += jpeg._piece(encoded, head, box) is not None
     got = jpeg.decode(encoded, head, box, reduction)
     left, top, right, bottom = (edge // reduction for edge in box)
-    np.testing.assert_array_equal(got, whole[top:bottom, left:right])
+    np.testing.assert_array_equal(got, everything[top:bottom, left:right])
   # 40 units of 8 pixels in a row, 20 of 16: 5 and 8 divide only some.
   across = -(-317 // (8 if sampling == 0 else 16))
   assert bool(used) == (across % blocks == 0)
@@ -150,7 +154,7 @@ def test_boxes_are_those_of_the_whole(box, blocks):
   encoded = encode(noise, restart_marker_blocks=blocks, quality=95)
   np.testing.assert_array_equal(
     jpeg.decode(encoded, jpeg.header(encoded), (left, top, right, bottom)),
-    pillow(encoded)[top:bottom, left:right],
+    whole(encoded)[top:bottom, left:right],
   )
 
 
@@ -166,9 +170,6 @@ def test_markers_before_the_frame_are_passed_over():
 
 
 def test_what_it_cannot_decode_has_no_header():
-  file = io.BytesIO()
-  Image.fromarray(picture(9, 9)).convert("CMYK").save(file, "JPEG")
-  assert jpeg.header(file.getvalue()) is None
   file = io.BytesIO()
   Image.fromarray(picture(9, 9)).save(file, "PNG")
   assert jpeg.header(file.getvalue()) is None
@@ -200,7 +201,7 @@ def test_any_bytes_have_a_header_or_none(data):
 def test_a_file_that_ends_within_the_rows_is_refused():
   encoded = encode(picture(200, 200), quality=95)
   cut = encoded[: len(encoded) // 2]
-  with pytest.raises(ValueError, match="Premature end"):
+  with pytest.raises(jpeg.DamagedError, match="Premature end"):
     jpeg.decode(cut, jpeg.header(cut))
 
 
@@ -208,8 +209,36 @@ def test_bytes_too_many_are_forgiven_as_pillow_does():
   encoded = encode(picture(64, 64))
   padded = encoded[:-2] + b"\x12\x34" * 50 + encoded[-2:]
   np.testing.assert_array_equal(
-    jpeg.decode(padded, jpeg.header(padded)), pillow(padded)
+    jpeg.decode(padded, jpeg.header(padded)), whole(encoded)
   )
+
+
+def test_what_is_warned_of_in_the_header_is_refused():
+  """simplejpeg raises for it before it has decoded a pixel."""
+  before = encode(picture(64, 64, seed=1))
+  jpeg.decode(before, jpeg.header(before))
+  encoded = encode(picture(64, 64))
+  odd = encoded[:2] + b"\xff\xe2\0\x12ICC_PROFILE\0\1\2ab" + encoded[2:]
+  with pytest.raises(ValueError, match="header: .*bad ICC marker"):
+    jpeg.decode(odd, jpeg.header(odd))
+
+
+def test_inks():
+  inks = np.dstack([picture(40, 60), np.full((40, 60), 200, np.uint8)])
+  file = io.BytesIO()
+  Image.fromarray(inks, "CMYK").save(file, "JPEG", quality=95, subsampling=0)
+  adobe = file.getvalue()
+  # Without that marker 255 is all of an ink, and 0 none.
+  at = adobe.index(b"\xff\xee")
+  plain = adobe[:at] + adobe[at + 16 :]
+  for encoded, inverted in ((adobe, True), (plain, False)):
+    head = jpeg.header(encoded)
+    assert (head.channels, head.inverted) == (4, inverted)
+    stored = simplejpeg.decode_jpeg(encoded, "CMYK", fastdct=True).astype(int)
+    light = stored if inverted else 255 - stored
+    want = light[..., :3] * light[..., 3:] // 255
+    got = jpeg.decode(encoded, head, (8, 0, 60, 32))
+    np.testing.assert_array_equal(got, want[:32, 8:])
 
 
 def test_the_buffer_is_used_again():

@@ -1,14 +1,17 @@
 """Preprocessing against its definitions, in float64 and by counting."""
 
+import base64
+import hashlib
 import io
 import struct
 import zlib
 
+import cv2
 import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from mixer import errors, images, preprocess, randaugment
 
@@ -122,7 +125,59 @@ def test_decode_cmyk():
   got = preprocess.decode(encode(pil, "tiff"))
   assert np.abs(got - want).max() <= 1
   got = preprocess.decode(encode(pil, "jpeg", quality=95, subsampling=0))
-  assert np.abs(got - want).mean() < 2
+  assert np.abs(got - want).mean() < 3
+
+
+def tiff_grey(values, **tags):
+  """An uncompressed grey TIFF with tags beyond Pillow's own."""
+  names = {"largest": 281, "signed_largest": 341}
+  info = TiffImagePlugin.ImageFileDirectory_v2()
+  for name, value in tags.items():
+    info[names[name]] = value
+  return encode(Image.fromarray(values), "tiff", tiffinfo=info)
+
+
+def tiff_12_bits(values):
+  """uint16 [H, W], W even, to a TIFF of 12 bits a value."""
+  a, b = values[:, ::2].astype(int), values[:, 1::2].astype(int)
+  packed = np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], -1)
+  data = packed.astype(np.uint8).tobytes()
+  height, width = values.shape
+  fields = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 277: 1}
+  fields |= {273: 8 + 2 + 12 * 9 + 4, 278: height, 279: len(data)}
+  directory = b"".join(
+    struct.pack("<HHII", tag, 4, 1, fields[tag]) for tag in sorted(fields)
+  )
+  return b"II*\0\x08\0\0\0" + struct.pack("<H", 9) + directory + bytes(4) + data
+
+
+def test_the_declared_depth_is_used():
+  values = np.random.default_rng(0).integers(0, 2**12, (8, 10)).astype("u2")
+  want = np.stack([values >> 4] * 3, -1)
+  for encoded in (
+    tiff_12_bits(values),
+    tiff_grey(values, largest=4095),
+    tiff_grey(values.astype(np.int32), largest=4095),
+    b"P5 10 8 4095 " + values.astype(">u2").tobytes(),
+  ):
+    got = preprocess.decode(encoded).astype(int)
+    assert np.abs(got - want).max() <= 1  # 4095 needn't become all of 65535.
+    opened = images.open_image(encoded)
+    assert not opened.dark
+  eight = values >> 4
+  got = preprocess.decode(tiff_grey(eight, largest=255))
+  np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(
+  ("kind", "dtype"), [("png", "u2"), ("tiff", "u2"), ("tiff", "i4")]
+)
+def test_values_that_leave_the_high_byte_empty_are_told(kind, dtype):
+  values = np.arange(200, dtype=dtype).reshape(10, 20)
+  for factor in (1, 256):
+    opened = images.open_image(encode(Image.fromarray(values * factor), kind))
+    assert opened.dark == (factor == 1)
+    assert opened.pixels().any() == (factor != 1)
 
 
 def test_decode_16_bits_keeps_the_high_byte():
@@ -166,7 +221,7 @@ def test_truncated_images_are_refused(kind, part):
   cut = encoded[: int(part * len(encoded))]
   for function in (preprocess.decode, preprocess.evaluation):
     with pytest.raises(
-      ValueError, match="^cannot decode the image: .*[Tt]runcated"
+      images.ImageError, match="^cannot decode the image: .*[Tt]runcated"
     ):
       function(cut)
 
@@ -185,8 +240,103 @@ def test_what_is_no_image_is_refused():
 def test_decompression_bombs_are_refused():
   encoded = encode(picture(8, 8), "bmp")
   bomb = encoded[:18] + struct.pack("<ii", 40_000, 40_000) + encoded[26:]
-  with pytest.raises(ValueError, match="cannot decode .*1600000000 pixels"):
+  with pytest.raises(images.ImageError, match="more than .* pixels") as e:
     preprocess.decode(bomb)
+  assert e.value.kind == "too large"
+
+
+def test_too_many_bytes_pixels_or_scans_are_refused(monkeypatch):
+  whole = encode(picture(40, 50), "jpeg", progressive=True)
+  at = whole.index(b"\xff\xda", whole.index(b"\xff\xda") + 2)
+  scans = whole[:at] + whole[at:-2] * 100 + whole[-2:]
+  with pytest.raises(images.ImageError, match="more than 100 scans"):
+    preprocess.decode(scans)
+  for kind in ("jpeg", "png", "webp", "gif", "bmp", "tiff", "ppm", "avif"):
+    # By a decoder that takes more memory the half is too large.
+    factor = 2 if kind in ("webp", "avif") else 1
+    encoded = encode(picture(40, 50), kind)
+    monkeypatch.setattr(images, "MAX_PIXELS", 2000 * factor)
+    assert preprocess.decode(encoded).shape == (40, 50, 3)
+    monkeypatch.setattr(images, "MAX_PIXELS", 2000 * factor - 2)
+    with pytest.raises(images.ImageError, match=r"50 x 40 .*more than"):
+      preprocess.decode(encoded)
+  monkeypatch.setattr(images, "MAX_BYTES", len(whole) - 1)
+  with pytest.raises(images.ImageError, match=f"{len(whole):,} bytes, more"):
+    preprocess.decode(whole)
+
+
+@pytest.mark.parametrize(
+  "kind", ["eps", "ico", "jpeg2000", "pcx", "tga", "sgi", "dds", "icns"]
+)
+def test_other_formats_are_not_decoded(kind, monkeypatch):
+  # Of these Pillow starts Ghostscript for the first.
+  encoded = encode(picture(40, 50), kind)
+  monkeypatch.setattr(Image, "open", None)
+  with pytest.raises(images.ImageError) as e:
+    preprocess.decode(encoded)
+  assert e.value.kind in ("unsupported", "not an image")
+
+
+def rotated_411(height=64, width=96):
+  """A JPEG of 4:4:1, for which simplejpeg has no name."""
+  done, turned = cv2.imencode(
+    ".jpg",
+    picture(width, height),
+    [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411],
+  )
+  assert done
+  data = bytearray(turned.tobytes())
+  frame = data.index(b"\xff\xc0")
+  assert data[frame + 11] == 0x41
+  data[frame + 11] = 0x14
+  # As many units as before, though in other places.
+  data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+  return bytes(data)
+
+
+def jpegs_with_warnings():
+  """JPEGs of which libjpeg warns, or that simplejpeg doesn't know."""
+  encoded = encode(picture(64, 96), "jpeg")
+  icc = b"\xff\xe2\0\x12ICC_PROFILE\0\1\2ab"
+  return {
+    "chunk 1 of 2": encoded[:2] + icc + encoded[2:],
+    "marker FF 00": encoded[:2] + b"\xff\0" + encoded[2:],
+    "4:4:1": rotated_411(),
+    "bytes too many": encoded[:-2] + b"\x12\x34" * 50 + encoded[-2:],
+  }
+
+
+@pytest.mark.parametrize("kind", jpegs_with_warnings())
+def test_an_image_never_is_the_one_before_it(kind):
+  encoded = jpegs_with_warnings()[kind]
+  want = np.array(Image.open(io.BytesIO(encoded)).convert("RGB")).astype(int)
+  other = encode(255 - picture(64, 96), "jpeg")
+  options = preprocess.TrainOptions(size=32, crop="resize", flip=False)
+  for function, wanted in (
+    (preprocess.decode, want),
+    (lambda e: preprocess.evaluation(e, 64, 64), want[:, 16:80]),
+    (
+      lambda e: preprocess.train(e, np.random.default_rng(0), options),
+      preprocess.resize(want.astype(np.uint8), 32).astype(int),
+    ),
+  ):
+    function(other)  # Into the buffer of this thread.
+    assert np.abs(function(encoded) - wanted).mean() < 2
+
+
+def test_no_bits_of_a_header_give_the_image_before():
+  """All that simplejpeg raises for, and each answer with its own pixels."""
+  encoded = encode(picture(32, 32), "jpeg", quality=50)
+  other = encode(np.full((32, 32, 3), 255, np.uint8), "jpeg")
+  for place in range(2, encoded.index(b"\xff\xda")):
+    for value in (0, 1, 0xFF, encoded[place] ^ 0x10):
+      bent = encoded[:place] + bytes([value]) + encoded[place + 1 :]
+      assert preprocess.decode(other).min() == 255
+      try:
+        got = preprocess.decode(bent)
+      except images.ImageError:
+        continue
+      assert got.min() < 255
 
 
 @hypothesis.given(st.data())
@@ -383,7 +533,7 @@ def test_affine_turns_both_ways():
 @pytest.mark.parametrize(
   "shape",
   [(375, 500), (500, 375), (257, 256), (256, 256), (600, 601), (1000, 1500)]
-  + [(200, 340), (255, 130), (129, 400)],
+  + [(200, 340), (255, 130), (129, 400), (8, 8), (32, 32), (100, 128)],
 )
 def test_evaluation_is_the_area_filter_and_a_central_crop(shape):
   image = picture(*shape)
@@ -393,8 +543,111 @@ def test_evaluation_is_the_area_filter_and_a_central_crop(shape):
   want = area_resize(image, height, width)[top : top + 224, left : left + 224]
   got = preprocess.evaluation(encode(image))
   assert got.shape == (224, 224, 3) and got.dtype == np.uint8
-  # Rounded to the nearest value.
-  assert np.abs(got - want).max() <= 0.51
+  check_cut_off(got, want)
+
+
+def check_cut_off(got, want):
+  """Whole numbers below the exact means, but for float32's errors."""
+  assert ((want - got > -0.02) & (want - got < 1.02)).all()
+  assert np.abs(np.floor(want + 1e-9) - got).mean() < 0.2
+
+
+def pattern(height, width):
+  """Whole numbers by whole numbers: the same everywhere."""
+  y, x = np.mgrid[:height, :width].astype(np.int64)
+  rows = x // 9 * y // 7 * 11
+  channels = [x * (5 + k) + y * (3 + 2 * k) + rows for k in range(3)]
+  return (np.stack(channels, -1) % 256).astype(np.uint8)
+
+
+def digest(pixels):
+  return hashlib.blake2b(pixels.tobytes(), digest_size=6).hexdigest()
+
+
+# Digests of what TensorFlow 2.21 made of `pattern`: big_vision's resize_small
+# to 256 (method="area", cast to uint8), then the central crop of 224.
+_TENSORFLOW = {
+  (375, 500): "c7773445d237",
+  (500, 375): "4176611b02eb",
+  (427, 640): "01e19823bd72",
+  (224, 224): "0b82cc763928",
+  (120, 180): "29fe93912c5b",
+  (600, 300): "7a5d37b36db4",
+  (32, 32): "5d388cdcdbb4",
+  (255, 130): "0f4d3b2a3cdc",
+  (129, 400): "005dbf01ceaa",
+  (700, 409): "d63fbaf84be3",
+  (1, 50): "0fa5728eceb1",
+  (2000, 3000): "acba9465c4ad",
+}
+
+
+@pytest.mark.parametrize("shape", _TENSORFLOW)
+def test_evaluation_is_tensorflows_to_the_bit(shape):
+  got = preprocess.evaluation_of_pixels(pattern(*shape))
+  assert digest(got) == _TENSORFLOW[shape]
+
+
+# JPEGs of 44 x 60, and digests of TensorFlow's decode_jpeg and of its resizing
+# to 32 and cropping to 28.
+_JPEGS = {
+  "420": (
+    "ead83bfe2a45",
+    "d42a74515717",
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABQODxIPDRQSEBIXFRQYHjIhHhwcHj0sLiQySU"
+    "BMS0dARkVQWnNiUFVtVkVGZIhlbXd7gYKBTmCNl4x9lnN+gXz/2wBDARUXFx4aHjshITt8"
+    "U0ZTfHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fH"
+    "z/wAARCAAsADwDASIAAhEBAxEB/8QAGgABAAIDAQAAAAAAAAAAAAAABQQGAAEDAv/EAB8Q"
+    "AAEEAwEBAQEAAAAAAAAAAAABAgQhAxIxIhETFP/EABgBAQEAAwAAAAAAAAAAAAAAAAQFAA"
+    "MG/8QAGhEAAgMBAQAAAAAAAAAAAAAAAAMBAhIRIv/aAAwDAQACEQMRAD8AsaMTQOmMSyYm"
+    "ZNA6ZmSwt0ezEOnhB0TcThsSgf8AZNxOHmSihRHgO509FlYmgZMYlk5cyaBczMlk+yPYlL"
+    "pyRUYm5PxMTRApMybiGLMmiWUaI8hXOnpiSPHQ6ZI7Z1T7oHTPtmm942JQmeHD+j30ThyO"
+    "WA3uJQ/tFCjIwHcmejqyPHQuZI7ZIX7oGTPtk+142JSmcnJJHvohikeEsET7uIYvuiFKl4"
+    "yFcmejyYPHA6Zg7RY0Y3TgdMY26OavedldExwrX4e+CcOPyjWjd+CcNjaofS84DumOmlj+"
+    "OBkzB2iyqxunAyYxt0T7XnYlMxkrqYPfCfij+Eo9Ixu/BDExuiUUqXnIV0x0/9k=",
+  ),
+  "inks": (
+    "342f615306f0",
+    "f82427039039",
+    "/9j/7gAOQWRvYmUAZAAAAAAA/9sAQwAoHB4jHhkoIyEjLSsoMDxkQTw3Nzx7WF1JZJGAmZ"
+    "aPgIyKoLTmw6Cq2q2KjMj/y9ru9f///5vB////+v/m/f/4/8AAFAgALAA8BEMRAE0RAFkR"
+    "AEsRAP/EABkAAQEAAwEAAAAAAAAAAAAAAAQAAQMFAv/EABsQAAICAwEAAAAAAAAAAAAAAA"
+    "ADAQIREiEi/9oADgRDAE0AWQBLAAA/AOim0YOpNY1Nr1cOyZbaMA31gDdXojnttGQ0VjY2"
+    "oV0iVaMjUVgfRXkjoKtGBFqxqaHq4Rh1owCfWANleiOe20ZD1rGwhCiMVtGBlKxqNqrhG5"
+    "LeCJv5Nj6xgjLW8BvuAvWMkc9rehov6NyKxkiU3o1Fx1KxqR0FN4ItfyaX1jBGHN4CfcDa"
+    "sbEAa3porf0IRWCMVbwXS8aja1jBG5NpweZb5DPZwjLbTgG9oG7OkAbachob6NyGdIwq05"
+    "GoaOozyR0FWnAizfJoezhGHWnAF7QNmeiANtOTRVvoQhhGK2nAujfI2rOEdNK+GZmdTmvb"
+    "wjLV8BvmQN2+iOe1fQ0TOxuQ3pEpfRqJkdRvkjoKXwRaZ1ND28Iw5fAT5kDZvojntX0PWZ"
+    "2EIaRiq+DKTOo2reEd1KuDpX5BPzgjLVcBPWAvnJHParoaF+jcjOSJSujULHUzqR0FK4Is"
+    "vyaX5wRhyuAnrA2zsRz2q6aKr9CEZIxVXBdF+Rtc4I7CY4dSaxqeX1jBGWxwG+sAL1jYgD"
+    "Y6GisbG5FYyRKjo1FYHUrGCHqjgi1Y1NL6xgjDY4CfWANqxsQBsdD1rGxvRWCMVjgulY1H"
+    "VrGCP//Z",
+  ),
+  "grey": (
+    "efdff4db7eb0",
+    "db893739382b",
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABQODxIPDRQSEBIXFRQYHjIhHhwcHj0sLiQySU"
+    "BMS0dARkVQWnNiUFVtVkVGZIhlbXd7gYKBTmCNl4x9lnN+gXz/wAALCAAsADwBAREA/8QA"
+    "FwABAQEBAAAAAAAAAAAAAAAABQQGAP/EAB8QAAEEAwEBAQEAAAAAAAAAAAABAgQhAxIxIh"
+    "ETFP/aAAgBAQAAPwDRoxNA6YxLDNE3E4bEoRViaBkxiWHoxNy/ExNEL0zJoHTMyWGfsm4n"
+    "DzJQiuZNAuZmSw9MybiGLMmiWckjx0OmSO2Gf0e+icORyxFZHjoXMkdsPSR76IYpHhLKE+"
+    "6B0z7Ybe4lD+0Ir90DJn2w9Pu4hi+6IPJg8cDpmDtBn4e+CcOPyhFY/jgZMwdoPTB74X4o"
+    "/hKNMjG6cDpjG3QZo3fgnDY2qEVY3TgZMY26DkY3fghiY3RKP//Z",
+  ),
+}
+
+
+@pytest.mark.parametrize("kind", _JPEGS)
+def test_jpegs_are_tensorflows_to_the_bit(kind):
+  whole, cropped, text = _JPEGS[kind]
+  encoded = base64.b64decode(text)
+  assert digest(preprocess.decode(encoded)) == whole
+  assert digest(preprocess.evaluation(encoded, 28, 32)) == cropped
+  # The other ways in see the same pixels.
+  want = preprocess.decode(encoded)
+  options = preprocess.TrainOptions(size=(44, 60), crop="resize", flip=False)
+  got = preprocess.train(encoded, np.random.default_rng(0), options)
+  np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
@@ -412,17 +665,6 @@ def test_evaluation_of_16_bits():
   want = area_resize(rgb, 256, 350)[16:240, 63:287]
   got = preprocess.evaluation(grey16_png(values))
   assert np.abs(got - want).mean() < 1
-
-
-@pytest.mark.parametrize("shape", [(8, 8), (32, 32), (100, 128)])
-def test_thumbnails_are_enlarged_bilinearly(shape):
-  image = picture(*shape)
-  factor = 256 / min(shape)
-  height, width = round(shape[0] * factor), round(shape[1] * factor)
-  top, left = (height - 224) // 2, (width - 224) // 2
-  want = bilinear_enlarge(image, height, width)
-  want = want[top : top + 224, left : left + 224]
-  assert np.abs(preprocess.evaluation(encode(image)) - want).max() <= 0.51
 
 
 @hypothesis.given(
@@ -457,10 +699,12 @@ def test_evaluation_leaves_an_image_of_the_right_size_alone():
   np.testing.assert_array_equal(got, image)
 
 
-def test_a_flat_image_stays_flat():
+def test_a_flat_image_stays_flat_but_for_what_is_cut_off():
   for shape in [(11, 333), (700, 409)]:
     got = preprocess.evaluation(encode(np.full((*shape, 3), 255, np.uint8)))
-    np.testing.assert_array_equal(got, 255)
+    assert got.min() >= 254  # As TensorFlow has it.
+  got = preprocess.evaluation(encode(np.full((512, 512, 3), 255, np.uint8)))
+  np.testing.assert_array_equal(got, 255)
 
 
 @pytest.mark.parametrize("shape", [(90, 130), (10, 100), (100, 10), (28, 28)])
@@ -468,21 +712,7 @@ def test_evaluation_can_squeeze_instead_of_cropping(shape):
   image = picture(*shape)
   got = preprocess.evaluation(encode(image), (24, 20), short_side=0)
   assert got.shape == (24, 20, 3) and got.flags.writeable
-  mixed = min(shape) < 20  # One axis shrinks, the other one grows.
-  want = (
-    bilinear_or_area(image, (24, 20)) if mixed else (area_resize(image, 24, 20))
-  )
-  assert np.abs(got.astype(float) - want).mean() < 0.5
-
-
-def bilinear_or_area(image, size):
-  """Each axis in its own way: area means shrink, lines enlarge."""
-  for axis in (0, 1):
-    pair = list(image.shape[:2])
-    resize = bilinear_enlarge if size[axis] > pair[axis] else area_resize
-    pair[axis] = size[axis]
-    image = resize(image, *pair)
-  return image
+  np.testing.assert_array_equal(got, preprocess.resize(image, (24, 20)))
 
 
 def test_central_crop():

@@ -214,6 +214,7 @@ def _own(args: argparse.Namespace, root: pathlib.Path) -> str:
   if report.problems:
     kinds = dict(report.problems)
     mislabelled = kinds.pop("mislabelled", 0)
+    dark = kinds.pop("dark", 0)
     equal = [k for k in kinds if k.startswith("in two ")]
     equal = ", ".join(f"{kinds.pop(k):,} {k}" for k in equal)
     out = ", ".join(f"{n:,} {kind}" for kind, n in kinds.items())
@@ -224,6 +225,10 @@ def _own(args: argparse.Namespace, root: pathlib.Path) -> str:
       # Of a preparation long ago only the report knows.
       did = "" if report.already else f", {kept}"
       told.append(f"{mislabelled:,} of another format than named{did}")
+    if dark:
+      told.append(
+        f"{dark:,} black, as their values leave the upper 8 bits empty"
+      )
     print(f"{'; '.join(told)}; listed in {report.path}")
   base = locate.split_name(name)[0]
   return (

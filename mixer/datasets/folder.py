@@ -62,8 +62,8 @@ class Folder(build.ImageBuilder):
     Args:
       name: of the data set.
       source: the images; may be None to read a prepared set.
-      options: how they are prepared; by default upright, and with a tenth held
-        out for `validation` where the folders name no splits.
+      options: how they are prepared; by default upright, on white ground, and
+        with a tenth held out for `validation` where the folders name no splits.
       **kwargs: TFDS's own, such as data_dir.
 
     Raises:
@@ -76,7 +76,9 @@ class Folder(build.ImageBuilder):
       )
     self.name = name  # pyright: ignore[reportAttributeAccessIssue]
     if options is None and source is not None:
-      options = build.Options(hold_out=hold_out(source), upright=True)
+      options = build.Options(
+        hold_out=hold_out(source), upright=True, white=True
+      )
     super().__init__(source=source, options=options, **kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:

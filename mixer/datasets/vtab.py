@@ -9,14 +9,13 @@ on the order in which TFDS stores a set: on its version, not on us.
 import dataclasses
 import difflib
 import functools
-import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
+from mixer import images
 from mixer.errors import UserError
 
 PREFIX = "vtab/"
@@ -140,8 +139,7 @@ def tasks_of(data_set: str) -> tuple[str, ...]:
 
 def _scaled(encoded: bytes, factor: int) -> bytes:
   """A gray image with its pixels multiplied, as PGM: nothing to compress."""
-  with Image.open(io.BytesIO(encoded)) as image:
-    pixels = np.asarray(image.convert("L"))
+  pixels = images.open_image(encoded).pixels()[..., 0]
   height, width = pixels.shape
   bright = (pixels.astype(np.uint16) * factor).clip(0, 255).astype(np.uint8)
   return b"P5 %d %d 255\n" % (width, height) + bright.tobytes()

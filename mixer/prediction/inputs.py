@@ -6,20 +6,19 @@ arrays join that way where a file would have been decoded.
 """
 
 import os
-import pathlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mixer import images as images_lib
 from mixer import preprocess
 from mixer.datasets.preparation import inspection
 from mixer.errors import UserError, first_line
 
-_UPRIGHT = inspection.Options(upright=True)
+_AS_SEEN = inspection.Options(upright=True, white=True)
 
 
 class Takes(Protocol):
@@ -95,7 +94,7 @@ def fit(image: Any, model: Takes) -> np.ndarray:
 def _pixels(image: Any) -> np.ndarray:
   """uint8 [H, W, 3], upright; to be used before the thread's next call."""
   if isinstance(image, (str, os.PathLike)):
-    return _of_file(_read(image), os.fsdecode(image))
+    return _of_file(images_lib.read(image), os.fsdecode(image))
   if _is_bytes(image):
     return _of_file(bytes(image), "")
   if isinstance(image, Image.Image):
@@ -119,16 +118,9 @@ def _is_bytes(image: Any) -> bool:
   return isinstance(image, (bytes, bytearray, memoryview))
 
 
-def _read(path: str | os.PathLike[str]) -> bytes:
-  try:
-    return pathlib.Path(path).read_bytes()
-  except (OSError, ValueError) as e:  # The latter: a name with a zero byte.
-    raise ValueError(getattr(e, "strerror", None) or str(e)) from e
-
-
 def _content(file: Any) -> bytes:
   try:
-    data = file.read()
+    data = file.read(images_lib.MAX_BYTES + 1)  # One more is refused.
   except (OSError, ValueError) as e:  # Text that is none, a closed file.
     raise ValueError(f"the file can't be read: {first_line(e)}") from e
   if not isinstance(data, bytes):
@@ -137,24 +129,18 @@ def _content(file: Any) -> bytes:
 
 
 def _of_file(data: bytes, name: str) -> np.ndarray:
-  found = inspection.inspect(data, name, _UPRIGHT)
-  if found.problem and found.kind != "mislabelled":
+  found = inspection.inspect(data, name, _AS_SEEN)
+  if found.problem and found.kind not in inspection.USABLE:
     raise ValueError(found.problem)
+  if found.kind == "dark":
+    warnings.warn(f"{name or 'an image'}: {found.problem}", stacklevel=2)
   return inspection.decoded(found)
 
 
 def _of_pillow(image: Image.Image) -> np.ndarray:
-  if not image.width * image.height:
-    raise ValueError("it has no pixels")
-  try:
-    with warnings.catch_warnings():
-      warnings.simplefilter("ignore")  # As for files, see `inspection`.
-      return np.asarray(images_lib.to_rgb(ImageOps.exif_transpose(image)))
-  except MemoryError:
-    raise
-  # As of `images.open_rgb`: an image that is opened may still be damaged.
-  except Exception as e:
-    raise ValueError(f"cannot use the image: {first_line(e)}") from e
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # As for files, see `inspection`.
+    return images_lib.of_pillow(image)
 
 
 def _of_array(array: np.ndarray) -> np.ndarray:

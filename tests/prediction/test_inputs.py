@@ -2,7 +2,9 @@
 
 import dataclasses
 import io
+import os
 import pathlib
+import tracemalloc
 
 import cv2
 import hypothesis
@@ -15,7 +17,7 @@ from mixer import errors, preprocess
 from mixer.datasets.preparation import inspection
 from mixer.prediction import inputs
 
-_UPRIGHT = inspection.Options(upright=True)
+_AS_SEEN = inspection.Options(upright=True, white=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +91,7 @@ def files(draw):
 
 
 def check(data):
-  found = inspection.inspect(data, "", _UPRIGHT)
+  found = inspection.inspect(data, "", _AS_SEEN)
   if found.problem:
     with pytest.raises(ValueError, match=".") as e:
       inputs.fit(data, Model())
@@ -134,14 +136,14 @@ def test_usual_files_are_decoded_once(monkeypatch):
   for kind, mode in (("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB")):
     file = io.BytesIO()
     Image.fromarray(pixels(40, 60)).convert(mode).save(file, kind)
-    found = inspection.inspect(file.getvalue(), "a", _UPRIGHT)
+    found = inspection.inspect(file.getvalue(), "a", _AS_SEEN)
     assert found.pixels is not None, (kind, mode)
   # Harmless, but Pillow decodes it, and evaluation wouldn't.
   odd = file.getvalue()
   file = io.BytesIO()
   Image.fromarray(pixels(40, 60)).save(file, "JPEG")
   odd = file.getvalue()[:-2] + b"\0" * 9 + file.getvalue()[-2:]
-  assert inspection.inspect(odd, "a", _UPRIGHT).problem == ""
+  assert inspection.inspect(odd, "a", _AS_SEEN).problem == ""
   check(odd)
 
 
@@ -276,12 +278,50 @@ def test_a_folder_and_a_file_without_permission(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match="Is a directory"):
     inputs.fit(tmp_path, Model())
 
-  def refuse(self):
+  def refuse(*args, **kwargs):
     raise PermissionError(13, "Permission denied")
 
-  monkeypatch.setattr(pathlib.Path, "read_bytes", refuse)
+  monkeypatch.setattr("builtins.open", refuse)
   with pytest.raises(ValueError, match="Permission denied"):
     inputs.fit("a.jpg", Model())
+
+
+def test_a_pipe_and_a_huge_file_are_refused(tmp_path):
+  os.mkfifo(tmp_path / "pipe.jpg")
+  with open(tmp_path / "huge.jpg", "wb") as f:
+    f.truncate(20 << 30)
+  tracemalloc.start()
+  with pytest.raises(ValueError, match="no regular file"):
+    inputs.fit(tmp_path / "pipe.jpg", Model())
+  with pytest.raises(ValueError, match="21,474,836,480 bytes"):
+    inputs.fit(tmp_path / "huge.jpg", Model())
+  assert tracemalloc.get_traced_memory()[1] < 1e6
+  tracemalloc.stop()
+
+
+def test_pillow_images_of_other_formats_are_not_decoded(monkeypatch):
+  file = io.BytesIO()
+  Image.fromarray(pixels(40, 60)).save(file, "EPS")
+  image = Image.open(file)
+  monkeypatch.setattr(image, "load", None)
+  with pytest.raises(ValueError, match="EPS image, not decoded here; give im"):
+    inputs.fit(image, Model())
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
+def test_transparent_pillow_images_lie_on_white(mode):
+  image = Image.fromarray(np.zeros((30, 30), np.uint8)).convert(mode)
+  if mode == "P":
+    image.info["transparency"] = image.getpixel((0, 0))
+  else:
+    image.putalpha(0)
+  assert (inputs.fit(image, Model()) >= 254).all()
+
+
+def test_a_dark_file_is_told(tmp_path):
+  Image.fromarray(np.full((30, 30), 99, np.uint16)).save(tmp_path / "a.png")
+  with pytest.warns(UserWarning, match=r"a\.png: black: the upper 8 bits"):
+    assert not inputs.fit(tmp_path / "a.png", Model()).any()
 
 
 def test_one_and_many():

@@ -1,11 +1,13 @@
 """The command that prepares data sets, as a user gives it."""
 
 import collections
+import csv
 import io
 import os
 import pathlib
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +16,11 @@ import time
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
+from mixer import preprocess
 from mixer.datasets import catalog, locate, prepared
+from mixer.datasets import split as split_lib
 from mixer.datasets.preparation import prepare_flags
 from tests.conftest import ROOT
 from tests.datasets import (
@@ -262,6 +266,38 @@ def test_a_shard_or_record_of_a_stopped_one_that_is_damaged(run, tmp_path):
   preparation.write_text("{")
   _, err = run(*flags, code=1)
   assert "preparation.json is no JSON" in err
+
+
+def test_odd_files_cost_themselves(run, photos, tmp_path, monkeypatch):
+  """An EPS by a JPEG's name, a huge file, a black and a clear image."""
+  source = shutil.copytree(photos, tmp_path / "source") / "cat"
+  square = Image.fromarray(np.full((20, 20), 99, np.uint8))
+  eps = io.BytesIO()
+  square.save(eps, "EPS")
+  (source / "eps.jpg").write_bytes(eps.getvalue())
+  with open(source / "huge.jpg", "wb") as f:
+    f.truncate(20 << 30)
+  Image.fromarray(np.full((20, 20), 99, np.uint16)).save(source / "dark.png")
+  square.putalpha(0)
+  square.save(source / "clear.png")
+  monkeypatch.setattr(EpsImagePlugin, "Ghostscript", None)
+  out, _ = run(
+    *("folder", "--name=odd", f"--source={source.parent}", "--workers=0"),
+    "--hold_out=none",
+  )
+  assert "1 black, as their values leave the upper 8 bits empty" in out
+  here = tmp_path / "data" / "odd" / "1.0.0"
+  rows = csv.reader((here / "report.tsv").read_text().splitlines(), "excel-tab")
+  told = {name: (kind, what) for kind, name, what in rows}
+  assert told["cat/eps.jpg"][0] == "not an image"
+  assert told["cat/huge.jpg"][0] == "unreadable"
+  assert "21,474,836,480 bytes" in told["cat/huge.jpg"][1]
+  assert told["cat/dark.png"][0] == "dark"
+  examples = split_lib.open_split("odd", "train", str(tmp_path / "data"))
+  assert len(examples) == 43
+  pictures = [preprocess.decode(r["image"]) for r in examples.read(range(43))]
+  small = sorted(p.mean() for p in pictures if p.shape == (20, 20, 3))
+  assert small == [0, 255]
 
 
 def test_the_next_command_is_one(run, photos, tmp_path):

@@ -218,9 +218,10 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder):
   def _settings(self, options: Options) -> dict[str, Any]:
     """What of the options decides what is written."""
     found = dataclasses.asdict(options)
-    if not options.shuffle:
-      # Sets that were prepared before there was such an option.
-      del found["shuffle"]
+    for later in ("shuffle", "white"):
+      if not found[later]:
+        # Sets that were prepared before there was such an option.
+        del found[later]
     # The splits are drawn in this order.
     found["hold_out"] = list(options.hold_out.items())
     return {k: v for k, v in found.items() if k not in _FREE}

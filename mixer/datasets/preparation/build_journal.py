@@ -25,8 +25,9 @@ MISLABELLED = "mislabelled"
 DUPLICATE = "duplicate"
 IN_TWO_CLASSES = "in two classes"
 IN_TWO_SPLITS = "in two splits"
+DARK = "dark"
 # Of files that decode none the less.
-NOT_BAD = (MISLABELLED, DUPLICATE, IN_TWO_CLASSES, IN_TWO_SPLITS)
+NOT_BAD = (MISLABELLED, DUPLICATE, IN_TWO_CLASSES, IN_TWO_SPLITS, DARK)
 
 
 @dataclasses.dataclass(frozen=True)

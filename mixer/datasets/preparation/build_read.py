@@ -155,7 +155,7 @@ class _Reader:
       outcome = outcomes[i]
       number, before = int(hashes[i]), int(found[i])
       i += 1
-      kept = not outcome.problem or (
+      kept = outcome.kind in ("", build_journal.DARK) or (
         outcome.kind == build_journal.MISLABELLED
         and self._options.on_mislabelled == "keep"
       )

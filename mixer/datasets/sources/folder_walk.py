@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from mixer import images
 from mixer.datasets.sources import file_format, file_names
 from mixer.errors import UserError
 
@@ -109,10 +110,9 @@ def size_and_time(entry: os.DirEntry[str]) -> tuple[int, int]:
 def read(path: str) -> tuple[bytes, str]:
   """A file's bytes, and why they can't be read, "" if they can."""
   try:
-    with open(path, "rb", buffering=0) as file:
-      return file.read(), ""
-  except OSError as e:
-    return b"", f"the file can't be read: {e.strerror}"
+    return images.read(path), ""
+  except images.ImageError as e:
+    return b"", f"the file can't be read: {e}"
 
 
 def synset_folders(parent: Path) -> list[Path]:

@@ -9,12 +9,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from mixer import images
 from mixer.datasets.sources import byte_stream, file_names, tar_stream
 from mixer.datasets.sources.member import Member
 from mixer.errors import UserError
-
-# No image is larger; a header that says so is damaged.
-_MAX_BYTES = 1 << 30
 
 
 class Place(NamedTuple):
@@ -186,8 +184,8 @@ class TarSource:
     if not error and self._classes and class_name not in self._classes:
       error = file_names.no_class(class_name, self._classes)
     error = error or entry.problem
-    if not error and entry.size > _MAX_BYTES:
-      error = f"its size is {entry.size:,} bytes, which no image has"
+    if not error and entry.size > images.MAX_BYTES:
+      error = f"{entry.size:,} bytes, more than {images.MAX_BYTES:,}"
     if wanted.next() and not error:
       return Member(name, class_name, split, stream.read(entry.size))
     stream.skip_to(entry.end)
