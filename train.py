@@ -246,8 +246,9 @@ class _Run:
           self._wait()
       raise
     except reporter.NotFinite as e:
-      newest, limit = self.saved.latest, self.inputs.config.nonfinite_limit
-      raise nonfinite.stopped(e, self._blame(e), newest, limit) from e
+      raise nonfinite.stopped(
+        e, self._blame(e), self.saved.latest, self.inputs.config
+      ) from e
     finally:
       self.hangs.end()
       if ours and self.step > self.start:

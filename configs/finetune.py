@@ -1,20 +1,23 @@
 """Fine-tunes a Mixer as in the paper (section 3, appendix B).
 
-  python train.py --config=configs/finetune.py --workdir=DIR
   python train.py --workdir=DIR \
     --config=configs/finetune.py:model=imagenet21k/Mixer-B_16,dataset=cifar10
+  python train.py --config=configs/finetune.py --workdir=DIR \
+    --config.init_from=WORKDIR_OF_B16
 
-The first is B/16 on CIFAR-10 from random weights. Behind the colon may stand,
-in any order:
+Behind the colon may stand, in any order:
 
-  model    a released checkpoint (imagenet21k/Mixer-B_16), which is fetched, or
-           a variant (B/16), whose weights --config.init_from=WORKDIR names
+  model    weights: a released checkpoint (imagenet21k/Mixer-B_16), which is
+           fetched, an .npz file, a workdir or one of its checkpoints; or a
+           variant (B/16), whose weights --config.init_from names
   dataset  imagenet2012, cifar10, cifar100, oxford_iiit_pet, oxford_flowers102,
            vtab/TASK for the 19 tasks of VTAB-1k, or any other prepared set,
            such as one of `tools.prepare folder`
   size     of the images, in pixels, or height x width as in size=224x320; for
-           another one than that of the weights these are fitted to it, as
-           `init_resize` says
+           another one than that of the weights, which is the default, these
+           are fitted to it, as `init_resize` says
+
+Without weights it is refused: random ones are for configs/scratch.py.
 
 The head starts at zero, with the new data set's classes. The learning rate is
 the paper's choice among .003, .01, .03 and .06 (VTAB: without .06), made on a
@@ -118,13 +121,28 @@ def get_config(words: str = "") -> config_lib.Config:
   )
   c = config_lib.default()
   model = given.get("model", "B/16")
-  _, _, name = model.partition("/")
-  if name.startswith("Mixer-"):
+  height = width = 224
+  released = re.fullmatch(r"\w+/Mixer-([SBLH])_(\d+)(\.npz)?", model)
+  if re.fullmatch(r"[SBLH]/\d+", model):
+    c.init_from, c.model.variant = config_lib.UNNAMED, model
+  elif released:
+    c.init_from, c.model.variant = model, f"{released[1]}/{released[2]}"
+  else:
+    # What is on this machine; late, as it takes a second to import.
+    from mixer import finetune
+
     c.init_from = model
-    model = name.removeprefix("Mixer-").removesuffix(".npz").replace("_", "/")
-  c.model.variant = model
+    try:
+      shape, (height, width) = finetune.model_of(model)
+    except UserError as e:
+      raise UserError(
+        f"model={model} behind configs/finetune.py: is no variant, such as "
+        f"B/16, and {e}"
+      ) from e
+    c.model.update(shape)
   c.model.dtype = "bfloat16"
-  height, width = sides(given.get("size", "224"))
+  if "size" in given:
+    height, width = sides(given["size"])
   c.image_size, c.image_width = height, width if width != height else 0
   c.batch_size = 512
 

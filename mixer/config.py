@@ -18,6 +18,9 @@ Config: TypeAlias = Any
 GROUPS = (Mapping, ml_collections.ConfigDict)
 
 
+# The value of `init_from` in a recipe that wants weights to be named.
+UNNAMED = "?"
+
 # Every key, its default and its meaning. Durations are strings: "300 epochs",
 # "10000 steps", "1281167 examples", or, of the whole run, "5%".
 KEYS: dict[str, tuple[Any, str]] = {

@@ -1,6 +1,7 @@
 """Starting from weights that exist: another run's, or released ones."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from mixer import checkpoints, resolution, trained, weights
+from mixer import checkpoints, released, resolution, trained, weights
 from mixer import config as config_lib
+from mixer import model as model_lib
 from mixer import step as step_lib
 from mixer import update as update_lib
 from mixer import workdir as workdir_lib
@@ -69,6 +71,45 @@ class Origin:
     return dataclasses.replace(state, ema=copy(params))
 
 
+_SHAPE = (
+  *("variant", "num_blocks", "hidden_dim", "tokens_mlp_dim"),
+  *("channels_mlp_dim", "token_mixing", "token_groups", "group_projection"),
+  *("pyramid_blocks", "pyramid_tokens"),
+)
+
+
+def model_of(path: str) -> tuple[dict[str, Any], tuple[int, int]]:
+  """What weights are of, by what is known of them; reads no values.
+
+  Args:
+    path: as for `trained.load`.
+
+  Returns:
+    Keys of the config's group `model`, and (height, width) of its images.
+
+  Raises:
+    UserError: nothing there, or not the weights of a whole Mixer.
+  """
+  if released.kind(path) == "checkpoint":
+    place = workdir_lib.path(path)
+    if place.parent.name == "checkpoints":
+      place = place.parent.parent
+    stored = workdir_lib.read_config(place)
+    config = config_lib.from_json(stored["config"], stored["resolved"])
+    keys = {key: config.model[key] for key in _SHAPE}
+    return keys, config_lib.image_size(config)
+  shape = released.shape_of(path)
+  sizes = ("num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
+  found = {key: getattr(shape, key) for key in sizes}
+  side = math.isqrt(shape.num_tokens) * shape.patch_size
+  for letter in "SBLH":
+    variant = f"{letter}/{shape.patch_size}"
+    spec = dataclasses.asdict(model_lib.parse_variant(variant))
+    if spec.items() >= found.items():
+      return {"variant": variant}, (side, side)
+  return {"variant": f"S/{shape.patch_size}"} | found, (side, side)
+
+
 def prepare(
   config: config_lib.Config,
   workdir: epath.PathLike,
@@ -88,6 +129,15 @@ def prepare(
   if checkpoints.committed(workdir):
     resolved = workdir_lib.read_config(workdir)["resolved"]
     return Origin("going on", None, resolved.get("tokens_mlp_dim", 0))
+  if config.init_from == config_lib.UNNAMED:
+    raise UserError(
+      "this recipe is for fine-tuning, and no weights are named. Put them "
+      "behind the colon, as in "
+      "--config=configs/finetune.py:model=imagenet21k/Mixer-B_16, or name a "
+      "run, a file or a released one by --config.init_from=PATH. From random "
+      f"weights: --config=configs/scratch.py:dataset={config.data.name}, or "
+      "this recipe with --config.init_from= (nothing behind it)."
+    )
   if not config.init_from:
     return Origin("starting from random weights")
   return load(config, class_names)

@@ -62,7 +62,10 @@ def describe(
 
 
 def stopped(
-  error: reporter.NotFinite, described: str, newest: int | None, limit: int
+  error: reporter.NotFinite,
+  described: str,
+  newest: int | None,
+  config: config_lib.Config,
 ) -> UserError:
   """The error that ends training.
 
@@ -70,20 +73,32 @@ def stopped(
     error: what was not finite.
     described: by `describe`.
     newest: the step of the newest checkpoint, None if there is none.
-    limit: of updates skipped in a row.
+    config: the run's.
   """
-  kept = (
-    f"The newest checkpoint, of step {newest}, is from before."
-    if newest is not None
-    else "There is no checkpoint from before."
-  )
+  o, limit = config.optimizer, config.nonfinite_limit
+  kept, weights = "There is no checkpoint from before.", ""
+  if newest is not None:
+    kept = f"The newest checkpoint, of step {newest}, is from before."
+    weights = " (--config.init_from takes the weights of that checkpoint)"
   skipped = f" The {limit} updates before it were skipped." * bool(
     error.skipped
   )
+  ways = [
+    f"lower optimizer.learning_rate ({o.learning_rate:g})",
+    f"lower optimizer.clip_norm ({o.clip_norm:g})"
+    if o.clip_norm
+    else "clip gradients by optimizer.clip_norm=1",
+    f"lower optimizer.sam_rho ({o.sam_rho:g})" * bool(o.sam_rho),
+    f"lengthen schedule.warmup ({config.schedule.warmup})",
+    "try model.dtype=float32" * (config.model.dtype != "float32"),
+  ]
+  go_on = (
+    f"skip more of them in a row, by --config.nonfinite_limit={10 * limit}."
+    if config.nonfinite == "skip"
+    else "go on without such updates, by --config.nonfinite=skip."
+  )
   return UserError(
     f"{error}: training stops there.{skipped} {kept} {described}\n"
-    "Lower optimizer.learning_rate or optimizer.clip_norm, lengthen "
-    "schedule.warmup, or try model.dtype=float32, in a new --workdir "
-    "(--config.init_from takes the weights of that checkpoint); or go on "
-    "without such updates: the same command with --config.nonfinite=skip."
+    f"In a new --workdir{weights}: {', or '.join(filter(None, ways))}. With "
+    f"the same command: {go_on}"
   )

@@ -191,6 +191,28 @@ def _load(path: pathlib.Path, name: str | None) -> dict[str, Any]:
   Raises:
     UserError: it is not readable, not a whole Mixer's, or another one's.
   """
+  names, like, shape = _look(path)
+  if name is not None:
+    _check_is(path, shape, name)
+  arrays = npz.read(path)
+  flat = {new: arrays[k].reshape(like[new].shape) for k, new in names.items()}
+  _check_finite(flat, str(path))
+  return weights.unflatten(flat)
+
+
+def shape_of(path: str | os.PathLike[str]) -> weights.Shape:
+  """The shape of the model in an .npz file; reads no values.
+
+  Raises:
+    UserError: it is not readable, or not a whole Mixer's.
+  """
+  return _look(resolve(path))[2]
+
+
+def _look(
+  path: pathlib.Path,
+) -> tuple[dict[str, str], dict[str, jax.ShapeDtypeStruct], weights.Shape]:
+  """A file's names with the current ones, the arrays by these, the shape."""
   found = npz.shapes(path)
   _refuse_others(path, found)
   if older_layout.is_older(found):
@@ -210,12 +232,7 @@ def _load(path: pathlib.Path, name: str | None) -> dict[str, Any]:
     names = {k: k for k in found}
     like = _abstract(found)
     shape = weights.shape_of(like, f"the weights in {path}")
-  if name is not None:
-    _check_is(path, shape, name)
-  arrays = npz.read(path)
-  flat = {new: arrays[k].reshape(like[new].shape) for k, new in names.items()}
-  _check_finite(flat, str(path))
-  return weights.unflatten(flat)
+  return names, like, shape
 
 
 def _abstract(

@@ -1,11 +1,18 @@
 """configs/finetune.py: the paper's recipes by words behind the colon."""
 
+import json
+
+import numpy as np
 import pytest
 
-from configs import finetune
-from mixer import durations, released, validation
+from configs import finetune, smoke
+from mixer import config as config_lib
+from mixer import durations, released, validation, weights
+from mixer import finetune as lib
 from mixer.datasets import catalog, vtab
 from mixer.errors import UserError
+from tests import trained_files
+from tools import sweep
 
 
 def recipe(words):
@@ -70,10 +77,69 @@ def test_released_weights_bring_their_variant(name):
   assert c.data.name == "oxford_iiit_pet"
 
 
+def test_a_file_of_weights_brings_its_model_and_size(tmp_path):
+  path = tmp_path / "mine.npz"
+  trained_files.npz(path, 3)
+  c = recipe(f"model={path},dataset=pets")
+  assert c.init_from == str(path)
+  assert (c.model.variant, c.model.num_blocks) == ("S/4", 2)
+  assert (c.image_size, c.data.eval_short_side) == (8, 9)
+  # They are what the run starts from, at another size as well.
+  for config in (c, recipe(f"model={path},dataset=pets,size=16")):
+    origin = lib.prepare(config, tmp_path / "run", ["a", "b"])
+    assert f"the weights of {path}" in origin.sentence
+  released.save(weights.unflatten(trained_files.npz(path, 3)), path, "older")
+  assert recipe(f"model={path}").model == c.model
+
+
+def test_weights_of_a_published_shape_are_of_that_variant(tmp_path):
+  path = tmp_path / "any_name.npz"
+  shape = trained_files.shape_of("S/32", 5)
+  zeros = {k: np.zeros(s, "f4") for k, s in weights.expected(shape).items()}
+  np.savez_compressed(path, **zeros)
+  c = recipe(f"model={path}")
+  assert (c.model.variant, c.model.num_blocks) == ("S/32", 0)
+  assert c.image_size == 224
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints/3"])
+def test_a_run_brings_its_model_and_size(tmp_path, place):
+  run = smoke.get_config()
+  run.model.token_groups, run.image_width = 4, 24
+  content = {"config": config_lib.to_json(run), "resolved": {}}
+  (tmp_path / "config.json").write_text(json.dumps(content))
+  (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+  c = recipe(f"model={tmp_path / place},dataset=pets")
+  assert c.init_from == str(tmp_path / place)
+  for key in ("variant", "hidden_dim", "num_blocks", "token_groups"):
+    assert c.model[key] == run.model[key]
+  # What is the paper's for fine-tuning stays.
+  assert (c.model.dropout, c.model.dtype) == (0.0, "bfloat16")
+  assert config_lib.image_size(c) == (16, 24)
+
+
+def test_a_variant_without_weights_is_refused(smoke_config, tmp_path):
+  for words in ("", "dataset=birds", "model=S/16,dataset=birds"):
+    with pytest.raises(UserError) as caught:
+      lib.prepare(recipe(words), tmp_path, ["a", "b"])
+    assert "no weights are named" in str(caught.value)
+    assert "scratch.py:dataset=" in str(caught.value)
+  # By a sweep too, before it trains.
+  c = smoke_config
+  c.init_from = recipe("").init_from
+  c.sweep.learning_rates = (0.01,)
+  c.sweep.train_split, c.sweep.eval_split = "train[:80%]", "train[80%:]"
+  with pytest.raises(UserError, match="no weights are named"):
+    sweep.sweep(c, tmp_path / "sweep")
+  assert not (tmp_path / "sweep" / "lr_0.01").exists()
+  c.init_from = ""
+  assert "random" in lib.prepare(c, tmp_path, ["a", "b"]).sentence
+
+
 def test_size():
   c = recipe("size=448,model=L/16")
   assert (c.image_size, c.data.eval_short_side) == (448, 512)
-  assert (c.model.variant, c.init_from) == ("L/16", "")
+  assert c.model.variant == "L/16"
   assert recipe("").image_size == 224
   c = recipe("size=224x320")
   assert (c.image_size, c.image_width) == (224, 320)
@@ -83,6 +149,8 @@ def test_size():
 @pytest.mark.parametrize(
   ("words", "sentence"),
   [
+    ("model=b/16", "model=b/16 .* is no variant, such as B/16, and there are "),
+    ("model=B16", "there are no weights at B16: expected an .npz file, a work"),
     ("cifar10", "'cifar10' behind configs/finetune.py: is none of model="),
     ("data=cifar10", "'data=cifar10' behind"),
     ("size=224x", "size=224x behind .* as in size=448 or size=224x320"),
