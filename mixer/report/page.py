@@ -43,15 +43,19 @@ def _parts() -> tuple[str, str, str]:
   """The page's frame, its styles, its scripts."""
   folder = importlib.resources.files("mixer.report")
   names = sorted(file.name for file in folder.iterdir())
+  own = [name for name in names if name.startswith("page")]
 
-  def joined(ending: str) -> str:
+  def joined(ending: str, library: str = "") -> str:
+    parts = [name for name in own if name.endswith(ending)]
     return "\n".join(
-      (folder / name).read_text("utf-8")
-      for name in names
-      if name.startswith("page") and name.endswith(ending)
+      (folder / name).read_text("utf-8") for name in [library, *parts] if name
     )
 
-  return joined(".html"), joined(".css"), joined(".js")
+  return (
+    joined(".html"),
+    joined(".css", "vendor/uPlot.min.css"),
+    joined(".js", "vendor/uPlot.iife.min.js"),
+  )
 
 
 def plain(value: Any) -> Any:

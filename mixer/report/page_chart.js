@@ -1,26 +1,22 @@
-// One chart: its frame, its lines and its axes. What pointer and keys do to it
-// is in page_cursor.js.
+// One chart, drawn by uPlot; and what all charts share.
 
-const MARGIN = { left: 54, right: 14, top: 10, bottom: 26 };
 const HEIGHT = 236;
 
-// What all charts share: the axis, its zoom, smoothing, the runs shown.
+// The axis, its zoom, smoothing, the runs shown.
 function makeView(runs) {
   const view = {
     runs, axis: "step", range: null, weight: 0, hidden: new Set(), charts: [],
+    listeners: [],
     shown: (series) => !view.hidden.has(series.run.index),
     // Of all curves of the runs shown, so that charts line up.
     full() {
-      let low = Infinity;
-      let high = -Infinity;
-      for (const chart of view.charts) {
-        for (const s of chart.spec.series.filter(view.shown)) {
+      const ends = view.charts.flatMap((chart) =>
+        chart.spec.series.filter(view.shown).flatMap((s) => {
           const xs = chart.xs(s);
-          low = Math.min(low, xs[0]);
-          high = Math.max(high, xs[xs.length - 1]);
-        }
-      }
-      if (!(low <= high)) return [0, 1];
+          return [xs[0], xs[xs.length - 1]];
+        }));
+      if (!ends.length) return [0, 1];
+      const [low, high] = [Math.min(...ends), Math.max(...ends)];
       return low === high ? [low - 0.5, high + 0.5] : [low, high];
     },
     zoom(from, to) {
@@ -35,25 +31,21 @@ function makeView(runs) {
     // By a factor, with the place `at` (or the middle) kept where it is.
     zoomBy(factor, at) {
       const [from, to] = view.range || view.full();
-      const kept = at === undefined || at === null ? (from + to) / 2 : at;
+      const kept = at === undefined ? (from + to) / 2 : at;
       view.zoom(kept - (kept - from) * factor, kept + (to - kept) * factor);
     },
     reset() {
       view.range = null;
       view.draw();
     },
+    // Those near the window now, the others one by one, so that the page
+    // answers in between.
     draw() {
-      // Those near the window first.
-      const near = view.charts.filter((chart) => chart.near);
       for (const chart of view.charts) chart.age();
-      // All widths before the first change: else each would cost a layout.
-      for (const chart of near) chart.measure();
-      for (const chart of near) chart.draw();
       for (const listen of view.listeners) listen();
       clearTimeout(view.timer);
       view.timer = setTimeout(view.drawNext);
     },
-    // The others one by one, so that the page answers in between.
     drawNext() {
       const next = view.charts.find((chart) =>
         chart.stale && chart.plot.clientWidth);
@@ -62,68 +54,67 @@ function makeView(runs) {
       view.timer = setTimeout(view.drawNext);
     },
     timer: 0,
-    listeners: [],
   };
   return view;
 }
 
 function makeChart(spec, view) {
-  const svgNode = svg("svg", { "aria-hidden": "true", focusable: "false" });
-  const clip = `clip-${spec.id}`;
   const tip = el("div", { class: "tip", hidden: true });
-  const plot = el("div", {
-    class: "plot", tabindex: "0", role: "application",
-    "aria-roledescription": "chart", "aria-label":
-      `${spec.title}. Left and right move the cursor, shift by ten, Home and `
-      + "End to the ends; plus, minus and 0 zoom, L logarithmic.",
-  }, svgNode, tip);
+  const plot = el("div", { class: "plot", role: "img", "aria-label":
+    `${spec.title}: curves. The table beside it has their numbers.` });
   const note = el("p", { class: "note", hidden: true });
+  const known = new Map();
   const chart = {
-    spec, view, plot, tip, svg: svgNode, log: false, cursor: null, width: 480,
-    near: false, stale: true,
-    known: new Map(),
+    spec, view, plot, tip, note, log: false, near: false, stale: true,
+    touched: false,
     xs(series) {
       const key = `${view.axis}/${series.run.index}/${series.metric}`;
-      if (!chart.known.has(key)) {
-        chart.known.set(key, along(series.run, series.steps, view.axis));
+      if (!known.has(key)) {
+        known.set(key, along(series.run, series.steps, view.axis));
       }
-      return chart.known.get(key);
+      return known.get(key);
     },
     lines: () => spec.series.filter(view.shown),
-    measure() { chart.width = plot.clientWidth || chart.width || 480; },
-    draw() {
-      chart.stale = false;
-      plot.removeAttribute("aria-busy");
-      draw(chart, clip, note);
-    },
     // What it shows is no longer what it should.
     age() {
       chart.stale = true;
-      plot.setAttribute("aria-busy", "true");
+      if (chart.near) chart.ready();
     },
     ready() {
-      if (!chart.stale) return;
-      chart.measure();
-      chart.draw();
+      if (chart.stale && plot.clientWidth) draw(chart);
     },
   };
   const grid = dataTable(chart);
-  chart.logButton = spec.stack ? null : toggle("Log", (on) => {
+  const logButton = spec.stack ? null : toggle("Log", (on) => {
     chart.log = on;
-    chart.draw();
+    chart.age();
   }, { "aria-label": `${spec.title}: logarithmic scale` });
   chart.node = el("figure", { class: "chart", id: `chart-${spec.id}` },
     el("figcaption", null,
       el("h3", { title: spec.title }, spec.title),
-      el("div", { class: "actions" }, chart.logButton,
+      el("div", { class: "actions" }, logButton,
         toggle("Table", (on) => grid.show(on),
           { "aria-label": `${spec.title}: data table` }))),
-    key(spec), plot, note, grid.node);
-  listen(chart);
+    key(spec), el("div", { class: "frame" }, plot, tip), note, grid.node);
+  const place = (event) => {
+    const { left, top } = chart.drawn.over.getBoundingClientRect();
+    return { left: event.clientX - left, top: event.clientY - top };
+  };
+  // A finger makes a mouse's events or none, and leaves at once.
+  plot.addEventListener("pointerdown", (event) => {
+    chart.touched = event.pointerType === "touch";
+    if (!chart.touched || !chart.drawn) return;
+    for (const other of view.charts) other.tip.hidden = true;
+    chart.drawn.setCursor(place(event));
+  });
+  plot.addEventListener("wheel", (event) => {
+    if ((!event.ctrlKey && !event.metaKey) || !chart.drawn) return;
+    event.preventDefault();
+    view.zoomBy(event.deltaY > 0 ? 1.25 : 0.8,
+      chart.drawn.posToVal(place(event).left, "x"));
+  }, { passive: false });
   new ResizeObserver(() => {
-    if (plot.clientWidth === chart.width) return;
-    chart.age();
-    if (chart.near) chart.ready();
+    if (chart.drawn && plot.clientWidth !== chart.drawn.width) chart.age();
   }).observe(plot);
   new IntersectionObserver((entries) => {
     chart.near = entries[entries.length - 1].isIntersecting;
@@ -137,157 +128,189 @@ function key(spec) {
   if (spec.metrics.length < 2) return null;
   const one = spec.metrics.map((metric) =>
     spec.series.find((series) => series.metric === metric));
-  const runs = new Set(spec.series.map((series) => series.run)).size;
+  const several = new Set(spec.series.map((series) => series.run)).size > 1;
   return el("ul", { class: "key" }, one.map((series) => el("li", null,
-    sample(runs > 1 ? { ...series, colour: "currentColor" } : series),
+    sample(several ? { ...series, colour: "currentColor" } : series),
     spec.stack ? series.label : series.metric)));
 }
 
 function sample(series) {
   return svg("svg", { width: 22, height: 10, "aria-hidden": "true" },
     series.stacked
-      ? svg("rect", { x: 6, width: 10, height: 10, rx: 2, class: "filled",
+      ? svg("rect", { x: 6, width: 10, height: 10, rx: 2,
         style: { fill: series.colour } })
       : svg("path", { d: "M1 5H21", class: "line",
         "stroke-dasharray": series.dash, style: { stroke: series.colour } }));
 }
 
-function draw(chart, clip, note) {
-  const { view, spec } = chart;
-  const { width } = chart;
-  const [x0, x1] = view.range || view.full();
-  const right = width - MARGIN.right;
-  const bottom = HEIGHT - MARGIN.bottom;
-  chart.x = (v) => MARGIN.left + (v - x0) / (x1 - x0) * (right - MARGIN.left);
-  chart.back = (px) => x0 + (px - MARGIN.left) / (right - MARGIN.left)
-    * (x1 - x0);
-  chart.domain = [x0, x1];
-  const drawn = chart.lines().map((series) => {
-    const xs = chart.xs(series);
-    const from = firstFrom(xs, x0);
-    let to = firstFrom(xs, x1);
-    if (xs[to] === x1) to += 1;
-    return { series, xs, from, to };
-  });
-  const { y, marks, left } = scale(chart, drawn, bottom);
-  chart.y = y;
-  chart.note = left ? `${whole(left)} ${left === 1 ? "value" : "values"} ≤ 0 `
-    + "left out: a logarithm has none." : "";
-  note.hidden = !chart.note;
-  note.textContent = chart.note;
-  chart.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
-  const across = ticks(x0, x1, Math.max(2, Math.floor(width / 90)));
-  chart.layer = svg("g");
-  chart.svg.replaceChildren(
-    svg("clipPath", { id: clip }, svg("rect", {
-      x: MARGIN.left - 3, y: 0, width: right - MARGIN.left + 6,
-      height: bottom + 3,
-    })),
-    svg("g", { class: "axes" },
-      marks.map((v) => [
-        svg("line", { x1: MARGIN.left, x2: right, y1: y(v), y2: y(v) }),
-        svg("text", { x: MARGIN.left - 8, y: y(v) + 4, "text-anchor": "end" },
-          tickText(v))]),
-      across.map((v) => svg("text", {
-        x: Math.min(chart.x(v), width - 4), y: HEIGHT - 7,
-        "text-anchor": chart.x(v) > width - 30 ? "end" : "middle",
-      }, tickText(v)))),
-    svg("g", { "clip-path": `url(#${clip})` },
-      drawn.map((d) => (spec.stack ? area(chart, d) : strokes(chart, d)))),
-    ...(drawn.every((d) => d.from === d.to) ? [svg("text", {
-      x: width / 2, y: HEIGHT / 2, "text-anchor": "middle", class: "nothing",
-    }, drawn.length ? "Nothing recorded here" : "No run is shown")] : []),
-    chart.layer);
-  showCursor(chart);
+// A canvas wants a colour in numbers, of the scheme that holds now.
+function resolved(colour) {
+  const probe = document.getElementById("probe");
+  probe.style.color = colour;
+  return getComputedStyle(probe).color;
 }
 
-// The vertical scale: what is in sight, with a little air.
-function scale(chart, drawn, bottom) {
-  let low = Infinity;
-  let high = -Infinity;
+function draw(chart) {
+  const { spec, view, plot } = chart;
+  chart.stale = false;
+  chart.drawn?.destroy();
+  plot.chart = chart;  // For tests, and for whoever opens a console.
+  chart.tip.hidden = true;
+  const range = view.range || view.full();
+  const { strokes, columns, left } = curvesOf(chart, range);
+  const [ink, grid] = [resolved("var(--quiet)"), resolved("var(--grid)")];
+  const axis = { stroke: ink, font: "11.5px sans-serif", ticks: { show: false },
+    grid: { stroke: grid, width: 1 }, values: (_, at) => at.map(tickText) };
+  chart.drawn = new uPlot({
+    width: plot.clientWidth, height: HEIGHT, legend: { show: false },
+    padding: [8, 12, 0, 0],
+    scales: {
+      x: { time: false, range: () => range },
+      y: chart.log ? { distr: 3 } : spec.stack ? { range: [0, 1] } : {},
+    },
+    axes: [{ ...axis, grid: { show: false }, size: 30 },
+      { ...axis, size: 56 }],
+    series: [{}, ...strokes],
+    cursor: {
+      y: false, drag: { x: true, y: false, setScale: false },
+      bind: {
+        dblclick: () => () => view.reset(),
+        mouseleave: (u, target, leave) => (event) => {
+          if (!chart.touched) leave(event);
+        },
+      },
+    },
+    hooks: {
+      setCursor: [(u) => point(chart, u)],
+      setSelect: [({ select, posToVal }) => {
+        const [from, to] = [0, select.width].map((by) =>
+          posToVal(select.left + by, "x"));
+        // Later, as this plot still works on the event that ends it.
+        if (select.width > 5) queueMicrotask(() => view.zoom(from, to));
+      }],
+    },
+  }, columns, plot);
+  const nothing = columns[0].every((x, i) => x < range[0] || x > range[1]
+    || columns.slice(1).every((ys) => typeof ys[i] !== "number"));
+  chart.note.textContent = nothing
+    ? (strokes.length ? "Nothing recorded here." : "No run is shown.")
+    : left ? `${whole(left)} ${left === 1 ? "value" : "values"} ≤ 0 left out: `
+      + "a logarithm has none." : "";
+  chart.note.hidden = !chart.note.textContent;
+}
+
+// What uPlot draws: {strokes, columns}; and how many values have no logarithm.
+function curvesOf(chart, range) {
+  const { spec, view } = chart;
+  const strokes = [];
+  const tables = [];
   let left = 0;
-  if (chart.spec.stack) [low, high] = [0, 1];
-  else {
-    for (const { series, from, to } of drawn) {
-      for (let i = from; i < to; i += 1) {
-        const value = series.values[i];
-        if (value === null) continue;
-        if (chart.log && value <= 0) left += 1;
-        else {
-          if (value < low) low = value;
-          if (value > high) high = value;
-        }
-      }
+  const put = (xs, values, look) => {
+    tables.push([xs, values]);
+    strokes.push({ points: { show: false }, ...look });
+  };
+  const lines = chart.lines();
+  if (spec.stack) {
+    // The whole first, and over it what is below it.
+    for (const series of lines.slice().reverse()) {
+      const { steps, upper } = stacked(spec).get(series);
+      const fill = resolved(series.colour);
+      put(along(series.run, steps, view.axis), upper,
+        { fill, stroke: resolved("var(--paper)"), width: 1 });
     }
   }
-  if (!(low <= high)) [low, high] = [chart.log ? 0.1 : 0, 1];
-  const place = (a, b, f) => (v) =>
-    bottom - (f(v) - a) / (b - a) * (bottom - MARGIN.top);
-  if (chart.log) {
-    const air = Math.max(Math.log10(high / low) * 0.04, 0.02);
-    const [a, b] = [Math.log10(low) - air, Math.log10(high) + air];
-    const log = place(a, b, Math.log10);
+  for (const series of spec.stack ? [] : lines) {
+    const xs = chart.xs(series);
+    const stroke = resolved(series.colour);
+    const look = { stroke, width: 1.6,
+      dash: series.dash ? series.dash.split(" ").map(Number) : [] };
+    let { values } = series;
+    if (chart.log) {
+      values = values.map((v) => (v > 0 ? v : null));
+      left += series.values.filter((v, i) => v !== null && v <= 0
+        && xs[i] >= range[0] && xs[i] <= range[1]).length;
+    }
+    const weight = series.smooths ? view.weight : 0;
+    if (weight) {
+      put(xs, values, { ...look, width: 1, alpha: 0.28 });
+      put(xs, smoothed(series, weight), { ...look, width: 2 });
+    } else put(xs, values, { ...look, points: { size: 5, fill: stroke } });
+  }
+  return { strokes, left,
+    columns: tables.length ? uPlot.join(tables) : [[]] };
+}
+
+function smoothed(series, weight) {
+  if (series.weight !== weight) {
+    series.average = smooth(series.values, weight);
+    series.weight = weight;
+  }
+  return series.average;
+}
+
+// Shows what was recorded nearest to the pointer, neither smoothed nor thinned.
+function point(chart, { cursor, posToVal, bbox }) {
+  const { tip, plot, view } = chart;
+  const lists = chart.lines().map(chart.xs).filter((xs) => xs.length);
+  tip.hidden = !(cursor.left >= 0) || !lists.length;
+  if (tip.hidden) return;
+  const at = posToVal(cursor.left, "x");
+  const x = lists.map((xs) => xs[nearest(xs, at)]).reduce((a, b) =>
+    (Math.abs(b - at) < Math.abs(a - at) ? b : a));
+  tip.replaceChildren(el("strong", null, view.axis === "step"
+    ? `step ${whole(x)}` : `${number(x)} ${AXES[view.axis]}`),
+  readingTable(chart, readings(chart, x)));
+  // Beside the pointer, or below the chart where there is no room.
+  const px = cursor.left + bbox.left / devicePixelRatio;
+  const [width, wide] = [plot.clientWidth, tip.offsetWidth];
+  const room = [px + 12, px - wide - 12].find((left) =>
+    left >= 0 && left + wide <= width);
+  tip.classList.toggle("under", room === undefined);
+  tip.style.left = `${room ?? Math.max(0,
+    Math.min(px - wide / 2, width - wide))}px`;
+}
+
+// [{series, step, value, ...}]: each curve's record nearest to x.
+function readings(chart, x) {
+  return chart.lines().filter((s) => s.steps.length).map((series) => {
+    const xs = chart.xs(series);
+    const i = nearest(xs, x);
+    const weight = series.smooths ? chart.view.weight : 0;
+    const shares = series.stacked ? stacked(chart.spec).get(series) : null;
     return {
-      y: (v) => (v > 0 ? log(v) : null), left,
-      marks: logTicks(Math.pow(10, a), Math.pow(10, b)),
+      series, step: series.steps[i], value: series.values[i], off: xs[i] !== x,
+      share: shares && shares.share[firstFrom(shares.steps, series.steps[i])],
+      smoothed: weight ? smoothed(series, weight)[i] : null,
     };
-  }
-  const flat = high === low;
-  const air = chart.spec.stack ? 0
-    : flat ? Math.abs(high) * 0.1 || 1 : (high - low) * 0.05;
-  const a = low >= 0 && low - air < 0 ? 0 : low - air;
-  const b = high + air;
-  return { y: place(a, b, (v) => v), marks: ticks(a, b, 6), left };
+  });
 }
 
-function strokes(chart, { series, xs, from, to }) {
-  const start = Math.max(0, from - 1);
-  const end = Math.min(xs.length, to + 1);
-  const stroke = (values, name, attributes) => svg("path", {
-    d: path(xs, values, start, end, chart), class: name,
-    "stroke-dasharray": series.dash, style: { stroke: series.colour },
-    ...attributes,
-  });
-  const weight = series.smooths ? chart.view.weight : 0;
-  const out = [];
-  if (weight) {
-    if (series.weight !== weight) {
-      series.smoothed = smooth(series.values, weight);
-      series.weight = weight;
-    }
-    out.push(stroke(series.values, "line raw"),
-      stroke(series.smoothed, "line smooth"));
-  } else out.push(stroke(series.values, "line"));
-  if (!weight && to - from <= 40) {
-    let dots = "";
-    for (let i = from; i < to; i += 1) {
-      const at = series.values[i] === null ? null : chart.y(series.values[i]);
-      if (at !== null) {
-        dots += `M${tenth(chart.x(xs[i]))} ${tenth(at)}h0`;
-      }
-    }
-    out.push(svg("path", {
-      d: dots, class: "dots", style: { stroke: series.colour },
-    }));
+// A row for each run and a column for each metric; of one run, a row for each
+// metric.
+function readingTable(chart, found) {
+  const { spec, view } = chart;
+  const text = (r) => (r.share !== null && r.value !== null
+    ? `${duration(r.value)} (${percent(r.share)})` : number(r.value));
+  const cell = (r) => el("td", null,
+    el("span", { class: "value" }, r ? text(r) : "–"),
+    r && r.smoothed !== null ? el("span", { class: "aside" },
+      `smooth ${number(r.smoothed)}`) : null,
+    r && (r.off || view.axis !== "step") ? el("span", { class: "aside" },
+      `at ${whole(r.step)}`) : null);
+  if (spec.stack || view.runs.length === 1 || spec.metrics.length === 1) {
+    // The top of a stack first, as it is drawn.
+    const rows = spec.stack ? found.slice().reverse() : found;
+    return el("table", null, rows.map((r) => el("tr", null,
+      el("td", null, sample(r.series)),
+      el("th", { scope: "row" }, r.series.label), cell(r))));
   }
-  return out;
-}
-
-function area(chart, { series }) {
-  const { steps, lower, upper } = stacked(chart.spec).get(series);
-  const xs = along(series.run, steps, chart.view.axis);
-  // Shares change slowly: one point a pixel column will do.
-  const kept = [];
-  const right = chart.width - MARGIN.right + 1;
-  for (let px = MARGIN.left - 1; px <= right; px += 1) {
-    const i = Math.min(firstFrom(xs, chart.back(px)), xs.length - 1);
-    if (i !== kept[kept.length - 1]) kept.push(i);
-  }
-  const point = (i, values) =>
-    `${tenth(chart.x(xs[i]))} ${tenth(chart.y(values[i]))}`;
-  return svg("path", {
-    class: "area", style: { fill: series.colour },
-    d: `M${kept.map((i) => point(i, upper)).join("L")}L`
-      + `${kept.reverse().map((i) => point(i, lower)).join("L")}Z`,
-  });
+  const runs = view.runs.filter((run) =>
+    found.some((r) => r.series.run === run));
+  return el("table", null,
+    el("thead", null, el("tr", null, el("td"),
+      spec.metrics.map((metric) => el("th", { scope: "col" }, metric)))),
+    el("tbody", null, runs.map((run) => el("tr", null,
+      el("th", { scope: "row" }, named(run)),
+      spec.metrics.map((metric) => cell(found.find((r) =>
+        r.series.run === run && r.series.metric === metric)))))));
 }

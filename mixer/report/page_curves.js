@@ -36,7 +36,7 @@ function steering(runs, view) {
     },
   });
   const reset = button("Reset", () => view.reset(),
-    { title: "Show the whole axis (0 or Escape in a chart, double click)" });
+    { title: "Show the whole axis (or double click a chart)" });
   view.listeners.push(() => { reset.disabled = view.range === null; });
   return el("div", { class: "steering" },
     runs.length > 1 ? el("div", {
@@ -48,7 +48,6 @@ function steering(runs, view) {
     axes.length > 1 ? choice("Horizontal axis", axes, view.axis, (axis) => {
       view.axis = axis;
       view.range = null;
-      for (const chart of view.charts) chart.cursor = null;
       view.draw();
     }) : null,
     el("div", { class: "choice", role: "group", "aria-label": "Zoom" },

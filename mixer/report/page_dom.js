@@ -85,10 +85,6 @@ function table(head, rows, attributes) {
       rest.map((cell) => el("td", null, cell))))));
 }
 
-function say(text) {
-  document.getElementById("spoken").textContent = text;
-}
-
 // Six digits, with separators from ten thousand on.
 function number(value) {
   if (value === null) return "not finite";

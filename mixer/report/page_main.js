@@ -52,9 +52,19 @@ function printing(view) {
   addEventListener("beforeprint", () => {
     opened = [...document.querySelectorAll("details:not([open])")];
     opened.forEach((node) => { node.open = true; });
-    view.charts.forEach((chart) => chart.ready());
+    document.documentElement.style.colorScheme = "light";
+    view.charts.forEach((chart) => {
+      chart.stale = true;
+      chart.ready();
+    });
   });
   addEventListener("afterprint", () => {
     opened.forEach((node) => { node.open = false; });
+    document.documentElement.style.colorScheme = colourScheme();
+    view.draw();
   });
+  // A canvas keeps the colours that it was drawn with.
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  dark.addEventListener("change", view.draw);
+  document.addEventListener("colours", view.draw);
 }

@@ -140,18 +140,18 @@ function goodputSpec(run, several) {
   };
 }
 
-// Shares of the time spent so far, each on top of those below it; made when
-// first drawn.
+// {steps, upper, share} of each series: its share of the time spent so far,
+// and that on top of those below it; made when first drawn.
 function stacked(spec) {
   if (spec.areas) return spec.areas;
   const { steps, totals } = timeSpent(spec.run);
-  let lower = new Float64Array(steps.length);
+  let lower = steps.map(() => 0);
   spec.areas = new Map();
   for (const series of spec.series) {
-    const upper = lower.map((below, i) => below + (totals[i] > 0
-      ? (valueAt(series, steps[i], i) || 0) / totals[i] : 0));
-    spec.areas.set(series, { steps, lower, upper });
-    lower = upper;
+    const share = steps.map((step, i) => (totals[i] > 0
+      ? (valueAt(series, step, i) || 0) / totals[i] : 0));
+    lower = lower.map((below, i) => below + share[i]);
+    spec.areas.set(series, { steps, upper: lower, share });
   }
   return spec.areas;
 }

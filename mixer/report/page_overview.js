@@ -113,6 +113,7 @@ function colourScheme() {
 
 function setColourScheme(scheme) {
   document.documentElement.style.colorScheme = scheme;
+  document.dispatchEvent(new Event("colours"));
   try {
     localStorage.setItem("mixer-report-colours", scheme);
   } catch {

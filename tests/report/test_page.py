@@ -99,7 +99,6 @@ def test_text_stands_out(show, scheme):
     color_scheme=scheme,
   )
   page.get_by_role("button", name="Loss: data table").click()
-  page.locator("#chart-loss .plot").press("End")
   page.get_by_role("button", name="b", exact=True).first.click()
   for summary in page.locator("summary").all():
     summary.click()
@@ -134,7 +133,7 @@ def test_every_control_is_reached_by_tab_and_is_seen_to_be(show):
     seen.forEach((n, i) => { n.dataset.place = i; });
     return seen.length;
   }""")
-  assert expected > 60
+  assert expected > 50
   places = []
   for _ in range(expected):
     page.keyboard.press("Tab")
@@ -156,10 +155,8 @@ def test_print_shows_everything(show):
   for panel in page.locator(".panel").all():
     assert panel.is_visible()
   assert page.locator("details:not([open])").count() == 0
-  undrawn = page.evaluate(
-    "document.querySelectorAll('.plot > svg:empty').length"
-  )
-  assert undrawn == 0
+  charts = page.locator(".chart").count()
+  assert page.locator(".chart canvas").count() == charts
   assert page.locator(".card:visible").count() == 2 * 48
   page.evaluate("dispatchEvent(new Event('afterprint'))")
   page.emulate_media(media="screen")
