@@ -1,6 +1,7 @@
 """Records, and files that are whole or not there."""
 
 import errno
+import hashlib
 import os
 import pathlib
 
@@ -78,7 +79,12 @@ def test_a_shard(tmp_path):
   for i in range(3):
     writer.write(b"x" * i)
   shard = writer.close("test")
-  assert shard == build_files.Shard("a", "test", 3, 3, path.stat().st_size)
+  assert shard == build_files.Shard(
+    "a",
+    "test",
+    *(3, 3, path.stat().st_size),
+    hashlib.sha256(path.read_bytes()).hexdigest(),
+  )
   reader = array_record_module.ArrayRecordReader(str(path))
   assert reader.read_all() == [b"", b"x", b"xx"]
   assert "group_size:1," in reader.writer_options_string()

@@ -37,7 +37,7 @@ def unbroken(tmp_path_factory) -> dict[str, str]:
   """Digests of the files of a small set."""
   folder = prepare(tmp_path_factory.mktemp("unbroken"), Fake(SMALL))
   found = build_fakes.digests(folder)
-  assert len(found) == 12, found.keys()
+  assert len(found) == 13, found.keys()
   return found
 
 
