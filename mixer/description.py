@@ -11,6 +11,7 @@ from mixer import (
   checkpoints,
   metrics,
   model,
+  model_metadata,
   npz,
   older_layout,
   released,
@@ -78,7 +79,11 @@ def _file(path: str) -> Described:
     "file_sha256": _of_file(file),
     "layout": "older names" if older else "current names",
   }
-  return Described(facts | _of_weights(params), params)
+  facts |= _of_weights(params)
+  head = params.get("head", {}).get("bias", ())
+  if known := model_metadata.read_beside(file, len(head)):
+    facts["class_names"] = known.class_ids
+  return Described(facts, params)
 
 
 def _of_weights(params: Any) -> dict[str, Any]:

@@ -236,7 +236,13 @@ def _check_head(
       f"{keep} have a head for {count:,} classes, and data set "
       f"{config.data.name} has {len(ours):,}; {new}."
     )
-  for k, (a, b) in enumerate(zip(theirs or ours, ours, strict=True)):
+  if theirs is None:
+    raise UserError(
+      f"{keep} don't say which classes their head is for: name the workdir "
+      "that they come from, or a file that tools.export wrote, with the "
+      f"FILE.npz.json beside it; or {new}."
+    )
+  for k, (a, b) in enumerate(zip(theirs, ours, strict=True)):
     if a != b:
       raise UserError(
         f"{keep} have a head for other classes than data set "

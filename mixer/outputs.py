@@ -69,8 +69,9 @@ def match(
     raise UserError(
       f"{where} doesn't say which classes its {count:,} outputs stand for, so "
       f"they can't be compared with the labels of {data}. If they are its "
-      f"{len(classes):,} classes, in order, add --same_classes; --fewshot "
-      "needs none."
+      f"{len(classes):,} classes, in order, add --same_classes; a released "
+      "file is known by its name, as --checkpoint=imagenet1k/Mixer-B_16; "
+      "--fewshot needs no classes."
     )
   if tuple(head) == tuple(classes):
     return Outputs(None, (), "")

@@ -32,7 +32,7 @@ _FEW = 1 / 4
 _Result = TypeVar("_Result", Prediction, Features)
 
 
-def read(path: str | os.PathLike[str], model: trained.Trained) -> np.ndarray:
+def read(path: str | os.PathLike[str], model: inputs.Takes) -> np.ndarray:
   """An image file as the model takes it.
 
   It goes the way of a data set that is made from a folder: turned upright,
@@ -40,7 +40,7 @@ def read(path: str | os.PathLike[str], model: trained.Trained) -> np.ndarray:
 
   Args:
     path: of the file.
-    model: whose image size counts.
+    model: that is to take it.
 
   Returns:
     uint8 [H, W, 3].

@@ -23,6 +23,7 @@ __all__ = [
   "is_name",
   "kind",
   "load",
+  "name_of",
   "resize",
   "resolve",
   "save",
@@ -158,11 +159,38 @@ def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
   if _exists(path):
     return pathlib.Path(path).expanduser()
   name = _name(str(path))
-  cache = pathlib.Path(os.environ.get("MIXER_CACHE") or "~/.cache/mixer")
-  file = cache.expanduser().absolute() / "released" / f"{name}.npz"
+  file = _cache() / f"{name}.npz"
   if not file.exists():
     download.fetch(f"{_base()}/{name}.npz", file, npz.shapes)
   return file
+
+
+def name_of(path: str | os.PathLike[str]) -> str | None:
+  """The released file that a path stands for, or that has its content.
+
+  Args:
+    path: as for `load`, of no checkpoint.
+
+  Returns:
+    "imagenet1k/Mixer-B_16"; None for weights that are another's, as far as can
+    be seen: a copy is known where the file itself has been downloaded.
+
+  Raises:
+    UserError: it can't be read.
+  """
+  if not _exists(path):
+    return _name(str(path))
+  found = npz.fingerprint(pathlib.Path(path).expanduser())
+  for file in _cache().glob("*/*.npz"):
+    name = _name(f"{file.parent.name}/{file.name}")
+    if name and npz.fingerprint(file) == found:
+      return name
+  return None
+
+
+def _cache() -> pathlib.Path:
+  cache = pathlib.Path(os.environ.get("MIXER_CACHE") or "~/.cache/mixer")
+  return cache.expanduser().absolute() / "released"
 
 
 def _exists(path: str | os.PathLike[str]) -> bool:

@@ -1,7 +1,8 @@
 """A trained model with all that evaluating it, or predicting with it, needs.
 
-From a run of ours everything comes from the checkpoint's own metadata; from a
-released file from the weights themselves, and from what is known of them.
+From a run of ours everything comes from the checkpoint's own metadata; from an
+.npz file from what is beside it (`mixer.model_metadata`), from what is known of
+released files, or else from the weights themselves.
 """
 
 import dataclasses
@@ -14,15 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixer import checkpoints, released, resolution, weights
+from mixer import checkpoints, model_metadata, released, resolution, weights
 from mixer import config as config_lib
 from mixer import model as model_lib
 from mixer import step as step_lib
 from mixer.datasets import wordnet
 from mixer.errors import UserError
 
-# Lists of classes of the released heads, by the number of outputs.
-_RELEASED = {1_000: "imagenet1k", 21_843: "head"}
+# Lists of classes of the released heads; all others have ImageNet-1k's.
+_RELEASED = {"imagenet21k": "head"}
 # Of activations and matmul operands.
 DTYPES = ("float32", "bfloat16")
 # The paper's short side for its crop.
@@ -48,7 +49,7 @@ class Trained:
     loss: that it was trained with, "softmax" or "sigmoid".
     source: where it lies, for people.
     origin: the same, and what was done to it.
-    config: of the run that it comes from; None for a released file.
+    config: of the run that it comes from; None for a file.
   """
 
   module: model_lib.MlpMixer
@@ -66,6 +67,29 @@ class Trained:
   def num_classes(self) -> int:
     """K; 0 without a head."""
     return self.module.num_classes
+
+  @property
+  def unnamed(self) -> str:
+    """A sentence where classes are numbers, as nobody knows them; else ""."""
+    if self.class_ids or not self.num_classes:
+      return ""
+    return (
+      f"{self.source} doesn't say which classes its {self.num_classes:,} "
+      "outputs are, so they are numbers. A workdir knows them, and so does a "
+      "file that tools.export writes, by FILE.npz.json beside it; a released "
+      "one is known by its name."
+    )
+
+  @property
+  def metadata(self) -> model_metadata.Metadata:
+    """What goes along with its weights where it is exported."""
+    return model_metadata.Metadata(
+      self.image_size,
+      self.short_side,
+      self.loss,
+      self.class_ids,
+      self.class_names,
+    )
 
 
 def load(
@@ -86,7 +110,7 @@ def load(
     method: to fit it to another size, see `resolution.METHODS`; "" for the one
       that suits the size.
     dtype: of activations and matmul operands; "" for what the run had, and
-      float32 for a released file.
+      float32 for a file that doesn't know.
     averaged: take the average of the weights where the run kept one.
 
   Raises:
@@ -142,31 +166,58 @@ def _of_run(path: str, averaged: bool) -> Trained:
 
 def _of_file(path: str) -> Trained:
   params = released.load(path)
+  file = released.resolve(path)
   shape = weights.shape_of(params, f"the weights in {path}")
+  known = model_metadata.read_beside(file, shape.num_classes)
+  known = known or _of_weights(path, params, shape)
+  height, width = known.image_size
+  p = shape.patch_size
+  if height % p or width % p or height * width != shape.num_tokens * p**2:
+    raise UserError(
+      f"{model_metadata.beside(file)} says that images are {height} x {width} "
+      f"px, and the weights in {path} are for {shape.num_tokens} patches of "
+      f"{p} px."
+    )
+  attributes = dataclasses.asdict(shape)
+  attributes.pop("num_tokens")  # It follows from the image.
+  dtype = jnp.dtype(known.dtype or "float32")
+  return Trained(
+    module=model_lib.MlpMixer(**attributes, dtype=dtype),
+    params=params,
+    image_size=known.image_size,
+    short_side=known.short_side,
+    class_ids=known.class_ids,
+    class_names=known.class_names,
+    loss=known.loss,
+    source=path,
+    origin=path,
+  )
+
+
+def _of_weights(
+  path: str, params: weights.Params, shape: weights.Shape
+) -> model_metadata.Metadata:
+  """What can be known without metadata: of released files all."""
   side = math.isqrt(shape.num_tokens) * shape.patch_size
   if side**2 != shape.num_tokens * shape.patch_size**2:
     raise UserError(
       f"the weights in {path} are for {shape.num_tokens} tokens, which no "
       "square image has; those of another shape can be used from a workdir "
-      "of train.py, which knows it."
+      "of train.py, or as tools.export writes them, with FILE.npz.json."
     )
-  attributes = dataclasses.asdict(shape)
-  attributes.pop("num_tokens")  # It follows from the image.
-  known = _RELEASED.get(shape.num_classes)
-  class_ids = wordnet.classes(known) if known else None
+  class_ids = None
+  if name := released.name_of(path):
+    folder = name.split("/")[0]
+    class_ids = wordnet.classes(_RELEASED.get(folder, "imagenet1k"))
   loss = "softmax"
   if shape.num_classes and np.mean(params["head"]["bias"]) < _SIGMOID_BIAS:
     loss = "sigmoid"
-  return Trained(
-    module=model_lib.MlpMixer(**attributes),
-    params=params,
+  return model_metadata.Metadata(
     image_size=(side, side),
     short_side=round(side * _SHORT_SIDE / _CROP),
+    loss=loss,
     class_ids=class_ids,
     class_names=names_for_people(class_ids) if class_ids else None,
-    loss=loss,
-    source=path,
-    origin=path,
   )
 
 

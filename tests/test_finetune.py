@@ -1,5 +1,6 @@
 """Starting from the weights of another run."""
 
+import dataclasses
 import functools
 import json
 
@@ -9,7 +10,14 @@ import numpy as np
 import pytest
 
 from configs import smoke
-from mixer import checkpoints, finetune, released, sharding
+from mixer import (
+  checkpoints,
+  finetune,
+  model_metadata,
+  released,
+  sharding,
+  trained,
+)
 from mixer import config as config_lib
 from mixer import step as step_lib
 from mixer.errors import UserError
@@ -172,8 +180,19 @@ def test_a_file_may_be_named(pretrained, tmp_path):
   origin = origin_of(tmp_path / "weights.npz")
   assert_same(origin.params, without_head(params))
   # Ten classes may be any: nobody knows which these were.
+  with pytest.raises(UserError, match="don't say which classes .*=new"):
+    origin_of(tmp_path / "weights.npz", init_head="keep")
+  known = trained.load(str(pretrained[0] / "plain")).metadata
+  model_metadata.write_beside(tmp_path / "weights.npz", known)
   kept = origin_of(tmp_path / "weights.npz", init_head="keep")
   assert_same(kept.params, params)
+  assert known.class_ids is not None
+  others = known.class_ids[::-1]
+  model_metadata.write_beside(
+    tmp_path / "weights.npz", dataclasses.replace(known, class_ids=others)
+  )
+  with pytest.raises(UserError, match="a head for other classes than .*=new"):
+    origin_of(tmp_path / "weights.npz", init_head="keep")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from PIL import Image
 
 import mixer
 from mixer import errors, predictor, runtime, sharding, trained
+from mixer.datasets import wordnet
 from mixer.prediction import inputs
 from tests import conftest, reference, trained_files
 
@@ -304,7 +305,7 @@ def test_without_head(folder, images):
 
 def test_classes_of_imagenet(folder, images):
   path = folder / "imagenet.npz"
-  trained_files.npz(path, 1_000)
+  trained_files.npz(path, 1_000, classes=wordnet.classes("imagenet1k"))
   said = predictor.Predictor(trained.load(str(path))).predict(images[0], top=2)
   (one,) = said
   assert all(i.startswith("n") and len(i) == 9 for i in one.class_ids)

@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import pytest
 
 from configs import smoke
 from mixer import config as config_lib
-from mixer import model, trained, weights
+from mixer import model, released, trained, weights
 from mixer import step as step_lib
 from mixer.datasets import wordnet
 from mixer.errors import UserError
@@ -98,20 +100,16 @@ def test_without_what_train_py_saves(tmp_path, key):
 
 
 @pytest.mark.parametrize(
-  ("num_classes", "bias", "loss", "ids"),
-  [
-    (1_000, 0.1, "softmax", wordnet.classes("imagenet1k")),
-    (21_843, -9.0, "sigmoid", wordnet.classes("head")),
-    (10, 0.0, "softmax", None),
-  ],
+  ("num_classes", "bias", "loss"),
+  [(1_000, 0.1, "softmax"), (21, -9.0, "sigmoid")],
 )
-def test_a_released_file(tmp_path, num_classes, bias, loss, ids):
+def test_a_file_of_weights_alone(tmp_path, num_classes, bias, loss):
   path = tmp_path / "w.npz"
   flat = trained_files.npz(path, num_classes, bias)
   found = trained.load(str(path))
-  assert found.class_ids == ids
-  if ids:
-    assert found.class_names == wordnet.names(ids)
+  # They may be anybody's thousand classes.
+  assert found.class_ids is None and found.class_names is None
+  assert f"which classes its {num_classes:,} outputs are" in found.unnamed
   assert found.loss == loss
   # 8 px is to 224 as 9 is to 256.
   assert (found.image_size, found.short_side) == ((8, 8), 9)
@@ -121,6 +119,52 @@ def test_a_released_file(tmp_path, num_classes, bias, loss, ids):
   jax.tree.map(np.testing.assert_array_equal, got, flat)
   module = model.MlpMixer(4, 2, 8, 6, 12, num_classes=num_classes)
   assert found.module == module
+
+
+@pytest.mark.parametrize(
+  ("name", "classes"),
+  [("imagenet1k/Mixer-B_16", "imagenet1k"), ("imagenet21k/Mixer-B_16", "head")],
+)
+def test_released_weights_are_known_by_name_and_content(
+  tmp_path, monkeypatch, name, classes
+):
+  ids = wordnet.classes(classes)
+  monkeypatch.setenv("MIXER_CACHE", str(tmp_path))
+  monkeypatch.setattr(released, "_check_is", lambda *args: None)
+  path = tmp_path / "released" / f"{name}.npz"
+  path.parent.mkdir(parents=True)
+  trained_files.npz(path, len(ids))
+  shutil.copy(path, tmp_path / "copy.npz")
+  for known in (name, path, tmp_path / "copy.npz"):
+    found = trained.load(str(known))
+    assert found.class_ids == ids and found.unnamed == ""
+    assert found.class_names == wordnet.names(ids)
+  trained_files.npz(tmp_path / "other.npz", len(ids), bias=1.0)
+  assert trained.load(str(tmp_path / "other.npz")).class_ids is None
+
+
+def test_metadata_of_other_weights_is_refused(tmp_path):
+  path = tmp_path / "w.npz"
+  trained_files.npz(path, 3, classes="abc")
+  assert trained.load(str(path)).class_names == ("a", "b", "c")
+  said = json.loads((tmp_path / "w.npz.json").read_text())
+  for wrong, sentence in (
+    ({"scores": "hinge"}, "scores='hinge'; expected softmax or sigmoid"),
+    ({"interpolation": "bicubic"}, "expected area"),
+    ({"image_width": "wide"}, "image_width='wide', which can't be"),
+    ({"image_width": 12}, "images are 8 x 12 px, and the weights"),
+    ({"short_side": -1}, "short side of -1"),
+    ({"class_ids": "abc"}, "class_ids='abc'"),
+    ({"class_ids": ["a"]}, "another number of class_names"),
+    ({"class_ids": list("abcd"), "class_names": list("abcd")}, "3 outputs"),
+  ):
+    (tmp_path / "w.npz.json").write_text(json.dumps(said | wrong))
+    with pytest.raises(UserError, match=sentence):
+      trained.load(str(path))
+  (tmp_path / "w.npz.json").write_text(json.dumps(said))
+  trained_files.npz(path, 3, bias=1.0)
+  with pytest.raises(UserError, match="not written with the weights in"):
+    trained.load(str(path))
 
 
 def test_a_file_without_head_gives_features(tmp_path):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixer import checkpoints, model, weights
+from mixer import checkpoints, model, model_metadata, trained, weights
 from mixer import config as config_lib
 from mixer import step as step_lib
 from mixer import update as update_lib
@@ -42,13 +42,23 @@ def save(workdir, config, change=lambda metadata: None, scale=1.0):
   return state
 
 
-def npz(path, num_classes, bias=0.0, side=8):
-  """A file in the layout of the released ones; its weights."""
+def npz(path, num_classes, bias=0.0, side=8, classes=None):
+  """A file in the layout of the released ones; its weights.
+
+  With classes it says of itself that it has these.
+  """
   module = model.MlpMixer(4, 2, 8, 6, 12, num_classes=num_classes)
   flat = weights.flatten(random_params(module, side))
   if num_classes:
     flat["head/bias"] += np.float32(bias)
   np.savez(path, allow_pickle=False, **flat)
+  if classes:
+    loss = "sigmoid" if bias < -3 else "softmax"
+    names = trained.names_for_people(tuple(classes))
+    found = model_metadata.Metadata(
+      (side, side), round(side * 256 / 224), loss, tuple(classes), names
+    )
+    model_metadata.write_beside(path, found)
   return flat
 
 

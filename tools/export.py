@@ -7,12 +7,15 @@
 
 npz: weights in the layout of the released files, which every command here
 takes. timm: weights for PyTorch. onnx: the model from uint8 pixels to logits.
-stablehlo: the same as a program for JAX, with the same bits.
+stablehlo: the same as a program for JAX, with the same bits. Class names, the
+kind of loss and the preprocessing of images go along: inside of .onnx and
+.safetensors, in info.json of a folder, or in FILE.json beside FILE.
 
 Where the run kept an average of its weights that is what is taken;
 --no-averaged takes the last weights themselves. Before anything is put in
 place, what was written is run beside the model itself, on the images given or
-on random ones, and a table says how far the two are apart. Beyond the bound
+on random ones, each prepared as its own metadata say, and a table says how far
+the two are apart. Beyond the bound
 nothing is kept, and the exit code is 1. All this runs on the CPU, unless
 --platform names another.
 """
@@ -27,12 +30,11 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
-from mixer import command_line, predictor, runtime, trained
+from mixer import command_line, runtime, trained
 from mixer.exporting import (
   npz_file,
   onnx_file,
@@ -78,7 +80,7 @@ def export(
   to: str,
   model: trained.Trained,
   place: placing.Place,
-  batches: Sequence[np.ndarray],
+  images: Sequence[Any],
   platforms: Sequence[str],
 ) -> verification.Outcome:
   """Writes what `to` names, and compares.
@@ -87,7 +89,7 @@ def export(
     to: of `_TARGETS`.
     model: any.
     place: where.
-    batches: uint8 `[B, H, W, 3]` each, to compare on.
+    images: to compare on, as files are: paths, or arrays of any size.
     platforms: of "stablehlo".
 
   Raises:
@@ -95,13 +97,13 @@ def export(
   """
   if to == "npz":
     npz_file.refuse(model)
-    outcome = npz_file.export(model, place, batches)
+    outcome = npz_file.export(model, place, images)
   elif to == "timm":
-    outcome = timm_weights.export(model, place, batches)
+    outcome = timm_weights.export(model, place, images)
   elif to == "onnx":
-    outcome = onnx_file.export(model, place, batches)
+    outcome = onnx_file.export(model, place, images)
   else:
-    outcome = stablehlo.export(model, place, batches, platforms)
+    outcome = stablehlo.export(model, place, images, platforms)
   if outcome.comparison is not None:
     verification.check(outcome.comparison, model)
   return outcome
@@ -121,11 +123,9 @@ def run(args: argparse.Namespace) -> None:
     model = trained.load(
       args.checkpoint, args.image_size, args.resize, args.dtype, args.averaged
     )
-    batches = verification.random_images(model.image_size)
-    if args.images:
-      read = [predictor.read(path, model) for path in args.images]
-      batches = verification.batches(read)
-    outcome = export(args.to, model, place, batches, args.platforms)
+    images = args.images or verification.random_images(model.image_size)
+    batches = verification.batches(images, model)
+    outcome = export(args.to, model, place, images, args.platforms)
     size = place.size()
     place.commit()
   count = sum(x.size for x in jax.tree.leaves(model.params))

@@ -134,6 +134,8 @@ def _describe(
     meaning = _SCORES[model.model.loss]
     classes = f"{model.model.num_classes:,} classes"
     print(f"scores        {meaning}; {classes}", file=to)
+    if model.model.unnamed:
+      print(f"classes       {model.model.unnamed}", file=to)
   if to is sys.stdout:
     print(flush=True)  # The table comes below.
 

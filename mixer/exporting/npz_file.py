@@ -2,11 +2,19 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
-from mixer import npz, released, token_mixing, trained, weights
+from mixer import (
+  __version__,
+  model_metadata,
+  npz,
+  released,
+  token_mixing,
+  trained,
+  weights,
+)
 from mixer.errors import UserError
 from mixer.exporting import placing, verification
 from mixer.storage import digests
@@ -45,9 +53,9 @@ def refuse(model: trained.Trained, what: str = "an .npz file") -> None:
 def export(
   model: trained.Trained,
   place: placing.Place,
-  batches: Sequence[np.ndarray],
+  images: Sequence[Any],
 ) -> verification.Outcome:
-  """Writes the file, reads it back and runs what was read.
+  """Writes the file, and metadata beside it; reads and runs what was written.
 
   Raises:
     UserError: it can't be written, or doesn't hold what was written.
@@ -60,24 +68,26 @@ def export(
       f"{place.path} doesn't hold what was written to it: "
       f"{weights.shorten(wrong)} differ. Write it to another disk."
     )
-  height, width = model.image_size
+  dtype = jnp.dtype(model.module.dtype).name
+  metadata = dataclasses.replace(model.metadata, dtype=dtype)
+  model_metadata.write_beside(
+    place.part, metadata, mixer_version=__version__, source=model.origin
+  )
   loading = (
     "import numpy\n\n"
     f'weights = dict(numpy.load("{place.path}", allow_pickle=False))'
   )
-  if height != width:
-    note = (
-      f"Its images are {height} x {width} px, which the file can't say: it is "
-      "read as of square ones, or refused."
-    )
-    return verification.Outcome(None, "", loading, (note,))
-  again = trained.load(
-    str(place.part), dtype=jnp.dtype(model.module.dtype).name
-  )
+  again = trained.load(str(place.part))
+  model_metadata.check(again.metadata, model.metadata, str(place.path))
   comparison = verification.compare(
-    verification.outputs(model, batches),
-    verification.outputs(again, batches),
+    verification.outputs(model, verification.batches(images, model)),
+    verification.outputs(again, verification.batches(images, again)),
     "the file, loaded again",
     0.0,
   )
-  return verification.Outcome(comparison, "", loading)
+  note = (
+    f"Classes, loss and preprocessing are in "
+    f"{model_metadata.beside(place.path).name} beside it, where mixer reads "
+    "them; the two belong together."
+  )
+  return verification.Outcome(comparison, "", loading, (note,))

@@ -1,11 +1,11 @@
 """The ONNX file: written, checked, run."""
 
-import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from mixer import __version__, trained
+from mixer import __version__, model_metadata, trained
 from mixer.exporting import onnx_graph, packages, placing, verification
 from mixer.files import writing
 
@@ -18,7 +18,7 @@ _LARGEST = 2**31 - 2**24
 def export(
   model: trained.Trained,
   place: placing.Place,
-  batches: Sequence[np.ndarray],
+  images: Sequence[Any],
 ) -> verification.Outcome:
   """Writes the file; weights over 2 GB go into a second one, FILE.data.
 
@@ -26,7 +26,10 @@ def export(
     UserError: the disk refuses, or a package is missing to write with.
   """
   onnx, checker = packages.load("onnx", "onnx.checker")
-  made = onnx_graph.build(model, metadata(model))
+  made = onnx_graph.build(
+    model,
+    model.metadata.to_strings(mixer_version=__version__, source=model.origin),
+  )
   size = sum(len(x.raw_data) for x in made.graph.initializer)
   apart = size > _LARGEST
   data = f"{place.path.name}.data"
@@ -50,49 +53,16 @@ def export(
     runtime = packages.load("onnxruntime")
   except packages.MissingError as e:
     return verification.Outcome(None, str(e), lines, notes)
+  batches = verification.batches(images, model)
   ours = verification.outputs(model, batches, "float32")
   comparison = verification.compare(
     ours,
-    _run(model, place, batches),
+    _run(model, place, images),
     f"onnxruntime {runtime.__version__}",
     BOUND,
   )
   notes += verification.bfloat16_note(model, batches, ours)
   return verification.Outcome(comparison, "", lines, notes)
-
-
-def metadata(model: trained.Trained) -> dict[str, str]:
-  """What goes along: classes, and what is done to a photo before.
-
-  Lists and numbers are JSON.
-  """
-  height, width = model.image_size
-  found = {
-    "mixer_version": __version__,
-    "source": model.origin,
-    "image_height": str(height),
-    "image_width": str(width),
-    "short_side": str(model.short_side),
-    "preprocessing": preprocessing(model),
-    "scores": model.loss,
-  }
-  if model.class_ids:
-    found["class_ids"] = json.dumps(model.class_ids)
-  if model.class_names:
-    found["class_names"] = json.dumps(model.class_names, ensure_ascii=False)
-  return found
-
-
-def preprocessing(model: trained.Trained) -> str:
-  """What is to be done to a photo, in a sentence."""
-  height, width = model.image_size
-  first = f"squeeze to {height} x {width}"
-  if model.short_side:
-    first = (
-      f"resize the shorter side to {model.short_side} by mean over areas, crop "
-      f"the central {height} x {width}"
-    )
-  return f"RGB, {first} (height x width), uint8; the model itself scales them."
 
 
 def loading(model: trained.Trained, place: placing.Place) -> str:
@@ -108,14 +78,20 @@ def loading(model: trained.Trained, place: placing.Place) -> str:
 
 
 def _run(
-  model: trained.Trained, place: placing.Place, batches: Sequence[np.ndarray]
+  model: trained.Trained, place: placing.Place, images: Sequence[Any]
 ) -> verification.Outputs:
   runtime = packages.load("onnxruntime")
   session = runtime.InferenceSession(
     str(place.part), providers=["CPUExecutionProvider"]
   )
+  said = session.get_modelmeta().custom_metadata_map
+  found = model_metadata.parse(said, str(place.path))
+  model_metadata.check(found, model.metadata, str(place.path))
   names = [output.name for output in session.get_outputs()]
-  rows = [session.run(names, {"images": batch}) for batch in batches]
+  rows = [
+    session.run(names, {"images": batch})
+    for batch in verification.batches(images, found)
+  ]
   columns = map(np.concatenate, zip(*rows, strict=True))
-  found = dict(zip(names, columns, strict=True))
-  return verification.Outputs(found["features"], found.get("logits"))
+  outputs = dict(zip(names, columns, strict=True))
+  return verification.Outputs(outputs["features"], outputs.get("logits"))

@@ -51,8 +51,7 @@ class Place:
       if self.is_folder and not self.path.exists():
         self.part.rename(self.path)
       elif files.in_place(self.path) and not self.is_folder:
-        for file in self._files():
-          shutil.copyfile(file, self.path)
+        shutil.copyfile(self.part, self.path)
       else:
         self._replace()
     files.sync_folder(self.path.parent)
@@ -68,7 +67,7 @@ class Place:
     last = self.members[-1] if self.is_folder else self.path.name
     if len(written) > 1:
       # Else an old one would go with new files for a moment.
-      (folder / last).unlink(missing_ok=True)
+      pathlib.Path(os.path.realpath(folder / last)).unlink(missing_ok=True)
     for file in sorted(written, key=lambda f: f.name == last):
       file.replace(os.path.realpath(folder / file.name))
 

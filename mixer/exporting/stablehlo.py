@@ -4,7 +4,9 @@ It needs no mixer to run, only JAX, and computes the same bits as mixer on the
 same device.
 """
 
+import dataclasses
 import json
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,10 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mixer import (
+  __version__,
+  files,
+  model_metadata,
+  npz,
+  objective,
+  trained,
+  weights,
+)
 from mixer import model as model_lib
-from mixer import npz, objective, trained, weights
 from mixer.errors import UserError
-from mixer.exporting import onnx_file, packages, placing, verification
+from mixer.exporting import packages, placing, verification
 from mixer.files import writing
 
 MEMBERS = ("info.json", "weights.npz", "model.stablehlo")
@@ -97,16 +107,16 @@ def write(
     if place.is_folder:
       (place.part / _PROGRAM).write_bytes(data)
       npz.write(place.part / _WEIGHTS, weights.flatten(model.params))
-      (place.part / _INFO).write_text(_info(model, platforms))
     else:
       place.part.write_bytes(data)
+    _info_file(place).write_text(_info(model, platforms), "utf-8")
   return loading(model, place)
 
 
 def export(
   model: trained.Trained,
   place: placing.Place,
-  batches: Sequence[np.ndarray],
+  images: Sequence[Any],
   platforms: Sequence[str],
 ) -> verification.Outcome:
   """Writes, reads back what was written, and runs it here.
@@ -123,8 +133,8 @@ def export(
     )
     return verification.Outcome(None, missing, lines)
   comparison = verification.compare(
-    verification.outputs(model, batches),
-    _run(place, batches),
+    verification.outputs(model, verification.batches(images, model)),
+    _run(model, place, images),
     f"jax {jax.__version__} on {jax.devices()[0].device_kind}",
     0.0,
   )
@@ -141,14 +151,20 @@ _NOTES = (
 )
 
 
+def _info_file(place: placing.Place) -> pathlib.Path:
+  if place.is_folder:
+    return place.part / _INFO
+  return model_metadata.beside(place.part)
+
+
 def _info(model: trained.Trained, platforms: Sequence[str]) -> str:
-  found = onnx_file.metadata(model) | {
-    "class_ids": model.class_ids,
-    "class_names": model.class_names,
-    "platforms": list(platforms),
-    "jax_version": jax.__version__,
-    "dtype": jnp.dtype(model.module.dtype).name,
-  }
+  dtype = jnp.dtype(model.module.dtype).name
+  found = dataclasses.replace(model.metadata, dtype=dtype).to_json(
+    mixer_version=__version__,
+    source=model.origin,
+    platforms=list(platforms),
+    jax_version=jax.__version__,
+  )
   return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -174,15 +190,23 @@ def loading(model: trained.Trained, place: placing.Place) -> str:
 
 
 def _run(
-  place: placing.Place, batches: Sequence[np.ndarray]
+  model: trained.Trained, place: placing.Place, images: Sequence[Any]
 ) -> verification.Outputs:
-  """As `loading` says."""
+  """As `loading` and the metadata say."""
+  said = files.read_json(_info_file(place), "what is written there")
+  found = model_metadata.parse(said, f"the metadata for {place.path}")
+  model_metadata.check(
+    dataclasses.replace(found, dtype=""), model.metadata, str(place.path)
+  )
   file = place.part / _PROGRAM if place.is_folder else place.part
   exported = jax.export.deserialize(bytearray(file.read_bytes()))
   args = ()
   if place.is_folder:
     args = (jax.device_put(npz.read(place.part / _WEIGHTS)),)
   call = jax.jit(exported.call)
-  rows = [jax.tree.map(np.asarray, call(*args, batch)) for batch in batches]
-  found = {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
-  return verification.Outputs(found["features"], found.get("logits"))
+  rows = [
+    jax.tree.map(np.asarray, call(*args, batch))
+    for batch in verification.batches(images, found)
+  ]
+  outputs = {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
+  return verification.Outputs(outputs["features"], outputs.get("logits"))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer import trained, weights
+from mixer import __version__, model_metadata, trained, weights
 from mixer.errors import UserError, first_line
 from mixer.exporting import npz_file, packages, placing, verification
 from mixer.files import writing
@@ -184,7 +184,7 @@ def loading(model: trained.Trained, place: placing.Place) -> str:
 def export(
   model: trained.Trained,
   place: placing.Place,
-  batches: Sequence[np.ndarray],
+  images: Sequence[Any],
 ) -> verification.Outcome:
   """Writes the file or the folder; runs it in timm, if that is there.
 
@@ -196,9 +196,10 @@ def export(
   file = place.part / _WEIGHTS if place.is_folder else place.part
   with writing(place.path):
     try:
-      numpy_files.save_file(
-        state_dict(model.params), file, metadata={"format": "pt"}
+      said = model.metadata.to_strings(
+        format="pt", mixer_version=__version__, source=model.origin
       )
+      numpy_files.save_file(state_dict(model.params), file, metadata=said)
     except safetensors.SafetensorError as e:
       raise UserError(f"{place.path} can't be written: {first_line(e)}.") from e
     if place.is_folder:
@@ -209,7 +210,13 @@ def export(
     torch, timm, _ = packages.load("torch", "timm", "safetensors.torch")
   except packages.MissingError as e:
     return verification.Outcome(None, str(e), lines, _NOTES)
-  ours = verification.outputs(model, batches, "float32")
+  with safetensors.safe_open(file, "numpy") as opened:
+    found = model_metadata.parse(opened.metadata(), str(place.path))
+  model_metadata.check(found, model.metadata, str(place.path))
+  ours = verification.outputs(
+    model, verification.batches(images, model), "float32"
+  )
+  batches = verification.batches(images, found)
   theirs = _run(model, place, file, batches, timm.layers.GELUTanh)
   exact = _run(model, place, file, batches, torch.nn.GELU)
   against = f"timm {timm.__version__}, torch {torch.__version__}"

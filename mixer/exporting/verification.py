@@ -2,16 +2,18 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mixer import images as images_lib
-from mixer import inference, sharding, trained
+from mixer import inference, predictor, sharding, trained
 from mixer.errors import UserError
+from mixer.prediction import inputs
 
-# Of those that the user gives, in one batch.
+# Images in one batch.
 _BATCH = 8
 
 
@@ -85,36 +87,58 @@ class Outcome:
 
 
 def random_images(size: tuple[int, int], seed: int = 0) -> list[np.ndarray]:
-  """Batches of 1 and 5 images: noise, smooth ones, flat black and white.
+  """Six images: noise, smooth ones, flat black and white; of several shapes.
 
   Args:
-    size: (height, width).
+    size: (height, width) that the model takes.
     seed: the same one gives the same images.
 
   Returns:
-    uint8 `[B, H, W, 3]` each.
+    uint8 `[H, W, 3]` each: like files, to be made what the model takes.
   """
   rng = np.random.default_rng(seed)
+  height, width = size
 
   def noise(side: tuple[int, int]) -> np.ndarray:
     return rng.integers(0, 256, (*side, 3), np.uint8)
 
-  def smooth() -> np.ndarray:
-    return images_lib.resize(noise((4, 4)), size)
+  def smooth(side: tuple[int, int]) -> np.ndarray:
+    return images_lib.resize(noise((4, 4)), side)
 
-  flat = [np.full((*size, 3), value, np.uint8) for value in (0, 255)]
+  black, white = (np.full((*size, 3), value, np.uint8) for value in (0, 255))
+  banner, tall = (height, 3 * width), (2 * height, width)
   return [
-    noise(size)[None],
-    np.stack([*flat, smooth(), smooth(), noise(size)]),
+    noise(size),
+    black,
+    white,
+    smooth(banner),
+    smooth(tall),
+    noise((height + 1, 2 * width)),
   ]
 
 
-def batches(images: Sequence[np.ndarray]) -> list[np.ndarray]:
-  """The first image alone, then more at once: two sizes of batch at least."""
-  rest = images[1:] or (images[0], images[0])
+def batches(images: Sequence[Any], takes: inputs.Takes) -> list[np.ndarray]:
+  """The first image alone, then more at once: two sizes of batch at least.
+
+  Args:
+    images: paths, or whatever else is an image.
+    takes: how large they are to be, and how they become so: what the model
+      says, or what is read back from its export.
+
+  Returns:
+    uint8 `[B, H, W, 3]` each.
+
+  Raises:
+    UserError: an image can't be used; says which and why.
+  """
+  fitted = [
+    predictor.read(i, takes) if isinstance(i, str) else inputs.fit(i, takes)
+    for i in images
+  ]
+  rest = fitted[1:] or (fitted[0], fitted[0])
   starts = range(0, len(rest), _BATCH)
   cut = [np.stack(rest[start : start + _BATCH]) for start in starts]
-  return [images[0][None], *cut]
+  return [fitted[0][None], *cut]
 
 
 def outputs(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixer import model, token_mixing, trained
-from mixer.exporting import placing
+from mixer.exporting import placing, verification
 
 MIXINGS = {
   "plain": token_mixing.TokenMixing(),
@@ -71,6 +71,12 @@ def _params(module, size):
   return jax.tree.map(
     lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes
   )
+
+
+def batches(model):
+  """Random images as the model takes them."""
+  images = verification.random_images(model.image_size)
+  return verification.batches(images, model)
 
 
 @contextlib.contextmanager

@@ -2,15 +2,16 @@
 
 import pytest
 
+from mixer import trained
 from mixer.errors import UserError
 from mixer.exporting import npz_file, verification
 from tests.exporting import models
 
 
 def export(model, path):
-  batches = verification.random_images(model.image_size)
+  images = verification.random_images(model.image_size)
   with models.place(path, ".npz") as place:
-    return npz_file.export(model, place, batches)
+    return npz_file.export(model, place, images)
 
 
 def test_loaded_again_it_is_the_same(tmp_path):
@@ -22,10 +23,20 @@ def test_loaded_again_it_is_the_same(tmp_path):
   assert found["weights"]["stem/bias"].shape == (8,)
 
 
-def test_images_that_are_not_square_are_told_of(tmp_path):
-  outcome = export(models.make(), tmp_path / "w.npz")
-  assert outcome.comparison is None and not outcome.missing
-  assert "Its images are 8 x 12 px" in outcome.notes[0]
+@pytest.mark.parametrize("short_side", [0, 16])
+def test_what_is_beside_it_is_read_again(tmp_path, short_side):
+  # Neither square images, nor the paper's crop, nor softmax.
+  model = models.make(short_side=short_side, loss="sigmoid")
+  outcome = export(model, tmp_path / "w.npz")
+  assert outcome.comparison.sound and "w.npz.json" in outcome.notes[0]
+  assert models.left_over(tmp_path) == ["w.npz", "w.npz.json"]
+  again = trained.load(str(tmp_path / "w.npz"))
+  assert again.metadata == model.metadata
+  assert again.class_names[3] == "kind 3" and again.unnamed == ""
+  # Without that it is of numbers, and says so.
+  (tmp_path / "w.npz.json").unlink()
+  with pytest.raises(UserError, match="FILE.npz.json"):
+    trained.load(str(tmp_path / "w.npz"))
 
 
 def test_other_mixings_are_refused_by_their_names():

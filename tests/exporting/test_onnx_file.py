@@ -14,9 +14,9 @@ from tests.exporting import models
 
 def test_what_the_file_says_of_itself(tmp_path):
   model = models.make()
-  batches = verification.random_images(model.image_size)
+  images = verification.random_images(model.image_size)
   with models.place(tmp_path / "m.onnx", ".onnx") as place:
-    outcome = onnx_file.export(model, place, batches)
+    outcome = onnx_file.export(model, place, images)
   assert outcome.comparison.sound
   assert outcome.comparison.images == 6
   found = {}
@@ -41,9 +41,9 @@ def test_what_the_file_says_of_itself(tmp_path):
 )
 def test_bfloat16_is_told(tmp_path, num_classes):
   model = models.make(dtype="bfloat16", num_classes=num_classes)
-  batches = verification.random_images(model.image_size)
+  images = verification.random_images(model.image_size)
   with models.place(tmp_path / "m.onnx", ".onnx") as place:
-    outcome = onnx_file.export(model, place, batches)
+    outcome = onnx_file.export(model, place, images)
   assert outcome.comparison.sound
   (note,) = outcome.notes
   assert "what was exported computes in float32" in note
@@ -52,15 +52,15 @@ def test_bfloat16_is_told(tmp_path, num_classes):
 def test_more_weights_than_a_file_holds(tmp_path, monkeypatch):
   monkeypatch.setattr(onnx_file, "_LARGEST", 2_000)
   model = models.make(num_classes=200, class_ids=None, class_names=None)
-  batches = verification.random_images(model.image_size)
+  images = verification.random_images(model.image_size)
   with models.place(tmp_path / "m.onnx", ".onnx") as place:
-    outcome = onnx_file.export(model, place, batches)
+    outcome = onnx_file.export(model, place, images)
   assert outcome.comparison.sound
   assert "in m.onnx.data beside it" in outcome.notes[0]
   # Once more, over what is there, and without what runs it.
   monkeypatch.setitem(sys.modules, "onnxruntime", None)
   with models.place(tmp_path / "m.onnx", ".onnx") as place:
-    outcome = onnx_file.export(model, place, batches)
+    outcome = onnx_file.export(model, place, images)
   assert outcome.comparison is None
   assert outcome.missing.startswith("onnxruntime can't be imported")
   assert models.left_over(tmp_path) == ["m.onnx", "m.onnx.data"]

@@ -26,7 +26,7 @@ def run(model, batches):
 @pytest.mark.parametrize("permute", ["", "pixels", "patches"])
 def test_it_is_the_paper(permute):
   model = models.make(permute=permute)
-  batches = verification.random_images(model.image_size)
+  batches = models.batches(model)
   found = run(model, batches)
   x = np.concatenate(batches).astype(np.float64) / 127.5 - 1
   x = np.asarray(permutation.permute(x, permute, 4, model.module.permute_seed))
@@ -50,7 +50,7 @@ def test_it_is_the_paper(permute):
 )
 def test_every_mixing_is_the_same(mixing):
   model = models.make(mixing)
-  batches = verification.random_images(model.image_size)
+  batches = models.batches(model)
   ours = verification.outputs(model, batches, "float32")
   theirs = run(model, batches)
   np.testing.assert_allclose(theirs["logits"], ours.logits, atol=2e-5)
@@ -59,7 +59,7 @@ def test_every_mixing_is_the_same(mixing):
 
 def test_without_a_head_there_are_features_alone():
   model = models.make(num_classes=0)
-  batches = verification.random_images(model.image_size)
+  batches = models.batches(model)
   assert {*run(model, batches)} == {"features"}
 
 

@@ -18,9 +18,9 @@ _PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def export(model, path, platforms=_PLATFORMS):
-  batches = verification.random_images(model.image_size)
+  images = verification.random_images(model.image_size)
   with models.place(path, ".stablehlo", stablehlo.MEMBERS) as place:
-    return stablehlo.export(model, place, batches, platforms)
+    return stablehlo.export(model, place, images, platforms)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,8 @@ def test_the_same_bits(tmp_path, name, kind):
   outcome = export(models.make(**kind), tmp_path / name)
   assert outcome.comparison.sound
   assert outcome.comparison.bound == 0
-  assert models.left_over(tmp_path) == [name]
+  more = [] if name == "made" else [f"{name}.json"]
+  assert models.left_over(tmp_path) == [name, *more]
 
 
 def test_what_lies_in_the_folder(tmp_path):
@@ -66,7 +67,7 @@ def test_not_for_this_machine(tmp_path):
   outcome = export(models.make(), tmp_path / "p.stablehlo", ("cuda",))
   assert outcome.comparison is None
   assert "is for cuda, and this is a machine with cpu" in outcome.missing
-  assert models.left_over(tmp_path) == ["p.stablehlo"]
+  assert models.left_over(tmp_path) == ["p.stablehlo", "p.stablehlo.json"]
 
 
 def test_more_weights_than_a_file_should_hold(tmp_path, monkeypatch):

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from benchmarks import peer_timm
+from benchmarks import peer
 from mixer import model as model_lib
 from mixer.exporting import timm_weights, verification
 from tests.exporting import models
 
 torch = pytest.importorskip("torch")
-peer_timm.name_operators(torch)
+peer.name_operators(torch)
 timm = pytest.importorskip("timm")
 
 
@@ -19,10 +19,10 @@ pytestmark = [
 
 
 def export(model, path):
-  batches = verification.random_images(model.image_size)
+  images = verification.random_images(model.image_size)
   with models.place(path, ".safetensors", timm_weights.MEMBERS) as place:
-    outcome = timm_weights.export(model, place, batches)
-  return outcome, batches
+    outcome = timm_weights.export(model, place, images)
+  return outcome, verification.batches(images, model)
 
 
 def named():

@@ -108,7 +108,7 @@ def test_names_shapes_and_arithmetic_are_timms(tmp_path):
   assert "torch and timm and safetensors can't be imported" in outcome.missing
   found = safetensors.numpy.load_file(tmp_path / "w.safetensors")
   assert {k: v.shape for k, v in found.items()} == _TIMM
-  images = verification.random_images(model.image_size)[1]
+  images = models.batches(model)[1]
   double = {k: v.astype(np.float64) for k, v in found.items()}
   x = (images.astype(np.float64) / 255 - 0.5) / 0.5
   np.testing.assert_allclose(

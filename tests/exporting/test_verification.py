@@ -74,17 +74,20 @@ def test_the_table():
 
 
 def test_images_come_in_two_sizes_of_batch():
+  takes = models.make()
   for made in (
-    verification.random_images((8, 12)),
-    verification.batches([np.zeros((8, 12, 3), np.uint8)]),
-    verification.batches([np.full((8, 12, 3), k, np.uint8) for k in range(20)]),
+    verification.batches(verification.random_images((8, 12)), takes),
+    verification.batches([np.zeros((8, 12, 3), np.uint8)], takes),
+    verification.batches(
+      [np.full((8, 12, 3), k, np.uint8) for k in range(20)], takes
+    ),
   ):
     assert all(b.dtype == np.uint8 and b.shape[1:] == (8, 12, 3) for b in made)
     sizes = [len(b) for b in made]
     assert sizes[0] == 1 and max(sizes) > 1
   assert sum(sizes) == 20
   np.testing.assert_array_equal(np.concatenate(made)[:, 0, 0, 0], np.arange(20))
-  images = np.concatenate(verification.random_images((8, 12)))
+  images = np.concatenate(models.batches(takes))
   assert {*images.min(axis=(1, 2, 3))} >= {0, 255}
   assert len(np.unique(images, axis=0)) == 6
 
@@ -92,7 +95,7 @@ def test_images_come_in_two_sizes_of_batch():
 @pytest.mark.parametrize("dtype", ["", "float32"])
 def test_outputs_are_the_models(dtype):
   model = models.make(dtype="bfloat16" if dtype else "float32")
-  batches = verification.random_images(model.image_size)
+  batches = models.batches(model)
   found = verification.outputs(model, batches, dtype)
   x = np.concatenate(batches).astype(np.float64) / 127.5 - 1
   wanted = reference.forward(model.params, x)

@@ -103,7 +103,9 @@ _COLUMNS = wordnet.head_indices("imagenet1k", allow_missing=True)
 
 def _guesses(path, num_classes, images):
   """Of ImageNet-1k's classes; the model, made here, has a head for more."""
-  trained_files.npz(path, num_classes, bias=-9 if num_classes > 1000 else 0)
+  which = "head" if num_classes > 1000 else "imagenet1k"
+  bias = -9 if num_classes > 1000 else 0
+  trained_files.npz(path, num_classes, bias, classes=wordnet.classes(which))
   found = trained.load(str(path))
   pixels = np.stack([preprocess.evaluation(i, 8, 9) for i in images])
   scaled = pixels.astype(np.float32) / 127.5 - 1

@@ -1,5 +1,6 @@
 """`python -m tools.export`: what others take, proven before it is there."""
 
+import dataclasses
 import json
 import resource
 import sys
@@ -12,7 +13,15 @@ import safetensors
 from PIL import Image
 
 from configs import smoke
-from mixer import model, npz, released, trained, weights
+from mixer import (
+  model,
+  model_metadata,
+  npz,
+  predictor,
+  released,
+  trained,
+  weights,
+)
 from mixer.exporting import onnx_graph
 from tests import trained_files
 from tools import export
@@ -70,6 +79,47 @@ def test_the_same_bits(run, tmp_path, capsys, averaged):
     assert trained.load(str(output)).image_size == (16, 16)
     assert run_export(output, tmp_path / "again.npz") == 0
     assert (tmp_path / "again.npz").read_bytes() == output.read_bytes()
+
+
+def test_a_run_and_its_export_answer_alike_for_files(tmp_path):
+  """Preprocessing, loss, precision and class names go along."""
+  config = smoke.get_config()
+  config.data.eval_short_side = 0  # Squeezed, where the paper crops.
+  config.loss.name, config.model.dtype = "sigmoid", "bfloat16"
+  names = [f"kind {k}" for k in range(10)]
+  trained_files.save(
+    tmp_path / "run", config, lambda m: m.update(class_names=names)
+  )
+  path = str(tmp_path / "banner.png")
+  rng = np.random.default_rng(0)
+  Image.fromarray(rng.integers(0, 256, (40, 240, 3), np.uint8)).save(path)
+  output = tmp_path / "weights.npz"
+  assert run_export(tmp_path / "run", output, "--images", path) == 0
+  said = [
+    predictor.Predictor(trained.load(str(each))).predict(path)
+    for each in (tmp_path / "run", output)
+  ]
+  assert said[0] == said[1]
+  assert set(said[0][0].names) <= set(names)
+
+
+def test_metadata_that_is_not_as_written_is_noticed(
+  run, tmp_path, capsys, monkeypatch
+):
+  write = model_metadata.write_beside
+  monkeypatch.setattr(
+    model_metadata,
+    "write_beside",
+    lambda path, found, **more: write(
+      path, dataclasses.replace(found, short_side=17), **more
+    ),
+  )
+  output = tmp_path / "weights.npz"
+  assert run_export(run[0], output) == 1
+  assert "weights.npz doesn't say what was written to it: short_side" in (
+    capsys.readouterr().err
+  )
+  assert not [*tmp_path.iterdir()]
 
 
 def test_what_was_written_is_compared(run, tmp_path, capsys, monkeypatch):
@@ -137,6 +187,9 @@ def test_stablehlo_in_a_folder(small, tmp_path, capsys):
   info = json.loads((output / "info.json").read_text())
   assert info["platforms"] == ["cpu", "tpu"]
   assert info["dtype"] == "bfloat16"
+  found = model_metadata.parse(info, "it")
+  wanted = trained.load(str(small)).metadata
+  assert found == dataclasses.replace(wanted, dtype="bfloat16")
 
 
 def test_not_verified_is_said(small, tmp_path, capsys, monkeypatch):
@@ -148,7 +201,10 @@ def test_not_verified_is_said(small, tmp_path, capsys, monkeypatch):
   assert "pip install torch timm" in said.err
   assert "compared" not in said.out
   with safetensors.safe_open(output / "model.safetensors", "np") as file:
-    assert file.metadata() == {"format": "pt"}
+    said = file.metadata()
+  assert said["format"] == "pt" and said["interpolation"] == "area"
+  found = model_metadata.parse(said, "it")
+  assert found == trained.load(str(small)).metadata
 
 
 @pytest.mark.parametrize(
