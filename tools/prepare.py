@@ -58,7 +58,10 @@ def _prepare(args: argparse.Namespace) -> None:
       raise UserError(f"data set {base} comes in one form; name it {base}.")
     prepared.shipped(args.set, root)
   elif stored and "array_record" in stored.formats:
-    print(f"data set {args.set} was prepared before; nothing is to be done")
+    print(
+      f"data set {args.set} was prepared before; nothing is to be done"
+      + (", and --source is not looked at" if args.source else "")
+    )
   elif stored:
     _convert(args, root, stored)
   else:
@@ -94,6 +97,8 @@ def _refuse_options(args: argparse.Namespace, base: str) -> None:
     "accept_truncated",
   )
   given = [o for o in own if getattr(args, o) != parser.get_default(o)]
+  if base in catalog.SHIPPED and args.source:
+    raise UserError(f"{base} is made here, of no files; leave --source out.")
   if given and not catalog.known(args.set):
     tfds_sets.check(args.set, pathlib.Path())  # Says so.
   if given:

@@ -407,7 +407,10 @@ def test_a_tfrecord_set_from_elsewhere(run, tmp_path):
   assert out.startswith("converting data set others from TFRecord (")
   assert re.search("^  train +12 examples$", out, re.M)
   out, _ = run("others", f"--source={tmp_path / 'old'}")
-  assert out.startswith("data set others was prepared before; nothing is to be")
+  assert out.startswith(
+    "data set others was prepared before; nothing is to be done, and --source "
+    "is not looked at\n"
+  )
   assert err == ""
 
 
@@ -464,6 +467,7 @@ def test_the_list(capsys):
     (["nosuch"], "There is no data set 'nosuch'. TFDS has no builder"),
     (["cifar_10"], "Did you mean cifar10 or "),
     (["foldr", "--name=x", "--source=."], "Did you mean folder? "),
+    (["digits", "--source=."], "digits is made here, of no files; leave --sou"),
     (
       ["folder", "--name=x", "--source=~nobody-such/a"],
       "such/a does not exist",
