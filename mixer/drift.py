@@ -50,7 +50,7 @@ def check(
     ).items()
     if key not in config_lib.FREE_KEYS
   }
-  sets = _data_set(old, new)
+  sets = data_set(old, new)
   if not changed and not sets:  # Then what follows from it can still differ.
     changed = {
       f"resolved.{key}": f"resolved.{line}"
@@ -106,7 +106,7 @@ def _plain(resolved: Mapping[str, Any]) -> dict[str, Any]:
   return {k: v for k, v in resolved.items() if k != DATA_SET}
 
 
-def _data_set(old: Start, new: Start) -> list[str]:
+def data_set(old: Start, new: Start) -> list[str]:
   """A line for each part of the identity that is known and differs."""
   a, b = (start["resolved"].get(DATA_SET) for start in (old, new))
   if not a or not b:

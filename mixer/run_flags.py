@@ -28,7 +28,9 @@ _PLATFORM = flags.DEFINE_enum(
   "platform", "", ["", "cpu", "gpu", "tpu"], "Refuse to run on another."
 )
 _ALLOW_CHANGE = flags.DEFINE_list(
-  "allow_change", [], "Config keys that may differ from the first start."
+  "allow_change",
+  [],
+  "Config keys that may differ from the first start; data_set: its data.",
 )
 _CLUSTER = flags.DEFINE_enum(
   "cluster",

@@ -30,6 +30,7 @@ import input_pipeline
 from mixer import (
   checkpoints,
   command_line,
+  drift,
   durations,
   examine,
   finetune,
@@ -69,6 +70,13 @@ def replay(workdir: str, step: int, data_dir: str = "") -> dict[str, Any]:
   config = config_lib.from_json(stored["config"], stored["resolved"])
   config.data.data_dir = data_dir or config.data.data_dir
   split, _ = input_pipeline.open_splits(config)
+  now = {"resolved": {drift.DATA_SET: split.identity}}
+  if changed := drift.data_set(stored, now):
+    raise UserError(
+      f"the run in {path} has read another data set:\n  "
+      + "\n  ".join(changed)
+      + "\nName the folder where that one lies with --data_dir=DIR."
+    )
   plan = durations.plan(config, len(split))
   mesh = sharding.make_mesh(fsdp=config.sharding.fsdp)
   trainer = step_lib.Trainer(config, plan, len(split.class_names), mesh)

@@ -113,7 +113,9 @@ def versions(place: pathlib.Path, name: str) -> list[pathlib.Path]:
       try:
         info = stored.read_info(path)
       except UserError:
-        continue  # It is told where it is opened by its name.
+        if base in path.parts[-4:-1]:
+          raise
+        continue  # Of another set.
       is_it = info.get("name") == base and (
         config in ("", info.get("configName", ""))
         and version in ("", info.get("version"))

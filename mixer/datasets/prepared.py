@@ -67,8 +67,7 @@ def open_source(
       + ", ".join(f"{k} ({v:,} examples)" for k, v in found.sizes.items())
       + f', or parts of these as in "train[:98%]"{why}.'
     ) from e
-  for part in {part[0] for part in parts}:
-    found.check(part)
+  found.check({part[0] for part in parts})
   pieces = _pieces(found, parts)
   if not pieces:
     raise UserError(

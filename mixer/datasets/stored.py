@@ -14,7 +14,7 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
@@ -113,7 +113,7 @@ class Stored:
     path = self.folder / MANIFEST
     if not path.exists():
       return None
-    content = files.read_json(path, "the list of a data set's files", _LIMIT)
+    content = _json(path, "the list of a data set's files")
     listed = content.get("files")
     if (
       not isinstance(listed, dict)
@@ -177,7 +177,7 @@ class Stored:
     path = self.folder / "preparation.json"
     if not path.exists():
       return {}
-    found = files.read_json(path, "the record of a preparation", _LIMIT)
+    found = _json(path, "the record of a preparation")
     identity = found.get("identity")
     return identity if isinstance(identity, dict) else {}
 
@@ -199,21 +199,22 @@ class Stored:
   def _relative(self, path: pathlib.Path) -> str:
     return path.relative_to(self.folder).as_posix()
 
-  def check(self, split: str) -> None:
+  def check(self, splits: Iterable[str] | None = None) -> None:
     """Refuses a set that isn't as it was prepared.
 
     With a manifest, that is told by the content of the small files, and by size
     and end of the shards; without, by the numbers of records in the shards.
 
     Args:
-      split: of which the shards are looked at.
+      splits: of which the shards are looked at; None: of all.
 
     Raises:
       UserError: names what has changed.
     """
-    shards = self.files(split, "array_record")
+    names = list(self.splits if splits is None else splits)
+    shards = [p for name in names for p in self.files(name, "array_record")]
     if self.manifest is None:
-      self._check_counts(shards, self.splits[split])
+      self._check_counts(shards, [n for k in names for n in self.splits[k]])
       return
     told = self.manifest
     small = [INFO, FEATURES, *(p.name for p in _label_files(self.folder))]
@@ -340,7 +341,17 @@ def _label_files(folder: pathlib.Path) -> list[pathlib.Path]:
 def read_info(path: pathlib.Path) -> dict[str, Any]:
   """What `dataset_info.json` says, as it stands there."""
   what = "the description of a TFDS data set, in NAME[/CONFIG]/VERSION"
-  return files.read_json(path, what, _LIMIT)
+  return _json(path, what)
+
+
+def _json(path: pathlib.Path, what: str) -> dict[str, Any]:
+  try:
+    return files.read_json(path, what, _LIMIT)
+  except UserError as e:
+    raise UserError(
+      f"{e} Put it back from a copy, or remove {path.parent} and prepare the "
+      "data set anew."
+    ) from e
 
 
 def read(folder: pathlib.Path) -> Stored:
@@ -389,7 +400,7 @@ def read(folder: pathlib.Path) -> Stored:
 
 def _features(path: pathlib.Path) -> dict[str, dict[str, Any]]:
   """The features of a set, as `features.json` describes them."""
-  content = files.read_json(path, "the features of a TFDS data set", _LIMIT)
+  content = _json(path, "the features of a TFDS data set")
   with _sentences(path):
     inner = content.get("featuresDict", content.get("content", {}))
     inner = _dict(inner)

@@ -3,6 +3,7 @@
 import collections
 import csv
 import io
+import json
 import os
 import pathlib
 import re
@@ -192,6 +193,32 @@ def test_equal_images_are_told(run, tmp_path):
     *("folder", "--name=y", f"--source={root}", "--hold_out=10%"), code=1
   )
   assert "the source names the split of every image; leave it out." in err
+
+
+def test_a_damaged_set_is_not_prepared_before(run, tmp_path):
+  root = files_of(tmp_path / "in", {"a": 10, "b": 10})
+  flags = ["folder", "--name=x", f"--source={root}", "--workers=0"]
+  run(*flags)
+  folder = tmp_path / "data" / "x" / "1.0.0"
+  names = folder / "label.labels.txt"
+  names.write_text("a\nc\n")
+  _, err = run(*flags, code=1)
+  assert "is not as it was prepared: label.labels.txt has changed" in err
+  assert err.endswith("--restart prepares it anew.\n")
+  info = folder / "dataset_info.json"
+  whole = json.loads(info.read_text())
+  (folder / "manifest.json").unlink()
+  for content in ("{", json.dumps(whole | {"citation": 5})):
+    info.write_text(content)
+    _, err = run(*flags, code=1)
+    assert err.startswith("error: ") and "prepare" in err
+  info.write_text(json.dumps(whole))
+  names.write_text("a\nb\n")
+  (folder / "preparation.json").write_text("[]")
+  _, err = run(*flags, code=1)
+  assert "preparation.json holds no JSON object" in err
+  run(*flags, "--restart")
+  run(*flags)
 
 
 def test_what_differs_from_what_is_there_is_told(run, tmp_path):

@@ -1,13 +1,15 @@
 """Making an update again: against the run's own metrics, and a finite one."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 import train
 from mixer import metrics, stop
-from tests.test_train import records
+from mixer.datasets import stored
+from mixer.errors import UserError
 from tools import replay
 
 
@@ -45,7 +47,15 @@ def test_it_is_the_update_of_the_run(finished, step, origin):
   )
   assert list(found["layers"])[:2] == ["stem", "MixerBlock_0"]
   assert found["weights"].keys() == found["gradients"].keys()
-  assert len(records(finished)) == len(metrics.read(finished))
+
+
+def test_another_data_set_is_refused(finished, data_dir, tmp_path):
+  shutil.copytree(f"{data_dir}/digits", tmp_path / "digits")
+  (names,) = tmp_path.glob("digits/*/label.labels.txt")
+  names.write_text("\n".join("9876543210") + "\n")
+  stored.seal(names.parent)
+  with pytest.raises(UserError, match="another data set:\n.*class_names: "):
+    replay.replay(str(finished), 3, str(tmp_path))
 
 
 def test_it_is_told_in_words(finished, capsys):

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
+from google.protobuf import json_format
 
 from mixer import files
 from mixer.datasets import tfds_info
@@ -41,7 +42,7 @@ from mixer.datasets.preparation import (
 )
 from mixer.datasets.preparation.build_options import Options, Progress, Report
 from mixer.datasets.sources.member import Source
-from mixer.errors import UserError
+from mixer.errors import UserError, first_line
 
 __all__ = ["ImageBuilder", "Options", "Progress", "Report"]
 
@@ -80,7 +81,14 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder):
     self.source = source
     self.options = options or Options()
     kwargs.setdefault("file_format", "array_record")
-    super().__init__(**kwargs)
+    try:
+      super().__init__(**kwargs)
+    # Of a set that is there, TFDS reads the small files.
+    except (json_format.ParseError, AssertionError, ValueError) as e:
+      raise UserError(
+        f"the data set {self.name} in {kwargs.get('data_dir')} is damaged: "
+        f"{first_line(e)}. Remove its folder and prepare it anew."
+      ) from e
 
   def image_info(
     self,

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mixer import files
-from mixer.datasets import catalog, locate
+from mixer.datasets import catalog, locate, stored
 from mixer.datasets.preparation import build_files
 from mixer.datasets.preparation.build_options import Options, Progress, Report
 from mixer.datasets.preparation.meter import Meter
@@ -97,9 +97,15 @@ def prepare(
     "seed": asked.seed,
   }
   taken = {key: given[key] for key in _TAKES[base]}
-  there = pathlib.Path(make(**kwargs).data_dir)
-  is_there = (there / "dataset_info.json").exists()
-  if is_there and not asked.restart:
+  there = root / name / str(make.VERSION)
+  is_there = (there / stored.INFO).exists()
+  if not is_there:
+    make(**kwargs)  # Refuses what can't be a name.
+  elif not asked.restart:
+    try:
+      stored.read(there).check()
+    except UserError as e:
+      raise UserError(f"{e} --restart prepares it anew.") from e
     # Its source needn't be there any more, and isn't read.
     lacking = ""
     if request.sources:
