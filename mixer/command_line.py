@@ -1,6 +1,7 @@
 """Flags and exit codes, with sentences in place of tracebacks."""
 
 import argparse
+import contextlib
 import os
 import re
 import shlex
@@ -8,15 +9,15 @@ import signal
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from absl import flags
 
 from mixer import config as config_lib
-from mixer import stop
+from mixer import files, stop
 from mixer import text as text_lib
-from mixer.errors import UserError
+from mixer.errors import UserError, first_line
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -121,7 +122,8 @@ def run(body: Callable[[], None]) -> int:
     The exit code.
   """
   try:
-    body()
+    with _store():
+      body()
     sys.stdout.flush()
   except BrokenPipeError:  # As of `... | head`: nobody reads on.
     # Python would complain once more when it closes its output at the end.
@@ -151,6 +153,23 @@ def run(body: Callable[[], None]) -> int:
       stop.exit_at_once(stop.FAILED)
     raise
   return stop.DONE
+
+
+@contextlib.contextmanager
+def _store() -> Iterator[None]:
+  """Makes a sentence of what an object store says, wherever it was asked."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as e:
+    if not files.of_store(e):
+      raise
+    raise UserError(
+      f"Google Cloud Storage can't be used: {first_line(e)}. Is there a "
+      "network, is the name of the bucket right, and may you use it (gcloud "
+      "auth application-default login)?"
+    ) from e
 
 
 def _end_alone() -> NoReturn:

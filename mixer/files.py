@@ -2,19 +2,24 @@
 
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+import traceback
+from collections.abc import Collection, Iterator
 from typing import IO, Any
 
 from mixer.errors import UserError, first_line
 
 # Bytes of the JSON files that are read here; a report's pictures are in one.
 _LARGEST = 256 << 20
+_CHECK = "sha256"  # The field of a file that `sealed` has made.
+# The libraries through which an object store is reached.
+_STORES = ("gcsfs.", "fsspec.", "google.auth.", "google.cloud.")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/([0-9]+)")
 _STREAMS = {
@@ -248,3 +253,45 @@ def read_json(
   if not isinstance(found, dict):
     raise UserError(f"{path} holds no JSON object; expected {what}.")
   return found
+
+
+def json_sha256(content: Any) -> str:
+  """Of a JSON value, however it is laid out."""
+  # As it comes back from a file: lists for tuples, strings for keys.
+  content = json.loads(json.dumps(content))
+  text = json.dumps(content, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+  """A JSON object with a check of its own, for `read_sealed`."""
+  return content | {_CHECK: json_sha256(content)}
+
+
+def read_sealed(
+  path: str | os.PathLike[str], what: str, keys: Collection[str]
+) -> dict[str, Any]:
+  """As `read_json`, of what `sealed` has made; older files have no check.
+
+  Args:
+    path: local or gs://.
+    what: it should be, for a sentence: "the config of a run".
+    keys: that it has, these and no others.
+
+  Raises:
+    UserError: as for `read_json`; or it isn't as it was written.
+  """
+  found = read_json(path, what)
+  check = found.pop(_CHECK, None)
+  if check is not None and check != json_sha256(found):
+    raise UserError(f"{path} is damaged: it is not {what} as it was written.")
+  if found.keys() != {*keys}:
+    raise UserError(f"{path} is not {what}.")
+  return found
+
+
+def of_store(error: BaseException) -> bool:
+  """Whether it comes of an object store: its network, its rights, its rules."""
+  frames = traceback.walk_tb(error.__traceback__)
+  names = (frame.f_globals.get("__name__", "") for frame, _ in frames)
+  return any(f"{name}.".startswith(_STORES) for name in names)

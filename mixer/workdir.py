@@ -16,10 +16,13 @@ import fsspec.config
 import jax
 from etils import epath
 
+from mixer import config as config_lib
 from mixer import drift, files
-from mixer.errors import UserError
+from mixer.errors import UserError, first_line
 
 _CONFIG = "config.json"
+# What its `resolved` has of numbers.
+_COUNTS = ("total", "train_examples", "eval_examples", "num_classes")
 
 # With TensorFlow around, epath would go through it, and import it for that.
 os.environ.setdefault("EPATH_USE_TF", "false")
@@ -99,18 +102,27 @@ def read_config(workdir: epath.PathLike) -> dict[str, Any]:
     UserError: no workdir of ours.
   """
   path = epath.Path(workdir) / _CONFIG
+  advice = "Restore it from a copy, or start again in an empty --workdir."
   try:
-    content = json.loads(path.read_text())
-    return {k: dict(content[k]) for k in ("config", "resolved")}
-  except FileNotFoundError:
+    keys = ("config", "resolved")
+    content = files.read_sealed(path, "the config of a run", keys)
+  except UserError as e:
+    if isinstance(e.__cause__, FileNotFoundError | NotADirectoryError):
+      raise UserError(
+        f"{workdir} is not a workdir of train.py: it has no {_CONFIG}."
+      ) from None
+    raise UserError(f"{e} {advice}") from e
+  try:
+    found = {k: dict(content[k]) for k in keys}
+    config_lib.from_json(found["config"], found["resolved"])
+    wrong = [k for k in _COUNTS if type(found["resolved"].get(k, 0)) is not int]
+    if wrong:
+      raise TypeError(f"resolved.{wrong[0]} is no number")
+  except (LookupError, TypeError, ValueError, AttributeError) as e:
     raise UserError(
-      f"{workdir} is not a workdir of train.py: it has no {_CONFIG}."
-    ) from None
-  except (ValueError, KeyError, TypeError, *failures(path)) as e:
-    raise UserError(
-      f"{path} can't be read ({e}); restore it from a copy, or start again "
-      "in an empty --workdir."
+      f"{path} is not what train.py writes there ({first_line(e)}). {advice}"
     ) from e
+  return found
 
 
 def claim(
@@ -164,5 +176,5 @@ def claim(
       "not a workdir of train.py; name another folder or an empty one."
     )
   if jax.process_index() == 0:
-    write_json(workdir / _CONFIG, new)
+    write_json(workdir / _CONFIG, files.sealed(new))
   return sentences

@@ -12,11 +12,11 @@ from etils import epath
 from hypothesis import HealthCheck, given, settings
 
 from configs import smoke
+from mixer import command_line, metrics
 from mixer import config as config_lib
-from mixer import metrics
 from mixer import workdir as workdir_lib
 from mixer.errors import UserError
-from mixer.storage import lock, lock_file, owner, uploading
+from mixer.storage import finding, lock, lock_file, owner, uploading
 from tests import conftest, object_store, test_metrics, test_train
 from tests.storage import test_lock
 
@@ -292,6 +292,18 @@ def test_who_lost_the_workdir_overwrites_nothing(store, workdir):
     old.flush()
   old.close()
   assert [r["train/loss"] for r in jsonl(store)] == [2.0]
+
+
+def test_a_store_that_refuses_is_one_sentence(store, workdir, capsys):
+  # With no network, or no right, whatever asks for whatever.
+  def refuse(method, name):
+    raise object_store.Failure(403, "Permission denied on bucket")
+
+  store.fail = refuse
+  assert command_line.run(lambda: print(finding.committed(workdir))) == 1
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith("error: Google Cloud Storage can't be used: ")
+  assert "gcloud auth application-default login" in line
 
 
 def test_without_gcsfs_it_is_said_how_to_get_it(monkeypatch):

@@ -1,12 +1,10 @@
 """Signals, on one process and on several."""
 
-import fcntl
 import os
 import pathlib
 import signal
 import subprocess
 import sys
-import termios
 import threading
 import time
 
@@ -161,7 +159,8 @@ def test_a_signal_while_working_waits_for_the_next_check():
 
 
 _WORK = (
-  "import os, sys, time\n"
+  "import fcntl, sys, termios, time\n"
+  "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
   "from mixer import stop\n"
   "stop.listen()\n"
   "with stop.Watch() as watch:\n"
@@ -187,7 +186,6 @@ def test_a_terminal_that_is_closed_stops_it_in_good_order(tmp_path):
     stdout=terminal,
     stderr=terminal,
     start_new_session=True,
-    preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
   )
   os.close(terminal)
   assert os.read(main, 7) == b"at work"

@@ -31,7 +31,9 @@ def config_json(**changes):
 
 
 def written(path):
-  return json.loads((path / "config.json").read_text())
+  found = json.loads((path / "config.json").read_text())
+  assert len(found.pop("sha256")) == 64
+  return found
 
 
 def refusal(path, *args) -> str:
@@ -204,15 +206,30 @@ def test_a_damaged_config_is_refused(tmp_path, content):
   path = tmp_path / "config.json"
   path.write_bytes(content if isinstance(content, bytes) else content.encode())
   message = refusal(tmp_path, config_json(), _RESOLVED)
-  assert message.startswith(f"{path} can't be read (")
+  assert message.startswith(f"{path} ")
   assert "start again in an empty --workdir" in message
+
+
+def test_a_changed_config_is_refused_and_an_older_one_read(tmp_path):
+  workdir.claim(tmp_path, config_json(), _RESOLVED)
+  path = tmp_path / "config.json"
+  text = path.read_text()
+  path.write_text(text.replace('"seed": 0', '"seed": 1'))
+  assert "is damaged" in refusal(tmp_path, config_json(), _RESOLVED)
+  older = json.loads(text)
+  del older["sha256"]
+  path.write_text(json.dumps(older))
+  assert workdir.read_config(tmp_path) == older
+  path.write_text(json.dumps(older | {"resolved": {"total": "60"}}))
+  message = refusal(tmp_path, config_json(), _RESOLVED)
+  assert "resolved.total is no number" in message
 
 
 def test_reading_what_is_no_workdir(tmp_path):
   with pytest.raises(UserError, match=r"it has no config\.json"):
     workdir.read_config(tmp_path)
   (tmp_path / "config.json").mkdir()
-  with pytest.raises(UserError, match=r"can't be read"):
+  with pytest.raises(UserError, match=r"is a folder|is no regular file"):
     workdir.read_config(tmp_path)
 
 

@@ -10,11 +10,17 @@ from typing import Any
 from etils import epath
 
 from mixer import files
-from mixer import workdir as workdir_lib
+from mixer.errors import UserError
 from mixer.report import page
 
 PAGE, KEPT = "report.html", "report.json"
 _FORMAT = 1
+_TYPES = {
+  "step": int,
+  "predictions": dict | None,
+  "weights": dict | None,
+  "notes": list,
+}
 
 
 def keep(workdir: epath.PathLike, content: dict[str, Any]) -> None:
@@ -27,7 +33,8 @@ def keep(workdir: epath.PathLike, content: dict[str, Any]) -> None:
   Raises:
     UserError: it can't be written.
   """
-  text = json.dumps(page.plain({"format": _FORMAT, **content}), allow_nan=False)
+  plain = files.sealed(page.plain({"format": _FORMAT, **content}))
+  text = json.dumps(plain, allow_nan=False)
   write(epath.Path(workdir) / KEPT, text + "\n")
 
 
@@ -40,16 +47,15 @@ def kept(workdir: epath.PathLike) -> tuple[dict[str, Any] | None, str]:
   """
   path = epath.Path(workdir) / KEPT
   try:
-    found = json.loads(path.read_text())
-  except FileNotFoundError:
-    return None, ""
-  except (ValueError, *workdir_lib.failures(path)) as e:
-    return None, f"{path} can't be read ({workdir_lib.reason(e)})."
-  keys = {"format", "step", "predictions", "weights", "notes"}
-  if not isinstance(found, dict) or not keys <= found.keys():
-    return None, f"{path} is not what mixer writes there."
+    what = "the predictions of a run"
+    found = files.read_sealed(path, what, ("format", *_TYPES))
+  except UserError as e:
+    gone = isinstance(e.__cause__, FileNotFoundError)
+    return None, "" if gone else str(e)
   if found["format"] != _FORMAT:
     return None, f"{path} was written by another version of mixer."
+  if not all(isinstance(found[k], t) for k, t in _TYPES.items()):
+    return None, f"{path} is not what mixer writes there."
   return found, ""
 
 

@@ -13,8 +13,6 @@ sum in any order, the digest is the same however an array lies on devices: each
 sums up its own part, and only the sums travel.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixer import weights
+from mixer import files, weights
 
 _MULTIPLIERS = (0x85EBCA6B, 0xC2B2AE35)
 _BITS: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32}
@@ -92,7 +90,7 @@ def seal(metadata: Mapping[str, Any], tree: Any) -> dict[str, Any]:
     )
   }
   sealed = dict(metadata) | {_ARRAYS: arrays}
-  return sealed | {_SHA256: _sha256(sealed)}
+  return sealed | {_SHA256: files.json_sha256(sealed)}
 
 
 def unseal(
@@ -111,18 +109,10 @@ def unseal(
   if _ARRAYS not in sealed and _SHA256 not in sealed:
     return metadata, None
   without = {k: v for k, v in sealed.items() if k != _SHA256}
-  if sealed.get(_SHA256) != _sha256(without):
+  if sealed.get(_SHA256) != files.json_sha256(without):
     raise ValueError("its metadata are not as they were saved")
   arrays = {k: (t, tuple(s), d) for k, (t, s, d) in sealed[_ARRAYS].items()}
   return metadata, arrays
-
-
-def _sha256(content: Any) -> str:
-  # As it comes back from a file: lists for tuples, strings for keys.
-  content = json.loads(json.dumps(content))
-  return hashlib.sha256(
-    json.dumps(content, sort_keys=True).encode()
-  ).hexdigest()
 
 
 def _is_large(leaf: Any) -> bool:

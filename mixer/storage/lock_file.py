@@ -91,7 +91,7 @@ class _Local:
     end = time.monotonic() + _WAIT
     while True:
       try:
-        file = os.open(self._path, flags | os.O_CLOEXEC, 0o666)
+        file = os.open(self._path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
       except FileNotFoundError:
         if flags & os.O_CREAT:  # Then it is the folder that is missing.
           raise

@@ -11,6 +11,8 @@ import sys
 import uuid
 from typing import Any
 
+from mixer import text
+
 _PROC = pathlib.Path("/proc")
 # What has to agree for a process id to mean the same process: containers can
 # share a host's name, and machines that were installed alike theirs.
@@ -38,7 +40,7 @@ def parse(data: bytes) -> dict[str, Any]:
   """What `this_process` has written; empty if it was somebody else."""
   try:
     found = json.loads(data)
-  except ValueError:
+  except (ValueError, RecursionError):
     return {}
   return found if isinstance(found, dict) else {}
 
@@ -47,7 +49,7 @@ def describe(owner: dict[str, Any]) -> str:
   """The process, for a sentence."""
   if not {"pid", "host"} <= owner.keys():
     return "a process that can't be made out"
-  return (
+  return text.printable(
     f"process {owner['pid']} on {owner['host']} (user {owner.get('user')}, "
     f"started {owner.get('since')}, command `{owner.get('command')}`)"
   )

@@ -163,12 +163,17 @@ def test_what_is_kept(bare):
   got = runs.read(path, "x")
   assert got["predictions"] == {"mean_loss": None}
   assert "Beware." in got["notes"]
+  written = json.loads((path / files.KEPT).read_text())
   for broken, said in (
-    ("{", "can't be read"),
-    ("[]", "not what mixer writes"),
+    ("{", "is no JSON"),
+    ("[]", "holds no JSON object"),
+    (b"\xff{}", "is no UTF-8"),
+    (json.dumps(written | {"step": 21}), "is damaged"),
+    (json.dumps({**content, "format": 1, "step": "a"}), "not what mixer wri"),
     (json.dumps({**content, "format": 0}), "another version"),
   ):
-    (path / files.KEPT).write_text(broken)
+    broken = broken if isinstance(broken, bytes) else broken.encode()
+    (path / files.KEPT).write_bytes(broken)
     got = runs.read(path, "x")
     assert got["predictions"] is None
     assert any(said in n for n in got["notes"])

@@ -1,0 +1,85 @@
+"""Damaged files of a workdir: they are as they were written, or it is told."""
+
+import faulthandler
+import json
+
+import numpy as np
+import pytest
+
+from configs import smoke
+from mixer import config as config_lib
+from mixer import workdir
+from mixer.errors import UserError
+from mixer.report import files, runs
+from mixer.storage import owner
+from tests.fuzz import mutations
+
+_INPUTS = 10_000
+_SECONDS = 10
+_RESOLVED = {
+  "total": 60,
+  "train_examples": 1400,
+  "eval_examples": 397,
+  "num_classes": 10,
+}
+_KEPT = {
+  "step": 60,
+  "predictions": {"accuracy": 0.5, "samples": [{"index": 3, "file": "a.png"}]},
+  "weights": None,
+  "notes": ["A note."],
+}
+
+
+def _damage(path, i, rng, seed):
+  path.write_bytes(mutations.mutated(seed, rng))
+  faulthandler.dump_traceback_later(_SECONDS, exit=True)
+
+
+@pytest.mark.slow
+def test_the_config_is_as_it_was_written_or_it_is_told(tmp_path):
+  config = config_lib.to_json(smoke.get_config())
+  workdir.claim(tmp_path, config, _RESOLVED)
+  path = tmp_path / "config.json"
+  seed, rng, told = path.read_bytes(), np.random.default_rng(15), 0
+  for i in range(_INPUTS):
+    _damage(path, i, rng, seed)
+    try:
+      found = workdir.read_config(tmp_path)
+    except UserError as e:
+      told += 1
+      assert str(path) in str(e), f"input {i}"
+      with pytest.raises(UserError):
+        runs.read(tmp_path, "x")
+    else:
+      assert found == {"config": config, "resolved": _RESOLVED}, f"input {i}"
+  faulthandler.cancel_dump_traceback_later()
+  assert told > _INPUTS / 2
+
+
+@pytest.mark.slow
+def test_what_is_kept_is_as_it_was_written_or_it_is_told(tmp_path):
+  files.keep(tmp_path, _KEPT)
+  path = tmp_path / files.KEPT
+  seed, rng, told = path.read_bytes(), np.random.default_rng(15), 0
+  for i in range(_INPUTS):
+    _damage(path, i, rng, seed)
+    found, damage = files.kept(tmp_path)
+    told += bool(damage)
+    assert bool(damage) == (found is None), f"input {i}"
+    assert found is None or found == {"format": 1, **_KEPT}, f"input {i}"
+  faulthandler.cancel_dump_traceback_later()
+  assert told > _INPUTS / 2
+
+
+@pytest.mark.slow
+def test_an_owner_is_somebody_or_cannot_be_made_out(tmp_path):
+  path = tmp_path / ".owner.json"
+  seed = json.dumps(owner.this_process() | {"beats": 3}, indent=1).encode()
+  rng = np.random.default_rng(15)
+  for i in range(_INPUTS):
+    _damage(path, i, rng, seed)
+    found = owner.parse(path.read_bytes())
+    assert owner.describe(found).isprintable(), f"input {i}"
+    assert owner.is_alive(found) in (True, False, None)
+    assert owner.is_suspended(found) in (True, False)
+  faulthandler.cancel_dump_traceback_later()
