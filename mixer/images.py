@@ -32,6 +32,8 @@ Box = tuple[int, int, int, int]  # (left, top, right, bottom)
 # 2 GiB beside its file: 15 bytes a pixel while it is decoded, 3 afterwards.
 MAX_BYTES = 1 << 28
 MAX_PIXELS = 1 << 27
+# A side is no longer: Pillow takes memory for each row, however short.
+_MAX_SIDE = 1 << 20
 # Of these half as many: their decoders take more memory.
 _COSTLY = ("webp", "avif")
 # A progressive JPEG may have any number of scans, each as slow as the image.
@@ -162,6 +164,11 @@ def _check_size(height: int, width: int, format_: str) -> None:
   if height * width > most:
     raise ImageError(
       "too large", f"{width:,} x {height:,} pixels, more than {most:,} in all"
+    )
+  if max(height, width) > _MAX_SIDE:
+    raise ImageError(
+      "too large",
+      f"{width:,} x {height:,} pixels, more than {_MAX_SIDE:,} on a side",
     )
 
 

@@ -260,6 +260,14 @@ def test_too_many_bytes_pixels_or_scans_are_refused(monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 2000 * factor - 2)
     with pytest.raises(images.ImageError, match=r"50 x 40 .*more than"):
       preprocess.decode(encoded)
+  monkeypatch.setattr(images, "MAX_PIXELS", 10**9)
+  for shape in ((2, 1 << 20), (1 << 20, 2)):
+    black = np.zeros((*shape, 3), np.uint8)
+    assert preprocess.evaluation(encode(black)).shape == (224, 224, 3)
+    monkeypatch.setattr(images, "_MAX_SIDE", (1 << 20) - 1)
+    with pytest.raises(images.ImageError, match="1,048,575 on a side"):
+      preprocess.decode(encode(black))
+    monkeypatch.undo()
   monkeypatch.setattr(images, "MAX_BYTES", len(whole) - 1)
   with pytest.raises(images.ImageError, match=f"{len(whole):,} bytes, more"):
     preprocess.decode(whole)

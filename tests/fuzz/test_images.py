@@ -1,0 +1,185 @@
+"""Image files of every format that is decoded, damaged at random.
+
+Whatever the bytes, and whatever was decoded before: the answer is an image or a
+sentence, the same one from preparing, evaluating and training. A process of its
+own decodes them, with memory bound to `_MEMORY` beyond what it needs to start;
+an input ends within `_SECONDS`.
+"""
+
+import faulthandler
+import resource
+import subprocess
+import sys
+import warnings
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from mixer import preprocess
+from mixer.datasets.preparation import inspection
+from mixer.prediction import inputs
+from tests import test_preprocess
+from tests.fuzz import mutations
+from tests.prediction import test_inputs
+
+_INPUTS = 10_000
+_MEMORY, _SECONDS = 2 << 30, 60
+_AS_SEEN = inspection.Options(upright=True, white=True, short_side=20)
+
+
+def _seeds() -> list[bytes]:
+  picture = test_preprocess.picture(40, 56)
+  rgb = Image.fromarray(picture)
+  rgba = rgb.copy()
+  rgba.putalpha(Image.fromarray(picture[..., 0]))
+  grey = Image.fromarray(picture[..., 0].astype(np.uint16) * 257)
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  encode = test_preprocess.encode
+  seeds = [
+    test_preprocess.rotated_411(),
+    encode(rgb, "jpeg", progressive=True),
+    encode(rgb, "jpeg", restart_marker_blocks=2, exif=exif),
+    encode(rgb, "jpeg", optimize=True, keep_rgb=True, subsampling=0),
+    encode(rgb, "jpeg", mode="L"),
+    encode(rgb, "jpeg", mode="CMYK", icc_profile=bytes(200)),
+    encode(rgb, "png"),
+    encode(rgb, "png", mode="1"),
+    encode(rgb, "png", mode="P", transparency=3),
+    encode(rgb, "png", transparency=(1, 2, 3), exif=exif),
+    encode(rgba, "png"),
+    encode(rgba, "png", mode="LA"),
+    encode(grey, "png"),
+    encode(rgb, "webp"),
+    encode(rgba, "webp", lossless=True, exif=exif),
+    encode(rgba, "webp", save_all=True, append_images=[rgba.rotate(90)]),
+    encode(rgb, "gif", save_all=True, append_images=[rgb.rotate(90)]),
+    encode(rgba, "gif"),
+    encode(rgb, "bmp"),
+    encode(rgb, "bmp", mode="P"),
+    encode(rgba, "bmp"),
+    encode(rgb, "ppm"),
+    encode(rgb, "ppm", mode="1"),
+    b"P5 4 2 4095 " + bytes(range(16)),
+    b"P3 2 1 255 1 2 3 4 5 6 ",
+    encode(rgb, "avif"),
+    encode(rgba, "avif"),
+    test_preprocess.tiff_12_bits(np.full((40, 56), 999, np.uint16)),
+    encode(rgba, "tiff", exif=exif),
+    encode(grey, "tiff"),
+    encode(rgb, "tiff", mode="CMYK"),
+  ]
+  for compression in ("tiff_lzw", "jpeg", "tiff_adobe_deflate", "packbits"):
+    seeds.append(encode(rgb, "tiff", compression=compression))
+  seeds.append(encode(rgb, "tiff", mode="1", compression="group4"))
+  for sampling in ("420", "422", "440", "444"):
+    factor = getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{sampling}")
+    options = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor]
+    seeds.append(cv2.imencode(".jpg", picture, options)[1].tobytes())
+  return seeds
+
+
+def _answer(function, *args):
+  """Pixels or a sentence, whatever lies in this thread's buffer before."""
+  preprocess.decode(_WHITE)
+  try:
+    return function(*args).copy()
+  except ValueError as e:  # The documented one.
+    return str(e)
+
+
+_WHITE = test_preprocess.encode(np.full((64, 64, 3), 255, np.uint8), "jpeg")
+
+
+def _check(data: bytes, rng: np.random.Generator) -> bool:
+  """Whether it is an image."""
+  found = inspection.inspect(data, "", inspection.Options())
+  good = not found.problem or found.kind in inspection.USABLE
+  assert bool(found.problem) == bool(found.kind)
+  first = inspection.decoded(found).copy() if good else found.problem
+  np.testing.assert_array_equal(_answer(preprocess.decode, data), first)
+  evaluated = _answer(preprocess.evaluation, data, 24, 24)
+  assert isinstance(evaluated, str) != good
+  # What is cut off needn't decode.
+  trained = _answer(
+    preprocess.train, data, rng, preprocess.TrainOptions(size=24)
+  )
+  assert not (good and isinstance(trained, str)), trained
+  seen = inspection.inspect(data, "a.jpg", _AS_SEEN)
+  if not seen.problem or seen.kind in inspection.USABLE:
+    stored = preprocess.decode(seen.data)
+    assert stored.shape == (seen.height, seen.width, 3)
+  predicted = _answer(inputs.fit, data, test_inputs.Model())
+  assert isinstance(predicted, str) != good
+  return good
+
+
+def _run(count: int, seed: int) -> None:
+  warnings.simplefilter("ignore")
+  rng = np.random.default_rng(seed)
+  seeds = _seeds()
+  for data in seeds:
+    assert _check(data, rng)
+
+  def peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+  before, good = peak(), 0
+  for i in range(count):
+    data = mutations.mutated(seeds[rng.integers(len(seeds))], rng, seeds)
+    faulthandler.dump_traceback_later(_SECONDS, exit=True)
+    try:
+      good += _check(data, rng)
+    except Exception as e:
+      raise AssertionError(f"input {i}") from e
+    faulthandler.cancel_dump_traceback_later()
+    assert peak() < before + _MEMORY, f"input {i}"
+  print(f"{good} of {count} are images; {(peak() - before) >> 20} MiB more")
+  assert count / 20 < good < count * 19 / 20
+
+
+@pytest.mark.slow
+def test_any_bytes_are_an_image_or_a_sentence():
+  command = [sys.executable, "-m", "tests.fuzz.test_images", str(_INPUTS), "15"]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert not done.returncode, done.stderr[-5000:]
+
+
+_LARGE = """
+import pathlib, resource, sys
+from mixer import preprocess
+data = pathlib.Path(sys.argv[1]).read_bytes()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+  preprocess.evaluation(data)
+except ValueError as e:
+  print(e)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("kind", "size", "refused"),
+  [
+    ("webp", (8192, 8192), False),
+    ("webp", (16383, 10922), True),
+    ("png", (16384, 8192), False),
+  ],
+)
+def test_the_largest_images(kind, size, refused, tmp_path, monkeypatch):
+  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+  options = {"lossless": True, "quality": 0} if kind == "webp" else {}
+  image = Image.new("RGBA", size, (255, 0, 0, 9))
+  image.save(tmp_path / "a", kind, **options)
+  command = [sys.executable, "-W", "ignore", "-c", _LARGE, str(tmp_path / "a")]
+  done = subprocess.run(command, capture_output=True, text=True, check=True)
+  *said, memory = done.stdout.splitlines()
+  assert bool(said) == refused
+  assert int(memory) < (2**28 if refused else _MEMORY)
+
+
+if __name__ == "__main__":
+  _run(*map(int, sys.argv[1:]))
