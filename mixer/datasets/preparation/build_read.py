@@ -79,7 +79,7 @@ def read(
     if reader.places is not None:
       found = reader.places.warnings()
       source.warnings += [w for w in found if w not in source.warnings]
-      tell()
+    tell()  # Of warnings, too, that came at the end.
   finally:
     # Ends the workers at once, not when the garbage is collected.
     results.close()

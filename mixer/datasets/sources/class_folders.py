@@ -180,11 +180,7 @@ class ClassFolders:
         f"{len(hidden):,} hidden folders or images are left out: "
         + file_names.some(hidden)
       )
-    for suffix, count in sorted(self._passed_over.items()):
-      self.warnings.append(
-        f"{count:,} files {suffix!r} are no images by their names and are left "
-        "out"
-      )
+    self.warnings += file_names.no_images(self._passed_over)
 
   def class_names(
     self, progress: Callable[[int], None] = lambda done: None

@@ -102,6 +102,14 @@ def missing(classes: Collection[str], found: Collection[str]) -> list[str]:
   ]
 
 
+def no_images(passed_over: Counter[str]) -> list[str]:
+  """The warnings of what `is_image` has counted."""
+  return [
+    f"{count:,} files {suffix!r} are no images by their names and are left out"
+    for suffix, count in sorted(passed_over.items())
+  ]
+
+
 def untrained(names: Sequence[str]) -> str:
   """The warning of classes that can't be learned."""
   return f"{len(names):,} classes have images, but none in train: {some(names)}"

@@ -1,5 +1,6 @@
 """ImageNet in one folder a class."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -92,14 +93,18 @@ class SynsetFolders:
 
   def members(self, start: int = 0) -> Iterator[tuple[Member, int]]:
     share = self.total_bytes / len(self._folders)
+    passed_over = Counter[str]()
     for i, (split, path) in enumerate(self._folders):
-      found = list(folder_walk.images_below(str(path)))
+      found = list(folder_walk.images_below(str(path), passed_over))
       for k, (way, entry) in enumerate(found[start:], start + 1):
         yield (
           self._member(split, path.name, way, entry.path),
           int(share * (i + k / len(found))),
         )
       start = max(0, start - len(found))
+    for warning in file_names.no_images(passed_over):
+      if warning not in self.warnings:
+        self.warnings.append(warning)
 
   def _member(self, split: str, wnid: str, way: str, path: str) -> Member:
     name = "/".join(filter(None, (split, wnid, file_names.readable(way))))

@@ -55,7 +55,7 @@ class TarOfTars(tar_source.TarSource):
         yield tar_source.lost(
           entry.name, "", "its name is no WordNet id", wanted
         )
-      elif file_names.is_image(base):
+      elif file_names.is_image(base, self._passed_over):
         yield tar_source.lost(
           entry.name, "", "lies outside of the tars", wanted
         )
@@ -121,7 +121,9 @@ class InTurn(tar_source.TarSource):
   def _read(
     self, stream: byte_stream.Stream, path: Path, wanted: tar_source.Wanted
   ) -> Iterator[Member]:
-    yield from self._parts[path]._read(stream, path, wanted)
+    part = self._parts[path]
+    part._passed_over = self._passed_over
+    yield from part._read(stream, path, wanted)
 
 
 class TarOfFolders(tar_source.TarSource):
@@ -143,7 +145,7 @@ class TarOfFolders(tar_source.TarSource):
   ) -> Iterator[tuple[tar_source.Place, tar_stream.Entry]]:
     for entry in tar_stream.entries(stream):
       path = PurePosixPath(entry.name)
-      if path.name and file_names.is_image(path.name):
+      if path.name and file_names.is_image(path.name, self._passed_over):
         place = self._layout(path)
         if place is not None:
           yield place, entry

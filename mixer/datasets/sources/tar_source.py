@@ -79,6 +79,7 @@ class TarSource:
     self._paths = tuple(paths)
     self._classes = dict.fromkeys(classes) if classes is not None else None
     self._tolerate = tolerate_truncation
+    self._passed_over = collections.Counter[str]()
 
   def class_names(
     self, progress: Callable[[int], None] = lambda done: None
@@ -105,6 +106,7 @@ class TarSource:
     wanted = Wanted(start)
     before = 0
     found = set[str]()
+    self._passed_over.clear()
     for path in self._paths:
       number, last = 0, ""
       with _open(path) as stream:
@@ -131,7 +133,10 @@ class TarSource:
           )
       start = max(0, start - number)
       before += path.stat().st_size
-    for warning in file_names.missing(self._classes or (), found):
+    for warning in (
+      *file_names.missing(self._classes or (), found),
+      *file_names.no_images(self._passed_over),
+    ):
       self._warn(warning)
 
   def _warn(self, warning: str) -> None:
@@ -203,7 +208,7 @@ class TarSource:
     try:
       for entry in tar_stream.entries(stream, end):
         base = os.path.basename(entry.name)
-        if not file_names.is_image(base):
+        if not file_names.is_image(base, self._passed_over):
           continue
         name = f"{wnid}/{file_names.readable(base)}"
         names[name] += 1

@@ -97,7 +97,17 @@ def test_what_is_no_image(tmp_path):
       "n01440764_1.JPEG ": b"x",
     }
   )
-  source = tar_forms.TarOfTars(_outer(tmp_path, {"n01440764.tar": inner}))
+  path = _outer(tmp_path, {"n01440764.tar": inner})
+  for source in (
+    tar_forms.TarOfTars(path),
+    tar_forms.InTurn([tar_forms.TarOfTars(path)], ["n01440764"]),
+  ):
+    image_archives.members(source)
+    image_archives.members(source, start=1)
+    assert source.warnings == [
+      "1 files '.jpeg ' are no images by their names and are left out"
+    ]
+  source = tar_forms.TarOfTars(path)
   assert image_archives.contents(source) == {
     "n01440764/n01440764_1.JPEG": b"1",
     "n01440764/n01440764_2.JPEG": b"",
