@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import fcntl
 import glob
+import itertools
 import os
 import pathlib
 import re
@@ -201,14 +202,27 @@ def _default(base: pathlib.Path) -> str:
 def prepared_sets(root: pathlib.Path) -> list[str]:
   """The names of the sets in a data_dir, with their configs."""
   found = set()
-  for pattern in ("*/*", "*/*/*"):
-    for path in root.glob(f"{pattern}/{stored.INFO}"):
-      *_, version = names = path.relative_to(root).parts[:-1]
-      if _VERSION.fullmatch(version) and not any(
-        n.startswith((".", "downloads")) for n in names
+  for base in _folders(root):
+    for place in (base, *_folders(base)):
+      if any(
+        _VERSION.fullmatch(path.name) and (path / stored.INFO).exists()
+        for path in _folders(place)
       ):
-        found.add("/".join(names[:-1]))
+        found.add(place.relative_to(root).as_posix())
   return sorted(found)
+
+
+def _folders(place: pathlib.Path) -> list[pathlib.Path]:
+  """Folders in a place, of its first few entries: it may have a million."""
+  try:
+    with os.scandir(place) as entries:
+      return [
+        pathlib.Path(entry.path)
+        for entry in itertools.islice(entries, 200)
+        if not entry.name.startswith(".") and entry.is_dir()
+      ]
+  except OSError:
+    return []
 
 
 def _not_prepared(

@@ -14,12 +14,13 @@ import hashlib
 import json
 import pathlib
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
-from mixer import files
+from mixer import files, text
 from mixer.errors import UserError, first_line
 
 INFO = "dataset_info.json"
@@ -166,10 +167,9 @@ class Stored:
     if count > _CLASSES:
       raise _damaged(self, f"{FEATURES} has {count:,} classes")
     if self.manifest is None:
-      print(
+      _warn(
         f"data set {self.name}: {self.folder} has no {path.name}, so its "
-        f"{count:,} classes are called by their numbers.",
-        flush=True,
+        f"{count:,} classes are called by their numbers."
       )
 
   def _preparation(self) -> dict[str, Any]:
@@ -257,6 +257,11 @@ class Stored:
         )
 
 
+@functools.cache  # Once, though several splits may be opened.
+def _warn(sentence: str) -> None:
+  print(f"warning: {text.printable(sentence)}", file=sys.stderr, flush=True)
+
+
 def _each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
     return list(threads.map(function, items))
@@ -293,8 +298,8 @@ def _damaged(stored: Stored, what: str) -> UserError:
 
 def digest(value: Any) -> str:
   """SHA-256 of JSON values."""
-  text = json.dumps(value, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()
+  plain = json.dumps(value, sort_keys=True)
+  return hashlib.sha256(plain.encode()).hexdigest()
 
 
 def _end(path: pathlib.Path) -> str:
@@ -452,18 +457,18 @@ def _dict(value: Any) -> dict[str, Any]:
 
 def _int(value: Any, what: str) -> int:
   """A count: protocol buffers write 64 bits as text."""
-  text = str(value)
-  if not re.fullmatch(r"[0-9]{1,18}", text, re.ASCII):
-    raise ValueError(f"{what} is {text[:60]!r} where a count should be")
-  return int(text)
+  digits = str(value)
+  if not re.fullmatch(r"[0-9]{1,18}", digits, re.ASCII):
+    raise ValueError(f"{what} is {digits[:60]!r} where a count should be")
+  return int(digits)
 
 
 def _template(value: Any) -> str:
   """Of file names: relative, and within the folder."""
-  text = _str(value, "filepathTemplate") or _TEMPLATE
-  fields = _FIELD.findall(text)
+  written = _str(value, "filepathTemplate") or _TEMPLATE
+  fields = _FIELD.findall(written)
   known = _FIELD.findall(_TEMPLATE) + ["SHARD_INDEX", "NUM_SHARDS"]
-  steps = text.split("/")
-  if {*fields} - {*known} or {"", ".", ".."} & {*steps} or "\0" in text:
-    raise ValueError(f"filepathTemplate is {text[:60]!r}")
-  return text
+  steps = written.split("/")
+  if {*fields} - {*known} or {"", ".", ".."} & {*steps} or "\0" in written:
+    raise ValueError(f"filepathTemplate is {written[:60]!r}")
+  return written

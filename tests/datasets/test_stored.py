@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import subprocess
 import sys
 import tempfile
 
@@ -12,6 +13,7 @@ from array_record.python import array_record_module
 from mixer.datasets import locate, prepared, stored
 from mixer.datasets.preparation import convert
 from mixer.errors import UserError
+from tests.conftest import ROOT
 from tests.datasets.preparation import tfrecords
 
 
@@ -131,7 +133,9 @@ def test_names_of_an_older_set_have_to_be_as_many(folder, capsys):
   assert "has 9 different names" in refusal(folder)
   path.unlink()
   assert read(folder)[1] == tuple("0123456789")
-  out = capsys.readouterr().out
+  assert read(folder, "test")[1] == tuple("0123456789")
+  out = capsys.readouterr().err
+  assert out.startswith("warning: ") and out.count("\n") == 1
   assert "no label.labels.txt, so its 10 classes are called by their num" in out
 
 
@@ -224,13 +228,28 @@ def test_opening_leaves_nothing_behind(folder, tmp_path, monkeypatch):
   assert not list(temporary.iterdir())
 
 
+def test_opening_does_without_tfds(folder):
+  program = (
+    "import sys\nfrom mixer.datasets import split\n"
+    "part = split.open_split('others', 'train', sys.argv[1])\n"
+    "part.read(range(12))\n"
+    "sys.exit('tensorflow_datasets' in sys.modules)"
+  )
+  words = [sys.executable, "-c", program, str(folder.parent.parent)]
+  subprocess.run(words, cwd=ROOT, check=True)
+
+
 def test_a_misspelt_name_offers_what_is_there(folder):
   root = folder.parent.parent
-  assert locate.prepared_sets(root) == ["others"]
+  convert.convert(tfrecords.make(folder.parent / "o", "more", "special"), root)
+  (root / "photos" / "birds" / "1.0.0").mkdir(parents=True)
+  assert locate.prepared_sets(root) == ["more/special", "others"]
   with pytest.raises(UserError) as caught:
     prepared.open_source("other", "train", str(root))
   assert "Did you mean others, which is there? " in str(caught.value)
-  with pytest.raises(UserError, match=r"Prepared there: others\. "):
+  with pytest.raises(
+    UserError, match=r"Prepared there: more/special, others\. "
+  ):
     prepared.open_source("cifar10", "train", str(root))
 
 
