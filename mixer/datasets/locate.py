@@ -25,9 +25,19 @@ _WORKING = (UNFINISHED, PREPARING)
 
 
 def resolve_data_dir(data_dir: str) -> pathlib.Path:
-  """The folder that holds data sets, TFDS's own default for ""."""
+  """The folder that holds data sets, TFDS's own default for "".
+
+  Raises:
+    UserError: it lies in an object store.
+  """
   default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-  return pathlib.Path(os.path.expanduser(data_dir or default))
+  place = data_dir or default
+  if files.is_remote(place):
+    raise UserError(
+      f"{place} is no folder, where data sets have to lie: mount the bucket "
+      "(gcsfuse), and name what it is mounted on."
+    )
+  return pathlib.Path(os.path.expanduser(place))
 
 
 @contextlib.contextmanager

@@ -27,6 +27,10 @@ def test_where_data_sets_lie(monkeypatch):
   monkeypatch.setenv("TFDS_DATA_DIR", "/sets")
   assert str(resolve("")) == "/sets"
   assert str(resolve("/other")) == "/other"
+  with pytest.raises(
+    UserError, match="^gs://b/x is no folder, where data sets"
+  ):
+    resolve("gs://b/x")  # Else a folder here would be called "gs:".
 
 
 def test_a_lock_keeps_others_out(tmp_path):

@@ -153,14 +153,17 @@ def test_a_small_folder_is_divided_by_class(run, tmp_path):
   _, err = run(*flags, "--name=x", "--hold_out=test=59", code=1)
   assert "asks for 59 images as test, and 58 can be spared: each cl" in err
   assert "as in --hold_out=test=29." in err
-  # Another seed draws others.
+  # The same files elsewhere give the same draw, another seed another one.
+  shutil.copytree(root, tmp_path / "moved")
+  run("folder", f"--source={tmp_path / 'moved'}", "--workers=0", "--name=moved")
   run(*flags, "--name=again", "--seed=1")
   drawn = [
     prepared.open_source(name, "validation", str(tmp_path / "data"))[0]
-    for name in ("pets", "again")
+    for name in ("pets", "moved", "again")
   ]
-  images = [{s[i]["image"] for i in range(len(s))} for s in drawn]
-  assert len(images[0]) == len(images[1]) and images[0] != images[1]
+  first, same, other = ([s[i]["image"] for i in range(len(s))] for s in drawn)
+  assert first == same
+  assert len(first) == len(other) and set(first) != set(other)
 
 
 def test_classes_of_one_image_all_train(run, tmp_path):
