@@ -112,11 +112,14 @@ class Parser(argparse.ArgumentParser):
       self.exit(code)
 
 
-def run(body: Callable[[], None]) -> int:
+def run(
+  body: Callable[[], None], args: argparse.Namespace | None = None
+) -> int:
   """Runs a command; what stops it is told in its own words.
 
   Args:
     body: the command's work.
+    args: its flags, where they aren't those of a config.
 
   Returns:
     The exit code.
@@ -135,10 +138,11 @@ def run(body: Callable[[], None]) -> int:
   except UserError as e:
     from mixer.cluster import hosts
 
-    stop.say(f"error: {e}", sys.stderr)
+    sentence = own_flags(str(e), args)
+    stop.say(f"error: {sentence}", sys.stderr)
     if hosts.is_loss(e):
       _end_alone()
-    hosts.post_failure(str(e))
+    hosts.post_failure(sentence)
     if e.at_once or hosts.several():
       stop.exit_at_once(stop.FAILED)
     return stop.FAILED
@@ -153,6 +157,20 @@ def run(body: Callable[[], None]) -> int:
       stop.exit_at_once(stop.FAILED)
     raise
   return stop.DONE
+
+
+# What a key of the config is called where it isn't called by its own name.
+_FLAGS = {"eval_split": "split", "init_resize": "resize"}
+
+
+def own_flags(sentence: str, args: argparse.Namespace | None) -> str:
+  """Advice for a run, with the flags that a command has in their place."""
+
+  def own(match: re.Match[str]) -> str:
+    name = _FLAGS.get(match[1], match[1])
+    return f"--{name}=" if hasattr(args, name) else match[0]
+
+  return re.sub(r"--config\.(?:\w+\.)*(\w+)=", own, sentence)
 
 
 @contextlib.contextmanager
@@ -210,7 +228,8 @@ def tool(function: Callable[..., int | None], *args: Any) -> int:
       stop.say(f"{name}: stopped", sys.stderr)
       codes.append(code)
 
-  return run(body) or codes[0] or stop.DONE
+  flags_ = args[0] if args and isinstance(args[0], argparse.Namespace) else None
+  return run(body, flags_) or codes[0] or stop.DONE
 
 
 def _sentence(error: Exception, argv: list[str]) -> str:

@@ -1,5 +1,6 @@
 """The command line: one sentence, exit code 1, no traceback."""
 
+import argparse
 import os
 import pathlib
 import signal
@@ -343,6 +344,17 @@ def test_output_that_nobody_reads_is_no_defect():
   assert process.stderr.read() == ""
   process.stderr.close()
   assert process.wait() == 1
+
+
+def test_advice_has_the_flags_of_the_command(capsys):
+  def refuse():
+    raise UserError("try --config.data.data_dir=DIR --config.seed=1.")
+
+  args = argparse.Namespace(data_dir="")
+  for given, said in ((args, "--data_dir"), (None, "--config.data.data_dir")):
+    assert command_line.run(refuse, given) == 1
+    said = f"error: try {said}=DIR --config.seed=1.\n"
+    assert capsys.readouterr().err == said
 
 
 def interrupted(*_):

@@ -343,7 +343,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   try:
     with stop.interrupting():
-      return command_line.run(body)
+      return command_line.run(body, args)
   except KeyboardInterrupt as e:
     # After a terminal's "^C".
     begin = "\n" if sys.stderr.isatty() else ""

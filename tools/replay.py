@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = replay(args.workdir, args.step, args.data_dir)
     print(json.dumps(found) if args.json else text(found, args.workdir))
 
-  return command_line.run(body)
+  return command_line.run(body, args)
 
 
 if __name__ == "__main__":

@@ -163,32 +163,37 @@ def _evaluate(path: epath.Path, step: int, data_dir: str) -> dict[str, Any]:
 
 
 def _read(
-  path: epath.Path, name: str, step: int | None, why: str, data_dir: str
+  path: epath.Path,
+  name: str,
+  step: int | None,
+  why: str,
+  args: argparse.Namespace,
 ) -> dict[str, Any]:
   """A run for the page; evaluates the checkpoint of `step`, if any."""
   fresh = None
   if step is not None:
     try:
-      fresh = _evaluate(path, step, data_dir)
+      fresh = _evaluate(path, step, args.data_dir)
     except UserError as e:
       # The page is worth having all the same. What to take in place of a
       # damaged checkpoint is no advice here.
       cause = e.__cause__ if isinstance(e.__cause__, saved.Damaged) else e
-      why = f"Checkpoint {step:,} isn't evaluated: {_sentence(cause)}"
+      why = f"Checkpoint {step:,} isn't evaluated: {_sentence(cause, args)}"
     except (jax.errors.JaxRuntimeError, MemoryError) as e:
-      why = f"Checkpoint {step:,} isn't evaluated: {_sentence(e)}"
+      why = f"Checkpoint {step:,} isn't evaluated: {_sentence(e, args)}"
   if fresh is not None:
     try:
       files.keep(path, fresh)
     except UserError as e:
-      why = f"What was evaluated isn't kept: {_sentence(e)}"
+      why = f"What was evaluated isn't kept: {_sentence(e, args)}"
   return runs.read(path, name, why, fresh)
 
 
-def _sentence(error: BaseException) -> str:
+def _sentence(error: BaseException, args: argparse.Namespace) -> str:
   """What an error says, on one line; of ours all, of others the beginning."""
   if isinstance(error, UserError):
-    return " ".join(str(error).split()).rstrip(".") + "."
+    text = command_line.own_flags(str(error), args)
+    return " ".join(text.split()).rstrip(".") + "."
   return f"{errors.first_line(error)}."
 
 
@@ -227,7 +232,7 @@ def run(args: argparse.Namespace) -> None:
   found = []
   names = _names(opened)
   for path, name, (step, why) in zip(opened, names, due, strict=True):
-    found.append(_read(path, name, step, why, args.data_dir))
+    found.append(_read(path, name, step, why, args))
     print(_describe(found[-1]), flush=True)
   files.write(target, page.text(found))
   print(f"written to    {target}")

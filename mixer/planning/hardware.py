@@ -121,6 +121,14 @@ _SLICES = {
 }
 _COUNTS_CORES = ("v3", "v4", "v5p")
 _GPUS = (1, 2, 4)  # And multiples of 8.
+# As others write it: gcloud, SkyPilot, Slurm and people.
+_SPELLINGS = (
+  (r"[\s_]+", "-"),
+  (r"^(nvidia|tpu)-", ""),
+  (r"^v(\d)-?lite(pod)?", r"v\1e"),
+  (r"^(\d+)-?x-?(\w+)$", r"\2-\1"),
+  (r"^(\w+?)-?[x:]-?(\d+)$", r"\1-\2"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,10 +229,16 @@ def names() -> dict[str, list[str]]:
 def parse(name: str) -> Slice:
   """The slice of a name such as "v5e-64".
 
+  Args:
+    name: also as others write it, as "H100:8", "8xH100" or "v5litepod-64".
+
   Raises:
     UserError: no such name; lists those that there are.
   """
-  match = re.fullmatch(r"(\w+)-([1-9]\d*)", name)
+  text = name.strip().lower()
+  for pattern, by in _SPELLINGS:
+    text = re.sub(pattern, by, text)
+  match = re.fullmatch(r"(\w+)-([1-9]\d{0,6})", text, re.ASCII)
   chips = {c.name: c for c in CHIPS}
   if not match or match.group(1) not in chips:
     every = names()
@@ -239,9 +253,9 @@ def parse(name: str) -> Slice:
     number = count / 2 if chip.name in _COUNTS_CORES else count
     grid = _SLICES[chip.name].get(int(number))
     if grid and number == int(number):
-      return Slice(name, chip, int(number), grid)
+      return Slice(text, chip, int(number), grid)
   elif count in _GPUS or count % 8 == 0:
-    return Slice(name, chip, count)
+    return Slice(text, chip, count)
   counts = " (they count TensorCores, two a chip)" * (
     chip.name in _COUNTS_CORES
   )

@@ -53,6 +53,26 @@ def test_every_slice(name):
 
 
 @pytest.mark.parametrize(
+  ("name", "known"),
+  [
+    ("H100-8", "h100-8"),
+    ("8xH100", "h100-8"),
+    ("8 x H100", "h100-8"),
+    ("H100:8", "h100-8"),
+    ("h100x8", "h100-8"),
+    ("NVIDIA A100-16", "a100-16"),
+    ("v5litepod-64", "v5e-64"),
+    ("TPU v5 lite-8", "v5e-8"),
+    ("V6E-8", "v6e-8"),
+    ("tpu-v6e-64", "v6e-64"),
+    ("tpu-v5p:8", "v5p-8"),
+  ],
+)
+def test_as_others_write_it(name, known):
+  assert hardware.parse(name) == hardware.parse(known)
+
+
+@pytest.mark.parametrize(
   ("name", "chips", "devices", "hosts"),
   [  # Google's tables of accelerator types; DGX for GPUs.
     ("v5e-1", 1, 1, 1),

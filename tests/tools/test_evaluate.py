@@ -259,8 +259,11 @@ def test_few_shots_are_those_of_the_features(run, command, data_dir):
     (["--data=digits", "--same_classes"], ["1,000 outputs", "10"]),
     (["--data=digits", "--batch_size=9"], ["--batch_size=9", "8 devices"]),
     (["--data=digits", "--image_size=10"], ["no multiple of the"]),
+    # Not the flags of train.py.
+    (["--data=pets"], [" --data_dir=DIR"]),
+    (["--data=digits", "--image_size=12", "--resize=tiles"], [" --resize=res"]),
   ],
-  ids=["no data", "classes", "same", "batch", "size"],
+  ids=["no data", "classes", "same", "batch", "size", "none", "resize"],
 )
 def test_mistakes(imagenet, command, data_dir, flags, words):
   path = imagenet[0] / "i1k.npz"
@@ -268,6 +271,7 @@ def test_mistakes(imagenet, command, data_dir, flags, words):
   err, _ = command(*where, "--split=test", *flags, code=1)
   for word in words:
     assert word in err
+  assert "--config" not in err
 
 
 def test_no_place_for_results(run, command, tmp_path):
