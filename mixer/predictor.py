@@ -4,7 +4,8 @@ Images are a path, the bytes of a file, a file opened in binary mode, a Pillow
 image, a uint8 array [H, W], [H, W, 1] or [H, W, 3] (RGB), or many of those: a
 list, a stack [N, H, W, C], or any iterable, which is read a few batches ahead.
 They are turned upright as
-their EXIF data say, and then resized and cropped as for evaluation. Of an
+their EXIF data say, put on white ground where they are transparent, and then
+resized and cropped as for evaluation. Of an
 animation the first frame is taken (of a Pillow image the one it stands at).
 """
 

@@ -8,13 +8,14 @@
 
 An image is a file, all those in a folder and the folders in it, those that a
 pattern matches, or those that a list names. It is turned upright as its EXIF
-data say, as for a data set made from a folder, then resized and cropped as for
-evaluation; of an animation it is the first frame. What comes out are the
-classes with the highest scores: probabilities of softmax, or sigmoids where the
-model was trained with those; as a table, as JSON Lines (an object a line, for
-jq) or as CSV (a line a class). Everything else goes to stderr. With --features
-it is what the head sees (pre-logits), in a .npy file with a .csv of the paths
-beside it, or in a .parquet file; mixer/prediction/feature_files.py has more.
+data say and put on white ground where it is transparent, as for a data set made
+from a folder, then resized and cropped as for evaluation; of an animation it is
+the first frame. What comes out are the classes with the highest scores:
+probabilities of softmax, or sigmoids where the model was trained with those; as
+a table, as JSON Lines (an object a line, for jq) or as CSV (a line a class).
+Everything else goes to stderr. With --features it is what the head sees
+(pre-logits), in a .npy file with a .csv of the paths beside it, or in a
+.parquet file; mixer/prediction/feature_files.py has more.
 
 A file that can't be read is told of on stderr, has its `error` in JSON, CSV and
 features, and the rest goes on; the exit code is 1 in the end. A file that is

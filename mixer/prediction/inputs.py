@@ -5,6 +5,7 @@ upright, where they say so, and then as in evaluation. Pillow's images and
 arrays join that way where a file would have been decoded.
 """
 
+import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from mixer import images as images_lib
-from mixer import preprocess
+from mixer import preprocess, text
 from mixer.datasets.preparation import inspection
 from mixer.errors import UserError, first_line
 
@@ -133,7 +134,9 @@ def _of_file(data: bytes, name: str) -> np.ndarray:
   if found.problem and found.kind not in inspection.USABLE:
     raise ValueError(found.problem)
   if found.kind == "dark":
-    warnings.warn(f"{name or 'an image'}: {found.problem}", stacklevel=2)
+    # Of the module `warnings` threads switch each other's off.
+    where = text.printable(name or "an image")
+    logging.getLogger("mixer").warning("%s: %s", where, found.problem)
   return inspection.decoded(found)
 
 

@@ -1,5 +1,6 @@
 """What `python -m tools.predict` says, against what evaluation computes."""
 
+import io
 import os
 import re
 
@@ -14,7 +15,7 @@ from mixer import inference, predictor, sharding, trained
 from mixer.datasets import digits
 from mixer.datasets import split as split_lib
 from mixer.prediction import finding
-from tests import trained_files
+from tests import test_preprocess, trained_files
 from tests.tools import predict_fixtures
 from tools import prepare
 
@@ -93,6 +94,30 @@ def test_files_are_treated_as_a_data_set_made_of_them_is(run, photos, tmp_path):
   ours = {predictor.read(path, found).tobytes() for path in paths}
   assert ours == theirs
   assert len(ours) == 11
+
+
+def test_odd_files(command, tmp_path, caplog):
+  """Neither Ghostscript, nor a wait, nor all of the memory."""
+  Image.fromarray(np.full((9, 9), 99, np.uint16)).save(tmp_path / "dark.png")
+  file = io.BytesIO()
+  Image.fromarray(np.full((9, 9), 99, np.uint8)).save(file, "EPS")
+  (tmp_path / "cat.jpg").write_bytes(file.getvalue())
+  os.mkfifo(tmp_path / "pipe.jpg")
+  with open(tmp_path / "huge.jpg", "wb") as f:
+    f.truncate(20 << 30)
+  (tmp_path / "441.jpg").write_bytes(test_preprocess.rotated_411())
+  names = ["dark.png", "cat.jpg", "pipe.jpg", "huge.jpg", "441.jpg"]
+  got = command(*(tmp_path / name for name in names), "--top=1", code=1)
+  assert list(table(got.out)) == [
+    str(tmp_path / n) for n in (names[0], names[4])
+  ]
+  assert f"{tmp_path}/dark.png: black: the upper 8 bits of all" in caplog.text
+  for name, why in (
+    ("cat.jpg", "not an image in any format that is read here"),
+    ("pipe.jpg", f"{tmp_path}/pipe.jpg is no regular file"),
+    ("huge.jpg", f"{tmp_path}/huge.jpg has 21,474,836,480 bytes"),
+  ):
+    assert f"error: {tmp_path}/{name}: {why}" in got.err
 
 
 def test_damaged_files_are_told_and_the_rest_goes_on(command, photos, tmp_path):

@@ -9,10 +9,12 @@ _BEGIN = (
   (rb"\x89PNG\r\n\x1a\n", "png"),
   (rb"GIF8[79]a", "gif"),
   (rb"RIFF....WEBP", "webp"),
-  (rb"BM.{4}\0\0\0\0", "bmp"),
+  # With the size of one of its second headers.
+  (rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", "bmp"),
   (rb"II[*+]\0|MM\0[*+]", "tiff"),
   (rb"P[1-6][\s#]", "ppm"),
-  (rb"....ftypavi[fs]", "avif"),
+  # Of a more general kind, and that one after it.
+  (rb"....ftyp(avi[fs]|m[is]f1.{4}(....){0,9}avi[fs])", "avif"),
   (rb"....ftyp(hei[cxms]|hev[cx]|mif1|msf1)", "heic"),
   (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "jpeg2000"),
   (rb"\0\0\x01\0", "ico"),

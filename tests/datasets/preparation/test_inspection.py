@@ -366,6 +366,17 @@ def test_half_transparent_colours_are_mixed_with_white():
   assert np.abs(got - want).max() <= 1
 
 
+def test_formats_are_known_by_other_beginnings():
+  data = bytearray(_encode(_pixels(), "AVIF"))
+  assert data[4:12] == b"ftypavif" and b"avif" in data[16:40]
+  data[8:12] = b"mif1"
+  assert _inspect(bytes(data)).format == "avif"
+  data = bytearray(_encode(_pixels(), "BMP"))
+  data[6:10] = b"abcd"  # Reserved, for whoever writes it.
+  assert _inspect(bytes(data)).format == "bmp"
+  assert _inspect(b"BMW, the makers of cars").kind == "not an image"
+
+
 def test_images_without_transparent_pixels_are_kept():
   rgba = np.dstack([_pixels(), np.full((48, 64), 255, np.uint8)])
   for kind in ("PNG", "WEBP", "TIFF"):
