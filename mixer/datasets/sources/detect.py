@@ -219,6 +219,8 @@ def _tar_of_folders(
 
 def _what(path: Path) -> str:
   """What a file is, by its first bytes."""
+  if not path.is_file():  # A pipe would be waited for.
+    return "no regular file"
   try:
     with open(path, "rb") as file:
       begin = file.read(16)

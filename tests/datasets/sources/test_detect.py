@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import io
+import os
 import zipfile
 
 import pytest
@@ -180,6 +181,8 @@ def _refusals():
     ),
     ("image.jpg", "folder"): (b"\xff\xd8", "a file that begins with .* not a"),
     ("image.jpg", "imagenet21k"): (b"\xff\xd8" * 999, "begins with .*, no tar"),
+    ("pipe", "folder"): (os.mkfifo, "is no regular file, not a folder"),
+    ("pipe.tar", "imagenet21k"): (os.mkfifo, "can't be read: it is no regular"),
     ("x.zip", "folder"): (_zip, "a zip archive, which has to be unp.* first"),
     ("x.zip", "imagenet21k"): (_zip, "a zip archive, which has to be unpacked"),
     ("empty.tar", "imagenet21k"): (b"", "an empty file: it ends after 0 bytes"),
