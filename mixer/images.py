@@ -10,6 +10,8 @@ import contextlib
 import io
 import math
 import os
+import threading
+import warnings
 from collections.abc import Iterator
 from typing import Literal, Protocol
 
@@ -267,12 +269,39 @@ def resize(
 
 
 @contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """Without Pillow's warnings of odd EXIF data, large images and the like.
+
+  `warnings.catch_warnings` by itself, in several threads, puts filters back in
+  the wrong order, and other warnings would stay switched off.
+  """
+  global _quiet_threads
+  with _quiet_lock:
+    if not _quiet_threads:
+      _caught.enter_context(warnings.catch_warnings())
+      warnings.simplefilter("ignore")
+    _quiet_threads += 1
+  try:
+    yield
+  finally:
+    with _quiet_lock:
+      _quiet_threads -= 1
+      if not _quiet_threads:
+        _caught.close()
+
+
+_quiet_lock = threading.Lock()
+_quiet_threads = 0
+_caught = contextlib.ExitStack()
+
+
+@contextlib.contextmanager
 def _pillow(encoded: bytes, format_: str) -> Iterator[Image.Image]:
   """Opens and loads it by Pillow; errors in the block are the image's too."""
   if format_ not in _FORMATS:
     raise _unknown(encoded, format_)
   try:
-    with pillow_header(encoded, format_) as image:
+    with quiet(), pillow_header(encoded, format_) as image:
       _check_size(image.height, image.width, format_)
       image.load()
       yield image
@@ -331,7 +360,8 @@ def of_pillow(image: Image.Image) -> np.ndarray:
     )
   _check_size(image.height, image.width, (image.format or "").lower())
   try:
-    return to_rgb(ImageOps.exif_transpose(image), white=True)[0]
+    with quiet():
+      return to_rgb(ImageOps.exif_transpose(image), white=True)[0]
   except ImageError:
     raise
   except MemoryError as e:

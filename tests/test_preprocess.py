@@ -1,9 +1,11 @@
 """Preprocessing against its definitions, in float64 and by counting."""
 
 import base64
+import concurrent.futures
 import hashlib
 import io
 import struct
+import warnings
 import zlib
 
 import cv2
@@ -345,6 +347,18 @@ def test_no_bits_of_a_header_give_the_image_before():
       except images.ImageError:
         continue
       assert got.min() < 255
+
+
+def test_warnings_of_pillow_are_none_and_filters_stay():
+  """In several threads, too."""
+  encoded = encode(picture(20, 30), "webp", exif=b"Exif\0\0II*\0\xff\xff")
+  before = list(warnings.filters)
+  for _ in range(20):
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+      list(pool.map(preprocess.decode, [encoded] * 40))
+  assert warnings.filters == before
+  with pytest.warns(UserWarning, match="still told"):
+    warnings.warn("still told", stacklevel=1)
 
 
 @hypothesis.given(st.data())

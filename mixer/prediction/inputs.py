@@ -7,7 +7,6 @@ arrays join that way where a file would have been decoded.
 
 import logging
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -99,7 +98,7 @@ def _pixels(image: Any) -> np.ndarray:
   if _is_bytes(image):
     return _of_file(bytes(image), "")
   if isinstance(image, Image.Image):
-    return _of_pillow(image)
+    return images_lib.of_pillow(image)
   if hasattr(image, "read"):
     return _of_file(_content(image), "")
   if hasattr(image, "__array__"):
@@ -134,16 +133,9 @@ def _of_file(data: bytes, name: str) -> np.ndarray:
   if found.problem and found.kind not in inspection.USABLE:
     raise ValueError(found.problem)
   if found.kind == "dark":
-    # Of the module `warnings` threads switch each other's off.
     where = text.printable(name or "an image")
     logging.getLogger("mixer").warning("%s: %s", where, found.problem)
   return inspection.decoded(found)
-
-
-def _of_pillow(image: Image.Image) -> np.ndarray:
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # As for files, see `inspection`.
-    return images_lib.of_pillow(image)
 
 
 def _of_array(array: np.ndarray) -> np.ndarray:

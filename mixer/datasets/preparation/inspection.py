@@ -5,7 +5,6 @@ Called in worker processes, so it loads neither TFDS nor JAX.
 
 import dataclasses
 import io
-import warnings
 from typing import Literal, Protocol
 
 import numpy as np
@@ -99,15 +98,12 @@ def inspect(data: bytes, name: str, options: Wanted) -> Inspected:
     What was found; nothing is raised for any bytes.
   """
   try:
-    with warnings.catch_warnings():
-      # Pillow's, of odd EXIF data, of large images: they lead to no sentence.
-      warnings.simplefilter("ignore")
-      opened = images.open_image(data, options.white)
-      pixels = opened.pixels()
-      turn = 1
-      # Pillow turns TIFFs by itself, also where they are trained on.
-      if options.upright and opened.format != "tiff":
-        turn = _orientation(data, opened.format)
+    opened = images.open_image(data, options.white)
+    pixels = opened.pixels()
+    turn = 1
+    # Pillow turns TIFFs by itself, also where they are trained on.
+    if options.upright and opened.format != "tiff":
+      turn = _orientation(data, opened.format)
   except images.ImageError as e:
     return Inspected(data, str(e), e.kind, format=file_format.sniff(data))
   found = _stored(data, opened, pixels, turn, options)
@@ -185,7 +181,7 @@ def _stored(
 def _orientation(data: bytes, format_: str) -> int:
   """EXIF's: 1 for upright, 2 to 8 for the other ways."""
   try:
-    with images.pillow_header(data, format_) as image:
+    with images.quiet(), images.pillow_header(data, format_) as image:
       turn = image.getexif().get(ExifTags.Base.Orientation, 1)
   # The pixels are whole; odd EXIF data say nothing, and may raise anything.
   except Exception:
