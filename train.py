@@ -146,7 +146,8 @@ def train(
         _say(owner.sentence)
       for sentence in hosts.on_first("claim", claim):
         _say(sentence)
-      gate.pass_together(config, {"workdir": str(path), "resolved": resolved})
+      same = {"workdir": str(path), "resolved": resolved}
+      gate.pass_together(config, config_lib.flatten(same))
       watch.check()
 
       config = origin.config(config)

@@ -60,10 +60,10 @@ def check(
       if key not in config_lib.FREE_KEYS
     }
   refused = [line for key, line in changed.items() if key not in allow]
+  what, those = ("config", "values") if refused else ("data set", "one")
   refused += [] if DATA_SET in allow else sets
   if refused:
     names = [*changed, DATA_SET] if sets else [*changed]
-    what, those = ("config", "values") if changed else ("data set", "one")
     raise UserError(
       f"--workdir={workdir} was made with another {what}:\n  "
       + "\n  ".join(refused)

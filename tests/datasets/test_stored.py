@@ -1,5 +1,6 @@
 """What a prepared set's small files say, and whether it is still true."""
 
+import hashlib
 import json
 import pathlib
 import shutil
@@ -140,8 +141,11 @@ def test_names_of_an_older_set_have_to_be_as_many(folder, capsys):
 
 
 def test_an_own_set_of_an_older_version_knows_its_names(folder):
-  record = {"identity": {"classes": "0" * 64}}
-  (older(folder) / "preparation.json").write_text(json.dumps(record))
+  path = older(folder) / "preparation.json"
+  own = hashlib.sha256("\n".join(tfrecords.CLASSES).encode()).hexdigest()
+  path.write_text(json.dumps({"identity": {"classes": own}}))
+  assert read(folder)[1] == tfrecords.CLASSES
+  path.write_text(json.dumps({"identity": {"classes": "0" * 64}}))
   assert "has other names than were prepared" in refusal(folder)
   (folder / "label.labels.txt").unlink()
   assert "label.labels.txt is gone" in refusal(folder)
