@@ -101,7 +101,9 @@ def examples(
   Raises:
     UserError: it can't be written.
   """
-  if pathlib.Path(path).suffix.lower() == ".csv":
+  path = pathlib.Path(path).expanduser()
+  files.make_parent(path)
+  if path.suffix.lower() == ".csv":
     with files.atomic_write(path, "w") as f:
       writer = csv.writer(f, lineterminator="\n")
       writer.writerow(_EXAMPLE)

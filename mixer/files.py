@@ -74,6 +74,17 @@ def writing(path: str | os.PathLike[str], advice: str = "") -> Iterator[None]:
     raise UserError(text.rstrip()) from e
 
 
+def make_parent(path: str | os.PathLike[str]) -> None:
+  """Makes the folder that a command's output goes to, if there is none.
+
+  Raises:
+    UserError: it can't be made.
+  """
+  if not is_remote(path):
+    with writing(path):
+      os.makedirs(os.path.dirname(os.path.realpath(path)), exist_ok=True)
+
+
 def in_place(path: str | os.PathLike[str]) -> bool:
   """Whether it can't be replaced: a device, a pipe, an open descriptor."""
   if _descriptor(path) is not None:
@@ -203,7 +214,8 @@ def read_bytes(
       if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path} is no regular file; expected {what}.")
       _check_size(path, what, status.st_size, limit)
-      return f.read(limit)
+      # Memory is taken for what is asked for, whatever comes.
+      return f.read(status.st_size)
   except UserError:
     raise
   except FileNotFoundError as e:

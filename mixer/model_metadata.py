@@ -169,9 +169,9 @@ def write_beside(path: pathlib.Path, found: Metadata, **more: Any) -> None:
   Raises:
     UserError: it can't be written.
   """
+  content = found.to_json(weights=npz.fingerprint(path), **more)
   with files.atomic_write(beside(path), "w") as f:
-    content = found.to_json(weights=npz.fingerprint(path), **more)
-    json.dump(content, f, indent=2, ensure_ascii=False)
+    json.dump(files.sealed(content), f, indent=2, ensure_ascii=False)
     f.write("\n")
 
 
@@ -189,6 +189,13 @@ def read_beside(path: pathlib.Path, num_classes: int) -> Metadata | None:
   if not place.exists():
     return None
   content = files.read_json(place, f"what tools.export says of {path}")
+  check = content.pop("sha256", None)  # One that somebody wrote has none.
+  if (check or "weights" in content) and check != files.json_sha256(content):
+    raise UserError(
+      f"{place} is damaged, or was changed by hand: its sha256 differs. Export "
+      "the model anew, or, to vouch for what it says, remove `sha256` and "
+      "`weights` from it."
+    )
   if content.get("weights", "") not in ("", npz.fingerprint(path)):
     raise UserError(
       f"{place} was not written with the weights in {path}: export them anew, "

@@ -149,6 +149,14 @@ def test_metadata_of_other_weights_is_refused(tmp_path):
   assert trained.load(str(path)).class_names == ("a", "b", "c")
   said = json.loads((tmp_path / "w.npz.json").read_text())
   for wrong, sentence in (
+    ({"scores": "sigmoid"}, "its sha256 differs"),
+    ({"class_names": list("cba")}, "its sha256 differs"),
+  ):
+    (tmp_path / "w.npz.json").write_text(json.dumps(said | wrong))
+    with pytest.raises(UserError, match=sentence):
+      trained.load(str(path))
+  by_hand = {k: v for k, v in said.items() if k not in ("sha256", "weights")}
+  for wrong, sentence in (
     ({"scores": "hinge"}, "scores='hinge'; expected softmax or sigmoid"),
     ({"interpolation": "bicubic"}, "expected area"),
     ({"image_width": "wide"}, "image_width='wide', which can't be"),
@@ -158,7 +166,7 @@ def test_metadata_of_other_weights_is_refused(tmp_path):
     ({"class_ids": ["a"]}, "another number of class_names"),
     ({"class_ids": list("abcd"), "class_names": list("abcd")}, "3 outputs"),
   ):
-    (tmp_path / "w.npz.json").write_text(json.dumps(said | wrong))
+    (tmp_path / "w.npz.json").write_text(json.dumps(by_hand | wrong))
     with pytest.raises(UserError, match=sentence):
       trained.load(str(path))
   (tmp_path / "w.npz.json").write_text(json.dumps(said))

@@ -41,6 +41,7 @@ from mixer import (
   trained,
   workdir,
 )
+from mixer import files as files_lib
 from mixer.datasets import split as split_lib
 from mixer.datasets.preparation import meter
 from mixer.errors import UserError
@@ -98,10 +99,7 @@ def _target(
       f"-o {args.output} is a folder: name a file, such as "
       f"{target / files.PAGE}."
     )
-  if not target.parent.is_dir():
-    raise UserError(
-      f"-o {args.output}: there is no folder {target.parent}; make it first."
-    )
+  files_lib.make_parent(target)
   return target
 
 

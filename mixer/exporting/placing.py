@@ -94,6 +94,7 @@ def place(
   path = pathlib.Path(output).expanduser()
   is_folder = bool(members) and path.suffix != suffix
   _check(path, suffix, members, is_folder)
+  files.make_parent(path)
   # Of a link it is the target that is replaced.
   real = path if files.in_place(path) else pathlib.Path(os.path.realpath(path))
   aside = real.parent / f".{path.name}.{secrets.token_hex(4)}"
@@ -122,11 +123,6 @@ def _check(
     )
   if not is_folder and path.suffix != suffix:
     raise UserError(f"{path} can't be written: expected {ending}.")
-  if not path.name or not path.parent.is_dir():
-    raise UserError(
-      f"{path} can't be written: there is no folder {path.parent}; make it "
-      "first."
-    )
   if is_folder and path.exists():
     if not path.is_dir():
       raise UserError(f"{path} can't be written: it is a file, not a folder.")

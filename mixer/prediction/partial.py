@@ -29,6 +29,7 @@ class Partial:
       UserError: it can't be written there; an older file stays.
     """
     self.path = pathlib.Path(path).expanduser()
+    files.make_parent(self.path)
     self._in_place = files.in_place(self.path)
     self.part = self.path
     with files.writing(self.path):

@@ -23,6 +23,12 @@ def test_a_file_is_there_at_the_end(tmp_path):
   assert models.left_over(tmp_path) == ["a.onnx"]
 
 
+def test_the_folder_that_it_goes_to_is_made(tmp_path):
+  with models.place(tmp_path / "a" / "b" / "c.onnx", ".onnx") as place:
+    place.part.write_text("new")
+  assert (tmp_path / "a" / "b" / "c.onnx").read_text() == "new"
+
+
 def test_a_folder_is_there_at_the_end(tmp_path):
   path = tmp_path / "v1.5"
   for text in ("old", "new"):
@@ -98,8 +104,7 @@ def test_one_that_is_killed_between_files_leaves_no_mixture(
     ("a.npz", (), "expected a name ending in .onnx"),
     ("a", (), "expected a name ending in .onnx"),
     ("a.npz", _MEMBERS, "for one file, or the name of a folder, for info and"),
-    ("no/a.onnx", (), "there is no folder"),
-    ("file/a.onnx", (), "there is no folder"),
+    ("file/a.onnx", (), "can't be written: File exists"),
     ("folder.onnx", (), "is a folder; name a file in it"),
     ("file", _MEMBERS, "it is a file, not a folder"),
     ("full", _MEMBERS, "holds something else (a, b, c, ...); name one"),

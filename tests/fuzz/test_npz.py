@@ -1,11 +1,13 @@
 """Files of weights, as `--checkpoint=FILE.npz` reads them.
 
 A zip has a CRC-32 of each of its arrays: whatever happens to a file, its
-weights are the same or the damage is told. Where a member is forged, with its
-CRC, nothing but a sentence may come of it. Memory is bound to `_MEMORY` beyond
-what the test itself holds; an input ends within `_SECONDS`.
+weights are the same or the damage is told; so it is with FILE.npz.json. Where a
+member is forged, with its CRC, nothing but a sentence may come of it. Memory is
+bound to `_MEMORY` beyond what the test itself holds; an input ends within
+`_SECONDS`.
 """
 
+import contextlib
 import faulthandler
 import io
 import tracemalloc
@@ -14,7 +16,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from mixer import released, trained, weights
+from mixer import model_metadata, released, trained, weights
 from mixer.errors import UserError
 from tests import trained_files
 from tests.fuzz import mutations
@@ -51,7 +53,29 @@ def _forged(data, rng, others):
   return out.getvalue()
 
 
+@contextlib.contextmanager
+def _bounded(i):
+  """Holds what is done with input number i to its time and memory."""
+  before = tracemalloc.get_traced_memory()[0]
+  tracemalloc.reset_peak()
+  faulthandler.dump_traceback_later(_SECONDS, exit=True)
+  try:
+    yield
+  finally:
+    faulthandler.cancel_dump_traceback_later()
+  peak = tracemalloc.get_traced_memory()[1] - before
+  assert peak < _MEMORY, f"input {i}: {peak:,} bytes"
+
+
+@pytest.fixture
+def traced():
+  tracemalloc.start()
+  yield
+  tracemalloc.stop()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("traced")
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
 def test_damage_is_told_or_changes_nothing(tmp_path):
   (tmp_path / "seeds").mkdir()
@@ -59,29 +83,39 @@ def test_damage_is_told_or_changes_nothing(tmp_path):
   rng = np.random.default_rng(15)
   path = tmp_path / "weights.npz"
   told = 0
-  tracemalloc.start()
-  try:
-    for i in range(_INPUTS):
-      seed = seeds[i % len(seeds)]
-      forged = bool(rng.random() < 0.4)
-      data = (_forged if forged else mutations.mutated)(seed, rng, seeds)
-      path.write_bytes(data)
-      before = tracemalloc.get_traced_memory()[0]
-      tracemalloc.reset_peak()
-      faulthandler.dump_traceback_later(_SECONDS, exit=True)
+  for i in range(_INPUTS):
+    forged = bool(rng.random() < 0.4)
+    make = _forged if forged else mutations.mutated
+    path.write_bytes(make(seeds[i % len(seeds)], rng, seeds))
+    with _bounded(i):
       try:
         found = trained.load(str(path))
       except UserError as e:
         told += 1
         assert str(path) in str(e), f"input {i}"
-      else:
-        if not forged:
-          for name, array in weights.flatten(found.params).items():
-            np.testing.assert_array_equal(array, flat[name], f"input {i}")
-      finally:
-        faulthandler.cancel_dump_traceback_later()
-      peak = tracemalloc.get_traced_memory()[1] - before
-      assert peak < _MEMORY, f"input {i}: {peak:,} bytes"
-  finally:
-    tracemalloc.stop()
+        continue
+    if not forged:
+      for name, array in weights.flatten(found.params).items():
+        np.testing.assert_array_equal(array, flat[name], f"input {i}")
+  assert told > _INPUTS / 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("traced")
+def test_damaged_metadata_is_told_or_changes_nothing(tmp_path):
+  path, beside = tmp_path / "weights.npz", tmp_path / "weights.npz.json"
+  trained_files.npz(path, 5, classes=["Käse", "b", "c", "d", "e"])
+  wanted, seed = model_metadata.read_beside(path, 5), beside.read_bytes()
+  rng = np.random.default_rng(16)
+  told = 0
+  for i in range(_INPUTS):
+    beside.write_bytes(mutations.mutated(seed, rng, [seed]))
+    with _bounded(i):
+      try:
+        found = model_metadata.read_beside(path, 5)
+      except UserError as e:
+        told += 1
+        assert str(beside) in str(e), f"input {i}"
+        continue
+    assert found == wanted, f"input {i}"
   assert told > _INPUTS / 2

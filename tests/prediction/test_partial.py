@@ -75,9 +75,10 @@ def refuse(*args, **kwargs):
   raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("name", ["none/a.csv", ".", "a.csv"])
+@pytest.mark.parametrize("name", ["file/a.csv", ".", "a.csv"])
 def test_what_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch, name):
-  why = {"none/a.csv": "no folder", ".": "is a folder", "a.csv": "No space"}
+  (tmp_path / "file").touch()
+  why = {"file/a.csv": "exists", ".": "is a folder", "a.csv": "No space"}
   if name == "a.csv":
     monkeypatch.setattr(pathlib.Path, "open", refuse)
   with (
