@@ -2,10 +2,11 @@
 
 Of a set with a manifest, whatever happens to one of its files, the examples and
 the names of their classes are the same or the damage is told. Of one without,
-names and features can't be held against anything, but the examples can. The
-shards are read by C++: a process of its own opens the sets, and its end is a
-failure like any other. It has `_MEMORY` bytes of address space more than it
-begins with, and `_SECONDS` for an input.
+names and features can't be held against anything, but the examples can. Of
+records that were forged before they were stored, nothing but a sentence may
+come. The shards are read by C++: a process of its own opens the sets, and its
+end is a failure like any other. It has `_MEMORY` bytes of address space more
+than it begins with, and `_SECONDS` for an input.
 """
 
 import collections
@@ -66,6 +67,21 @@ def _read(root: pathlib.Path):
   return found
 
 
+def _forge(path: pathlib.Path, rng: np.random.Generator) -> None:
+  """Stores other records, in a whole file."""
+  reader = array_record_module.ArrayRecordReader(str(path))
+  records = reader.read_all()
+  reader.close()
+  chosen = int(rng.integers(len(records)))
+  records[chosen] = mutations.mutated(records[chosen], rng, records)
+  options = ("group_size:1", "group_size:1,uncompressed")[rng.integers(2)]
+  path.unlink()
+  writer = array_record_module.ArrayRecordWriter(str(path), options)
+  for record in records:
+    writer.write(record)
+  writer.close()
+
+
 def _one(number: int, sets: pathlib.Path, work: pathlib.Path, right) -> str:
   """What comes of an input."""
   rng = np.random.default_rng((15, number))
@@ -79,15 +95,21 @@ def _one(number: int, sets: pathlib.Path, work: pathlib.Path, right) -> str:
   small = [p for p in paths if "array_record" not in p.name]
   chosen = small if rng.random() < 0.5 else [p for p in paths if p not in small]
   path = chosen[rng.integers(len(chosen))]
-  others = [p.read_bytes() for p in chosen]
-  data = mutations.mutated(path.read_bytes(), rng, others)
-  path.unlink()
-  path.write_bytes(data)
+  forged = not sealed and path not in small and rng.random() < 0.5
+  if forged:
+    _forge(path, rng)
+  else:
+    others = [p.read_bytes() for p in chosen]
+    data = mutations.mutated(path.read_bytes(), rng, others)
+    path.unlink()
+    path.write_bytes(data)
   try:
     found = _read(work)
   except UserError as e:
     assert str(e).endswith("."), str(e)
     return "told"
+  if forged:
+    return "forged"
   for split, (records, names) in right.items():
     assert found[split][0] == records, f"{path.name}: other examples"
     assert not sealed or found[split][1] == names, f"{path.name}: other names"
