@@ -15,7 +15,7 @@ from mixer import files, npz
 from mixer.errors import UserError
 
 _LOSSES = ("softmax", "sigmoid")
-_CROP, _INTERPOLATION = "center", "area"
+_CROP = "center"
 _DTYPES = ("float32", "bfloat16")
 
 
@@ -26,7 +26,7 @@ class Metadata:
   Attributes:
     image_size: (height, width) in pixels.
     short_side: to which the shorter side is resized, by mean over areas, before
-      the central crop; 0 where images are squeezed to their size.
+      the central crop; 0 where images are squeezed to their size, bilinearly.
     loss: that it was trained with, "softmax" or "sigmoid".
     class_ids: of its outputs, in order; None where nobody knows.
     class_names: the same, for people.
@@ -43,7 +43,7 @@ class Metadata:
   def preprocessing(self) -> str:
     """What is to be done to a photo, in a sentence."""
     height, width = self.image_size
-    first = f"squeeze to {height} x {width}"
+    first = f"squeeze to {height} x {width}, bilinearly"
     if self.short_side:
       first = (
         f"resize the shorter side to {self.short_side} by mean over areas, "
@@ -61,7 +61,7 @@ class Metadata:
       "image_width": width,
       "short_side": self.short_side,
       "crop": _CROP,
-      "interpolation": _INTERPOLATION,
+      "interpolation": _interpolation(self.short_side),
       "preprocessing": self.preprocessing(),
       "scores": self.loss,
       "dtype": self.dtype or None,
@@ -77,6 +77,10 @@ class Metadata:
       k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
       for k, v in self.to_json(**more).items()
     }
+
+
+def _interpolation(short_side: int) -> str:
+  return "area" if short_side else "bilinear"
 
 
 def parse(found: Mapping[str, Any], where: str) -> Metadata:
@@ -123,7 +127,8 @@ def parse(found: Mapping[str, Any], where: str) -> Metadata:
       f"{short_side}, which can't be."
     )
   one_of("crop", (_CROP,), _CROP)
-  one_of("interpolation", (_INTERPOLATION,), _INTERPOLATION)
+  interpolation = _interpolation(short_side)
+  one_of("interpolation", (interpolation,), interpolation)
   class_ids, class_names = names("class_ids"), names("class_names")
   if class_ids and len(class_names or class_ids) != len(class_ids):
     raise UserError(

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mixer import files
 from mixer.datasets.sources import file_names, folder_walk
 from mixer.datasets.sources.member import Member
 from mixer.errors import UserError
@@ -140,8 +141,8 @@ def _find(folder: Path, begin: str, kind: str) -> Path:
 
 def _read(path: Path, magic: int) -> np.ndarray:
   """The values of an idx file, uint8 with as many axes as its magic says."""
+  content = files.read_bytes(path, "an idx file")
   try:
-    content = path.read_bytes()
     # By its content: browsers unpack on the way, and keep the name.
     if content.startswith(b"\x1f\x8b"):
       with gzip.open(io.BytesIO(content)) as packed:
