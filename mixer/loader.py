@@ -2,26 +2,41 @@
 
 A piece (one host's part of a batch) is made by all threads together, so that
 few are under way at a time: host memory is `prefetch_batches` of them, and one
-more that is being consumed, times the number of worker processes if there are
-any. Grain starts pieces ahead, and the worker processes.
+more that is being consumed. Grain starts pieces ahead. Each worker process, if
+there are any, has as many under way, and one that waits for its turn.
 """
 
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
+import mmap
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import time
+import traceback
+import weakref
 from collections.abc import Iterator, Sequence
+from multiprocessing import connection, reduction
 from typing import Any, Protocol
 
 import grain
 import numpy as np
-from absl import flags
+
+from mixer.errors import UserError
 
 Batch = dict[str, np.ndarray]
 # Examples that a thread makes at a time, at most: records read together.
 _GROUP = 16
 # The key of the seconds that threads gave to a piece; taken out again.
 _SECONDS = "seconds"
+# Bytes at whose multiples arrays begin.
+_ALIGNED = 64
 
 
 class Examples(Protocol):
@@ -121,26 +136,11 @@ class Loader(Iterator[Batch]):
       prefetch: made ahead, by each worker process if there are any.
       workers: processes; 0: threads of this one.
     """
-    dataset: Any = (
-      grain.MapDataset.range(numbers.start, numbers.stop, numbers.step)
-      .map(pieces)
-      # Each is the work of all threads; the next one is begun for those that
-      # find nothing more to do in the first.
-      .to_iter_dataset(
-        grain.ReadOptions(
-          num_threads=min(2, prefetch), prefetch_buffer_size=prefetch
-        )
-      )
+    self._iterator = (
+      _Processes(pieces, numbers, prefetch, workers)
+      if workers
+      else _by_threads(pieces, numbers, prefetch)
     )
-    if workers:
-      # Grain asks absl for flags of its own, parsed only where a program is
-      # absl's: defaults do elsewhere.
-      if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-      dataset = dataset.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=workers)
-      )
-    self._iterator = iter(dataset)
     self._length = pieces.length
     self._makers = max(1, workers) * pieces.threads
     self._waited = self._busy = 0.0
@@ -161,3 +161,136 @@ class Loader(Iterator[Batch]):
     self._waited = self._busy = 0.0
     self._made = 0
     return timing
+
+
+def _by_threads(
+  pieces: Pieces, numbers: range, prefetch: int
+) -> Iterator[Batch]:
+  dataset: Any = (
+    grain.MapDataset.range(numbers.start, numbers.stop, numbers.step)
+    .map(pieces)
+    # Each is the work of all threads; the next one is begun for those that
+    # find nothing more to do in the first.
+    .to_iter_dataset(
+      grain.ReadOptions(
+        num_threads=min(2, prefetch), prefetch_buffer_size=prefetch
+      )
+    )
+  )
+  return iter(dataset)
+
+
+class _Processes(Iterator[Batch]):
+  """Pieces made by processes, every n-th by one of n.
+
+  Their arrays come in memory without a name: it ends with the processes that
+  hold it, however those end. A worker ends when its parent has.
+  """
+
+  def __init__(
+    self, pieces: Pieces, numbers: range, prefetch: int, workers: int
+  ):
+    self.processes: list[subprocess.Popen[bytes]] = []
+    self._pipes: list[connection.Connection] = []
+    for _ in range(workers):
+      ours, theirs = socket.socketpair()
+      with theirs:
+        self.processes.append(
+          subprocess.Popen(
+            [sys.executable, "-c", "from mixer import loader; loader.work()"],
+            stdin=theirs.fileno(),
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+          )
+        )
+      self._pipes.append(connection.Connection(ours.detach()))
+    self._turns = itertools.cycle(self._pipes)
+    weakref.finalize(self, _end, self.processes, self._pipes)
+    for i, pipe in enumerate(self._pipes):  # They import meanwhile.
+      pipe.send((pieces, numbers[i::workers], prefetch))
+
+  def __next__(self) -> Batch:
+    pipe = next(self._turns)
+    try:
+      found = pipe.recv()
+      if found is None:
+        raise StopIteration
+      if isinstance(found, Exception):
+        raise found
+      batch = _received(pipe, *found)
+      pipe.send(None)
+    except (EOFError, OSError) as e:
+      raise UserError(
+        "a process of data.workers was killed, most likely as memory ran out "
+        "(`dmesg` tells). Use fewer, or a smaller data.prefetch_batches; the "
+        "same command goes on from what is saved."
+      ) from e
+    return batch
+
+
+def _end(
+  processes: Sequence[subprocess.Popen[bytes]],
+  pipes: Sequence[connection.Connection],
+) -> None:
+  for process, pipe in zip(processes, pipes, strict=True):
+    pipe.close()
+    process.kill()
+    process.wait()
+
+
+def work() -> None:
+  """Makes pieces for the parent, at the other end of stdin, until it ends."""
+  # Signals to all processes are the parent's affair.
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+  pipe = connection.Connection(os.dup(0))
+  try:
+    try:
+      for batch in _by_threads(*pipe.recv()):
+        _send(pipe, batch)
+        pipe.recv()
+      pipe.send(None)
+    except UserError as e:
+      pipe.send(e)
+    except (EOFError, OSError):
+      raise
+    except Exception:
+      pipe.send(RuntimeError(traceback.format_exc()))
+  except (EOFError, OSError):  # The parent is gone.
+    pass
+  finally:  # Without the threads, which are at the next piece.
+    os._exit(0)
+
+
+def _send(pipe: connection.Connection, batch: Batch) -> None:
+  buffers: list[pickle.PickleBuffer] = []
+  data = pickle.dumps(batch, 5, buffer_callback=buffers.append)
+  parts = [b.raw() for b in buffers]
+  with _nameless() as file:
+    for part in parts:
+      file.write(part)
+      file.write(bytes(-part.nbytes % _ALIGNED))
+    file.flush()
+    pipe.send((data, [part.nbytes for part in parts]))
+    reduction.send_handle(pipe, file.fileno(), os.getppid())
+
+
+def _received(
+  pipe: connection.Connection, data: bytes, sizes: Sequence[int]
+) -> Batch:
+  file = reduction.recv_handle(pipe)
+  try:
+    memory = memoryview(mmap.mmap(file, 0))
+  finally:
+    os.close(file)
+  parts = []
+  for size in sizes:
+    parts.append(memory[:size])
+    memory = memory[size + -size % _ALIGNED :]
+  return pickle.loads(data, buffers=parts)
+
+
+def _nameless() -> Any:
+  """Opens a file in memory; on the disk where that can't be."""
+  if hasattr(os, "memfd_create"):
+    return open(os.memfd_create("mixer-batch"), "r+b")
+  return tempfile.TemporaryFile()

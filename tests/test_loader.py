@@ -1,5 +1,10 @@
 """Pieces are made whole, in order, few at a time, and their time is told."""
 
+import os
+import pathlib
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -7,6 +12,8 @@ import numpy as np
 import pytest
 
 from mixer import loader
+from mixer.errors import UserError
+from tests import conftest
 
 
 class Squares:
@@ -75,6 +82,73 @@ def test_an_error_comes_out_of_next():
   next(batches)
   with pytest.raises(ValueError, match="example 25 is bad"):
     next(batches)
+
+
+def test_processes_make_the_same_in_memory_without_a_name():
+  pieces = loader.Pieces(Squares(), 7, 2, masked=True)
+  batches = loader.Loader(pieces, range(3, 22, 3), prefetch=2, workers=2)
+  expected = loader.Loader(pieces, range(3, 22, 3), prefetch=2)
+  made = 0
+  for one, two in zip(batches, expected, strict=True):
+    assert one.keys() == two.keys()
+    for name in one:
+      np.testing.assert_array_equal(one[name], two[name])
+      assert one[name].dtype == two[name].dtype
+    if hasattr(os, "memfd_create"):
+      # What has a name stays when all who know it are killed.
+      maps = pathlib.Path("/proc/self/maps").read_text()
+      assert "/memfd:mixer-batch (deleted)" in maps
+    made += 1
+  assert made == 7
+
+
+def test_an_error_of_a_process_comes_out_of_next():
+  pieces = loader.Pieces(Squares(bad=25), 10, 2, False)
+  batches = loader.Loader(pieces, range(1000), 2, workers=2)
+  next(batches)
+  next(batches)
+  with pytest.raises(RuntimeError, match="example 25 is bad"):
+    next(batches)
+
+
+_KILLED = """
+import os, signal
+from mixer import loader
+from tests import test_loader
+
+pieces = loader.Pieces(test_loader.Squares(), 10, 2, False)
+batches = loader.Loader(pieces, range(10**6), 2, workers=2)
+next(batches), next(batches)
+print(*(p.pid for p in batches._iterator.processes), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_processes_end_with_their_parent():
+  done = subprocess.run(
+    [sys.executable, "-c", _KILLED],
+    cwd=conftest.ROOT,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert done.returncode == -signal.SIGKILL
+  workers = done.stdout.split()
+  assert len(workers) == 2
+  deadline = time.monotonic() + 60
+  while any(os.path.exists(f"/proc/{pid}/fd/0") for pid in workers):
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+
+
+def test_a_killed_process_is_told():
+  pieces = loader.Pieces(Squares(), 10, 2, False)
+  batches = loader.Loader(pieces, range(10**6), 2, workers=1)
+  next(batches)
+  for process in batches._iterator.processes:
+    process.kill()
+  with pytest.raises(UserError, match=r"data\.workers was killed"):
+    for _ in range(100):
+      next(batches)
 
 
 def test_timing_tells_a_slow_loader_from_a_slow_consumer():

@@ -123,7 +123,7 @@ def test_a_killed_data_worker_is_told_and_nothing_is_lost(
   workers = [
     int(line.split()[0])
     for line in children.splitlines()
-    if "spawn_main" in line
+    if "loader.work" in line
   ]
   assert workers, children
   for worker in workers:
