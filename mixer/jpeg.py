@@ -14,6 +14,7 @@ import dataclasses
 import math
 import struct
 import threading
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -22,13 +23,17 @@ import simplejpeg
 # Frames that libjpeg-turbo decodes to RGB: baseline, extended sequential and
 # progressive, Huffman coded.
 _FRAMES = frozenset((0xC0, 0xC1, 0xC2))
-# Other frames, and what can't come before a frame: start of scan, end of image.
+# Other frames, and what can't come before a frame: start of scan, start and end
+# of an image.
 _REFUSED = frozenset(
-  (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xD9, 0xDA)
+  (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xD8, 0xD9, 0xDA)
 )
 _SCAN = 0xDA
 _INTERVAL = 0xDD  # Of restart markers.
 _ADOBE = 0xEE
+# Profiles, EXIF data and comments, on which no pixel depends; without a length.
+_OTHERS = frozenset((*range(0xE1, 0xEE), 0xEF, 0xFE))
+_SHORT = frozenset((0x01, *range(0xD0, 0xD8)))
 # Warnings of libjpeg after which it goes on to the last pixel, and so do Pillow
 # and TensorFlow; and those of them after which pixels are missing.
 _HARMLESS = ("Corrupt JPEG data", "Invalid SOS parameters")
@@ -102,18 +107,12 @@ def header(encoded: bytes) -> Header | None:
   """
   if encoded[:2] != b"\xff\xd8":
     return None
-  place, end = 2, len(encoded) - 10
   frame, channels, restart, inverted = None, 0, 0, False
-  while place < end and encoded[place] == 0xFF:
-    marker = encoded[place + 1]
-    if marker == 0xFF:  # Fill bytes may stand before a marker.
-      place += 1
-      continue
-    length = int.from_bytes(encoded[place + 2 : place + 4], "big")
+  for marker, place, end in _segments(encoded):
     if marker == _SCAN and frame:
       # Other sequential files may have a scan for each channel.
       single = encoded[place + 4] == channels and encoded[frame - 4] != 0xC2
-      data = place + 2 + length if single else 0
+      data = end if single else 0
       return _frame(encoded, frame, data, restart, inverted)
     if marker in _REFUSED:
       return None
@@ -123,8 +122,31 @@ def header(encoded: bytes) -> Header | None:
       restart = int.from_bytes(encoded[place + 4 : place + 6], "big")
     elif marker == _ADOBE:
       inverted = encoded[place + 4 : place + 9] == b"Adobe"
-    place += 2 + length
   return None
+
+
+def _segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
+  """Markers with their segments' starts and ends, wherever libjpeg sees one."""
+  place, last = 2, len(encoded) - 10
+  while 0 <= (place := encoded.find(b"\xff", place)) < last:
+    marker, end = encoded[place + 1], place + 1
+    if marker not in (0, 0xFF):  # Else what is no marker, or fills up.
+      end = place + 2
+      if marker not in _SHORT:
+        end += int.from_bytes(encoded[end : end + 2], "big")
+      yield marker, place, end
+    place = end
+
+
+def _bare(encoded: bytes) -> bytes:
+  """The same image, without profiles, comments, and what is no segment."""
+  parts = [encoded[:2]]
+  for marker, place, end in _segments(encoded):
+    if marker == _SCAN:
+      return b"".join((*parts, encoded[place:]))
+    if marker not in _OTHERS:
+      parts.append(encoded[place:end])
+  return encoded
 
 
 def _frame(
@@ -190,11 +212,11 @@ def decode(
   inks = head.channels == 4
   shape = -(-height // reduction), -(-width // reduction), 4 if inks else 3
   pixels = _buffer(math.prod(shape))
-  try:
-    # What is warned of here ends the other call before a pixel is written.
-    simplejpeg.decode_jpeg_header(encoded)
-  except Exception as e:  # A KeyError too, for a sampling without a name.
-    raise ValueError(f"its header: {e}") from e
+  # What is warned of here ends the other call before a pixel is written.
+  if _warned(encoded):
+    encoded = _bare(encoded)
+    if why := _warned(encoded):
+      raise ValueError(f"its header: {why}")
   try:
     image = simplejpeg.decode_jpeg(
       encoded,
@@ -220,6 +242,15 @@ def decode(
   )
   image = image[top:bottom, left:right]
   return _of_inks(image, head.inverted) if inks else image
+
+
+def _warned(encoded: bytes) -> str:
+  """Of what in the header, "" for nothing."""
+  try:
+    simplejpeg.decode_jpeg_header(encoded)
+  except Exception as e:  # A KeyError too, for a sampling without a name.
+    return str(e) or repr(e)
+  return ""
 
 
 def _of_inks(image: np.ndarray, inverted: bool) -> np.ndarray:

@@ -217,10 +217,33 @@ def test_what_is_warned_of_in_the_header_is_refused():
   """simplejpeg raises for it before it has decoded a pixel."""
   before = encode(picture(64, 64, seed=1))
   jpeg.decode(before, jpeg.header(before))
-  encoded = encode(picture(64, 64))
-  odd = encoded[:2] + b"\xff\xe2\0\x12ICC_PROFILE\0\1\2ab" + encoded[2:]
-  with pytest.raises(ValueError, match="header: .*bad ICC marker"):
-    jpeg.decode(odd, jpeg.header(odd))
+  encoded = bytearray(encode(picture(64, 64)))
+  encoded[encoded.index(b"JFIF") + 5] = 9  # Its version.
+  with pytest.raises(ValueError, match="header: .*unknown JFIF revision"):
+    jpeg.decode(bytes(encoded), jpeg.header(encoded))
+
+
+@pytest.mark.parametrize(
+  "odd",
+  [
+    b"\xff\xe2\0\x12ICC_PROFILE\0\1\2ab",
+    b"\xff\0",
+    b"\0\1\2\xff\0\xff\xff",
+    b"\xff\xd3\xff\1",
+    b"\xff\xe1\0\x09Exif\0\0\1\xff\xe2\0\x12ICC_PROFILE\0\2\2ab",
+  ],
+  ids=range(5),
+)
+def test_what_no_pixel_depends_on_costs_none(odd):
+  encoded = encode(picture(64, 64), restart_marker_blocks=2)
+  for start in (
+    encoded[:2] + odd + encoded[2:],
+    encoded[:20] + odd + encoded[20:],
+  ):
+    np.testing.assert_array_equal(
+      jpeg.decode(start, jpeg.header(start), (0, 8, 64, 40)),
+      whole(encoded)[8:40],
+    )
 
 
 def test_inks():
