@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import os
 import re
 import shlex
 import signal
@@ -62,7 +61,8 @@ def parse_early(check: Callable[[list[str]], None]) -> None:
   try:
     check(_rest)
   except UserError as e:
-    stop.say(f"error: {e}", sys.stderr)
+    with text_lib.safe_output():
+      stop.say(f"error: {e}", sys.stderr)
     sys.exit(stop.FAILED)
 
 
@@ -124,14 +124,26 @@ def run(
   Returns:
     The exit code.
   """
+  with text_lib.safe_output() as out:
+    try:
+      if out.error:
+        raise out.error
+      code = _run(body, args)
+      out.flush()
+      return code
+    except OSError as e:
+      if e is not out.error:
+        raise
+      out.give_up()
+      if not isinstance(e, BrokenPipeError):  # As of `... | head`.
+        stop.say(f"error: stdout can't be written: {e.strerror}.", sys.stderr)
+      return stop.FAILED
+
+
+def _run(body: Callable[[], None], args: argparse.Namespace | None) -> int:
   try:
     with _store():
       body()
-    sys.stdout.flush()
-  except BrokenPipeError:  # As of `... | head`: nobody reads on.
-    # Python would complain once more when it closes its output at the end.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return stop.FAILED
   except stop.Preempted as e:
     stop.say(e, sys.stderr)
     return stop.PREEMPTED

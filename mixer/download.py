@@ -28,6 +28,7 @@ from typing import Any
 import tqdm
 
 from mixer import files
+from mixer import text as text_lib
 from mixer.errors import UserError
 
 _ATTEMPTS = 5
@@ -36,6 +37,13 @@ _DELAY_SECONDS = 1.0
 # To resolve the name, connect and get an answer; and for each read.
 _TIMEOUT_SECONDS = 15.0
 _BLOCK_BYTES = 1 << 18
+# Of a file, the largest released one has 1.7e9; and of one call.
+_LARGEST_BYTES = 8 << 30
+_LONGEST_SECONDS = 86_400.0
+_TOO_MUCH = (
+  f"it has more than {_LARGEST_BYTES / 1e9:.1f} GB, or takes more than "
+  f"{_LONGEST_SECONDS / 3600:.0f} hours"
+)
 # Those that may be gone a little later.
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
@@ -50,6 +58,25 @@ class _Failed(Exception):
   def __init__(self, reason: str, *, retry: bool):
     super().__init__(reason)
     self.retry = retry
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+  """Follows redirections to where nobody on the way can change the file."""
+
+  def redirect_request(
+    self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+  ) -> Any:
+    old, new = (urllib.parse.urlsplit(u).scheme for u in (req.full_url, newurl))
+    if new not in ("https", old):
+      fp.close()
+      raise _Failed(f"it leads to {newurl}, which is no https", retry=False)
+    return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _open(
+  request: urllib.request.Request, timeout: float
+) -> http.client.HTTPResponse:
+  return urllib.request.build_opener(_Redirects).open(request, timeout=timeout)
 
 
 def fetch(
@@ -122,10 +149,11 @@ def _download(
   part: io.BufferedRandom,
   check: Callable[[pathlib.Path], Any],
 ) -> None:
+  until = time.monotonic() + _LONGEST_SECONDS
   for attempt in range(_ATTEMPTS):
     try:
       with _ask(url, path, part, attempt) as response:
-        _receive(response, url, path, part)
+        _receive(response, url, path, part, until)
       break
     except _Failed as e:
       if not e.retry or attempt + 1 == _ATTEMPTS:
@@ -167,7 +195,7 @@ def _ask(
 
   def ask() -> None:
     try:
-      answers.put(urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS))
+      answers.put(_open(request, timeout=_TIMEOUT_SECONDS))
     except Exception as e:
       answers.put(e)
 
@@ -200,6 +228,7 @@ def _receive(
   url: str,
   path: pathlib.Path,
   part: io.BufferedRandom,
+  until: float,
 ) -> None:
   """Writes to the part what the server sends, and checks size and MD5."""
   etag = response.headers.get("ETag", "")
@@ -217,6 +246,9 @@ def _receive(
     if etag.startswith('"'):
       _etag(path).write_text(etag)
   total = None if response.length is None else have + response.length
+  if total is not None and total > _LARGEST_BYTES:
+    _discard(path, part)
+    raise _Failed(_TOO_MUCH, retry=False)
   size = "" if total is None else f" ({total / 1e6:.0f} MB)"
   _say(f"{'resuming' if have else 'downloading'} {url}{size} to {path}")
   with tqdm.tqdm(
@@ -229,8 +261,11 @@ def _receive(
     leave=False,
   ) as bar:
     while block := _read(response):
-      part.write(block)
       have += len(block)
+      if have > _LARGEST_BYTES or time.monotonic() > until:
+        _discard(path, part)
+        raise _Failed(_TOO_MUCH, retry=False)
+      part.write(block)
       bar.update(len(block))
   part.flush()
   if total is not None and have != total:
@@ -248,7 +283,8 @@ def _receive(
 
 def _read(response: http.client.HTTPResponse) -> bytes:
   try:
-    return response.read(_BLOCK_BYTES)
+    # One that sends a byte at times is not waited for until a block is full.
+    return response.read1(_BLOCK_BYTES)
   except (OSError, http.client.HTTPException) as e:
     raise _Failed(_why(e), retry=True) from e
 
@@ -291,4 +327,4 @@ def _why(error: Exception) -> str:
 
 
 def _say(text: str) -> None:
-  print(text, file=sys.stderr, flush=True)
+  print(text_lib.printable(text), file=sys.stderr, flush=True)

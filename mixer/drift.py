@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mixer import config as config_lib
-from mixer import durations
+from mixer import durations, text
 from mixer.errors import UserError
 
 # What --allow_change calls the data set's identity: no key of the config.
@@ -66,10 +66,11 @@ def check(
     names = [*changed, DATA_SET] if sets else [*changed]
     raise UserError(
       f"--workdir={workdir} was made with another {what}:\n  "
-      + "\n  ".join(refused)
+      + "\n  ".join(map(text.printable, refused))
       + f"\nUse the old {those}, or another --workdir; to "
       "go on with the new values all the same, add "
-      f"--allow_change={','.join(names)}."
+      f"--allow_change={','.join(names)}.",
+      lines=True,
     )
   _check_state(workdir, old, new)
   _check_total(workdir, new, step)

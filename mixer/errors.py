@@ -17,6 +17,15 @@ class UserError(Exception):
 
   at_once = False
 
+  def __init__(self, message: str = "", *, lines: bool = False):
+    """Makes the message safe to show: names in it may be anybody's.
+
+    Args:
+      message: sentences.
+      lines: it has several lines, and what is foreign in it is safe already.
+    """
+    super().__init__(text.printable(message, keep="\n" if lines else ""))
+
 
 def first_line(error: BaseException) -> str:
   """What an error says, for use within a sentence: without a full stop."""

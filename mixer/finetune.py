@@ -211,7 +211,8 @@ def _check_same(config: config_lib.Config, found: trained.Trained) -> None:
     raise UserError(
       f"init_from={path} holds another model than this config: "
       + weights.listed(lines)
-      + ". Set model.* as it was there."
+      + ". Set model.* as it was there.",
+      lines=True,
     )
 
 

@@ -100,5 +100,6 @@ def stopped(
   return UserError(
     f"{error}: training stops there.{skipped} {kept} {described}\n"
     f"In a new --workdir{weights}: {', or '.join(filter(None, ways))}. With "
-    f"the same command: {go_on}"
+    f"the same command: {go_on}",
+    lines=True,
   )

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
+from mixer import text as text_lib
+
 # Exit codes, documented in README.md.
 DONE, FAILED, PREEMPTED = 0, 1, 42
 # Another process was lost, or nothing went on: nothing is wrong with the run.
@@ -97,6 +99,7 @@ def listen() -> None:
   global _listening
   if _listening:
     return
+  text_lib.occupy()
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
   # Python's own handlers run between two of the main thread's instructions,

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mixer import text
 from mixer.errors import UserError
 
 # A nested dict of arrays.
@@ -88,7 +89,8 @@ def shorten(lines: list[str]) -> str:
 
 
 def listed(lines: list[str]) -> str:
-  """All of them; one a line where they are many."""
+  """All of them, safe to show; one a line where they are many."""
+  lines = [text.printable(line) for line in lines]
   return "; ".join(lines) if len(lines) <= 8 else "\n  ".join(["", *lines])
 
 
@@ -161,7 +163,8 @@ def shape_of(params: Params, where: str = "these weights") -> Shape:
   lines = mismatches(found, expected(shape))
   if lines:
     raise UserError(
-      f"{where} are not those of a whole MLP-Mixer: {listed(lines)}."
+      f"{where} are not those of a whole MLP-Mixer: {listed(lines)}.",
+      lines=True,
     )
   return shape
 

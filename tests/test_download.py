@@ -1,8 +1,11 @@
 import base64
+import contextlib
 import errno
 import hashlib
 import http.server
+import io
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -47,6 +50,7 @@ class Server(http.server.ThreadingHTTPServer):
     self.statuses, self.cuts = [], []
     self.chunked, self.stall = False, None
     self.requests, self.sent = [], 0
+    self.reason = None
     self.url = f"http://127.0.0.1:{self.server_port}/file"
 
   def handle_error(self, request, client_address):
@@ -65,6 +69,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     self.close_connection = True
     if self.path == "/moved":
       return self._refuse(302, Location="/file")
+    if self.path.startswith("/to/"):
+      return self._refuse(302, Location=self.path.removeprefix("/to/"))
     if s.statuses:
       return self._refuse(s.statuses.pop(0))
     start = 0
@@ -100,7 +106,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     s.sent += len(body)
 
   def _refuse(self, status, **headers):
-    self.send_response(status)
+    self.send_response(status, self.server.reason)
     for key, value in headers.items():
       self.send_header(key, value)
     self.send_header("Content-Length", "0")
@@ -313,13 +319,67 @@ def test_a_server_that_goes_away_is_asked_again(server, path):
       raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
     return urlopen(url, timeout=timeout)
 
-  urlopen = download.urllib.request.urlopen
+  urlopen = download._open
   server.cuts = [100_000]
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(download.urllib.request, "urlopen", ask)
+    patch.setattr(download, "_open", ask)
     fetch(server, path)
   assert_whole(path)
   assert len(asked) == 3
+
+
+def test_a_redirection_to_another_scheme_is_not_followed(server, path):
+  to = f"{server.url.removesuffix('file')}to/"
+  for place in ("ftp://example.org/a", "file:///etc/passwd"):
+    with pytest.raises(UserError, match=r"leads to ftp|302.*not allowed"):
+      download.fetch(to + place, path, lambda part: part)
+  assert len(server.requests) == 2  # Nor asked again.
+  request = download.urllib.request.Request("https://example.org/")
+  with pytest.raises(download._Failed, match="is no https"):
+    download._Redirects().redirect_request(
+      request, io.BytesIO(), 302, "", {}, "http://example.org/"
+    )
+
+
+def test_what_a_server_says_is_one_line(server, path, capsys):
+  server.statuses = [503, 404]
+  server.reason = "\x1b[2Jgone\x9b\x0b"
+  with pytest.raises(UserError, match=r"404 \\x1b\[2Jgone\\x9b\."):
+    fetch(server, path)
+  assert r"503 \x1b[2Jgone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_file_without_end_is_left(server, path, monkeypatch, chunked):
+  monkeypatch.setattr(download, "_LARGEST_BYTES", 300_000)
+  server.chunked = chunked
+  with pytest.raises(UserError, match="it has more than .* GB, or takes"):
+    fetch(server, path)
+  assert len(server.requests) == 1
+  assert not list(path.parent.iterdir())
+
+
+def test_a_server_that_trickles_is_left(path, monkeypatch):
+  monkeypatch.setenv("no_proxy", "*")
+  monkeypatch.setattr(download, "_LONGEST_SECONDS", 0.3)
+  done = threading.Event()
+
+  def trickle(listening):
+    with listening.accept()[0] as connection:
+      connection.recv(10_000)
+      connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n")
+      with contextlib.suppress(OSError):
+        while not done.wait(0.05):
+          connection.sendall(b"x")
+
+  with socket.create_server(("127.0.0.1", 0)) as s:
+    thread = threading.Thread(target=trickle, args=(s,))
+    thread.start()
+    url = f"http://127.0.0.1:{s.getsockname()[1]}/"
+    with pytest.raises(UserError, match="or takes more than"):
+      download.fetch(url, path, lambda part: part)
+    done.set()
+    thread.join()
 
 
 def test_silence_ends(path, monkeypatch):
@@ -335,9 +395,7 @@ def test_an_endless_search_for_the_host_ends(path, monkeypatch):
   # As with a name server that is silent, which no timeout reaches.
   monkeypatch.setattr(download, "_TIMEOUT_SECONDS", -0.9)
   over = threading.Event()
-  monkeypatch.setattr(
-    download.urllib.request, "urlopen", lambda *a, **k: over.wait(30)
-  )
+  monkeypatch.setattr(download, "_open", lambda *a, **k: over.wait(30))
   with pytest.raises(UserError, match=r"can't be downloaded: no answer\."):
     download.fetch("http://example.org/", path, lambda part: part)
   over.set()
@@ -454,4 +512,4 @@ def test_a_killed_process_leaves_what_the_next_goes_on_with(server, path):
   server.requests.clear()
   fetch(server, path)
   assert_whole(path)
-  assert server.requests[0][1].startswith("bytes=2")
+  assert re.fullmatch("bytes=[23].....-", server.requests[0][1])

@@ -1,3 +1,5 @@
+import io
+import sys
 import unicodedata
 
 import hypothesis
@@ -27,3 +29,35 @@ def test_printable_is_one_line_of_text(written):
   categories = {unicodedata.category(c) for c in shown}
   assert not categories & {"Cc", "Cs", "Zl", "Zp"}
   assert text.printable(shown) == shown
+
+
+class Stream(io.TextIOWrapper):
+  """A stream of some encoding, perhaps a terminal."""
+
+  def __init__(self, encoding="utf-8", terminal=False):
+    super().__init__(io.BytesIO(), encoding)
+    self.isatty = lambda: terminal
+
+  def written(self):
+    self.flush()
+    return self.buffer.getvalue()
+
+
+def test_what_is_printed_moves_no_cursor(monkeypatch):
+  monkeypatch.setattr(sys, "stdout", out := Stream())
+  monkeypatch.setattr(sys, "stderr", err := Stream("ascii"))
+  with text.safe_output():
+    print("\x1b[2Jä\ra\tb\nc")
+    print("\r\x1b[K\x1b[A8 %", end="")  # Progress, and what it may not do.
+    print("ä \udce9", file=sys.stderr)
+  assert out.written().decode() == "\\x1b[2Jä\\ra\tb\nc\n\r\x1b[K\\x1b[A8 %"
+  assert err.written() == rb"\xe4 \udce9" + b"\n"
+  assert (sys.stdout, sys.stderr) == (out, err)
+
+
+def test_data_is_exact_unless_a_person_sees_it(monkeypatch):
+  for terminal, want in ((False, b"\x1b\xe9\n"), (True, b"\\x1b\\udce9\n")):
+    monkeypatch.setattr(sys, "stdout", out := Stream(terminal=terminal))
+    with text.safe_output() as safe:
+      safe.write_exactly("\x1b\udce9\n")
+    assert out.written() == want

@@ -48,6 +48,7 @@ from mixer import (
   outputs,
   runtime,
   sharding,
+  text,
   trained,
   trained_flags,
   workdir,
@@ -225,13 +226,17 @@ def run(args: argparse.Namespace) -> None:
   if model.short_side:
     crop = f"out of a short side of {model.short_side}"
   print(
-    f"checkpoint    {model.origin}\n"
+    f"checkpoint    {text.printable(model.origin)}\n"
     f"model         {count:,} parameters, {model.num_classes:,} outputs, "
     f"{np.dtype(model.module.dtype).name}\n"
     f"data set      {this.data}, {this.expression}: {len(split):,} examples, "
     f"{len(split.class_names):,} classes\n"
     f"images        {height} x {width} px, {crop}"
-    + (f"\nclasses       {found.sentence}" if found.sentence else ""),
+    + (
+      f"\nclasses       {text.printable(found.sentence)}"
+      if found.sentence
+      else ""
+    ),
     flush=True,
   )
   files: list[pathlib.Path] = []

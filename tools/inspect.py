@@ -34,45 +34,50 @@ from mixer import (
   description,
   provenance,
   runtime,
+  text,
   weights,
 )
 from mixer import config as config_lib
 from mixer.errors import UserError
 
 
+def _say(line: str) -> None:
+  print(text.printable(line))
+
+
 def _print(found: description.Described, parameters: bool) -> None:
   about = found.facts
-  print(f"checkpoint  {about['path']}")
+  _say(f"checkpoint  {about['path']}")
   classes = about.get("class_names") or ()
   head = f", {len(classes):,} classes: {_some(classes)}" if classes else ""
   count = f"{about['parameters']:,} parameters"
-  print(f"model       {about['model']}; {count}{head}")
+  _say(f"model       {about['model']}; {count}{head}")
   if "layout" in about:
-    print(f"file        {about['bytes']:,} bytes, {about['layout']}")
-    print(f"            sha256 {about['file_sha256']}")
+    _say(f"file        {about['bytes']:,} bytes, {about['layout']}")
+    _say(f"            sha256 {about['file_sha256']}")
   else:
     total = (about["resolved"] or {}).get("total")
-    print(f"step        {about['step']}" + (f" of {total}" if total else ""))
+    _say(f"step        {about['step']}" + (f" of {total}" if total else ""))
     for label, line in _labelled("made", provenance.describe(about)):
-      print(f"{label:<12}{line}")
+      _say(f"{label:<12}{line}")
   finite = "" if about["finite"] else "  NOT ALL FINITE"
-  print(f"norm        {about['norm']:.6f}{finite}")
+  _say(f"norm        {about['norm']:.6f}{finite}")
   for name, value in about.get("metrics", {}).items():
     if name != "step":
-      print(f"{name:<28}{_short(value)}")
+      _say(f"{name:<28}{_short(value)}")
   if about.get("config"):
     flat = config_lib.flatten(about["config"])
     default = config_lib.flatten(config_lib.default())
     for label, line in _labelled(
       "config", [f"{k}: {v!r}" for k, v in flat.items() if v != default.get(k)]
     ):
-      print(f"{label:<12}{line}")
-    print(f"{'':<12}(all else has its default; --json has everything)")
-  print(f"sha256      {about['sha256']}")
+      _say(f"{label:<12}{line}")
+    _say(f"{'':<12}(all else has its default; --json has everything)")
+  _say(f"sha256      {about['sha256']}")
   if "sha256_ema" in about:
-    print(f"sha256_ema  {about['sha256_ema']}")
+    _say(f"sha256_ema  {about['sha256_ema']}")
   if "digests" in about:
-    print(f"digests     {_compared(about)}")
+    _say(f"digests     {_compared(about)}")
   if parameters:
     print(parameter_overview.get_parameter_overview(found.params))
     _table(
@@ -105,7 +110,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
   for row in (head, *rows):
     cells = [f"{row[0]:<{widths[0]}}"]
     cells += [f"{c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True)]
-    print("  ".join(cells))
+    _say("  ".join(cells))
 
 
 def _compared(about: Mapping[str, Any]) -> str:
@@ -124,7 +129,9 @@ _NOISE = ("goodput/", "data/")
 
 
 def _print_both(a: str, b: str, found: Mapping[str, Any]) -> None:
-  print(f"a  {a}\nb  {b}\n")
+  _say(f"a  {a}")
+  _say(f"b  {b}")
+  print()
   if found["same_weights"]:
     print("The weights are the same to the bit.")
   elif found["modules"]:
@@ -143,13 +150,13 @@ def _print_both(a: str, b: str, found: Mapping[str, Any]) -> None:
       ],
     )
   for line in found["shapes"]:
-    print(f"in a, not so in b: {line}")
+    _say(f"in a, not so in b: {line}")
   for group in _GROUPS:
     for name, (first, second) in found[group].items():
       if name.startswith(_NOISE):
         continue
       key = name if group == "facts" else f"{group} {name}"
-      print(f"{key}: {_short(first)} -> {_short(second)}")
+      _say(f"{key}: {_short(first)} -> {_short(second)}")
 
 
 def _short(value: Any) -> str:

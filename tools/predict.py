@@ -36,7 +36,7 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from mixer import command_line, predictor, stop, trained_flags
+from mixer import command_line, predictor, stop, text, trained_flags
 from mixer.errors import UserError
 from mixer.prediction import counting, feature_files, finding, formats, partial
 
@@ -58,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
   _check(args)
   paths, empty = finding.find(args.images, args.files)
   for name in empty:
-    print(f"error: {name}: there is no image", file=sys.stderr)
+    said = text.printable(f"error: {name}: there is no image")
+    print(said, file=sys.stderr)
   file = args.features or args.output
   # On a terminal the results show by themselves how far it is.
   counter = counting.Counter(len(paths), bool(file) or not sys.stdout.isatty())
@@ -100,7 +101,7 @@ def _predict(
   suffix = pathlib.Path(args.output).suffix.lower()
   kind = args.format or _SUFFIXES.get(suffix, "table")
   # Before the model is loaded: it may be refused.
-  with partial.text(args.output) as write:
+  with partial.text(args.output, kind != "table") as write:
     model = predictor.Predictor(trained_flags.load(args), args.batch_size)
     said = model.stream(paths, args.top or arguments.TOP)
     plain = kind == "table" and not args.output

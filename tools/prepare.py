@@ -23,7 +23,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from mixer import stop
+from mixer import stop, text
 from mixer.datasets.preparation import prepare_flags
 from mixer.errors import UserError
 
@@ -266,7 +266,7 @@ def _summary(args: argparse.Namespace, name: str, root: pathlib.Path) -> None:
     return
   names = found.class_names(label)
   few = ", ".join(names if len(names) <= 6 else [*names[:3], "...", names[-1]])
-  print(f"  {len(names):,} classes: {few}")
+  print(text.printable(f"  {len(names):,} classes: {few}"))
   if "train" not in sizes:
     print("  it has no split `train`: for evaluation only")
     return

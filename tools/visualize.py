@@ -23,7 +23,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from mixer import command_line, stop, trained, trained_flags
+from mixer import command_line, stop, text, trained, trained_flags
 from mixer.errors import UserError
 from mixer.insight import embedding, figures, making, pictures
 
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
   if any(name in making.OF_IMAGES for name in args.figures):
     shown, problems, missing = _pictures(args, model)
   for problem in problems:
-    print(f"error: {problem}", file=sys.stderr)
+    print(text.printable(f"error: {problem}"), file=sys.stderr)
   if shown:
     print(f"images        {len(shown.images):,} looked at", flush=True)
   options = making.Options(args.explain, args.smooth, args.embedding)

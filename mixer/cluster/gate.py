@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from mixer import config as config_lib
-from mixer import provenance, runtime
+from mixer import provenance, runtime, text
 from mixer.cluster import hosts
 from mixer.errors import UserError
 
@@ -92,6 +92,7 @@ def pass_together(config: config_lib.Config, more: Mapping[str, Any]) -> None:
       shown.append(f"and {len(lines) - len(shown)} more")
     raise UserError(
       "the processes of this run differ, so none of them starts:\n  "
-      + "\n  ".join(shown)
-      + "\nGive all of them the same code, libraries, data and command line."
+      + "\n  ".join(map(text.printable, shown))
+      + "\nGive all of them the same code, libraries, data and command line.",
+      lines=True,
     )

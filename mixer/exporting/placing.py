@@ -107,7 +107,7 @@ def place(
     text = str(e).replace(str(part), str(path))
     if text == str(e):
       raise
-    raise UserError(text) from e
+    raise UserError(text, lines=True) from e
   finally:
     shutil.rmtree(aside, ignore_errors=True)
 

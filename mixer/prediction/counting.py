@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import tqdm
 
+from mixer import text
 from mixer.prediction import results
 
 _One = TypeVar("_One", results.Prediction, results.Features)
@@ -43,7 +44,8 @@ class Counter:
       for one in those:
         if one.problem:
           self.failed += 1
-          bar.write(f"error: {one.source}: {one.problem}", sys.stderr)
+          said = text.printable(f"error: {one.source}: {one.problem}")
+          bar.write(said, sys.stderr)
         yield one
         self.done += 1
         bar.update()

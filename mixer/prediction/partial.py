@@ -2,14 +2,13 @@
 
 import contextlib
 import functools
-import io
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from mixer import files
+from mixer import text as text_lib
 
 
 class Partial:
@@ -79,7 +78,7 @@ def close(file: IO[Any]) -> None:
 
 
 @contextlib.contextmanager
-def text(path: str) -> Iterator[Callable[[str], None]]:
+def text(path: str, exact: bool = False) -> Iterator[Callable[[str], None]]:
   """Opens a text file, or stdout, for writing piece by piece.
 
   Left by an exception, a file stays `NAME.partial`, if anything is in it.
@@ -87,6 +86,7 @@ def text(path: str) -> Iterator[Callable[[str], None]]:
 
   Args:
     path: of the file; "" for stdout.
+    exact: it is for programs: only a terminal gets it made safe.
 
   Yields:
     A function that writes a piece at once.
@@ -95,9 +95,9 @@ def text(path: str) -> Iterator[Callable[[str], None]]:
     UserError: the disk refuses, here or in the function.
   """
   if not path:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-      sys.stdout.reconfigure(errors="surrogateescape")
-    yield functools.partial(print, end="", flush=True)
+    with text_lib.safe_output() as out:
+      at_once = functools.partial(print, end="", flush=True)
+      yield out.write_exactly if exact else at_once
     return
   file = Partial(path)
   with contextlib.ExitStack() as stack:

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from mixer import text
+
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
@@ -34,12 +36,16 @@ class Prediction:
     Args:
       width: of the source's column, at least; all lines are indented so far.
     """
+    source = text.printable(self.source)
     if self.problem:
-      return [f"{self.source:<{width}}  {self.problem}"]
-    width = max(width, len(self.source))
-    labels = [self.source] + [""] * (len(self.names) - 1)
+      return [f"{source:<{width}}  {text.printable(self.problem)}"]
+    width = max(width, len(source))
+    labels = [source] + [""] * (len(self.names) - 1)
     rows = zip(labels, self.scores, self.names, strict=True)
-    return [f"{label:<{width}}  {s:6.3f}  {name}" for label, s, name in rows]
+    return [
+      f"{label:<{width}}  {s:6.3f}  {text.printable(name)}"
+      for label, s, name in rows
+    ]
 
   def __str__(self) -> str:
     return "\n".join(self.lines())
