@@ -152,9 +152,10 @@ def open_image(encoded: bytes, white: bool = False) -> Opened:
       "too large", f"{len(encoded):,} bytes, more than {MAX_BYTES:,}"
     )
   format_ = file_format.sniff(encoded)
-  if format_ == "jpeg" and encoded.count(b"\xff\xda") > _MAX_SCANS:
-    raise ImageError("damaged", f"a JPEG of more than {_MAX_SCANS} scans")
   head = jpeg.header(encoded)
+  several = format_ == "jpeg" and not (head and head.data)
+  if several and encoded.count(b"\xff\xda") > _MAX_SCANS:
+    raise ImageError("damaged", f"a JPEG of more than {_MAX_SCANS} scans")
   if head is None:
     return _Decoded(encoded, format_, white)
   _check_size(head.height, head.width, format_)
