@@ -298,6 +298,20 @@ def test_a_shard_or_record_of_a_stopped_one_that_is_damaged(run, tmp_path):
   assert "preparation.json is no JSON" in err
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_names_that_stdout_has_no_letters_for(tmp_path, monkeypatch, encoding):
+  """What is said at the end doesn't undo the work."""
+  root = files_of(tmp_path / "in", {"\u732b": 3, "\u00fcber": 3})
+  out = io.TextIOWrapper(io.BytesIO(), encoding)
+  monkeypatch.setattr(sys, "stdout", out)
+  flags = ["folder", "--name=x", f"--source={root}", "--workers=0"]
+  assert prepare.main([*flags, f"--data_dir={tmp_path / 'data'}"]) == 0
+  out.flush()
+  said = out.buffer.getvalue()
+  assert rb"\u732b" in said and b"train.py --config" in said
+  assert labels(tmp_path, "x", "validation") == {0: 1, 1: 1}
+
+
 def test_odd_files_cost_themselves(run, photos, tmp_path, monkeypatch):
   """An EPS by a JPEG's name, a huge file, a black and a clear image."""
   source = shutil.copytree(photos, tmp_path / "source") / "cat"
