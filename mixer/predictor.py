@@ -147,7 +147,9 @@ class Predictor:
     self.model = model
     self._mesh = sharding.make_mesh()
     devices = self._mesh.size
-    wished = batch_size or _PER_DEVICE * devices
+    wished = _PER_DEVICE * devices
+    if batch_size is not None:
+      wished = _whole("batch_size", batch_size)
     self._few, self.batch_size = batching.sizes(wished, devices)
     self._params = jax.device_put(model.params, sharding.replicated(self._mesh))
     self._made: dict[int, inference.Inference] = {}

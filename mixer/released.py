@@ -5,6 +5,7 @@ are '/'-joined names as `mixer.weights` has them, or older ones
 (`mixer.older_layout`).
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -183,8 +184,9 @@ def name_of(path: str | os.PathLike[str]) -> str | None:
   found = npz.fingerprint(pathlib.Path(path).expanduser())
   for file in _cache().glob("*/*.npz"):
     name = _name(f"{file.parent.name}/{file.name}")
-    if name and npz.fingerprint(file) == found:
-      return name
+    with contextlib.suppress(UserError):  # Another file that is damaged.
+      if name and npz.fingerprint(file) == found:
+        return name
   return None
 
 

@@ -140,6 +140,7 @@ def test_released_weights_are_known_by_name_and_content(
     assert found.class_ids == ids and found.unnamed == ""
     assert found.class_names == wordnet.names(ids)
   trained_files.npz(tmp_path / "other.npz", len(ids), bias=1.0)
+  path.write_bytes(b"damaged")
   assert trained.load(str(tmp_path / "other.npz")).class_ids is None
 
 

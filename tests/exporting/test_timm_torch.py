@@ -30,7 +30,7 @@ def named():
   module = model_lib.build(
     "S/32", 7, num_blocks=8, tokens_mlp_dim=33, channels_mlp_dim=65
   )
-  return models.make(module=module, size=(64, 96))
+  return models.make(module=module, size=(64, 96), short_side=110)
 
 
 @pytest.mark.parametrize("kind", ["named", "unnamed", "no head"])
