@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import pathlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
@@ -146,20 +147,26 @@ def _draw(file: IO[bytes], matrix: np.ndarray, names: Sequence[str]) -> None:
   shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
   named = len(names) <= _NAMED_CLASSES
   side = max(5.0, 0.3 * len(names)) if named else 9.0
-  figure, axes = plt.subplots(figsize=(side + 1, side), layout="constrained")
-  # By the root, as the rare mistakes are what one looks for.
-  norm = colors.PowerNorm(0.5, vmin=0, vmax=1)
-  drawn = axes.imshow(
-    shares, cmap="magma_r", norm=norm, interpolation="nearest"
-  )
-  axes.set(xlabel="predicted", ylabel="true")
-  if named:
-    places = np.arange(len(names))
-    axes.set_xticks(places, names, rotation=90)
-    axes.set_yticks(places, names)
-  figure.colorbar(drawn, ax=axes, label="share of the true class")
-  figure.savefig(file, dpi=120, format="png")
-  plt.close(figure)
+  with (
+    # A name may hold a $, and characters that the font lacks.
+    matplotlib.rc_context({"text.parse_math": False}),
+    warnings.catch_warnings(),
+  ):
+    warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+    figure, axes = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    # By the root, as the rare mistakes are what one looks for.
+    norm = colors.PowerNorm(0.5, vmin=0, vmax=1)
+    drawn = axes.imshow(
+      shares, cmap="magma_r", norm=norm, interpolation="nearest"
+    )
+    axes.set(xlabel="predicted", ylabel="true")
+    if named:
+      places, shown = np.arange(len(names)), [*map(text.printable, names)]
+      axes.set_xticks(places, shown, rotation=90)
+      axes.set_yticks(places, shown)
+    figure.colorbar(drawn, ax=axes, label="share of the true class")
+    figure.savefig(file, dpi=120, format="png")
+    plt.close(figure)
 
 
 def describe(metrics: Mapping[str, Any], loss: str) -> str:

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Collection, Iterator
 from typing import IO, Any
 
+from mixer import text as text_lib
 from mixer.errors import UserError, first_line
 
 # Bytes of the JSON files that are read here; a report's pictures are in one.
@@ -148,7 +149,7 @@ def atomic_write(
 def _as_text(file: IO[bytes]) -> IO[str]:
   # It closes the file with its last reference: hold one.
   return io.TextIOWrapper(
-    file, "utf-8", "surrogateescape", newline="", write_through=True
+    file, "utf-8", text_lib.NAMES, newline="", write_through=True
   )
 
 

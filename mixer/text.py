@@ -1,5 +1,6 @@
 """Foreign text, made safe to show: names of files, what others have said."""
 
+import codecs
 import contextlib
 import errno
 import os
@@ -33,6 +34,19 @@ def printable(text: object, keep: str = "") -> str:
   return _UNSAFE.sub(
     lambda m: m[0] if m[0] in keep else ascii(m[0])[1:-1], str(text)
   )
+
+
+def _bytes_of_names(error: UnicodeError) -> tuple[bytes, int]:
+  """What `surrogateescape` makes; "?" for surrogates that are no byte's."""
+  assert isinstance(error, UnicodeEncodeError)
+  code = ord(error.object[error.start])
+  byte = bytes([code - 0xDC00]) if 0xDC80 <= code <= 0xDCFF else b"?"
+  return byte, error.start + 1
+
+
+# Names of files come out as the bytes that they are; for `str.encode`.
+NAMES = "mixer.names"
+codecs.register_error(NAMES, _bytes_of_names)
 
 
 # What a line of progress begins with: at the start of a line it does no harm.
@@ -71,7 +85,7 @@ class Output:
 
   def write_exactly(self, text: str) -> None:
     """Writes data: on a terminal as `write`, else names' very bytes."""
-    data = text.encode("utf-8", "surrogateescape")
+    data = text.encode("utf-8", NAMES)
     self.flush()
     if self._stream.isatty() or not hasattr(self._stream, "buffer"):
       self.write(text)

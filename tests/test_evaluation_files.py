@@ -6,6 +6,17 @@ from PIL import Image
 from mixer import evaluation_files, tally
 
 
+def test_names_that_are_no_text(tmp_path):
+  names = ["$\\frac\x1b", "a\n\udcff", "\ud800"]
+  files = evaluation_files.write(tmp_path, counted(3, _PAIRS), names, names)
+  assert (tmp_path / "confusion.png") in files
+  with open(
+    tmp_path / "per_class.csv", encoding="utf-8", errors="surrogateescape"
+  ) as f:
+    rows = list(csv.DictReader(f))
+  assert [row["name"] for row in rows] == [*names[:2], "?"]
+
+
 def counted(k: int, pairs):
   """A tally of (label, predicted)."""
   t = tally.Tally(k)

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import colors, ticker
 from matplotlib import figure as figure_lib
 
+from mixer import text as text_lib
 from mixer import trained
 from mixer.insight import figures, receptive
 from mixer.insight import saliency as saliency_lib
@@ -256,5 +257,6 @@ def _after(depth: int) -> str:
   )
 
 
-def _short(text: str, most: int) -> str:
+def _short(name: str, most: int) -> str:
+  text = text_lib.printable(name)
   return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib import figure as figure_lib
 from matplotlib import rc_context
 
-from mixer import files, trained
+from mixer import files, text, trained
 from mixer import model as model_lib
 from mixer.insight import kernels
 
@@ -90,7 +90,7 @@ def name_of(model: trained.Trained) -> str:
 
 def subtitle(model: trained.Trained) -> str:
   """The model and where it lies, for a figure's second line."""
-  source = model.source
+  source = text.printable(model.source)
   name = name_of(model)
   while len(name) + len(source) > _WIDE and "/" in source[4:]:
     source = f".../{source[4:].split('/', 1)[1]}"

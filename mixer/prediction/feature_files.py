@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from mixer import files
+from mixer import files, text
 from mixer.errors import UserError
 from mixer.prediction import formats, partial, results
 
@@ -110,7 +110,7 @@ class _Npy(FeatureFile):
       )
     self._table = open(
       self.files[1].part, "w", newline="", encoding="utf-8",
-      errors="surrogateescape",
+      errors=text.NAMES,
     )  # fmt: skip
     self._table.write(formats.csv_line(["path", "error"]))
     self._channels = 0

@@ -107,7 +107,7 @@ def text(path: str, exact: bool = False) -> Iterator[Callable[[str], None]]:
 
     def write(piece: str) -> None:
       with files.writing(file.path):
-        out.write(piece.encode("utf-8", "surrogateescape"))
+        out.write(piece.encode("utf-8", text_lib.NAMES))
         out.flush()
 
     yield write

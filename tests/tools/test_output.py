@@ -145,20 +145,37 @@ def test_prepare(streams, tmp_path):
   assert len(pathlib.Path(listed).read_text("utf-8").splitlines()) == 2
 
 
-@pytest.mark.usefixtures("untouched")
-def test_names_of_a_checkpoint(streams, tmp_path, data_dir):
+@pytest.fixture(scope="module")
+def evil_run(tmp_path_factory, data_dir):
+  """A workdir whose classes have such names."""
+  workdir = tmp_path_factory.mktemp("evil")
   config = smoke.get_config()
   config.data.data_dir = data_dir
   names = [f"{k}{EVIL}" for k in range(10)]
   trained_files.save(
-    tmp_path, config, lambda metadata: metadata.update(class_names=names)
+    workdir, config, lambda metadata: metadata.update(class_names=names)
   )
+  return workdir
+
+
+@pytest.mark.usefixtures("untouched")
+def test_names_of_a_checkpoint(streams, evil_run):
+  tmp_path = evil_run
   said = streams()
   assert inspect.main([str(tmp_path)]) == 0
   assert evaluate.main([f"--checkpoint={tmp_path}", "--batch_size=8"]) == 1
   out, err = (harmless(s.text()) for s in said)
   assert SHOWN in out
   assert err.splitlines()[-1].startswith("error: the checkpoint ")
+
+
+@pytest.mark.usefixtures("untouched")
+def test_names_in_figures(capsys, tmp_path, evil_run):
+  image(tmp_path / f"$\\frac{EVIL}", 9)
+  args = [str(evil_run), "-o", str(tmp_path / "out"), "--figures=saliency"]
+  args += ["--smooth=0", "--explain=1", "--images", str(tmp_path)]
+  assert visualize.main(args) == 0
+  assert "saliency.png" in harmless(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("name", ["tokens.png", "confusion.csv"])
