@@ -137,13 +137,15 @@ def test_a_variant_without_weights_is_refused(smoke_config, tmp_path):
 
 
 def test_size():
-  c = recipe("size=448,model=L/16")
+  c = recipe("size=448,model=L/16,dataset=imagenet")
   assert (c.image_size, c.data.eval_short_side) == (448, 512)
   assert c.model.variant == "L/16"
   assert recipe("").image_size == 224
-  c = recipe("size=224x320")
+  c = recipe("size=224x320,dataset=pets")
   assert (c.image_size, c.image_width) == (224, 320)
   assert c.data.eval_short_side == 366
+  # Enlarged as in training, not to a mosaic.
+  assert recipe("dataset=cifar100").data.eval_short_side == 0
 
 
 @pytest.mark.parametrize(
