@@ -20,7 +20,7 @@ from mixer import config as config_lib
 from mixer import model as model_lib
 from mixer import step as step_lib
 from mixer.datasets import wordnet
-from mixer.errors import UserError
+from mixer.errors import UserError, first_line
 
 # Lists of classes of the released heads; all others have ImageNet-1k's.
 _RELEASED = {"imagenet21k": "head"}
@@ -141,14 +141,16 @@ def _of_run(path: str, averaged: bool) -> Trained:
   try:
     config = config_lib.from_json(info["config"], info.get("resolved") or {})
     class_ids = tuple(info["class_names"])
-  except (KeyError, TypeError, ValueError) as e:
+    size = config_lib.image_size(config)
+    module = model_lib.plain(step_lib.build_model(config, len(class_ids)))
+    _check(module, params, size, where)
+  except UserError:
+    raise
+  except Exception as e:  # A foreign config may raise anything.
     raise UserError(
       f"checkpoint {where} lacks the config and the class names that train.py "
-      f"saves with it ({e}); take another checkpoint."
+      f"saves with it ({first_line(e)}); take another checkpoint."
     ) from e
-  size = config_lib.image_size(config)
-  module = model_lib.plain(step_lib.build_model(config, len(class_ids)))
-  _check(module, params, size, where)
   kept = ", averaged weights" if averaged and info["averaged"] else ""
   return Trained(
     module=module,

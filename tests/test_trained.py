@@ -11,8 +11,10 @@ from configs import smoke
 from mixer import config as config_lib
 from mixer import model, released, trained, weights
 from mixer import step as step_lib
+from mixer import workdir as workdir_lib
 from mixer.datasets import wordnet
 from mixer.errors import UserError
+from mixer.report import runs
 from tests import trained_files
 
 
@@ -90,6 +92,34 @@ def test_weights_of_another_model_than_the_config(tmp_path):
   trained_files.save(tmp_path, smoke.get_config(), other)
   with pytest.raises(UserError, match=r"\(32,\) there and \(40,\) here"):
     trained.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"config": 3},
+    {"resolved": [[]]},
+    {"class_names": "abc"},
+    {"origin": 3},
+    {"environment": []},
+    {"metrics_lines": "9"},
+    {"config": {"model": 3}},
+    {"config": {"model": {"patch_size": 0}}},
+    {"config": {"image_size": "a"}},
+    {"config": {"image_size": -3}},
+  ],
+  ids=str,
+)
+def test_a_foreign_checkpoint_is_refused(tmp_path, change):
+  config = smoke.get_config()
+  trained_files.save(tmp_path, config, lambda m: m.update(change))
+  workdir_lib.write_json(
+    tmp_path / "config.json",
+    {"config": config_lib.to_json(config), "resolved": {}},
+  )
+  with pytest.raises(UserError, match=r"checkpoint .* (damaged|lacks|weights)"):
+    trained.load(str(tmp_path))
+  assert runs.read(tmp_path, "x")["name"] == "x"
 
 
 @pytest.mark.parametrize("key", ["config", "class_names"])

@@ -23,6 +23,16 @@ from mixer.storage import digests, finding, inventory
 ocp: Any = orbax.checkpoint.experimental.v1
 
 _METADATA = "_CHECKPOINT_METADATA"
+# What train.py saves in it.
+_TYPES = {
+  "config": dict,
+  "resolved": dict,
+  "class_names": list,
+  "origin": str,
+  "environment": dict,
+  "history": list,
+  "metrics_lines": int,
+}
 
 
 class Damaged(UserError):
@@ -98,7 +108,11 @@ def look(where: epath.Path, wanted: Collection[str] | None = None) -> Saved:
 def _recorded(where: epath.Path) -> tuple[dict[str, Any], Any]:
   """As of `digests.unseal`."""
   content = json.loads((where / _METADATA).read_text())
-  return digests.unseal(content["custom_metadata"])
+  metadata, arrays = digests.unseal(content["custom_metadata"])
+  for name, kind in _TYPES.items():
+    if not isinstance(metadata.get(name), kind | None):
+      raise ValueError(f"its {name} is no {kind.__name__}")
+  return metadata, arrays
 
 
 def load(saved: Saved, targets: dict[str, Any]) -> dict[str, Any]:

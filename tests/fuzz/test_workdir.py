@@ -5,13 +5,15 @@ import json
 
 import numpy as np
 import pytest
+from etils import epath
 
 from configs import smoke
 from mixer import config as config_lib
-from mixer import workdir
+from mixer import runtime, workdir
 from mixer.errors import UserError
 from mixer.report import files, runs
-from mixer.storage import owner
+from mixer.storage import owner, saved
+from tests import trained_files
 from tests.fuzz import mutations
 
 _INPUTS = 10_000
@@ -83,3 +85,28 @@ def test_an_owner_is_somebody_or_cannot_be_made_out(tmp_path):
     assert owner.is_alive(found) in (True, False, None)
     assert owner.is_suspended(found) in (True, False)
   faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "files.json"])
+def test_what_a_checkpoint_says_is_as_it_was_or_it_is_told(tmp_path, name):
+  runtime.quiet_libraries()
+  trained_files.save(tmp_path, smoke.get_config())
+  where = epath.Path(tmp_path / "checkpoints" / "4")
+  whole = saved.look(where, ()).metadata
+  # Else the list of files knows it before it is read.
+  if name != "files.json":
+    (where / "files.json").unlink()
+  path = where / name
+  seed, rng, told = path.read_bytes(), np.random.default_rng(15), 0
+  for i in range(_INPUTS):
+    _damage(path, i, rng, seed)
+    try:
+      found = saved.look(where, ())
+    except UserError as e:
+      told += 1
+      assert str(where) in str(e), f"input {i}"
+    else:
+      assert found.metadata == whole, f"input {i}"
+  faulthandler.cancel_dump_traceback_later()
+  assert told > _INPUTS / 4
