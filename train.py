@@ -1,6 +1,6 @@
 """Trains an MLP-Mixer: pre-training, fine-tuning, evaluation.
 
-  python train.py --config=configs/smoke.py --workdir=/tmp/smoke
+  python train.py --config=configs/smoke.py --workdir=runs/smoke
 
 The same command line on an existing workdir goes on where that run stopped.
 Exit codes: 0 done; 42 stopped by SIGTERM, Ctrl-C or a closed terminal, and

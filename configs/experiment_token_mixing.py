@@ -1,8 +1,8 @@
 """The paper's other ways to mix tokens (appendix A.1), on the shipped glyphs.
 
-  python train.py --config=configs/experiment_token_mixing.py --workdir=DIR
+  python train.py --config=configs/experiment_token_mixing.py --workdir=DIR1
   python train.py --config=configs/experiment_token_mixing.py:untied \
-    --workdir=DIR
+    --workdir=DIR2
 
 The demo's pre-training, shortened to 300 steps, with token mixing as behind the
 colon:

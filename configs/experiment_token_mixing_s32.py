@@ -1,8 +1,8 @@
 """The paper's other ways to mix tokens (appendix A.1), with S/32.
 
-  python train.py --config=configs/experiment_token_mixing_s32.py --workdir=DIR
+  python train.py --config=configs/experiment_token_mixing_s32.py --workdir=DIR1
   python train.py --config=configs/experiment_token_mixing_s32.py:projected \
-    --workdir=DIR
+    --workdir=DIR2
 
 As configs/mixer_s32_i21k.py, with hardware as told there, and token mixing as
 behind the colon. FLOP of 300 epochs, and parameters with 19,167 classes:

@@ -1,8 +1,8 @@
 """Fine-tunes a Mixer as in the paper (section 3, appendix B).
 
-  python train.py --workdir=DIR \
+  python train.py --workdir=DIR1 \
     --config=configs/finetune.py:model=imagenet21k/Mixer-B_16,dataset=cifar10
-  python train.py --config=configs/finetune.py --workdir=DIR \
+  python train.py --config=configs/finetune.py --workdir=DIR2 \
     --config.init_from=WORKDIR_OF_B16
 
 Behind the colon may stand, in any order:
@@ -24,7 +24,7 @@ the paper's choice among .003, .01, .03 and .06 (VTAB: without .06), made on a
 part of the training split that is held out for it. This tries them all there,
 and trains once more, on all of the training split, with the best one:
 
-  python -m tools.sweep --workdir=DIR \
+  python -m tools.sweep --workdir=DIR3 \
     --config=configs/finetune.py:model=imagenet21k/Mixer-B_16,dataset=cifar10
 
 Hardware: one GPU or a few TPU chips; batch 512 is divided among all devices.

@@ -1,6 +1,6 @@
 """A tiny Mixer on the shipped digits: seconds on a CPU.
 
-  python train.py --config=configs/smoke.py --workdir=/tmp/smoke
+  python train.py --config=configs/smoke.py --workdir=runs/smoke
 
 Shows that an installation works, end to end; says nothing about accuracy.
 """

@@ -85,7 +85,7 @@ def _check(argv: Sequence[str], module: str) -> None:
   if not _WORKDIR.value or _CONFIG.value is None:
     raise UserError(
       f"name a recipe and a folder: python {module} "
-      "--config=configs/smoke.py --workdir=/tmp/smoke; --help lists all flags "
+      "--config=configs/smoke.py --workdir=runs/smoke; --help lists all flags "
       "and keys."
     )
 

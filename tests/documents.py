@@ -37,6 +37,15 @@ SCRIPTS = [
   *sorted(p for p in (ROOT / "launch").rglob("*") if p.is_file()),
 ]
 
+# Names that stand for any of a kind.
+ANY_OF_A_KIND = ("tools.NAME", "benchmarks.NAME")
+# What a reader replaces by his own, where words won't parse as they are.
+_PLACEHOLDERS = {
+  "--step=N": "--step=2",
+  "--step=STEP": "--step=2",
+  "--hlo F": "--hlo=F",
+}
+
 # How a line begins, or code in a sentence, that is a command: one of these
 # words, and an argument; or flags alone. A file's name by itself is none.
 _PROGRAMS = (
@@ -52,6 +61,7 @@ _MESSAGE = re.compile(
   r"|\bpip install [^`\n]*|\blaunch/\w+\.sh [a-z-]+[^`\n]*"
   r"|\bmake (?:setup|bench|test|lint|format|demo|clean)\b[\w{}-]*)"
 )
+_FLAG = re.compile(r"(?<![\w-])--[a-z](?>[\w.-]*)(?!\{)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +98,15 @@ def commands() -> list[Command]:
   return found
 
 
+def as_typed(text: str) -> str:
+  """What a usage leaves open is given, and what stands for a value is one."""
+  text = re.sub(r" \[([^\]]*)\](?= |$)", r" \1", text)
+  text = re.sub(r" \.\.\.(?=\W|$)", "", text)
+  for given, instead in _PLACEHOLDERS.items():
+    text = re.sub(rf"{given}\b", instead, text)
+  return text
+
+
 def _command(path: pathlib.Path, line: int, text: str, **how) -> Command:
   return Command(str(path.relative_to(ROOT)), line, text.strip(), **how)
 
@@ -104,7 +123,8 @@ def messages() -> list[Command]:
         others.update(map(id, node.values))
     for node in ast.walk(tree):
       if isinstance(node, ast.expr) and id(node) not in others:
-        for text in _MESSAGE.findall(_template(node)):
+        said = _template(node)
+        for text in _MESSAGE.findall(said) + _FLAG.findall(said):
           found.append(_command(path, node.lineno, text))
   for path in SCRIPTS:
     for number, line in enumerate(path.read_text().splitlines(), 1):
@@ -131,7 +151,8 @@ def _docstrings(tree: ast.AST) -> Iterator[ast.Constant]:
         yield value
 
 
-def _of_page(path: pathlib.Path) -> Iterator[Command]:
+def _of_page(path: pathlib.Path) -> list[Command]:
+  found = []
   lines = path.read_text().splitlines()
   prose: list[str] = []
   number = 0
@@ -147,12 +168,13 @@ def _of_page(path: pathlib.Path) -> Iterator[Command]:
     inside, number = lines[first:end], end + 1
     if language == "python":
       text = "\n".join(line.removeprefix(indent) for line in inside)
-      yield _command(path, first + 1, text, python=True)
+      found.append(_command(path, first + 1, text, python=True))
       continue
     for i, text in _joined(inside):
       if language == "sh" or _COMMAND.match(text):
-        yield _command(path, first + 1 + i, text)
-  yield from _of_prose(path, prose, 0, indent=4)
+        found.append(_command(path, first + 1 + i, text))
+  found += _of_prose(path, prose, 0, indent=4)
+  return sorted(found, key=lambda c: c.line)
 
 
 def _of_docstrings(path: pathlib.Path) -> Iterator[Command]:
@@ -207,7 +229,7 @@ def _joined(lines: list[str]) -> Iterator[tuple[int, str]]:
         text = f"{text[:-1].rstrip()} {after}"
       elif _COMMAND.match(text) and _goes_on(lines[first], lines[i]):
         text = f"{text} {after}"
-      elif text.startswith("for ") and not text.endswith("done; wait"):
+      elif re.match(r"for \w+ in \$", text) and not text.endswith("done; wait"):
         text = f"{text}\n{after}"
       else:
         break

@@ -34,14 +34,6 @@ pytestmark = pytest.mark.filterwarnings(
 
 COMMANDS = documents.commands()
 MESSAGES = documents.messages()
-# What a reader replaces by his own, where words won't parse as they are.
-PLACEHOLDERS = {
-  "--step=N": "--step=2",
-  "--step=STEP": "--step=2",
-  "--hlo F": "--hlo=F",
-}
-# Names that stand for any of a kind.
-ANY_OF_A_KIND = ("tools.NAME", "benchmarks.NAME")
 # Programs that aren't ours: a shell has to understand the line, and
 # tests/test_documents_run.py says what becomes of it.
 FOREIGN = {
@@ -53,18 +45,18 @@ FOREIGN = {
 FOREIGN_FLAGS = {
   *("file-cache-max-size-mb", "cache-dir"),  # gcsfuse
   *("target-size-policy-mode", "service-account"),  # gcloud
+  *("helpfull", "helpshort"),  # absl
+  *("short", "sparse", "force-reinstall"),  # git, tar, pip
   "xla_cpu_experimental_ynn_fusion_type",
   "help",
 }
 
 
 def simple_commands(text: str) -> list[list[str]]:
-  """The words of each command of a line; what a usage leaves open is given."""
-  text = re.sub(r" \[([^\]]*)\](?= |$)", r" \1", text)
-  text = re.sub(r" \.\.\.(?=\W|$)", "", text)
-  for given, instead in PLACEHOLDERS.items():
-    text = re.sub(rf"{given}\b", instead, text)
-  lexer = shlex.shlex(text, posix=True, punctuation_chars="|&;<>")
+  """The words of each command of a line."""
+  lexer = shlex.shlex(
+    documents.as_typed(text), posix=True, punctuation_chars="|&;<>"
+  )
   lexer.whitespace_split = True
   found: list[list[str]] = [[]]
   into = False  # What follows is the name of a file.
@@ -126,8 +118,8 @@ def absl_flags(module: str) -> set[str]:
   return {"help", *re.findall(r'DEFINE_\w+\(\s*"(\w+)"', text)}
 
 
-def absl_reads(module: str, arguments: Sequence[str]) -> None:
-  """Loads the config as the command does, and validates it."""
+def absl_reads(module: str, arguments: Sequence[str]) -> Any:
+  """The config as the command loads it; validated."""
   known = absl_flags(module)
   configs = []
   for word in arguments:
@@ -151,6 +143,7 @@ def absl_reads(module: str, arguments: Sequence[str]) -> None:
     config: Any = values["config"].value
   if config is not None:
     validation.validate(config, 1)
+  return config
 
 
 ABSL = ("train", "tools.sweep", "tools.plan")
@@ -210,7 +203,7 @@ def only_flags(words: list[str]) -> None:
 def python(words: list[str]) -> None:
   match words:
     case ["-m", module, *rest] if re.match("(tools|benchmarks|mixer)", module):
-      if module not in ANY_OF_A_KIND:
+      if module not in documents.ANY_OF_A_KIND:
         module_reads(module, rest)
     case ["-m", "pip", *rest]:
       pip(rest)
@@ -335,6 +328,8 @@ def test_commands_are_understood(path):
 
 def check_message(message: documents.Command) -> None:
   text = message.text
+  if text.startswith("--"):
+    only_flags([text.rstrip(".")])
   for target in re.findall(r"\bmake ([a-z][\w-]*\b)(?!-)", text):
     make([target])
   for extra in re.findall(r"\.\[\w+\]", text):
@@ -347,7 +342,7 @@ def check_message(message: documents.Command) -> None:
     r"(?:\.py)?(?![\w.{])(.*)",
     text,
   )
-  if ours and ours[1] not in ANY_OF_A_KIND:
+  if ours and ours[1] not in documents.ANY_OF_A_KIND:
     module, rest = ours.groups()
     known = flags_of(module)
     keys = config_lib.flatten(config_lib.default())
@@ -409,7 +404,7 @@ def test_all_places_are_read():
     ("docs/results.md", f"{prepare} fashion_mnist --source=DIR"),  # Indented.
     (
       "configs/smoke.py",
-      "python train.py --config=configs/smoke.py --workdir=/tmp/smoke",
+      "python train.py --config=configs/smoke.py --workdir=runs/smoke",
     ),
     (
       "benchmarks/startup.py",

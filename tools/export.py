@@ -1,9 +1,9 @@
 """Writes a trained model to a file that other programs take.
 
   python -m tools.export --checkpoint=WORKDIR --to=npz --output=weights.npz
-  python -m tools.export --checkpoint=WORKDIR --to=timm --output=DIR
+  python -m tools.export --checkpoint=WORKDIR --to=timm --output=DIR1
   python -m tools.export --checkpoint=WORKDIR --to=onnx --output=model.onnx
-  python -m tools.export --checkpoint=WORKDIR --to=stablehlo --output=DIR
+  python -m tools.export --checkpoint=WORKDIR --to=stablehlo --output=DIR2
 
 npz: weights in the layout of the released files, which every command here
 takes. timm: weights for PyTorch. onnx: the model from uint8 pixels to logits.

@@ -1,0 +1,222 @@
+"""What the documents tell readers to type is run, as it stands, on small data.
+
+Only what makes training short is added to a line. tests/test_documents.py
+checks what can't be run: set-ups, clouds, and measurements of hours.
+"""
+
+import pathlib
+import re
+import shutil
+import textwrap
+from collections.abc import Iterator
+
+import pytest
+
+from tests import documents, reader, test_documents
+
+pytestmark = test_documents.pytestmark
+COMMANDS = documents.commands()
+# Not run: why.
+_LEFT_OUT = {
+  r"--": "flags, of no command",
+  r"make ": "CI runs what can be run; make -n in test_documents.py",
+  r"(.*python -m )?(pip|apt|apt-get|ssh-add)\b": "changes the machine",
+  r"(python -m )?benchmarks\b": "measures for minutes to hours",
+  r"python -m mixer\.datasets\.labels\.make": "wants the files of WordNet",
+  r"python -m tools\.demo": "minutes: `make demo` in CI",
+  r"python (-X importtime|train\.py)$": "no command",
+  r"launch/|sbatch|sky|for vm in": "dry runs: test_documents.py, tests/launch",
+  r"kubectl": "wants a cluster",
+  r".*\.\.\.": "not whole",
+}
+# What ends with a sentence here: (document or "", command, sentence).
+_STOPS = [
+  (
+    "README.md",
+    r"train.py --config=configs/mixer_b16_i21k.py",
+    "data set imagenet21k is not prepared",
+  ),
+  ("", r"tools.prepare (cifar10|vtab/pets)$", "make setup-tensorflow"),
+  ("", r"tools.plan .*--compile", "make setup-tpu"),
+  ("", r"tools.plan --compile$", "name a recipe and what it is to run on"),
+  ("", r"--workdir=gs://", "gs://"),
+  ("", r"--workdir=$", "name a recipe and a folder"),
+  # No account; and a flag that is newer than some gcloud.
+  ("", r"gcloud", "active account|credentialed|target-size-policy-mode"),
+]
+
+
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory) -> Iterator[reader.Kept]:
+  root = tmp_path_factory.mktemp("kept")
+  yield reader.Kept(root)
+  shutil.rmtree(root)  # Gigabytes.
+
+
+@pytest.fixture
+def home(tmp_path) -> Iterator[pathlib.Path]:
+  """A reader's folder."""
+  yield tmp_path / "reader"
+  shutil.rmtree(tmp_path)
+
+
+def left_out(command: documents.Command) -> bool:
+  text = command.text
+  return not command.python and (
+    any(re.match(pattern, text) for pattern in _LEFT_OUT)
+    or any(name in text for name in documents.ANY_OF_A_KIND)
+    or (text.startswith("gcloud") and not shutil.which("gcloud"))
+  )
+
+
+def _whole(match: re.Match[str]) -> str:
+  return f"python {match[1] or f'-m {match[2]}'} "
+
+
+def additions(text: str) -> str:
+  """Flags behind a line that make it short."""
+  if "tools.prepare imagenet21k --" in text:
+    return "--hold_out=validation=8,test=8"
+  if "tools.plan --config" in text:  # Not of the small set.
+    return "--examples=13102300 --classes=19167"
+  if not re.search(r"train\.py|tools\.sweep", text):
+    return ""
+  more = [reader.SHORT]
+  if "Mixer-" not in text:
+    more.append(reader.SMALL)
+  if "tools.sweep" in text:
+    more.append('--config.sweep.learning_rates="(0.01,)"')
+  return " ".join(more)
+
+
+def data_sets(text: str) -> set[str]:
+  """That a line reads."""
+  named = {*re.findall(r"--data=(\w+)", text)}
+  for words in test_documents.simple_commands(text):
+    flags = [w for w in words if re.match("--config[.=]", w)]
+    if flags and "tools.plan" not in words:
+      config = test_documents.absl_reads("train", flags)
+      named |= {config.data.name, config.fewshot.name}
+  return named
+
+
+# Of what commands print, all that was run.
+_TYPED: set[str] = set()
+
+
+class Session:
+  """A reader of one document; `complaints` are what went wrong."""
+
+  def __init__(self, path: str, root, kept: reader.Kept):
+    self.path = path
+    self.reader = reader.Reader(root, kept)
+    self.complaints: list[str] = []
+    self.printed: list[str] = []
+
+  def do(self, text: str) -> None:
+    text = documents.as_typed(text)
+    # Of code in a sentence.
+    text = re.sub(r"^(?:(train\.py)|(tools\.\w+)) ", _whole, text)
+    stops = [
+      sentence
+      for path, pattern, sentence in _STOPS
+      if path in ("", self.path) and re.search(pattern, text)
+    ]
+    if not stops:
+      for name in data_sets(text):
+        self.reader.give_set(name)
+      self.reader.give_runs(text)
+    done = self.reader.type(text, additions(text))
+    said = done.stdout + done.stderr
+    print(f"$ {text}\n{said}", flush=True)
+    if (
+      bool(done.returncode) != bool(stops)
+      or "Traceback" in said
+      or (stops and not re.search(stops[-1], said))
+    ):
+      self.complaints.append(
+        f"$ {text}\n{said[-2000:]}\nexit code {done.returncode}, but expected "
+        f"{stops[-1] if stops else 0}"
+      )
+    _, _, loading = done.stdout.partition("To load it:\n\n")
+    if loading:
+      self.do_python(textwrap.dedent(loading))
+    # What is printed to be typed next, without its comment.
+    self.printed += re.findall(
+      r"(?m)^ +((?:\.venv/bin/)?python .*?)(?:  #.*)?$", done.stdout
+    )
+
+  def do_printed(self) -> None:
+    """What the commands so far have printed, in folders of their own."""
+    shutil.rmtree(self.reader.root / "runs")
+    for text in dict.fromkeys(self.printed):
+      if text not in _TYPED:
+        _TYPED.add(text)
+        self.do(text)
+
+  def do_python(self, text: str) -> None:
+    side = re.search(r"\[B, (\d+), \d+, 3\]", text)
+    self.reader.give_weights(text)
+    (self.reader.root / "snippet.py").write_text(
+      "import numpy as np, PIL.Image\n"
+      f"images = np.zeros((1, {side[1] if side else 8}, "
+      f"{side[1] if side else 8}, 3), np.float32)\n"
+      "pil_image = PIL.Image.open('a.jpg')\n"
+      "array = np.asarray(pil_image)\n"
+      f"{text}"
+    )
+    self.do("python snippet.py")
+
+
+_BEFORE = {
+  "configs/demo_finetune.py": "python train.py --config=configs/"
+  "demo_pretrain.py --workdir=runs/glyphs",
+  "configs/finetune.py": "python train.py --workdir=WORKDIR_OF_B16 "
+  "--config=configs/scratch.py:dataset=cifar10,model=B/16",
+  "docs/after_training.md": "python -m tools.export --checkpoint=tiny.npz "
+  "--to=stablehlo --output=DIR",
+}
+
+
+def run(path: str, root, kept) -> Session:
+  session = Session(path, root, kept)
+  if path in _BEFORE:
+    session.do(_BEFORE[path])
+  for command in COMMANDS:
+    if command.path == path and not left_out(command):
+      if command.python:
+        session.do_python(command.text)
+      else:
+        session.do(command.text)
+  session.do_printed()
+  return session
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "path",
+  sorted({c.path for c in COMMANDS if not left_out(c)}),
+)
+def test_what_is_shown_works(path, kept, home):
+  session = run(path, home, kept)
+  assert not session.complaints, "\n\n".join(session.complaints)
+
+
+def test_own_images_from_folder_to_report(kept, home, monkeypatch):
+  """README's commands about birds, with a small model in place of B/16."""
+  monkeypatch.setattr(
+    reader,
+    "SHORT",
+    f"{reader.SHORT} {reader.SMALL} --config.init_from= "
+    "--config.image_size=32 "
+    "--config.data.eval_short_side=32",
+  )
+  session = Session("README.md", home, kept)
+  birds = [c for c in COMMANDS if c.path == "README.md" and "birds" in c.text]
+  assert len(birds) == 9
+  runs = session.reader.root / "runs"
+  for command in birds:
+    session.do(command.text)
+    if "train.py" in command.text:
+      shutil.copytree(runs / "birds", runs / "other")
+  assert not session.complaints, "\n\n".join(session.complaints)
