@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from mixer import config as config_lib
-from mixer import fewshot, loader, preprocess
+from mixer import durations, fewshot, loader, preprocess, validation
 from mixer.datasets import split as split_lib
 
 Split = split_lib.Split
@@ -35,6 +35,49 @@ class _Purpose(enum.IntEnum):
 def _seed(seed: int, purpose: _Purpose) -> int:
   state = np.random.SeedSequence((seed, purpose)).generate_state(1)
   return int(state[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+  """A config that can work, and the data that a run of it needs.
+
+  Attributes:
+    config: with the evaluation split that there is.
+    train_split: what is trained on.
+    eval_split: what is evaluated on.
+    fewshot_task: the few-shot evaluation, if any.
+    plan: durations in steps.
+  """
+
+  config: config_lib.Config
+  train_split: Split
+  eval_split: Split
+  fewshot_task: fewshot.Task | None
+  plan: durations.Plan
+
+  @property
+  def identity(self) -> dict[str, Any]:
+    """JSON that tells the data from any other."""
+    task = self.fewshot_task
+    few = {"fewshot": task.identity} if task else {}
+    return {**self.train_split.identity, **few}
+
+
+def open_inputs(config: config_lib.Config) -> Inputs:
+  """Refuses what can be refused before anything is allocated; opens the data.
+
+  Raises:
+    UserError: names the key and a valid value, or the split that is missing.
+  """
+  validation.validate(config, jax.device_count())
+  train, evaluation = open_splits(config)
+  return Inputs(
+    config_lib.changed(config, {"data.eval_split": evaluation.expression}),
+    train,
+    evaluation,
+    open_fewshot(config),
+    durations.plan(config, len(train)),
+  )
 
 
 def open_splits(config: config_lib.Config) -> tuple[Split, Split]:

@@ -36,14 +36,12 @@ from mixer import config as config_lib
 from mixer import (
   durations,
   evaluate,
-  fewshot,
   finetune,
   nonfinite,
   provenance,
   reporter,
   runtime,
   sharding,
-  validation,
 )
 from mixer import step as step_lib
 from mixer import update as update_lib
@@ -53,50 +51,6 @@ from mixer.errors import UserError
 from mixer.report import files as report_files
 from mixer.report import making as report_page
 from mixer.storage import lock
-
-
-@dataclasses.dataclass(frozen=True)
-class Checked:
-  """A config that can work, and what a run of it needs of the data.
-
-  Attributes:
-    config: with the evaluation split that there is.
-    train_split: what is trained on.
-    eval_split: what is evaluated on.
-    fewshot_task: the few-shot evaluation, if any.
-    plan: durations in steps.
-  """
-
-  config: config_lib.Config
-  train_split: input_pipeline.Split
-  eval_split: input_pipeline.Split
-  fewshot_task: fewshot.Task | None
-  plan: durations.Plan
-
-  @property
-  def identity(self) -> dict[str, Any]:
-    """JSON that tells the data from any other."""
-    task = self.fewshot_task
-    few = {"fewshot": task.identity} if task else {}
-    return {**self.train_split.identity, **few}
-
-
-def check(config: config_lib.Config) -> Checked:
-  """Refuses what can be refused before anything is allocated; opens the data.
-
-  Raises:
-    UserError: names the key and a valid value, or the split that is missing.
-  """
-  validation.validate(config, jax.device_count())
-  train_split, eval_split = input_pipeline.open_splits(config)
-  chosen = {"data.eval_split": eval_split.expression}
-  return Checked(
-    config_lib.changed(config, chosen),
-    train_split,
-    eval_split,
-    input_pipeline.open_fewshot(config),
-    durations.plan(config, len(train_split)),
-  )
 
 
 def train(
@@ -121,7 +75,7 @@ def train(
   began = stop.began()
   path = workdir_lib.path(workdir)
   with stop.Watch(hosts.board()) as watch:
-    inputs = check(config)
+    inputs = input_pipeline.open_inputs(config)
     config, plan = inputs.config, inputs.plan
     class_names = inputs.train_split.class_names
     origin = finetune.prepare(config, path, class_names)
@@ -158,7 +112,7 @@ def train(
         path,
         config.keep_checkpoints,
         keep_every=plan.keep_every,
-        best=lambda: report.scores(config.keep_best),
+        best=lambda: report.scores(),
         tell=_say,
       ) as saved:
         if saved.latest is None:
@@ -208,7 +162,7 @@ class _Run:
   the newest that has been saved.
   """
 
-  inputs: Checked
+  inputs: input_pipeline.Inputs
   path: epath.Path
   mesh: Mesh
   trainer: step_lib.Trainer
@@ -286,11 +240,16 @@ class _Run:
         self._save()
       if self._evaluation_missing():
         self._evaluate()
+        best = report.is_best(self.step)
+        if self.inputs.config.keep_best and hosts.broadcast("best", best):
+          self._save()
     self._wait()
-    if self.inputs.config.report and hosts.broadcast(
-      "report", self._report_missing()
-    ):
-      self.shown = self._show()
+    # Else it was made as the final evaluation was.
+    if self.shown is None and self.inputs.config.report:
+      page = self.path / report_files.PAGE
+      if hosts.broadcast("report", not page.exists()):
+        with report.pause("evaluation"):
+          self.shown = self._show()
 
   def _update(
     self, local: Sequence[dict[str, np.ndarray]]
@@ -327,25 +286,18 @@ class _Run:
     at_end = self.step == self.inputs.plan.total
     return at_end or durations.is_due(every, self.step)
 
-  def _report_missing(self) -> bool:
-    written = (self.path / report_files.PAGE).exists()
-    return self.step > self.start or not written
-
   def _show(self) -> report_page.Gathered:
-    """What the report shows of the model."""
-    batches = input_pipeline.eval_batches(
-      self.inputs.eval_split, self.inputs.config
+    """What the report shows of the model; the metrics, as of `evaluate`."""
+    inputs = self.inputs
+    return report_page.gather(
+      self.trainer.inference,
+      self.state.eval_params,
+      input_pipeline.eval_batches(inputs.eval_split, inputs.config),
+      self.mesh,
+      inputs.eval_split,
+      inputs.config,
+      self._pulse,
     )
-    with self.report.pause("evaluation"):
-      return report_page.gather(
-        self.trainer.inference,
-        self.state.eval_params,
-        batches,
-        self.mesh,
-        self.inputs.eval_split,
-        self.inputs.config,
-        self._pulse,
-      )
 
   def _evaluation_missing(self) -> bool:
     missing = not self.report.writer.has(self.step, "eval/accuracy")
@@ -361,8 +313,12 @@ class _Run:
     """Everything that the config wants evaluated, named as in metrics.jsonl."""
     config, mesh, pulse = self.inputs.config, self.mesh, self._pulse
     model, params = self.trainer.inference, self.state.eval_params
-    batches = input_pipeline.eval_batches(self.inputs.eval_split, config)
-    values = evaluate.evaluate(model, params, batches, mesh, pulse)
+    if config.report and self.step == self.inputs.plan.total:
+      self.shown = self._show()
+      values = self.shown.metrics
+    else:
+      batches = input_pipeline.eval_batches(self.inputs.eval_split, config)
+      values = evaluate.evaluate(model, params, batches, mesh, pulse)
     named = {f"eval/{k}": v for k, v in values.items()}
     if self.inputs.fewshot_task is not None:
 

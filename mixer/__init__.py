@@ -37,9 +37,9 @@ def load(
   JAX_COMPILATION_CACHE_DIR or the program has set another place.
 
   Args:
-    path: a workdir of train.py (for its newest checkpoint), a checkpoint in
-      it, an .npz file, or the name of a released one, as
-      "imagenet21k/Mixer-B_16", which is downloaded once.
+    path: a workdir of train.py (for its best checkpoint where it keeps that,
+      else its newest), a checkpoint in it, an .npz file, or the name of a
+      released one, as "imagenet21k/Mixer-B_16", which is downloaded once.
     image_size: of the images it is to take, in pixels: a side, or (height,
       width); None for what it was trained at.
     resize: how it is fitted to another size, "tiles", "interleaved"

@@ -144,7 +144,7 @@ class Checkpoints:
     local = not workdir_lib.is_remote(self.directory)
     try:
       if first and local and not self.directory.exists():
-        self.directory.mkdir(parents=True)
+        self.directory.mkdir()  # Its parent is there, or has vanished too.
         self._tell(
           f"{self.directory} had vanished, with what was in it, and was made "
           f"anew for the checkpoint of step {step}."
@@ -236,19 +236,21 @@ class Checkpoints:
       self._tell(sentence)
 
   def _failure(self, error: Exception) -> SaveError:
+    workdir = self.directory.parent
+    if not workdir_lib.is_remote(workdir) and not workdir.exists():
+      return SaveError(workdir_lib.vanished(workdir))
     whole = []
     with contextlib.suppress(OSError):
       whole = [s for s in self._committed() if s != self.saving]
-    kept = (
-      f"The newest whole one is that of step {whole[-1]}."
-      if whole
-      else "There is none yet."
-    )
+    kept, then = "There is none yet.", "begins anew"
+    if whole:
+      kept = f"The newest whole one is that of step {whole[-1]}."
+      then = "goes on from there"
     return SaveError(
       f"the checkpoint of step {self.saving} could not be written to "
       f"{self.directory}: {finding.reason(error)}. {kept} Mend the cause "
       "(most often a full disk or missing rights) and start the same command "
-      "again: it goes on from there."
+      f"again: it {then}."
     )
 
   def restore(

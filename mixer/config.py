@@ -211,13 +211,10 @@ KEYS: dict[str, tuple[Any, str]] = {
   ),
   "keep_best": (
     "",
-    "and the best by this metric (eval/accuracy); empty: none",
+    "and the best by this metric (eval/accuracy), which an evaluation saves "
+    "and predict, evaluate and export take; empty: none",
   ),
-  "report": (
-    True,
-    "write report.html at the end, which takes one more pass over the "
-    "evaluation split",
-  ),
+  "report": (True, "write report.html at the end"),
   "sharding.zero1": (
     True,
     "split the optimizer's state and the average of the weights over all "

@@ -45,6 +45,7 @@ def evaluate(
   batches: Batches,
   mesh: Mesh,
   interrupt: Callable[[], None] = lambda: None,
+  take: Callable[[dict[str, np.ndarray]], None] | None = None,
 ) -> dict[str, float]:
   """Counts every example of a split exactly once.
 
@@ -54,15 +55,24 @@ def evaluate(
     batches: this host's, of `input_pipeline.eval_batches`.
     mesh: of all devices.
     interrupt: called before each batch; may raise.
+    take: is given what `examples` yields, of the same pass.
 
   Returns:
     `accuracy` and `accuracy_top5` in [0, 1], the mean `loss` in nats, and the
     `examples` counted.
   """
   sums = {"count": 0, "correct": 0, "correct_top5": 0, "loss_sum": 0.0}
-  for result in _one_late(model.counts, params, batches, mesh, interrupt):
-    for name, value in result.items():
-      sums[name] += value.item()
+
+  def both(params: Any, batch: inference.Batch) -> dict[str, jax.Array]:
+    # Not compiled together: the sums keep their last bits.
+    return model.examples(params, batch) | model.counts(params, batch)
+
+  step = model.counts if take is None else both
+  for result in _one_late(step, params, batches, mesh, interrupt):
+    for name in sums:
+      sums[name] += result.pop(name).item()
+    if take is not None:
+      take(_real(result))
   count = sums["count"]
   return {
     "accuracy": sums["correct"] / count,
@@ -93,8 +103,13 @@ def examples(
     return (model.examples if "label" in batch else model.top)(params, batch)
 
   for result in _one_late(step, params, batches, mesh, interrupt):
-    mask = result.pop("mask")
-    yield {name: value[mask] for name, value in result.items()}
+    yield _real(result)
+
+
+def _real(result: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Without what fills the last batch up."""
+  mask = result.pop("mask")
+  return {name: value[mask] for name, value in result.items()}
 
 
 def features(

@@ -42,6 +42,17 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
   return list(examine(workdir).records.values())
 
 
+def scores(records: Iterable[dict[str, Any]], name: str) -> dict[int, float]:
+  """A metric by step, so that more is better; none for the name "".
+
+  Args:
+    records: of `read`.
+    name: of the metric; a loss is turned round. What isn't finite is left out.
+  """
+  sign = -1.0 if name.endswith("loss") else 1.0
+  return {r["step"]: sign * r[name] for r in records if r.get(name) is not None}
+
+
 @dataclasses.dataclass(frozen=True)
 class Found:
   """What a file of metrics holds.

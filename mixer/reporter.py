@@ -93,6 +93,7 @@ class Reporter:
       began, self.writer.records, self.writer.dropped
     )
     self.on_skipped: Callable[[NotFinite], None] = lambda _: None
+    self._keep_best = config.keep_best
     self._skip_limit = config.nonfinite_limit
     self._skipped = 0
     self.terminal = metrics.Terminal(plan.total)
@@ -206,18 +207,15 @@ class Reporter:
     shown = [f"{k} {v:.4f}" for k, v in values.items() if k != "eval/examples"]
     self.terminal.say(f"step {step}: " + "  ".join(shown))
 
-  def scores(self, name: str) -> dict[int, float]:
-    """A metric by step, so that more is better; none for the name "".
+  def scores(self) -> dict[int, float]:
+    """As of `metrics.scores`, for the config's `keep_best`."""
+    return metrics.scores(self.writer.records, self._keep_best)
 
-    Args:
-      name: as in metrics.jsonl; a loss is turned round.
-    """
-    sign = -1.0 if name.endswith("loss") else 1.0
-    return {
-      r["step"]: sign * r[name]
-      for r in self.writer.records
-      if r.get(name) is not None
-    }
+  def is_best(self, step: int) -> bool:
+    """Whether no earlier evaluation was as good; never without `keep_best`."""
+    found = self.scores()
+    now = found.pop(step, math.nan)
+    return now > max(found.values(), default=-math.inf)
 
   def account(self, step: int) -> None:
     """Writes where the time went, as a record; and the table for people."""

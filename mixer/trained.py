@@ -8,6 +8,7 @@ released files, or else from the weights themselves.
 import dataclasses
 import math
 import operator
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,12 +16,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixer import checkpoints, model_metadata, released, resolution, weights
+from mixer import (
+  checkpoints,
+  metrics,
+  model_metadata,
+  released,
+  resolution,
+  weights,
+)
 from mixer import config as config_lib
 from mixer import model as model_lib
 from mixer import step as step_lib
+from mixer import workdir as workdir_lib
 from mixer.datasets import wordnet
 from mixer.errors import UserError, first_line
+from mixer.storage import retention
 
 # Lists of classes of the released heads; all others have ImageNet-1k's.
 _RELEASED = {"imagenet21k": "head"}
@@ -102,8 +112,9 @@ def load(
   """Loads a trained model.
 
   Args:
-    path: a workdir of train.py (for its newest checkpoint), a checkpoint in
-      it, a released .npz file, or its name, as "imagenet1k/Mixer-B_16".
+    path: a workdir of train.py (for its best checkpoint where it has kept
+      that, as of `keep_best`, else its newest), a checkpoint in it, a released
+      .npz file, or its name, as "imagenet1k/Mixer-B_16".
     image_size: of the images it is to take, in pixels: a side, or (height,
       width); None for what it was trained at. The short side before the crop
       changes in proportion.
@@ -135,7 +146,30 @@ def load(
   return found
 
 
+def _chosen(path: str) -> tuple[str, str]:
+  """The best checkpoint of a workdir that keeps it, and words about that."""
+  workdir = workdir_lib.path(path)
+  if not (workdir / workdir_lib.CONFIG).exists():
+    return path, ""  # It names a checkpoint.
+  try:
+    name = workdir_lib.read_config(workdir)["config"].get("keep_best")
+  except UserError:
+    return path, f", newest, as {workdir_lib.CONFIG} can't be read"
+  if not name:
+    return path, ""
+  found = metrics.examine(workdir)
+  known = metrics.scores(found.records.values(), name)
+  there = checkpoints.committed(workdir)
+  best = retention.best({s: v for s, v in known.items() if s in there})
+  sure = ", as far as damaged metrics tell" if found.damage else ""
+  if best is None:
+    return path, f", newest{sure}"
+  checkpoint = workdir / "checkpoints" / str(best)
+  return os.fspath(checkpoint), f", best by {name}{sure}"
+
+
 def _of_run(path: str, averaged: bool) -> Trained:
+  path, best = _chosen(path)
   params, info = checkpoints.load_params(path, averaged=averaged)
   where = info["path"]
   try:
@@ -160,8 +194,8 @@ def _of_run(path: str, averaged: bool) -> Trained:
     class_ids=class_ids,
     class_names=names_for_people(class_ids),
     loss=config.loss.name,
-    source=f"{where} (step {info['step']})",
-    origin=f"{where} (step {info['step']}{kept})",
+    source=f"{where} (step {info['step']}{best})",
+    origin=f"{where} (step {info['step']}{best}{kept})",
     config=config,
   )
 

@@ -20,7 +20,7 @@ from mixer import config as config_lib
 from mixer import drift, files
 from mixer.errors import UserError, first_line
 
-_CONFIG = "config.json"
+CONFIG = "config.json"
 # What its `resolved` has of numbers.
 _COUNTS = ("total", "train_examples", "eval_examples", "num_classes")
 
@@ -89,6 +89,16 @@ def not_writable(workdir: epath.PathLike, error: Exception) -> UserError:
   )
 
 
+def vanished(workdir: epath.PathLike) -> str:
+  """Sentences about a workdir that is gone, for a run that stops."""
+  return (
+    f"--workdir={os.fspath(workdir)} has vanished (deleted, renamed or "
+    "unmounted), so this run stops without saving. Moved back, or named by its "
+    "new place, it goes on from the newest checkpoint in it by the same "
+    "command; deleted, the same command begins anew."
+  )
+
+
 def write_json(where: epath.PathLike, content: Any) -> None:
   """Writes a file that is there whole or not at all."""
   with files.atomic_write(where, "w") as f:
@@ -101,7 +111,7 @@ def read_config(workdir: epath.PathLike) -> dict[str, Any]:
   Raises:
     UserError: no workdir of ours.
   """
-  path = epath.Path(workdir) / _CONFIG
+  path = epath.Path(workdir) / CONFIG
   advice = "Restore it from a copy, or start again in an empty --workdir."
   try:
     keys = ("config", "resolved")
@@ -109,7 +119,7 @@ def read_config(workdir: epath.PathLike) -> dict[str, Any]:
   except UserError as e:
     if isinstance(e.__cause__, FileNotFoundError | NotADirectoryError):
       raise UserError(
-        f"{workdir} is not a workdir of train.py: it has no {_CONFIG}."
+        f"{workdir} is not a workdir of train.py: it has no {CONFIG}."
       ) from None
     raise UserError(f"{e} {advice}") from e
   try:
@@ -165,16 +175,16 @@ def claim(
   except failures(workdir) as e:
     raise not_writable(workdir, e) from e
   sentences = []
-  if _CONFIG in names:
+  if CONFIG in names:
     if step is not None:
       old = read_config(workdir)
       sentences = drift.check(str(workdir), old, new, tuple(allow), step)
   elif {n for n in names if not n.startswith(".")}:
     shown = ", ".join(sorted(names)[:5])
     raise UserError(
-      f"--workdir={workdir} holds files ({shown}) but no {_CONFIG}, so it is "
+      f"--workdir={workdir} holds files ({shown}) but no {CONFIG}, so it is "
       "not a workdir of train.py; name another folder or an empty one."
     )
   if jax.process_index() == 0:
-    write_json(workdir / _CONFIG, files.sealed(new))
+    write_json(workdir / CONFIG, files.sealed(new))
   return sentences

@@ -239,7 +239,7 @@ def test_the_folder_has_vanished_between_saves(tmp_path):
   with checkpoints.Checkpoints(tmp_path / "run", tell=said.append) as c:
     c.save(2, state, {})
     c.wait()
-    shutil.rmtree(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
     c.save(3, state, {})
     # It is of use at once, as if nothing had been.
     assert_same(c.restore(states.abstract(state))[0], copy(state))
@@ -247,6 +247,24 @@ def test_the_folder_has_vanished_between_saves(tmp_path):
     f"{c.directory} had vanished, with what was in it, and was made anew for "
     "the checkpoint of step 3."
   ]
+
+
+@pytest.mark.parametrize("gone", ["deleted", "moved"])
+def test_a_workdir_that_has_vanished_is_not_made_anew(tmp_path, gone):
+  workdir, state = tmp_path / "run", states.tiny(3)
+  with checkpoints.Checkpoints(workdir) as c:
+    c.save(2, state, {})
+    c.wait()
+    if gone == "deleted":
+      shutil.rmtree(workdir)
+    else:
+      workdir.rename(tmp_path / "elsewhere")
+    with pytest.raises(checkpoints.SaveError) as caught:
+      c.save(3, state, {})
+    assert not workdir.exists()
+  said = str(caught.value)
+  assert said.startswith(f"--workdir={workdir} has vanished (deleted, renamed")
+  assert "deleted, the same command begins anew" in said
 
 
 @pytest.mark.parametrize("there", [[], ["params"], ["params", "training"]])

@@ -339,9 +339,20 @@ def test_skipped_updates_are_told_up_to_the_limit(run):
 
 
 def test_scores_rank_losses_from_the_lowest(run):
-  r = run()
-  r.report.evaluation(3, {"eval/accuracy": 0.5, "eval/loss": 2.0})
-  r.report.evaluation(6, {"eval/accuracy": 0.6, "eval/loss": 1.5})
-  assert r.report.scores("eval/accuracy") == {3: 0.5, 6: 0.6}
-  assert r.report.scores("eval/loss") == {3: -2.0, 6: -1.5}
-  assert r.report.scores("") == {}
+  for keep_best, expected, best in (
+    ("eval/accuracy", {3: 0.5, 6: 0.6, 9: 0.6}, [3, 6]),
+    ("eval/loss", {3: -2.0, 6: -1.5}, [3, 6]),
+    ("", {}, []),
+  ):
+    r = run(keep_best=keep_best)
+    found = []
+    for step, accuracy, loss in (
+      (3, 0.5, 2.0),
+      (6, 0.6, 1.5),
+      (9, 0.6, math.nan),
+    ):
+      values = {"eval/accuracy": accuracy, "eval/loss": loss}
+      r.report.evaluation(step, values)
+      found += [step] * r.report.is_best(step)
+    assert r.report.scores() == expected
+    assert found == best

@@ -12,8 +12,9 @@ import time
 import numpy as np
 import pytest
 
+import input_pipeline
 import train
-from mixer import checkpoints, metrics, stop
+from mixer import checkpoints, metrics, stop, trained
 from mixer.datasets import prepared, stored
 from mixer.errors import UserError
 from tests import conftest
@@ -77,7 +78,7 @@ def test_a_run_ends_with_its_report(undisturbed):
   assert run["metrics"] == metrics.read(workdir)
   config = json.loads((workdir / "config.json").read_text())["config"]
   assert run["config"] == config
-  # A second pass over the split, by other functions, comes to the same.
+  # Counted by other functions than the record, of the same pass.
   said = run["predictions"]
   (last,) = [
     r for r in metrics.read(workdir) if r["step"] == 60 and "eval/loss" in r
@@ -87,6 +88,60 @@ def test_a_run_ends_with_its_report(undisturbed):
   assert said["accuracy_top5"] == last["eval/accuracy_top5"]
   assert said["mean_loss"] == pytest.approx(last["eval/loss"], rel=1e-6)
   assert run["weights"]["stem"]["image"].startswith("data:image/png;base64,")
+
+
+def test_one_pass_for_metrics_and_report_and_the_best_is_kept(
+  plain_config, tmp_path, monkeypatch
+):
+  c = plain_config
+  c.total, c.schedule.warmup, c.eval_every = "5 steps", "0", "50%"
+  c.log_every, c.checkpoint_every = "0", ""
+  c.keep_best, c.keep_checkpoints, c.report = "eval/accuracy", 1, True
+  passes, real = [], input_pipeline.eval_batches
+  monkeypatch.setattr(
+    input_pipeline,
+    "eval_batches",
+    lambda *args: passes.append(args) or real(*args),
+  )
+  evaluated = train._Run._evaluated
+  said = {3: 0.9, 5: 0.1}
+  monkeypatch.setattr(
+    train._Run,
+    "_evaluated",
+    lambda run: evaluated(run) | {"eval/accuracy": said[run.step]},
+  )
+  workdir = tmp_path / "run"
+  train.train(c, workdir)
+  records = metrics.read(workdir)
+  steps = {
+    kind: [r["step"] for r in records if kind in r]
+    for kind in ("train/loss", "eval/loss")
+  }
+  # Half of an odd run, and not the step before the last as well.
+  assert steps == {"train/loss": [1, 5], "eval/loss": [3, 5]}
+  assert len(passes) == 2
+  (run,) = page(workdir)["runs"]
+  assert run["predictions"]["step"] == 5
+  (last,) = (r for r in records if r["step"] == 5 and "eval/loss" in r)
+  assert run["predictions"]["mean_loss"] == pytest.approx(
+    last["eval/loss"], rel=1e-6
+  )
+  # No checkpoint was due at 3.
+  assert checkpoints.committed(workdir) == [3, 5]
+  assert (
+    "/3 (step 3, best by eval/accuracy" in trained.load(f"{workdir}").origin
+  )
+  newest = trained.load(f"{workdir}/checkpoints/5").origin
+  assert "/5 (step 5, " in newest and "best" not in newest
+  # Where nothing is known of the best, it says so.
+  config = (workdir / "config.json").read_text()
+  (workdir / "config.json").write_text("{")
+  said = "/5 (step 5, newest, as config.json can't be read"
+  assert said in trained.load(f"{workdir}").origin
+  (workdir / "config.json").write_text(config)
+  (workdir / "metrics.jsonl").write_text("{}")
+  said = "/5 (step 5, newest, as far as damaged metrics tell"
+  assert said in trained.load(f"{workdir}").origin
 
 
 @pytest.mark.slow

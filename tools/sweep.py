@@ -32,6 +32,7 @@ import jax
 from absl import app
 from etils import epath
 
+import input_pipeline
 import train
 from mixer import config as config_lib
 from mixer import reporter
@@ -78,8 +79,9 @@ def sweep(
       '--config.sweep.eval_split="train[90%:]".'
     )
   # All that the last run needs is opened before the first one trains.
-  run = train.check(config)
-  chosen_by = train.check(_choosing(config)).eval_split.expression
+  run = input_pipeline.open_inputs(config)
+  trial = input_pipeline.open_inputs(_choosing(config))
+  chosen_by = trial.eval_split.expression
   if chosen_by == run.eval_split.expression:
     raise UserError(
       f"sweep.eval_split={s.eval_split} is data.eval_split as well: the last "

@@ -22,12 +22,14 @@ class Gathered:
     config: of the run.
     predictions: for it.
     params: the weights that are shown.
+    metrics: of `evaluate.evaluate`.
   """
 
   split: split_lib.Split
   config: config_lib.Config
   predictions: predictions.Collector
   params: dict[str, Any]
+  metrics: dict[str, float]
 
 
 def gather(
@@ -39,7 +41,7 @@ def gather(
   config: config_lib.Config,
   interrupt: Callable[[], None] = lambda: None,
 ) -> Gathered:
-  """Evaluates a split once more, example by example. All hosts call it.
+  """Evaluates a split, with what a report shows of it. All hosts call it.
 
   Args:
     model: its functions.
@@ -52,9 +54,10 @@ def gather(
   """
   names = trained.names_for_people(split.class_names)
   found = predictions.Collector(names, len(split))
-  for rows in evaluate.examples(model, params, batches, mesh, interrupt):
-    found.add(rows)
-  return Gathered(split, config, found, weights.gather(params, mesh))
+  metrics = evaluate.evaluate(
+    model, params, batches, mesh, interrupt, found.add
+  )
+  return Gathered(split, config, found, weights.gather(params, mesh), metrics)
 
 
 def result(gathered: Gathered, step: int) -> dict[str, Any]:

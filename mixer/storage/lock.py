@@ -213,12 +213,9 @@ class Lock:
         "did not answer for a while (was it suspended?). It stops without "
         "saving; the other one goes on from the newest checkpoint."
       )
-    if not self._workdir.exists():
-      return (
-        f"--workdir={self._workdir} has vanished (deleted, renamed or "
-        "unmounted), so this run stops without saving. Bring it back and "
-        "start the same command again: it goes on from the newest checkpoint."
-      )
+    # A save under way makes the folder anew.
+    if not (self._workdir / workdir_lib.CONFIG).exists():
+      return workdir_lib.vanished(self._workdir)
     return (
       f"{self._workdir / FILE} was deleted, so nothing keeps a second run out "
       "and this one stops without saving. Start the same command again: it "

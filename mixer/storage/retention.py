@@ -23,7 +23,11 @@ def kept(
   """
   stay = {*steps[-keep:]}
   stay |= {s for s in steps if durations.is_due(keep_every, s)}
-  known = [
-    (metrics[s], s) for s in steps if math.isfinite(metrics.get(s, math.nan))
-  ]
-  return stay | {max(known)[1]} if known else stay
+  found = best({s: metrics[s] for s in steps if s in metrics})
+  return stay if found is None else stay | {found}
+
+
+def best(metrics: Mapping[int, float]) -> int | None:
+  """The step with the highest finite metric; of several the newest."""
+  known = [(v, s) for s, v in metrics.items() if math.isfinite(v)]
+  return max(known)[1] if known else None

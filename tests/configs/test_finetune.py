@@ -96,7 +96,7 @@ def test_weights_of_a_published_shape_are_of_that_variant(tmp_path):
   path = tmp_path / "any_name.npz"
   shape = trained_files.shape_of("S/32", 5)
   zeros = {k: np.zeros(s, "f4") for k, s in weights.expected(shape).items()}
-  np.savez_compressed(path, **zeros)
+  np.savez_compressed(path, allow_pickle=False, **zeros)
   c = recipe(f"model={path}")
   assert (c.model.variant, c.model.num_blocks) == ("S/32", 0)
   assert c.image_size == 224

@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-import train
+import input_pipeline
 from configs import finetune, scratch
 from mixer import config as config_lib
 from mixer import durations, flops, validation
@@ -106,7 +106,7 @@ def own_set(tmp_path_factory):
 def test_recipes_evaluate_on_the_split_that_there_is(recipe, own_set):
   c = recipe.get_config("dataset=birds,size=32,model=S/4")
   c.data.data_dir = str(own_set)
-  checked = train.check(c)
+  checked = input_pipeline.open_inputs(c)
   assert checked.eval_split.expression == "validation"
   assert len(checked.train_split) + len(checked.eval_split) == 40
   assert checked.config.data.eval_split == "validation"

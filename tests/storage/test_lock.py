@@ -379,12 +379,13 @@ def test_who_was_replaced_and_comes_to_himself_is_told_at_once(
 
 def test_a_deleted_record_is_told(tmp_path, quick):
   with lock.Lock(tmp_path) as held:
+    (tmp_path / "config.json").touch()
     (tmp_path / lock.FILE).unlink()
     assert f"{tmp_path / lock.FILE} was deleted" in lost(held)
-  assert list(tmp_path.iterdir()) == []
+  assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
-@pytest.mark.parametrize("gone", ["deleted", "renamed"])
+@pytest.mark.parametrize("gone", ["deleted", "renamed", "begun anew"])
 def test_a_vanished_workdir_is_told(tmp_path, quick, gone):
   workdir = tmp_path / "run"
   with lock.Lock(workdir) as held:
@@ -392,8 +393,10 @@ def test_a_vanished_workdir_is_told(tmp_path, quick, gone):
       shutil.rmtree(workdir)
     else:
       workdir.rename(tmp_path / "elsewhere")
+    if gone == "begun anew":  # By a save that was under way.
+      (workdir / "checkpoints").mkdir(parents=True)
     assert f"--workdir={workdir} has vanished" in lost(held)
-  assert not workdir.exists()
+  assert workdir.exists() == (gone == "begun anew")
 
 
 def test_a_disk_that_fails_for_a_while_is_borne(tmp_path, quick, monkeypatch):
