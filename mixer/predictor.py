@@ -11,6 +11,7 @@ animation the first frame is taken (of a Pillow image the one it stands at).
 
 import functools
 import itertools
+import logging
 import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -69,6 +70,8 @@ def load(
   _refuse_fork()
   runtime.start_as_library()
   model = trained.load(os.fspath(path), image_size, resize, dtype, averaged)
+  if model.unnamed:
+    logging.getLogger("mixer").warning(model.unnamed)
   return Predictor(model, batch_size)
 
 

@@ -64,10 +64,11 @@ def test_importing_mixer_loads_nothing():
   assert mixer.UserError is errors.UserError
 
 
-def test_load(folder, loaded, images, monkeypatch):
+def test_load(folder, loaded, images, monkeypatch, caplog):
   monkeypatch.setattr(runtime, "start_as_library", lambda: None)
   path = folder / "w.npz"
   got = mixer.load(path, batch_size=100)
+  assert "which classes its 25 outputs are, so they are" in caplog.text
   assert got.batch_size == 104 and got.model.num_classes == _CLASSES
   assert "w.npz" in repr(got) and "8 x 8 px, 25 classes" in repr(got)
   larger = mixer.load(str(path), 16, "tiles", "bfloat16")
