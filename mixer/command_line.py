@@ -130,6 +130,8 @@ def run(
         raise out.error
       code = _run(body, args)
       out.flush()
+      if not code and out.error and out.error.errno not in stop.CLOSED:
+        raise out.error  # `stop.say` went on, as there was work to do.
       return code
     except OSError as e:
       if e is not out.error:

@@ -66,7 +66,7 @@ def writing(path: str | os.PathLike[str], advice: str = "") -> Iterator[None]:
     number, folder = getattr(e, "errno", None), os.path.dirname(path) or "."
     why = reason(e)
     if number in _FULL:
-      why += f"; make room in {folder}, or name another"
+      why += "; make room there, or write elsewhere"
     elif isinstance(e, IsADirectoryError):
       why = "it is a folder; name a file in it"
     elif number == errno.ENOENT and not os.path.isdir(folder):

@@ -32,7 +32,7 @@ _began: float | None = time.monotonic()
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Nobody reads it any more, and nobody will.
-_CLOSED = (errno.EIO, errno.EPIPE, errno.EBADF)
+CLOSED = (errno.EIO, errno.EPIPE, errno.EBADF)
 _watch: "Watch | None" = None
 _listening = False
 
@@ -66,7 +66,7 @@ def say(text: object, to: TextIO | None = None, end: str = "\n") -> None:
   try:
     print(text, end=end, file=stream, flush=True)
   except OSError as e:  # What is computed is worth more than what is said.
-    if e.errno in _CLOSED:
+    if e.errno in CLOSED:
       os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

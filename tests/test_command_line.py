@@ -357,6 +357,29 @@ def test_advice_has_the_flags_of_the_command(capsys):
     assert capsys.readouterr().err == said
 
 
+def test_work_goes_on_without_stdout():
+  code = (
+    "import sys\n"
+    "from mixer import command_line, stop\n"
+    "def work():\n"
+    "  stop.say('lost')\n"
+    "  stop.say('done', sys.stderr)\n"
+    "sys.exit(command_line.run(work))\n"
+  )
+  with open("/dev/full", "w") as full:
+    done = subprocess.run(
+      [sys.executable, "-c", code],
+      cwd=pathlib.Path(__file__).parent.parent,
+      stdout=full,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+  assert done.returncode == 1
+  assert done.stderr == (
+    "done\nerror: stdout can't be written: No space left on device.\n"
+  )
+
+
 def interrupted(*_):
   raise KeyboardInterrupt
 

@@ -89,7 +89,7 @@ def test_what_the_disk_refuses_is_a_sentence(tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(UserError, match=r"Not a directory\. Mend it\.$"):
     write(tmp_path / "file" / "a", advice="Mend it.")
-  with pytest.raises(UserError, match=r"No space left.*make room in"):
+  with pytest.raises(UserError, match=r"No space left.*make room there"):
     with files.atomic_write(tmp_path / "a"):
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
   assert os.listdir(tmp_path) == ["file"]

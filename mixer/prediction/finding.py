@@ -1,6 +1,7 @@
 """Files that a command line names: by themselves, by folders, by lists."""
 
 import codecs
+import errno
 import glob
 import os
 import pathlib
@@ -10,6 +11,8 @@ from collections.abc import Sequence
 from mixer.datasets.sources import folder_walk
 from mixer.errors import UserError
 
+# Bytes of a list; that of ImageNet-21k has 8e8.
+_LARGEST = 1 << 30
 _LIST = "expected a file with the path of an image on each line, or - for stdin"
 
 
@@ -55,14 +58,17 @@ def find(names: Sequence[str], listed: str = "") -> tuple[list[str], list[str]]:
 def _lines(path: str) -> list[str]:
   try:
     if path == "-":
-      data = sys.stdin.buffer.read()
+      if sys.stdin is None:
+        raise OSError(errno.EBADF, "stdin is closed")
+      data = sys.stdin.buffer.read(_LARGEST + 1)
     else:
-      data = pathlib.Path(path).expanduser().read_bytes()
+      with pathlib.Path(path).expanduser().open("rb") as f:
+        data = f.read(_LARGEST + 1)
   except OSError as e:
     raise UserError(
       f"--files={path} can't be read: {e.strerror or e}; {_LIST}."
     ) from e
-  if b"\0" in data:
+  if b"\0" in data or len(data) > _LARGEST:
     raise UserError(f"--files={path} is no list of files; {_LIST}.")
   # Editors of Windows begin it with a byte-order mark.
   data = data.removeprefix(codecs.BOM_UTF8)

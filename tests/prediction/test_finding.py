@@ -68,6 +68,13 @@ def test_refusals(tmp_path, monkeypatch):
     finding.find([], str(tmp_path / "none.txt"))
   with pytest.raises(errors.UserError, match="can't be read: Is a directory"):
     finding.find([], str(tmp_path))
+  monkeypatch.setattr("sys.stdin", None)  # As by `<&-`.
+  with pytest.raises(errors.UserError, match="can't be read: stdin is closed"):
+    finding.find([], "-")
+  with monkeypatch.context() as patch:
+    patch.setattr(finding, "_LARGEST", 9)
+    with pytest.raises(errors.UserError, match="is no list of files; expected"):
+      finding.find([], "/dev/urandom")
   picture = tmp_path / "a.png"
   picture.write_bytes(b"\x89PNG\r\n\0\0")
   with pytest.raises(errors.UserError, match="is no list of files; expected"):
