@@ -77,7 +77,7 @@ class Folder(build.ImageBuilder):
     self.name = name  # pyright: ignore[reportAttributeAccessIssue]
     if options is None and source is not None:
       options = build.Options(
-        hold_out=hold_out(source), upright=True, white=True
+        hold_out=hold_out(source), upright=True, white_ground=True
       )
     super().__init__(source=source, options=options, **kwargs)
 

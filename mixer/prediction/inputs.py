@@ -18,7 +18,7 @@ from mixer import preprocess, text
 from mixer.datasets.preparation import inspection
 from mixer.errors import UserError, first_line
 
-_AS_SEEN = inspection.Options(upright=True, white=True)
+_AS_SEEN = inspection.Options(upright=True, white_ground=True)
 
 
 class Takes(Protocol):

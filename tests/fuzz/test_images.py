@@ -26,7 +26,7 @@ from tests.prediction import test_inputs
 
 _INPUTS = 10_000
 _MEMORY, _SECONDS = 2 << 30, 60
-_AS_SEEN = inspection.Options(upright=True, white=True, short_side=20)
+_AS_SEEN = inspection.Options(upright=True, white_ground=True, short_side=20)
 
 
 def _seeds() -> list[bytes]:

@@ -17,7 +17,7 @@ from mixer import errors, preprocess
 from mixer.datasets.preparation import inspection
 from mixer.prediction import inputs
 
-_AS_SEEN = inspection.Options(upright=True, white=True)
+_AS_SEEN = inspection.Options(upright=True, white_ground=True)
 
 
 @dataclasses.dataclass(frozen=True)

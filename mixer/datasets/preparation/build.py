@@ -226,7 +226,7 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder):
   def _settings(self, options: Options) -> dict[str, Any]:
     """What of the options decides what is written."""
     found = dataclasses.asdict(options)
-    for later in ("shuffle", "white"):
+    for later in ("shuffle", "white_ground"):
       if not found[later]:
         # Sets that were prepared before there was such an option.
         del found[later]

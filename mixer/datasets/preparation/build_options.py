@@ -39,8 +39,8 @@ class Options:
     drop_duplicates: of images with equal bytes keep the source's first.
     upright: turn images as their EXIF orientation says; else they stay as
       they are stored, as in ImageNet's own copies.
-    white: put what is transparent on white ground; else the colour stored
-      beneath shows, as in TensorFlow's decoders.
+    white_ground: put what is transparent on white ground; else the colour
+      stored beneath shows, as in TensorFlow's decoders.
     short_side: images with a longer short side are made so small and encoded
       anew; 0 keeps every image's bytes as found.
     quality: of JPEG encoding, where images are encoded anew.
@@ -62,7 +62,7 @@ class Options:
   seed: int = 0
   drop_duplicates: bool = False
   upright: bool = False
-  white: bool = False
+  white_ground: bool = False
   short_side: int = 0
   quality: int = 95
   on_mislabelled: Literal["keep", "skip", "fail"] = "keep"

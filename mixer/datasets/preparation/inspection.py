@@ -27,7 +27,7 @@ class Wanted(Protocol):
 
   Attributes:
     upright: turn images as their EXIF orientation says.
-    white: put what is transparent on white ground.
+    white_ground: put what is transparent on white ground.
     short_side: to which longer short sides are reduced; 0 for none.
     quality: of JPEG encoding, where an image is encoded anew.
   """
@@ -35,7 +35,7 @@ class Wanted(Protocol):
   @property
   def upright(self) -> bool: ...
   @property
-  def white(self) -> bool: ...
+  def white_ground(self) -> bool: ...
   @property
   def short_side(self) -> int: ...
   @property
@@ -47,7 +47,7 @@ class Options:
   """The least that is `Wanted`."""
 
   upright: bool = False
-  white: bool = False
+  white_ground: bool = False
   short_side: int = 0
   quality: int = 95
 
@@ -98,7 +98,7 @@ def inspect(data: bytes, name: str, options: Wanted) -> Inspected:
     What was found; nothing is raised for any bytes.
   """
   try:
-    opened = images.open_image(data, options.white)
+    opened = images.open_image(data, options.white_ground)
     pixels = opened.pixels()
     turn = 1
     # Pillow turns TIFFs by itself, also where they are trained on.

@@ -245,7 +245,7 @@ def _options(request: Request, base: str, module: Any, source: Any) -> Options:
   if base == "folder":
     options.setdefault("hold_out", module.hold_out(source))
     options.setdefault("upright", True)
-    options.setdefault("white", True)
+    options.setdefault("white_ground", True)
   elif base == "imagenet21k":
     options.setdefault("hold_out", module.HOLD_OUT)
   elif base == "imagenet2012":

@@ -343,7 +343,7 @@ def transparent(case):
 @pytest.mark.parametrize("case", _TRANSPARENT)
 def test_transparent_images_lie_on_white(case):
   data, stored, clear = transparent(case)
-  found = _inspect(data, white=True)
+  found = _inspect(data, white_ground=True)
   assert (found.kind, found.format) == ("", "png")
   got = images.open_image(found.data).pixels()
   assert (got[clear] == 255).all()
@@ -354,13 +354,13 @@ def test_transparent_images_lie_on_white(case):
   assert found.data is data
   got = images.open_image(data).pixels()
   assert np.abs(got.astype(int) - stored).max() <= near
-  small = _inspect(data, white=True, short_side=24)
+  small = _inspect(data, white_ground=True, short_side=24)
   assert _decode(small.data)[:8].min() > 240
 
 
 def test_half_transparent_colours_are_mixed_with_white():
   rgba = np.full((8, 8, 4), (100, 0, 200, 51), np.uint8)  # A fifth.
-  found = _inspect(_encode(rgba, "PNG"), white=True)
+  found = _inspect(_encode(rgba, "PNG"), white_ground=True)
   want = [100 / 5 + 255 * 4 / 5, 255 * 4 / 5, 200 / 5 + 255 * 4 / 5]
   got = images.open_image(found.data).pixels()
   assert np.abs(got - want).max() <= 1
@@ -381,7 +381,7 @@ def test_images_without_transparent_pixels_are_kept():
   rgba = np.dstack([_pixels(), np.full((48, 64), 255, np.uint8)])
   for kind in ("PNG", "WEBP", "TIFF"):
     data = _encode(rgba, kind)
-    assert _inspect(data, white=True).data is data
+    assert _inspect(data, white_ground=True).data is data
 
 
 def test_black_by_empty_bits():
