@@ -105,6 +105,10 @@ class Parser(argparse.ArgumentParser):
       prog=prog, description=description, allow_abbrev=False, **options
     )
 
+  def error(self, message: str) -> NoReturn:
+    """Ends with a sentence; a shell's `*` may have put any name into it."""
+    super().error(text_lib.printable(message))
+
   def print_help(self, file: Any = None) -> None:
     """Prints it, unless stdout takes nothing."""
     code = run(lambda: print(self.format_help(), end="", file=file))

@@ -126,6 +126,13 @@ def test_predict(streams, tmp_path):
   }
 
 
+@pytest.mark.parametrize("tool", [predict, prepare], ids=["predict", "prepare"])
+def test_a_file_that_looks_like_a_flag(tool, capsys):
+  with pytest.raises(SystemExit):
+    tool.main(["--checkpoint=c", f"-{EVIL}"])
+  assert f"-{SHOWN}" in harmless(capsys.readouterr().err)
+
+
 def test_prepare(streams, tmp_path):
   photos = tmp_path / "photos"
   for number in range(6):
