@@ -51,6 +51,7 @@ from mixer.errors import UserError
 from mixer.report import files as report_files
 from mixer.report import making as report_page
 from mixer.storage import lock
+from mixer.storage import saved as saved_lib
 
 
 def train(
@@ -78,6 +79,8 @@ def train(
     inputs = input_pipeline.open_inputs(config)
     config, plan = inputs.config, inputs.plan
     class_names = inputs.train_split.class_names
+    if mended := hosts.on_first("config", lambda: saved_lib.mend_config(path)):
+      _say(mended)
     origin = finetune.prepare(config, path, class_names)
     resolved: dict[str, Any] = plan.to_json() | {
       "train_examples": len(inputs.train_split),

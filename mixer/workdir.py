@@ -112,7 +112,10 @@ def read_config(workdir: epath.PathLike) -> dict[str, Any]:
     UserError: no workdir of ours.
   """
   path = epath.Path(workdir) / CONFIG
-  advice = "Restore it from a copy, or start again in an empty --workdir."
+  advice = (
+    "Where there is a checkpoint, the next start of train.py writes it anew; "
+    "else restore it from a copy, or start again in an empty --workdir."
+  )
   try:
     keys = ("config", "resolved")
     content = files.read_sealed(path, "the config of a run", keys)
@@ -133,6 +136,11 @@ def read_config(workdir: epath.PathLike) -> dict[str, Any]:
       f"{path} is not what train.py writes there ({first_line(e)}). {advice}"
     ) from e
   return found
+
+
+def write_config(workdir: epath.PathLike, content: dict[str, Any]) -> None:
+  """Writes what `read_config` reads."""
+  write_json(epath.Path(workdir) / CONFIG, files.sealed(content))
 
 
 def claim(
@@ -186,5 +194,5 @@ def claim(
       "not a workdir of train.py; name another folder or an empty one."
     )
   if jax.process_index() == 0:
-    write_json(workdir / CONFIG, files.sealed(new))
+    write_config(workdir, new)
   return sentences

@@ -15,6 +15,7 @@ import pytest
 import input_pipeline
 import train
 from mixer import checkpoints, metrics, stop, trained
+from mixer import workdir as workdir_lib
 from mixer.datasets import prepared, stored
 from mixer.errors import UserError
 from tests import conftest
@@ -182,6 +183,25 @@ def test_a_report_that_is_gone_is_made_again(
   (tmp_path / "run" / "report.html").rmdir()
   assert train.train(smoke_config, tmp_path / "run")["eval/examples"] == 397
   assert "there is no report of this run: " in capsys.readouterr().out
+
+
+def test_damaged_files_of_a_workdir_are_told_and_made_anew(
+  undisturbed, smoke_config, tmp_path, capsys
+):
+  workdir = tmp_path / "run"
+  shutil.copytree(undisturbed[0], workdir)
+  config, lines = workdir / "config.json", workdir / metrics.FILE
+  before = config.read_bytes()
+  config.write_bytes(before.replace(b'"total": 60', b'"total": 61'))
+  lines.write_bytes(lines.read_bytes().replace(b'"step": 20', b'"step": 21', 1))
+  train.train(smoke_config, workdir)
+  said = capsys.readouterr().out
+  assert "config.json was damaged, and is written anew as checkpoint 60" in said
+  assert "1 are damaged or gone (3); they are left out" in said
+  assert workdir_lib.read_config(workdir)["resolved"]["total"] == 60
+  assert 20 not in [
+    r["step"] for r in metrics.read(workdir) if "train/loss" in r
+  ]
 
 
 def test_a_run_writes_config_metrics_and_checkpoints(undisturbed):

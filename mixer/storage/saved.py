@@ -16,6 +16,7 @@ import orbax.checkpoint.experimental.v1
 from etils import epath
 
 from mixer import errors, weights
+from mixer import workdir as workdir_lib
 from mixer.errors import UserError
 from mixer.storage import digests, finding, inventory
 
@@ -253,6 +254,38 @@ def load_params(
     raise UserError(f"{e}. Instead of it {take}.") from e
   info = saved.metadata | {"step": step, "path": str(where), "averaged": ema}
   return found[part], info
+
+
+def mend_config(path: finding.Path) -> str:
+  """Writes a damaged `config.json` anew, as the newest checkpoint has it.
+
+  Args:
+    path: the workdir.
+
+  Returns:
+    A sentence about it; "" where there was nothing to mend, or nothing to mend
+    it by.
+  """
+  workdir = workdir_lib.path(path)
+  steps = finding.committed(workdir)
+  if not steps:
+    return ""
+  try:
+    workdir_lib.read_config(workdir)
+  except UserError as e:
+    # One that is missing says that this is no workdir; one that can't be read
+    # may be sound.
+    if e.__cause__ is None or isinstance(e.__cause__.__cause__, OSError):
+      return ""
+    with contextlib.suppress(Damaged, KeyError):
+      found = look(finding.directory(workdir) / str(steps[-1]), ()).metadata
+      content = {k: found[k] for k in ("config", "resolved")}
+      workdir_lib.write_config(workdir, content)
+      return (
+        f"{workdir}/config.json was damaged, and is written anew as checkpoint "
+        f"{steps[-1]} has it."
+      )
+  return ""
 
 
 def _has_average(where: epath.Path) -> bool:
