@@ -128,9 +128,11 @@ def test_predict(streams, tmp_path):
 
 @pytest.mark.parametrize("tool", [predict, prepare], ids=["predict", "prepare"])
 def test_a_file_that_looks_like_a_flag(tool, capsys):
+  words = ["--checkpoint=c"] if tool is predict else []
   with pytest.raises(SystemExit):
-    tool.main(["--checkpoint=c", f"-{EVIL}"])
-  assert f"-{SHOWN}" in harmless(capsys.readouterr().err)
+    tool.main([*words, f"-{EVIL}".replace(" ", "_")])
+  shown = f"-{SHOWN}".replace(" ", "_")
+  assert shown in harmless(capsys.readouterr().err)
 
 
 def test_prepare(streams, tmp_path):
