@@ -31,7 +31,7 @@ class Dense(nn.Module):
     grad_dtype: of the kernel's gradient; see above.
     kernel_init: of the kernel `[I, O]`, float32.
     bias_init: of the bias `[O]`, float32.
-    axis: of the input, its last, -1, or, of two and with a bias, its first, 0.
+    axis: of the input, its last, -1, or, with a bias, its first, 0.
   """
 
   features: int
@@ -44,7 +44,7 @@ class Dense(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """`[..., I]` -> `[..., O]`, or `[I, N]` -> `[O, N]`."""
+    """`[..., I]` -> `[..., O]`, or `[I, ...]` -> `[O, ...]`."""
     shape = (x.shape[self.axis], self.features)
     kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
     bias = None
@@ -118,7 +118,11 @@ _dense.defvjp(_dense_forward, _dense_backward)
 def _dense_first(
   x: jax.Array, kernel: jax.Array, bias: jax.Array, grad_dtype: Any
 ) -> jax.Array:
-  """`[I, N]`, `[I, O]`, `[O]` -> `[O, N]`, all in the dtype of `x`."""
+  """`[I, ...]`, `[I, O]`, `[O]` -> `[O, ...]`, all in the dtype of `x`.
+
+  The other axes stay apart: a TPU tiles the last two, so that joining them
+  moved every byte, 8 of B/16's 70 GB a step (docs/performance.md).
+  """
   return _dense_first_forward(x, kernel, bias, grad_dtype)[0]
 
 
@@ -128,13 +132,13 @@ def _dense_first_forward(
   spare = -len(x) % _ALIGNED
   if not spare:
     y = _contract_first(kernel.astype(x.dtype), x)
-    return y + bias.astype(x.dtype)[:, None], (x, kernel, bias)
+    return y + _on_first(bias.astype(x.dtype), x.ndim), (x, kernel, bias)
   # A bias on the first axis is no part of any matmul of cuBLAS, which wants its
   # operands aligned besides: as one of the rows that are filled up it is one
   # more weight, of an input that is 1, and its gradient comes with the others'.
-  x = jnp.pad(x, ((0, spare), (0, 0)))
-  row = jax.lax.broadcasted_iota(jnp.int32, (len(x), 1), 0)
-  x = jnp.where(row == len(kernel), jnp.ones((), x.dtype), x)
+  x = jnp.pad(x, ((0, spare), *((0, 0),) * (x.ndim - 1)))
+  is_bias = _on_first(jnp.arange(len(x)) == len(kernel), x.ndim)
+  x = jnp.where(is_bias, jnp.ones((), x.dtype), x)
   whole = jnp.concatenate([kernel, bias[None]]).astype(x.dtype)
   whole = jnp.pad(whole, ((0, spare - 1), (0, 0)))
   return _contract_first(whole, x), (x, kernel, bias)
@@ -142,11 +146,12 @@ def _dense_first_forward(
 
 def _dense_first_backward(grad_dtype: Any, saved: Any, dy: jax.Array) -> Any:
   x, kernel, bias = saved
-  dx = jnp.matmul(kernel.astype(dy.dtype), dy)
-  gradient = _kernel_gradient(x, dy, (1,), (1,), grad_dtype)
+  dx = jnp.tensordot(kernel.astype(dy.dtype), dy, ((1,), (0,)))
+  rest = tuple(range(1, x.ndim))
+  gradient = _kernel_gradient(x, dy, rest, rest, grad_dtype)
   width = len(kernel)
   if len(x) == width:
-    return dx, gradient, _bias_gradient(bias, dy, (1,))
+    return dx, gradient, _bias_gradient(bias, dy, rest)
   return dx, gradient[:width], gradient[width]
 
 
@@ -155,8 +160,13 @@ _ALIGNED = 8
 
 
 def _contract_first(kernel: jax.Array, x: jax.Array) -> jax.Array:
-  """`[I, O]`, `[I, N]` -> `[O, N]`; neither has to be turned."""
+  """`[I, O]`, `[I, ...]` -> `[O, ...]`; neither has to be turned."""
   return jnp.tensordot(kernel, x, ((0,), (0,)))
+
+
+def _on_first(x: jax.Array, ndim: int) -> jax.Array:
+  """`[I]` -> `[I, 1, ...]`."""
+  return jnp.expand_dims(x, tuple(range(1, ndim)))
 
 
 def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -66,7 +66,7 @@ def mix(
     `[B, S', C]`, or `[S', B, C]`, where the MLP maps to S' tokens.
   """
   if direct(mixing, token_axis):
-    return mlp(y.reshape(len(y), -1), key).reshape(-1, *y.shape[1:])
+    return mlp(y, key)
   if mixing.projection:
     # The G functions side by side, a view's outputs G columns apart.
     y = linear.Dense(
