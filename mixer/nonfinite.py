@@ -40,8 +40,8 @@ def describe(
     records: of the update's batch, in its order: their places in the data set.
   """
   path, command = file(workdir, error.step), replay_command(workdir, error.step)
+  kept = f"all {len(records)} in {path}"
   if jax.process_index() == 0:
-    path.parent.mkdir(exist_ok=True)
     content = {
       "step": error.step,
       "metric": error.name,
@@ -51,12 +51,16 @@ def describe(
       "records": list(records),
       "replay": command,
     }
-    workdir_lib.write_json(path, content)
+    try:
+      path.parent.mkdir(exist_ok=True)
+      workdir_lib.write_json(path, content)
+    except (UserError, *workdir_lib.failures(path)) as e:  # The NaN is told.
+      kept = f"{path} can't be written: {workdir_lib.reason(e)}"
   shown = ", ".join(map(str, records[:_SHOWN]))
   more = ", ..." if len(records) > _SHOWN else ""
   return (
     f"Its batch had records {shown}{more} of {config.data.name}, "
-    f"{config.data.train_split} (all {len(records)} in {path}). "
+    f"{config.data.train_split} ({kept}). "
     f"Look where it breaks: {command}"
   )
 

@@ -1,16 +1,30 @@
 """What is said of an update that met a NaN."""
 
 import pytest
+from etils import epath
 
 from configs import smoke
 from mixer import nonfinite, reporter
 
+ERROR = reporter.NotFinite(12, "train/loss", float("nan"))
 
-def sentence(newest=None, skipped=0, **changes) -> str:
+
+def sentence(newest=None, **changes) -> str:
   config = smoke.get_config()
   config.update_from_flattened_dict(changes)
-  error = reporter.NotFinite(12, "train/loss", float("nan"), skipped)
-  return str(nonfinite.stopped(error, "A batch.", newest, config))
+  return str(nonfinite.stopped(ERROR, "A batch.", newest, config))
+
+
+def test_a_report_that_cannot_be_written_hides_nothing(tmp_path):
+  for workdir, said in (
+    (tmp_path, f"(all 3 in {tmp_path}/nonfinite/12.json)"),
+    (tmp_path / "gone", "/nonfinite/12.json can't be written: No such file"),
+  ):
+    text = nonfinite.describe(
+      epath.Path(workdir), ERROR, smoke.get_config(), [5, 6, 7]
+    )
+    assert "records 5, 6, 7 of digits, train" in text and said in text
+  assert not (tmp_path / "gone").exists()
 
 
 # Keys, whether there is a checkpoint; what is said then, and what is not.
