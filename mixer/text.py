@@ -50,7 +50,8 @@ codecs.register_error(NAMES, _bytes_of_names)
 
 
 # What a line of progress begins with: at the start of a line it does no harm.
-_PROGRESS = re.compile("(?:\r|\x1b\\[K)*")
+# And what comes alone, where tqdm goes from one of several bars to another.
+_PROGRESS = re.compile("(?:\x1b\\[A)+\\Z|(?:\r|\x1b\\[K)*")
 
 
 class Output:

@@ -49,8 +49,11 @@ def test_what_is_printed_moves_no_cursor(monkeypatch):
   with text.safe_output():
     print("\x1b[2Jä\ra\tb\nc")
     print("\r\x1b[K\x1b[A8 %", end="")  # Progress, and what it may not do.
+    print("\x1b[A", end="")
     print("ä \udce9", file=sys.stderr)
-  assert out.written().decode() == "\\x1b[2Jä\\ra\tb\nc\n\r\x1b[K\\x1b[A8 %"
+  assert (
+    out.written().decode() == "\\x1b[2Jä\\ra\tb\nc\n\r\x1b[K\\x1b[A8 %\x1b[A"
+  )
   assert err.written() == rb"\xe4 \udce9" + b"\n"
   assert (sys.stdout, sys.stderr) == (out, err)
 

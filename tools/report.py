@@ -42,6 +42,7 @@ from mixer import (
   workdir,
 )
 from mixer import files as files_lib
+from mixer import text as text_lib
 from mixer.datasets import split as split_lib
 from mixer.datasets.preparation import meter
 from mixer.errors import UserError
@@ -211,7 +212,8 @@ def _describe(run: Mapping[str, Any]) -> str:
     count = len(weights["tokens"]) + (weights["stem"] is not None)
     inside.append(f"{count} figures of weights")
   lines = [f"{run['name']}: {', '.join(parts)}", f"  {', '.join(inside)}"]
-  return "\n".join([*lines, *(f"  note: {note}" for note in run["notes"])])
+  lines += [f"  note: {note}" for note in run["notes"]]
+  return "\n".join(map(text_lib.printable, lines))
 
 
 def run(args: argparse.Namespace) -> None:
