@@ -69,8 +69,7 @@ def sweep(
     stop.Preempted: stopped by a signal.
   """
   s = config.sweep
-  rates = [float(r) for r in s.learning_rates]
-  if not rates or not s.train_split or not s.eval_split:
+  if not s.learning_rates or not s.train_split or not s.eval_split:
     raise UserError(
       "the config has nothing to choose: name rates and the splits to train "
       "and to choose on, as in "
@@ -89,7 +88,10 @@ def sweep(
       'training split, as in --config.sweep.eval_split="train[90%:]".'
     )
   config = run.config
-  trials = [_try(config, rate, workdir, allow_change) for rate in rates]
+  trials = [
+    _try(config, float(rate), workdir, allow_change)
+    for rate in s.learning_rates
+  ]
   finished = [t for t in trials if t.accuracy is not None]
   if not finished:
     raise UserError(

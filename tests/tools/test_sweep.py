@@ -69,6 +69,8 @@ def test_the_edge_of_the_grid_is_told(config):
   ("key", "value", "sentence"),
   [
     ("learning_rates", (), "nothing to choose"),
+    ("learning_rates", ("a",), "sweep.learning_rates='a' should be at least 0"),
+    ("learning_rates", (0.1, float("nan")), "sweep.learning_rates=nan should"),
     ("train_split", "", "nothing to choose"),
     ("eval_split", "test", "is data.eval_split as well"),
   ],
