@@ -100,7 +100,11 @@ def _check_keys(old: Start, new: Start, allow: Iterable[str]) -> None:
     known |= {f"resolved.{k}" for k in start["resolved"]}
   for key in allow:
     if key not in known:
-      raise UserError(f"--allow_change={key}: that is no key of the config.")
+      near = config_lib.near(key)
+      meant = f"; did you mean --allow_change={near}?" if near else "."
+      raise UserError(
+        f"--allow_change={key}: that is no key of the config{meant}"
+      )
 
 
 def _plain(resolved: Mapping[str, Any]) -> dict[str, Any]:

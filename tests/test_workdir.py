@@ -149,7 +149,12 @@ def test_what_follows_from_an_allowed_change_is_allowed(tmp_path):
 def test_allowing_a_key_that_is_none_is_refused(tmp_path):
   workdir.claim(tmp_path, config_json(), _RESOLVED)
   message = refusal(tmp_path, config_json(), _RESOLVED, ["sede"])
-  assert message == "--allow_change=sede: that is no key of the config."
+  assert message == (
+    "--allow_change=sede: that is no key of the config; did you mean "
+    "--allow_change=seed?"
+  )
+  message = refusal(tmp_path, config_json(), _RESOLVED, ["lr"])
+  assert "--allow_change=optimizer.learning_rate?" in message
 
 
 def test_a_key_that_is_younger_had_its_default(tmp_path):
