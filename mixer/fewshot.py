@@ -41,7 +41,8 @@ class Task:
     self.identity = train.identity
     self._train, self._test, self._l2 = train, test, l2
     self._draws = {
-      n: [train.per_class(n, seed) for seed in range(seeds)] for n in shots
+      n: [train.per_class(n, s, "fewshot.shots") for s in range(seeds)]
+      for n in shots
     }
 
   def accuracies(

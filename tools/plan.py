@@ -32,7 +32,7 @@ from absl import app, flags
 
 import input_pipeline
 from mixer import config as config_lib
-from mixer import durations, runtime, validation
+from mixer import durations, validation
 from mixer.datasets import catalog, locate, sizes
 from mixer.errors import UserError
 from mixer.planning import compiling, formulas, hardware, plan_report
@@ -153,7 +153,6 @@ def main(argv: Sequence[str]) -> int:
 
   def body() -> None:
     plan_flags.check(argv)
-    runtime.quiet_libraries()
     compiling.prepare()
     jax.config.update("jax_platforms", "cpu")
     given: dict[str, Any] = {
@@ -166,7 +165,7 @@ def main(argv: Sequence[str]) -> int:
     else:
       print(_text(found, request, values.formulas))
 
-  return command_line.run(body)
+  return command_line.tool(body)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from tools import arguments
 if __name__ == "__main__":
   arguments.replay().parse_args()
 
+import argparse
 import json
 import math
 import sys
@@ -41,6 +42,7 @@ from mixer import config as config_lib
 from mixer import step as step_lib
 from mixer import workdir as workdir_lib
 from mixer.errors import UserError
+from mixer.text import printable
 
 _SHOWN = 8
 
@@ -74,8 +76,9 @@ def replay(workdir: str, step: int, data_dir: str = "") -> dict[str, Any]:
   if changed := drift.data_set(stored, now):
     raise UserError(
       f"the run in {path} has read another data set:\n  "
-      + "\n  ".join(changed)
-      + "\nName the folder where that one lies with --data_dir=DIR."
+      + "\n  ".join(map(printable, changed))
+      + "\nName the folder where that one lies with --data_dir=DIR.",
+      lines=True,
     )
   plan = durations.plan(config, len(split))
   mesh = sharding.make_mesh(fsdp=config.sharding.fsdp)
@@ -163,17 +166,16 @@ def _line(words: str, values: Mapping[str, float]) -> str:
   return f"{words}: all finite, the largest {value:.4g} in {name}"
 
 
+def run(args: argparse.Namespace) -> None:
+  """Does what the command line says."""
+  runtime.start(args.platform)
+  found = replay(args.workdir, args.step, args.data_dir)
+  print(json.dumps(found) if args.json else text(found, args.workdir))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit code."""
-  args = arguments.replay().parse_args(argv)
-
-  def body() -> None:
-    runtime.quiet_libraries()
-    runtime.start(args.platform)
-    found = replay(args.workdir, args.step, args.data_dir)
-    print(json.dumps(found) if args.json else text(found, args.workdir))
-
-  return command_line.run(body, args)
+  return command_line.tool(run, arguments.replay().parse_args(argv))
 
 
 if __name__ == "__main__":

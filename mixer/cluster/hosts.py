@@ -95,7 +95,7 @@ def on_first(name: str, function: Callable[[], Any]) -> Any:
         raise
   result, refusal = broadcast(name, (result, refusal))
   if refusal:
-    raise UserError(refusal)
+    raise UserError(refusal, lines=True)  # Safe: it was one.
   return result
 
 

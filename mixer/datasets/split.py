@@ -120,10 +120,17 @@ class Split:
     groups = (places[i : i + 256] for i in places[::256])
     return tuple(r["valid_labels"] for g in groups for r in self.read(g))
 
-  def per_class(self, count: int, seed: int) -> "Split":
+  def per_class(
+    self, count: int, seed: int, key: str = "data.examples_per_class"
+  ) -> "Split":
     """`count` examples of each class, drawn by `seed`.
 
     A larger count with the same seed contains the smaller one's examples.
+
+    Args:
+      count: examples.
+      seed: of the draw.
+      key: of the config that says how many, for a sentence.
 
     Raises:
       UserError: a class has too few.
@@ -136,7 +143,7 @@ class Split:
         raise UserError(
           f"data set {self.name}, split {self.expression} has {len(own)} "
           f"examples of class {class_name!r} and {count} are asked for; ask "
-          "for fewer (data.examples_per_class or fewshot.shots)."
+          f"for fewer, by --config.{key}=N."
         )
       chosen.append(rng.permutation(own)[:count])
     picked = np.sort(np.concatenate(chosen))

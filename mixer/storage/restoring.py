@@ -91,7 +91,7 @@ def _together(where: epath.Path, function: Callable[[], Any]) -> Any:
   said = hosts.gather("reading a checkpoint", [refusal, damage], _READING)
   for refusal, _ in said:
     if refusal:
-      raise UserError(refusal)
+      raise UserError(refusal, lines=True)  # Safe: it was one.
   for _, damage in said:
     if damage:
       raise saved_lib.Damaged(where, damage)

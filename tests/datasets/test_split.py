@@ -148,7 +148,7 @@ def test_too_few_of_a_class_are_refused(count):
     f"data set zoo, split train has {missing[1]} examples of class "
     f"{missing[0]!r} and {count} are asked for; ask for fewer"
   )
-  assert "data.examples_per_class or fewshot.shots" in str(caught.value)
+  assert "by --config.data.examples_per_class=N." in str(caught.value)
 
 
 def test_a_part_of_a_part():

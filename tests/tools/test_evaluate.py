@@ -261,9 +261,13 @@ def test_few_shots_are_those_of_the_features(run, command, data_dir):
     (["--data=digits", "--image_size=10"], ["no multiple of the"]),
     # Not the flags of train.py.
     (["--data=pets"], [" --data_dir=DIR"]),
+    (["--data=digits", "--fewshot", "--shots=999"], ["fewer, by --shots=N"]),
     (["--data=digits", "--image_size=12", "--resize=tiles"], [" --resize=res"]),
   ],
-  ids=["no data", "classes", "same", "batch", "size", "none", "resize"],
+  ids=[
+    *("no data", "classes", "same", "batch", "size", "none", "shots"),
+    "resize",
+  ],
 )
 def test_mistakes(imagenet, command, data_dir, flags, words):
   path = imagenet[0] / "i1k.npz"
