@@ -21,6 +21,7 @@ _LARGEST = 256 << 20
 _CHECK = "sha256"  # The field of a file that `sealed` has made.
 # The libraries through which an object store is reached.
 _STORES = ("gcsfs.", "fsspec.", "google.auth.", "google.cloud.")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/([0-9]+)")
 _STREAMS = {
@@ -239,6 +240,12 @@ def _check_size(
     raise UserError(
       f"{path} has {size:,} bytes, where {what} has {limit:,} at most."
     )
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+  """JSON for people: only what is no text (bytes of names) is escaped."""
+  text = json.dumps(value, ensure_ascii=False, indent=indent)
+  return _SURROGATE.sub(lambda m: ascii(m[0])[1:-1], text)
 
 
 def read_json(

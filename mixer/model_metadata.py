@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mixer import files, npz
+from mixer import files, npz, text
 from mixer.errors import UserError
 
 _LOSSES = ("softmax", "sigmoid")
@@ -74,7 +74,7 @@ class Metadata:
   def to_strings(self, **more: str) -> dict[str, str]:
     """The same as strings."""
     return {
-      k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
+      k: text.printable(v) if isinstance(v, str) else files.json_text(v)
       for k, v in self.to_json(**more).items()
     }
 
@@ -176,8 +176,7 @@ def write_beside(path: pathlib.Path, found: Metadata, **more: Any) -> None:
   """
   content = found.to_json(weights=npz.fingerprint(path), **more)
   with files.atomic_write(beside(path), "w") as f:
-    json.dump(files.sealed(content), f, indent=2, ensure_ascii=False)
-    f.write("\n")
+    f.write(files.json_text(files.sealed(content), indent=2) + "\n")
 
 
 def read_beside(path: pathlib.Path, num_classes: int) -> Metadata | None:

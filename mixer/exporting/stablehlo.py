@@ -5,7 +5,6 @@ same device.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -165,7 +164,7 @@ def _info(model: trained.Trained, platforms: Sequence[str]) -> str:
     platforms=list(platforms),
     jax_version=jax.__version__,
   )
-  return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+  return files.json_text(found, indent=2) + "\n"
 
 
 def loading(model: trained.Trained, place: placing.Place) -> str:
