@@ -197,15 +197,15 @@ def parse(words: str, recipe: str, example: str) -> dict[str, str]:
     key, _, value = word.partition("=")
     if not value or key not in ("model", "dataset", "size"):
       raise UserError(
-        f"{word!r} behind {recipe}: is none of model=, dataset= and size=, as "
-        f"in {recipe}:{example}."
+        f"{config_lib.shown(word)} behind {recipe}: is none of model=, "
+        f"dataset= and size=, as in {recipe}:{example}."
       )
     given[key] = value
   size = given.get("size", "1")
   if not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})?", size, re.ASCII):
     raise UserError(
-      f"size={size} behind {recipe}: is no number of pixels, as in size=448 "
-      "or size=224x320."
+      f"size={size[:60]} behind {recipe}: is no number of pixels, as in "
+      "size=448 or size=224x320."
     )
   return given
 

@@ -122,10 +122,10 @@ def kind(path: str | os.PathLike[str]) -> Literal["npz", "checkpoint"]:
   Raises:
     UserError: neither; lists the names.
   """
-  place = pathlib.Path(path).expanduser()
+  place = _place(path)
   # One of them that is gone: what is there is told by who reads it.
   gone = place.name.isdecimal() and place.parent.name == "checkpoints"
-  if place.is_dir() or (gone and place.parent.is_dir()):
+  if os.path.isdir(place) or (gone and os.path.isdir(place.parent)):
     return "checkpoint"
   if _exists(path) or is_name(path):
     return "npz"
@@ -158,7 +158,7 @@ def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
   if kind(path) == "checkpoint":
     raise UserError(f"{path} is a folder where an .npz file was expected.")
   if _exists(path):
-    return pathlib.Path(path).expanduser()
+    return _place(path)
   name = _name(str(path))
   file = _cache() / f"{name}.npz"
   if not file.exists():
@@ -196,7 +196,12 @@ def _cache() -> pathlib.Path:
 
 
 def _exists(path: str | os.PathLike[str]) -> bool:
-  return os.path.exists(pathlib.Path(path).expanduser())
+  return os.path.exists(_place(path))
+
+
+def _place(path: str | os.PathLike[str]) -> pathlib.Path:
+  """On this machine; of a name that can't be one, nothing is there."""
+  return pathlib.Path(os.path.expanduser(path))
 
 
 def _base() -> str:

@@ -152,6 +152,9 @@ def test_size():
   ("words", "sentence"),
   [
     ("model=b/16", "model=b/16 .* is no variant, such as B/16, and there are "),
+    ("model=" + "a" * 5000, "is no variant, such as B/16, and there are no we"),
+    ("model=~nobody/x.npz", "there are no weights at ~nobody/x.npz"),
+    ("b" * 5000, "^'bbb.* long. behind configs/finetune.py: is none of model="),
     ("model=B16", "there are no weights at B16: expected an .npz file, a work"),
     ("cifar10", "'cifar10' behind configs/finetune.py: is none of model="),
     ("data=cifar10", "'data=cifar10' behind"),
