@@ -306,7 +306,7 @@ def test_overrides_come_after_the_file(refused, arguments):
   ("arguments", "what"),
   [
     ((_SMOKE, "--config.bach_size=3"), "did you mean 'batch_size'?"),
-    ((_SMOKE,), "--workdir=/tmp/smoke"),
+    ((_SMOKE,), "--workdir=runs/smoke"),
     ((_SMOKE, "--workdir=w", "stray"), "'stray' is no flag"),
   ],
   ids=["while parsing", "without workdir", "no flag"],
