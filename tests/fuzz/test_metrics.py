@@ -2,9 +2,11 @@
 
 Only a last line that was cut off, and whole lines behind it, may be missing
 without a word; where a checkpoint knows how many there were, not even those.
+Memory grows by `_MEMORY` at most; an input ends within `_SECONDS`.
 """
 
 import faulthandler
+import resource
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from mixer import metrics
 from tests.fuzz import mutations
 
 _INPUTS = 10_000
-_SECONDS = 10
+_SECONDS, _MEMORY = 10, 256 << 20
 
 
 def _write(folder):
@@ -36,6 +38,7 @@ def test_what_comes_back_was_written_and_what_is_lost_is_told(tmp_path):
   seed = path.read_bytes()
   rng = np.random.default_rng(15)
   told = 0
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   for i in range(_INPUTS):
     data = mutations.mutated(seed, rng)
     path.write_bytes(data)
@@ -63,3 +66,5 @@ def test_what_comes_back_was_written_and_what_is_lost_is_told(tmp_path):
         copy.unlink()
     faulthandler.cancel_dump_traceback_later()
   assert told > _INPUTS / 2
+  after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  assert (after - before) * 1024 < _MEMORY

@@ -1,7 +1,12 @@
-"""Damaged files of a workdir: they are as they were written, or it is told."""
+"""Damaged files of a workdir: they are as they were written, or it is told.
+
+For an input memory grows by `_MEMORY` at most, and it ends within `_SECONDS`.
+(Orbax keeps 0.6 MB of each checkpoint that it opens: docs/log.md, 2026-11-23.)
+"""
 
 import faulthandler
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -17,7 +22,7 @@ from tests import trained_files
 from tests.fuzz import mutations
 
 _INPUTS = 10_000
-_SECONDS = 10
+_SECONDS, _MEMORY = 10, 64 << 20
 _RESOLVED = {
   "total": 60,
   "train_examples": 1400,
@@ -32,7 +37,13 @@ _KEPT = {
 }
 
 
+_peak = 0
+
+
 def _damage(path, i, rng, seed):
+  global _peak
+  before, _peak = _peak, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  assert not i or (_peak - before) * 1024 < _MEMORY, f"input {i - 1}"
   path.write_bytes(mutations.mutated(seed, rng))
   faulthandler.dump_traceback_later(_SECONDS, exit=True)
 

@@ -199,7 +199,15 @@ def attended():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("attended")
-def test_control_c_to_a_process(run, photos, tmp_path):
+@pytest.mark.parametrize(
+  ("number", "name", "code"),
+  [
+    (signal.SIGINT, "Ctrl-C", 130),
+    (signal.SIGHUP, "SIGHUP", 129),
+    (signal.SIGTERM, "SIGTERM", 143),
+  ],
+)
+def test_a_signal_to_a_process(run, photos, tmp_path, number, name, code):
   """A real signal to the command, once rows are there."""
   listed = tmp_path / "list"
   listed.write_text(f"{photos / '00.png'}\n" * 200_000)
@@ -213,12 +221,12 @@ def test_control_c_to_a_process(run, photos, tmp_path):
   )  # fmt: skip
   assert process.stdout and process.stderr
   assert json.loads(process.stdout.readline())["path"]
-  process.send_signal(signal.SIGINT)
+  process.send_signal(number)
   with process:
     out, err = process.stdout.read(), process.stderr.read()
-  assert process.returncode == 130
+  assert process.returncode == code
   assert "Traceback" not in err
   assert re.fullmatch(
-    r"Ctrl-C: stopped after [\d,]+ of 200,000 images", err.splitlines()[-1]
+    rf"{name}: stopped after [\d,]+ of 200,000 images", err.splitlines()[-1]
   )
   assert all(json.loads(line)["predictions"] for line in out.splitlines())
