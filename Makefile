@@ -23,7 +23,7 @@ WANT := $(if $(PYTHON),$(shell $(PYTHON) $(VERSION) 2>/dev/null),$(HAVE))
 REBUILD := $(if $(HAVE),$(if $(filter $(WANT),$(HAVE)),$(wildcard $(UNFINISHED)),yes),yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format bench bench-peers bench-input bench-prepare clean FORCE
+.PHONY: help setup demo test test-all lint size format bench bench-peers bench-input bench-prepare clean FORCE
 .SECONDARY:
 
 help: ## List these targets.
@@ -51,6 +51,9 @@ lint: setup-dev ## Check style and types; changes nothing.
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m basedpyright --pythonpath $(BIN)/python
 	$(BIN)/shellcheck --external-sources launch/*.sh launch/slurm/* .ci/run
+
+size: setup ## Count lines, files and floors of imports; fails above limits.
+	$(BIN)/python tests/size.py
 
 format: setup-dev ## Sort imports, mend what can be mended, format.
 	$(BIN)/python -m ruff check --fix-only .
