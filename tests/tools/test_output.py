@@ -48,7 +48,7 @@ def test_help_that_goes_nowhere(command, where, why):
   assert done.stderr == f"error: stdout can't be written: {why}.\n"
 
 
-@pytest.mark.parametrize("where", ["/dev/full", "&-", "| :"]))
+@pytest.mark.parametrize("where", ["/dev/full", "&-", "| :"])
 def test_results_that_go_nowhere(tmp_path, where):
   path = tmp_path / "w.npz"
   trained_files.npz(path, 10)
