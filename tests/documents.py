@@ -43,7 +43,7 @@ ANY_OF_A_KIND = ("tools.NAME", "benchmarks.NAME")
 _PLACEHOLDERS = {
   "--step=N": "--step=2",
   "--step=STEP": "--step=2",
-  "--hlo F": "--hlo=F",
+  "--config.data.name=NAME": "--config.data.name=my_set",
 }
 
 # How a line begins, or code in a sentence, that is a command: one of these

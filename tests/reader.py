@@ -29,7 +29,7 @@ from tools import prepare
 SHORT = (
   '--config.total="2 steps" --config.batch_size=8 --config.model.dtype=float32 '
   '--config.schedule.warmup="1 steps" --config.eval_every="2 steps" '
-  '--config.checkpoint_every="2 steps"'
+  '--config.checkpoint_every="2 steps" --config.fewshot.shots="(1,)"'
 )
 # And a model small, where no weights say how large it is.
 SMALL = (
@@ -48,7 +48,6 @@ _NAMES = [
 ]
 # How the sets are prepared that a document takes for granted.
 _SETS = {
-  "NAME": "folder --name=NAME --source=birds",
   "my_set": "folder --name=my_set --source=birds",
   "birds": "folder --name=birds --source=birds",
   "cifar10": "cifar10 --source=tfrecord",
@@ -153,7 +152,7 @@ def _tars(root: pathlib.Path) -> None:
 
 def _records(root: pathlib.Path) -> None:
   for name in ("cifar10", "oxford_iiit_pet"):
-    tfrecords.make(root / "tfrecord", name)
+    tfrecords.make(root / "tfrecord", name, shards=(20, 20))
 
 
 def _images(root: pathlib.Path) -> None:
@@ -208,6 +207,7 @@ class Reader:
       # Nothing is fetched.
       "MIXER_RELEASED_URL": "http://127.0.0.1:1",
       **{f"{k}_proxy": "http://127.0.0.1:1" for k in ("http", "https")},
+      "STORAGE_EMULATOR_HOST": "http://127.0.0.1:1",
       "NO_GCE_CHECK": "true",
       "CLOUDSDK_CONFIG": str(root / "home"),
       "CLOUDSDK_CORE_CHECK_GCE_METADATA": "false",

@@ -308,10 +308,11 @@ def check(command: documents.Command) -> None:
       PROGRAMS[program](rest)
 
 
-def _complaints(
+def complaints(
   commands: Sequence[documents.Command],
   test: Callable[[documents.Command], None],
 ) -> Iterator[str]:
+  """What is wrong with each."""
   for command in commands:
     try:
       test(command)
@@ -322,8 +323,8 @@ def _complaints(
 @pytest.mark.parametrize("path", sorted({c.path for c in COMMANDS}))
 def test_commands_are_understood(path):
   mine = [c for c in COMMANDS if c.path == path]
-  complaints = list(_complaints(mine, check))
-  assert not complaints, "\n".join(complaints)
+  found = list(complaints(mine, check))
+  assert not found, "\n".join(found)
 
 
 def check_message(message: documents.Command) -> None:
@@ -355,8 +356,8 @@ def check_message(message: documents.Command) -> None:
 @pytest.mark.parametrize("path", sorted({c.path for c in MESSAGES}))
 def test_commands_in_messages_are_understood(path):
   mine = [c for c in MESSAGES if c.path == path]
-  complaints = list(_complaints(mine, check_message))
-  assert not complaints, "\n".join(complaints)
+  found = list(complaints(mine, check_message))
+  assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize(
