@@ -130,7 +130,9 @@ def read(path: str | os.PathLike[str]) -> bytes:
   try:
     return files.read_bytes(path, "an image", MAX_BYTES)
   except (UserError, ValueError) as e:  # The latter: a name with a zero byte.
-    why = files.reason(e.__cause__ or e).removesuffix(".")
+    # Whoever tells of it names the file.
+    why = files.reason(e.__cause__ or e).removeprefix(f"{os.fspath(path)} ")
+    why = why.removesuffix(".")
     raise ImageError("unreadable", why) from e
 
 

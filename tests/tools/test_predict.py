@@ -114,8 +114,8 @@ def test_odd_files(command, tmp_path, caplog):
   assert f"{tmp_path}/dark.png: black: the upper 8 bits of all" in caplog.text
   for name, why in (
     ("cat.jpg", "not an image in any format that is read here"),
-    ("pipe.jpg", f"{tmp_path}/pipe.jpg is no regular file"),
-    ("huge.jpg", f"{tmp_path}/huge.jpg has 21,474,836,480 bytes"),
+    ("pipe.jpg", "is no regular file"),
+    ("huge.jpg", "has 21,474,836,480 bytes"),
   ):
     assert f"error: {tmp_path}/{name}: {why}" in got.err
 
