@@ -212,7 +212,10 @@ def _end_alone() -> NoReturn:
   """Ends a process that has lost another."""
   from mixer.cluster import hosts
 
-  stop.exit_at_once(stop.FAILED if hosts.has_failed() else stop.LOST)
+  if sentence := hosts.failure():
+    stop.say(f"\n{sentence}", sys.stderr)
+    stop.exit_at_once(stop.FAILED)
+  stop.exit_at_once(stop.LOST)
 
 
 def interruption(error: KeyboardInterrupt) -> tuple[str, int]:

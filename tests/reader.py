@@ -269,6 +269,7 @@ class Reader:
         if path.is_symlink():
           path.unlink()
         if what:
+          shutil.rmtree(path, ignore_errors=True)  # A run of before was there.
           path.parent.mkdir(parents=True, exist_ok=True)
           path.symlink_to(self._kept.files / what)
     self.give_weights(text)

@@ -170,9 +170,12 @@ def post_failure(sentence: str) -> None:
     Board().stay()
 
 
-def has_failed() -> bool:
-  """Whether another one has failed, which is no loss; call before the end."""
-  failed = "failed" in Board().read()
-  if failed:
+def failure() -> str:
+  """What another one has failed by, which is no loss; "" if none has.
+
+  Call before the end.
+  """
+  sentence = Board().read().get("failed", "")
+  if sentence:
     Board().stay()
-  return failed
+  return sentence
