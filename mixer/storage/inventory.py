@@ -33,7 +33,7 @@ def write(path: epath.Path) -> None:
     found = pool.map(lambda name: _describe(path / name), names)
     files = dict(sorted(zip(names, found, strict=True)))
   with files_lib.atomic_write(path / _NAME, "w") as f:
-    json.dump({"files": files, "sha256": _sha256(files)}, f)
+    json.dump({"files": files, "sha256": files_lib.json_sha256(files)}, f)
 
 
 def damage(path: epath.Path, wanted: Collection[str] | None = None) -> str:
@@ -54,7 +54,7 @@ def damage(path: epath.Path, wanted: Collection[str] | None = None) -> str:
   except ValueError:
     return f"its file {_NAME} is changed"
   files = content.get("files") if isinstance(content, dict) else None
-  if files is None or content.get("sha256") != _sha256(files):
+  if files is None or content.get("sha256") != files_lib.json_sha256(files):
     return f"its file {_NAME} is changed"
   names = [
     n
@@ -87,7 +87,3 @@ def _describe(file: epath.Path) -> tuple[int, str]:
   size = file.stat().length
   small = size <= _SMALL
   return size, hashlib.sha256(file.read_bytes()).hexdigest() if small else ""
-
-
-def _sha256(files: object) -> str:
-  return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
