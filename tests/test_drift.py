@@ -16,13 +16,8 @@ _SET = {
 
 def start(resolved=(), **changes):
   """A start as config.json has it, with `optimizer__name=...`."""
-  config = smoke.get_config()
-  for key, value in changes.items():
-    *groups, last = key.split("__")
-    node = config
-    for group in groups:
-      node = node[group]
-    node[last] = value
+  keys = {key.replace("__", "."): value for key, value in changes.items()}
+  config = config_lib.changed(smoke.get_config(), keys)
   known = {"total": 60, "warmup": 6, "train_examples": 103, "data_set": _SET}
   return {
     "config": config_lib.to_json(config),

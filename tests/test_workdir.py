@@ -20,13 +20,8 @@ _RESOLVED = {"total": 60, "log_every": 10, "num_classes": 10}
 
 def config_json(**changes):
   """The smoke config as JSON, with `data__name=...` for `data.name`."""
-  config = smoke.get_config()
-  for key, value in changes.items():
-    *groups, last = key.split("__")
-    node = config
-    for group in groups:
-      node = node[group]
-    node[last] = value
+  keys = {key.replace("__", "."): value for key, value in changes.items()}
+  config = config_lib.changed(smoke.get_config(), keys)
   return config_lib.to_json(config)
 
 
