@@ -38,7 +38,7 @@ setup-%: $(VENV)/.installed-% ## Add requirements-%.txt: dev, gpu, tpu, gcs, exp
 	@:
 
 demo: setup ## Train a small Mixer on this machine, into DEMO_DIR.
-	$(BIN)/python -m tools.demo --workdir=$(DEMO_DIR) $(ARGS)
+	$(BIN)/python -m mixer demo --workdir=$(DEMO_DIR) $(ARGS)
 
 test: setup-dev ## Run the tests, but for the slow ones. ARGS=-x ...
 	$(BIN)/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)

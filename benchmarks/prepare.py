@@ -100,7 +100,7 @@ def prepare(tar: pathlib.Path, args: argparse.Namespace) -> dict[str, float]:
   """
   with tempfile.TemporaryDirectory(dir=tar.parent) as folder:
     words = [
-      *(sys.executable, "-m", "tools.prepare", "imagenet21k"),
+      *(sys.executable, "-m", "mixer", "prepare", "imagenet21k"),
       *(f"--source={tar}", f"--data_dir={folder}"),
       *([f"--resize={args.resize}"] if args.resize else []),
       f"--workers={args.workers}",

@@ -1,6 +1,6 @@
 """A small Mixer on Fashion-MNIST, 70,000 real images of 28 x 28 pixels.
 
-  python -m tools.prepare fashion_mnist --source=DIR_WITH_THE_FOUR_FILES
+  python -m mixer prepare fashion_mnist --source=DIR_WITH_THE_FOUR_FILES
   python train.py --config=configs/fashion_mnist.py --workdir=runs/fashion
 
 From glyphs, which are shipped: the same model is pre-trained on rendered

@@ -12,7 +12,7 @@ Behind the colon may stand, in any order:
            variant (B/16), whose weights --config.init_from names
   dataset  imagenet2012, cifar10, cifar100, oxford_iiit_pet, oxford_flowers102,
            vtab/TASK for the 19 tasks of VTAB-1k, or any other prepared set,
-           such as one of `tools.prepare folder`
+           such as one of `mixer prepare folder`
   size     of the images, in pixels, or height x width as in size=224x320; for
            another one than that of the weights, which is the default, these
            are fitted to it, as `init_resize` says
@@ -24,7 +24,7 @@ the paper's choice among .003, .01, .03 and .06 (VTAB: without .06), made on a
 part of the training split that is held out for it. This tries them all there,
 and trains once more, on all of the training split, with the best one:
 
-  python -m tools.sweep --workdir=DIR3 \
+  python -m mixer sweep --workdir=DIR3 \
     --config=configs/finetune.py:model=imagenet21k/Mixer-B_16,dataset=cifar10
 
 Hardware: one GPU or a few TPU chips; batch 512 is divided among all devices.

@@ -1,6 +1,6 @@
 """Mixer-B/16 on ImageNet-1k from scratch, as in the paper (tables 3 and 4).
 
-  python -m tools.prepare imagenet2012 --source=DIR_WITH_THE_TARS
+  python -m mixer prepare imagenet2012 --source=DIR_WITH_THE_TARS
   python train.py --config=configs/mixer_b16_i1k.py --workdir=DIR
 
 Hardware: one host with 8 H100 GPUs; batch 4096 is divided among them.

@@ -1,6 +1,6 @@
 """Mixer-B/32 pre-trained on ImageNet-21k; the paper has this size on JFT alone.
 
-  python -m tools.prepare imagenet21k --source=winter21_whole.tar.gz
+  python -m mixer prepare imagenet21k --source=winter21_whole.tar.gz
   python train.py --config=configs/mixer_b32_i21k.py --workdir=DIR
 
 Hardware: one host with 4 H100 GPUs; batch 4096 is divided among them.

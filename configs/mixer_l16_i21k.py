@@ -1,6 +1,6 @@
 """Mixer-L/16 pre-trained on ImageNet-21k, as in the paper (tables 3 and 4).
 
-  python -m tools.prepare imagenet21k --source=winter21_whole.tar.gz
+  python -m mixer prepare imagenet21k --source=winter21_whole.tar.gz
   python train.py --config=configs/mixer_l16_i21k.py --workdir=DIR
 
 Hardware: one host with 8 H100 GPUs, batch 4096 divided among them, with

@@ -1,6 +1,6 @@
 """Mixer-S/32 pre-trained on ImageNet-21k; the paper has this size on JFT alone.
 
-  python -m tools.prepare imagenet21k --source=winter21_whole.tar.gz
+  python -m mixer prepare imagenet21k --source=winter21_whole.tar.gz
   python train.py --config=configs/mixer_s32_i21k.py --workdir=DIR
 
 Hardware: one host with 1 H100 GPU, which wants 33,400 images/s decoded: some 34

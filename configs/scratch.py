@@ -1,11 +1,11 @@
 """A set of images of one's own, from random weights, at any size.
 
-  python -m tools.prepare folder --name=birds --source=DIR
+  python -m mixer prepare folder --name=birds --source=DIR
   python train.py --config=configs/scratch.py:dataset=birds --workdir=runs/birds
 
 Behind the colon may stand, in any order:
 
-  dataset  a prepared set, such as one of `tools.prepare folder`
+  dataset  a prepared set, such as one of `mixer prepare folder`
   size     of the images, in pixels (224), or height x width as in size=224x320
   model    a variant, as in model=B/16; without it a small one that fits the
            size: S with 16-pixel patches at 224 px, of half its widths and with
@@ -22,7 +22,7 @@ at 32 px, 3e17 at 224 px.
 Expected: less than fine-tuning reaches (configs/finetune.py), by far for some
 hundred or thousand images; from random weights Mixers want many.
 
-`tools.sweep` in place of `train.py` tries three learning rates on a tenth of
+`mixer sweep` in place of `train.py` tries three learning rates on a tenth of
 `train` first.
 """
 

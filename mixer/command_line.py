@@ -226,7 +226,7 @@ def interruption(error: KeyboardInterrupt) -> tuple[str, int]:
 
 
 def tool(function: Callable[..., int | None], *args: Any) -> int:
-  """As `run`, for `python -m tools.NAME`; signals end it with a short line.
+  """As `run`, for `python -m mixer NAME`; signals end it with a short line.
 
   Args:
     function: the command's work; what it returns is the exit code, None 0.

@@ -91,7 +91,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "blocks, from 0, whose token mixing leaves fewer tokens",
   ),
   "model.pyramid_tokens": ((), "the number that each of those leaves"),
-  "data.name": ("imagenet21k", "data set, as tools.prepare names it"),
+  "data.name": ("imagenet21k", "data set, as mixer prepare names it"),
   "data.data_dir": (
     "",
     "where data sets lie; empty: TFDS's own default, ~/tensorflow_datasets",
@@ -186,8 +186,8 @@ KEYS: dict[str, tuple[Any, str]] = {
     "linear",
     "to 0 at the end: linear, cosine or constant",
   ),
-  # What tools.sweep tries.
-  "sweep.learning_rates": ((), "tried by tools.sweep"),
+  # What mixer sweep tries.
+  "sweep.learning_rates": ((), "tried by mixer sweep"),
   "sweep.train_split": (
     "",
     "trained on to choose; the last run takes data.*_split",

@@ -240,7 +240,7 @@ def _check_head(
   if theirs is None:
     raise UserError(
       f"{keep} don't say which classes their head is for: name the workdir "
-      "that they come from, or a file that tools.export wrote, with the "
+      "that they come from, or a file that mixer export wrote, with the "
       f"FILE.npz.json beside it; or {new}."
     )
   for k, (a, b) in enumerate(zip(theirs, ours, strict=True)):

@@ -7,7 +7,7 @@ into the entropy code, which has no way in but from the beginning. It can stop
 early, though: with a smaller height written into a copy of the header it
 decodes only so many rows. And where the file has restart markers, at which the
 code starts afresh, the pieces between them that the box needs make a JPEG of
-their own (`tools.prepare` writes such markers into what it encodes).
+their own (`mixer prepare` writes such markers into what it encodes).
 """
 
 import dataclasses

@@ -192,7 +192,7 @@ def read_beside(path: pathlib.Path, num_classes: int) -> Metadata | None:
   place = beside(path)
   if not place.exists():
     return None
-  content = files.read_json(place, f"what tools.export says of {path}")
+  content = files.read_json(place, f"what mixer export says of {path}")
   check = content.pop("sha256", None)  # One that somebody wrote has none.
   if (check or "weights" in content) and check != files.json_sha256(content):
     raise UserError(

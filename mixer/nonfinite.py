@@ -22,7 +22,7 @@ def file(workdir: epath.Path, step: int) -> epath.Path:
 
 def replay_command(workdir: epath.Path, step: int) -> str:
   """What makes that update again, slowly, and looks where it breaks."""
-  return f"python -m tools.replay {shlex.quote(str(workdir))} --step={step}"
+  return f"python -m mixer replay {shlex.quote(str(workdir))} --step={step}"
 
 
 def describe(

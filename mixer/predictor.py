@@ -302,7 +302,7 @@ class Predictor:
       raise UserError(
         f"{self.model.source} has no head, so it predicts no classes; take a "
         "model that was fine-tuned, or its features (--features in "
-        "tools.predict)."
+        "mixer predict)."
       )
 
   @functools.cached_property

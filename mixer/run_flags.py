@@ -1,4 +1,4 @@
-"""Flags of the commands that train: train.py and tools.sweep."""
+"""Flags of the commands that train: train.py and mixer sweep."""
 
 import typing
 from collections.abc import Callable, Sequence

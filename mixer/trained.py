@@ -86,7 +86,7 @@ class Trained:
     return (
       f"{self.source} doesn't say which classes its {self.num_classes:,} "
       "outputs are, so they are numbers. A workdir knows them, and so does a "
-      "file that tools.export writes, by FILE.npz.json beside it; a released "
+      "file that mixer export writes, by FILE.npz.json beside it; a released "
       "one is known by its name."
     )
 
@@ -239,7 +239,7 @@ def _of_weights(
     raise UserError(
       f"the weights in {path} are for {shape.num_tokens} tokens, which no "
       "square image has; those of another shape can be used from a workdir "
-      "of train.py, or as tools.export writes them, with FILE.npz.json."
+      "of train.py, or as mixer export writes them, with FILE.npz.json."
     )
   class_ids = None
   if name := released.name_of(path):

@@ -25,7 +25,7 @@ MODULES = [
   ROOT / "input_pipeline.py",
   *(
     path
-    for folder in ("configs", "tools", "mixer", "benchmarks")
+    for folder in ("configs", "mixer", "benchmarks")
     for path in sorted((ROOT / folder).rglob("*.py"))
   ),
 ]
@@ -38,7 +38,7 @@ SCRIPTS = [
 ]
 
 # Names that stand for any of a kind.
-ANY_OF_A_KIND = ("tools.NAME", "benchmarks.NAME")
+ANY_OF_A_KIND = ("mixer NAME", "mixer COMMAND", "benchmarks.NAME")
 # What a reader replaces by his own, where words won't parse as they are.
 _PLACEHOLDERS = {
   "--step=N": "--step=2",
@@ -50,8 +50,8 @@ _PLACEHOLDERS = {
 # words, and an argument; or flags alone. A file's name by itself is none.
 _PROGRAMS = (
   r"(?:[\w.~/-]*/)?python[\d.]*(?= +(?:-|\w+\.py))|train\.py(?= --)|make|"
-  r"(?:tools|benchmarks|mixer)\.[a-z][\w.]*(?= --)|launch/\w+\.sh|pip|uv|apt|"
-  r"apt-get|git|gcloud|kubectl|sky|sbatch|find|jq|ssh-add|docker|pytest|conda"
+  r"benchmarks\.[a-z][\w.]*(?= --)|mixer(?= [a-z]+ --)|launch/\w+\.sh|pip|uv|"
+  r"apt|apt-get|git|gcloud|kubectl|sky|sbatch|find|jq|ssh-add|docker|pytest|conda"
 )
 _COMMAND = re.compile(
   rf"(?:\$ )?((?:{_PROGRAMS}) +[^\s:|=].*|--[a-z].*)", re.DOTALL

@@ -19,11 +19,11 @@ import numpy as np
 from PIL import Image
 
 from mixer import weights
+from mixer.commands import prepare
 from tests import conftest, trained_files
 from tests.datasets import test_imagenet2012, test_mnist
 from tests.datasets.preparation import tfrecords
 from tests.datasets.sources import image_archives
-from tools import prepare
 
 # What makes a run short: all recipes take these.
 SHORT = (

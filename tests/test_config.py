@@ -421,7 +421,7 @@ def test_every_number_and_choice_has_its_range():
     "model.pyramid_blocks",
     "model.pyramid_tokens",
     "sweep.learning_rates",
-    # Checked by tools.sweep, which alone uses them.
+    # Checked by mixer sweep, which alone uses them.
     "sweep.train_split",
     "sweep.eval_split",
   }

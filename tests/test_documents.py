@@ -112,8 +112,8 @@ def argparse_reads(module: str, arguments: Sequence[str]) -> str:
 def absl_flags(module: str) -> set[str]:
   """The names of the flags of a command that absl parses."""
   path = "mixer/run_flags.py"
-  if module == "tools.plan":
-    path = "tools/plan_flags.py"
+  if module == "mixer.commands.plan":
+    path = "mixer/commands/plan_flags.py"
   text = (conftest.ROOT / path).read_text()
   return {"help", *re.findall(r'DEFINE_\w+\(\s*"(\w+)"', text)}
 
@@ -146,7 +146,7 @@ def absl_reads(module: str, arguments: Sequence[str]) -> Any:
   return config
 
 
-ABSL = ("train", "tools.sweep", "tools.plan")
+ABSL = ("train", "mixer.commands.sweep", "mixer.commands.plan")
 
 
 def module_reads(module: str, arguments: Sequence[str]) -> None:
@@ -202,7 +202,9 @@ def only_flags(words: list[str]) -> None:
 
 def python(words: list[str]) -> None:
   match words:
-    case ["-m", module, *rest] if re.match("(tools|benchmarks|mixer)", module):
+    case ["-m", "mixer", *rest]:
+      mixer(rest)
+    case ["-m", module, *rest] if re.match(r"benchmarks|mixer\.", module):
       if module not in documents.ANY_OF_A_KIND:
         module_reads(module, rest)
     case ["-m", "pip", *rest]:
@@ -215,6 +217,12 @@ def python(words: list[str]) -> None:
       pass
     case _:
       raise AssertionError("no test knows what Python is to run here")
+
+
+def mixer(words: list[str]) -> None:
+  name, *rest = words
+  if name not in ("NAME", "COMMAND", "--help"):
+    module_reads(f"mixer.commands.{name}", rest)
 
 
 def pip(words: list[str]) -> None:
@@ -273,6 +281,7 @@ def there(paths: Sequence[str]) -> None:
 PROGRAMS: dict[str, Callable[[list[str]], None]] = {
   "python": python,
   ".venv/bin/python": python,
+  "mixer": mixer,
   "make": make,
   "pip": pip,
   "launch/tpu_vm.sh": tpu_vm,
@@ -292,7 +301,7 @@ def check(command: documents.Command) -> None:
     return
   for words in simple_commands(command.text):
     program, *rest = words
-    if re.match(r"(tools|benchmarks)\.", program):
+    if program.startswith("benchmarks."):
       program, rest = "python", ["-m", program, *rest]
     elif program == "train.py":
       program, rest = "python", words
@@ -339,12 +348,13 @@ def check_message(message: documents.Command) -> None:
     if word not in ("--help", "takes"):
       {"tpu_vm.sh": tpu_vm, "worker.sh": worker}[script]([word])
   ours = re.search(
-    r"python (?:-m )?((?:tools|benchmarks|mixer)(?:\.\w+)*|train)"
+    r"(?:python (?:-m )?)?(mixer [a-z]+|benchmarks(?:\.\w+)*|train(?=\.py))"
     r"(?:\.py)?(?![\w.{])(.*)",
     text,
   )
   if ours and ours[1] not in documents.ANY_OF_A_KIND:
     module, rest = ours.groups()
+    module = module.replace("mixer ", "mixer.commands.")
     known = flags_of(module)
     keys = config_lib.flatten(config_lib.default())
     for flag, key in re.findall(r"(?<!\S)--(\w+)(?:\.([\w.]+))?", rest):
@@ -366,8 +376,8 @@ def test_commands_in_messages_are_understood(path):
     ("frobnicate all", "no test knows the program frobnicate"),
     ("find . | frobnicate", "no test knows the program frobnicate"),
     ("python other.py x", "no test knows what Python is to run"),
-    ("python -m tools.prepare --sorce=DIR", "unrecognized arguments"),
-    ("tools.evaluate --shots=x --checkpoint=y", "'x' is no whole number"),
+    ("python -m mixer prepare --sorce=DIR", "unrecognized arguments"),
+    ("mixer evaluate --shots=x --checkpoint=y", "'x' is no whole number"),
     ("python train.py --conf=configs/smoke.py", "train has no flag --conf"),
     ("python train.py --config=configs/nosuch.py", "there is no such file"),
     (
@@ -393,7 +403,7 @@ def test_what_does_not_work_is_found(text, complaint):
 def test_all_places_are_read():
   """One of each kind; pages, docstrings and comments by file and text."""
   texts = {(c.path, c.text) for c in COMMANDS}
-  prepare = "python -m tools.prepare"
+  prepare = "python -m mixer prepare"
   for path, text in [
     ("README.md", f".venv/bin/{prepare} --list"),  # A fenced block.
     ("docs/experiments.md", '--config.total="300 steps"'),  # In a sentence.
@@ -417,4 +427,4 @@ def test_all_places_are_read():
     assert (path, text) in texts
   assert any(c.python for c in COMMANDS)
   said = {(c.path, c.text) for c in MESSAGES}
-  assert ("tools/prepare.py", "python train.py {}") in said
+  assert ("mixer/commands/prepare.py", "python train.py {}") in said

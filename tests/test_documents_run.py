@@ -24,7 +24,7 @@ _LEFT_OUT = {
   r"(.*python -m )?(pip|apt|apt-get|ssh-add)\b": "changes the machine",
   r"(python -m )?benchmarks\b": "measures for minutes to hours",
   r"python -m mixer\.datasets\.labels\.make": "wants the files of WordNet",
-  r"python -m tools\.demo": "minutes: `make demo` in CI",
+  r"python -m mixer demo": "minutes: `make demo` in CI",
   r"python (-X importtime|train\.py)$": "no command",
   r"launch/|sbatch|sky|for vm in": "dry runs: test_documents.py, tests/launch",
   r"kubectl": "wants a cluster",
@@ -37,9 +37,9 @@ _STOPS = [
     r"train.py --config=configs/mixer_b16_i21k.py --workdir=DIR",
     "data set imagenet21k is not prepared",
   ),
-  ("", r"tools.prepare (cifar10|vtab/pets)$", "make setup-tensorflow"),
-  ("", r"tools.plan .*--compile", "make setup-tpu"),
-  ("", r"tools.plan --compile$", "name a recipe and what it is to run on"),
+  ("", r"mixer prepare (cifar10|vtab/pets)$", "make setup-tensorflow"),
+  ("", r"mixer plan .*--compile", "make setup-tpu"),
+  ("", r"mixer plan --compile$", "name a recipe and what it is to run on"),
   ("", r"--workdir=gs://", "Google Cloud Storage can't be used"),
   ("", r"--workdir=$", "name a recipe and a folder"),
   # No account; and a flag that is newer than some gcloud.
@@ -79,13 +79,13 @@ def _whole(match: re.Match[str]) -> str:
 
 def additions(text: str) -> str:
   """Flags behind a line that make it short."""
-  if "tools.prepare imagenet21k --" in text:
+  if "mixer prepare imagenet21k --" in text:
     return "--hold_out=validation=8,test=8"
   if "--fewshot" in text:  # There are no more labels.
     return "--shots=1"
-  if "tools.plan --config" in text:  # Not of the small set.
+  if "mixer plan --config" in text:  # Not of the small set.
     return "--examples=13102300 --classes=19167"
-  if not re.search(r"train\.py|tools\.sweep", text):
+  if not re.search(r"train\.py|mixer sweep", text):
     return ""
   more = [reader.SHORT]
   if "Mixer-" not in text:
@@ -93,7 +93,7 @@ def additions(text: str) -> str:
   if re.search(r"permutation_b16|token_mixing_s32", text):
     # ImageNet's few shots want an image of each of its 1,000 classes.
     more.append("--config.fewshot.name=digits --config.fewshot.eval_split=test")
-  if "tools.sweep" in text:
+  if "mixer sweep" in text:
     more.append('--config.sweep.learning_rates="(0.01,)"')
   return " ".join(more)
 
@@ -103,7 +103,7 @@ def data_sets(text: str) -> set[str]:
   named = {*re.findall(r"--data=(\w+)", text)}
   for words in test_documents.simple_commands(text):
     flags = [w for w in words if re.match("--config[.=]", w)]
-    if flags and "tools.plan" not in words:
+    if flags and "mixer plan" not in words:
       config = test_documents.absl_reads("train", flags)
       named |= {config.data.name, config.fewshot.name}
   return named
@@ -125,7 +125,7 @@ class Session:
   def do(self, text: str) -> None:
     text = documents.as_typed(text)
     # Of code in a sentence.
-    text = re.sub(r"^(?:(train\.py)|(tools\.\w+)) ", _whole, text)
+    text = re.sub(r"^(?:(train\.py)|(mixer \w+)) ", _whole, text)
     stops = [
       sentence
       for path, pattern, sentence in _STOPS
@@ -192,7 +192,7 @@ _BEFORE = {
   "demo_pretrain.py --workdir=runs/glyphs",
   "configs/finetune.py": "python train.py --workdir=WORKDIR_OF_B16 "
   "--config=configs/scratch.py:dataset=cifar10,model=B/16",
-  "docs/after_training.md": "python -m tools.export --checkpoint=tiny.npz "
+  "docs/after_training.md": "python -m mixer export --checkpoint=tiny.npz "
   "--to=stablehlo --output=DIR",
 }
 

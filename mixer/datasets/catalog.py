@@ -1,4 +1,4 @@
-"""The data sets that `tools.prepare` knows by name, and how each is had.
+"""The data sets that `mixer prepare` knows by name, and how each is had.
 
 What TFDS 4.9.10 downloads, and whether its builder needs TensorFlow, was read
 from its code: unpacking an archive, opening one, and encoding pixels all go
@@ -271,14 +271,14 @@ def missing(needs: Sequence[str]) -> list[str]:
 
 
 def command(name: str, *flags: str, data_dir: str = "") -> str:
-  """A command line of `tools.prepare`.
+  """A command line of `mixer prepare`.
 
   Args:
     name: with config and version, if any.
     *flags: as they are.
     data_dir: as the user gave it, "" for the default.
   """
-  words = ["python", "-m", "tools.prepare", shlex.quote(name), *flags]
+  words = ["python", "-m", "mixer", "prepare", shlex.quote(name), *flags]
   if data_dir:
     words.append(f"--data_dir={shlex.quote(data_dir)}")
   return " ".join(words)

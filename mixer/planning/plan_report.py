@@ -16,7 +16,7 @@ _MENDS = {
   "--config.sharding.reduce_dtype=bfloat16 shorten it; on more than 16 TPU "
   "chips --config.sharding.zero1=False halves it and takes more memory",
   "input": "the hosts' cores, which decode images: more of them (--cores says "
-  "how many), `tools.prepare ... --resize=256`, or more hosts shorten it",
+  "how many), `mixer prepare ... --resize=256`, or more hosts shorten it",
 }
 
 

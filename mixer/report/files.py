@@ -67,7 +67,7 @@ def write(target: epath.PathLike, text: str) -> None:
   """
   advice = (
     "Name another file, in a folder that is there and takes files: python -m "
-    "tools.report WORKDIR -o FILE."
+    "mixer report WORKDIR -o FILE."
   )
   with files.atomic_write(target, advice=advice) as f:
     # Of a name that is no text there may be remains in it.

@@ -53,7 +53,7 @@ def read(
   elif not said:
     notes.append(
       "No predictions: a run makes them at its end, and python -m "
-      f"tools.report --evaluate {path} at any time."
+      f"mixer report --evaluate {path} at any time."
     )
   thin, thinned = _thin(records)
   return {
@@ -81,7 +81,7 @@ def _older(
   )
   if newest not in (None, step):
     note += (
-      f": python -m tools.report --evaluate {path} takes the newest "
+      f": python -m mixer report --evaluate {path} takes the newest "
       f"checkpoint, that of step {newest:,}"
     )
   return [f"{note}."]

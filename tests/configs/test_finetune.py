@@ -9,10 +9,10 @@ from configs import finetune, smoke
 from mixer import config as config_lib
 from mixer import durations, released, validation, weights
 from mixer import finetune as lib
+from mixer.commands import sweep
 from mixer.datasets import catalog, vtab
 from mixer.errors import UserError
 from tests import trained_files
-from tools import sweep
 
 
 def recipe(words):

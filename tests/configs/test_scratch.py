@@ -10,11 +10,11 @@ from configs import finetune, scratch
 from mixer import config as config_lib
 from mixer import durations, flops, validation
 from mixer import model as model_lib
+from mixer.commands import sweep
 from mixer.datasets import folder, split
 from mixer.datasets.preparation import build
 from mixer.errors import UserError
 from tests.datasets.sources import image_archives
-from tools import sweep
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_model_that_is_named_is_taken():
   assert (c.model.variant, c.model.hidden_dim) == ("B/32", 0)
 
 
-# Of a set that `tools.prepare folder` has made: no `test`.
+# Of a set that `mixer prepare folder` has made: no `test`.
 
 
 @pytest.fixture(scope="module")

@@ -101,7 +101,7 @@ def test_a_name_like_none():
   assert not catalog.known("zzzzzzzz")
   text = catalog.how_to("zzzzzzzz")
   assert text.startswith("TFDS has no builder of that name. If it is of your")
-  assert "tools.prepare folder --name=zzzzzzzz --source=PATH`" in text
+  assert "mixer prepare folder --name=zzzzzzzz --source=PATH`" in text
 
 
 def test_known_names():
@@ -118,7 +118,7 @@ def test_known_names():
 def test_the_commands_parse(name, data_dir):
   command = catalog.how_to(name, data_dir).split("`")[1]
   words = shlex.split(command)
-  assert words[:3] == ["python", "-m", "tools.prepare"]
+  assert words[:3] == ["python", "-m", "mixer", "prepare"]
   args = prepare_flags.parser().parse_args(words[3:])
   assert args.data_dir == data_dir
   assert args.set == (name if catalog.known(name) else "folder")

@@ -134,7 +134,7 @@ def test_a_format_without_index(tmp_path):
   folder = tfrecords.make(tmp_path)
   found = stored.read(folder)
   text = str(locate.not_by_index(found, "others", str(tmp_path)))
-  assert f"`python -m tools.prepare others --data_dir={tmp_path}`" in text
+  assert f"`python -m mixer prepare others --data_dir={tmp_path}`" in text
   found = dataclasses.replace(found, formats=("riegeli",))
   text = str(locate.not_by_index(found, "others", ""))
   assert "stored as riegeli" in text and "--data_dir=DIR`" in text

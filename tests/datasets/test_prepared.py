@@ -85,16 +85,16 @@ def test_a_set_of_any_name_can_be_opened(spoiled):
 @pytest.mark.parametrize(
   ("name", "way"),
   [
-    ("imagenet2012", "tools.prepare imagenet2012 --source=PATH --data_dir="),
+    ("imagenet2012", "mixer prepare imagenet2012 --source=PATH --data_dir="),
     ("imagenet2012:5.1.0", "a folder with ILSVRC2012_img_train.tar and"),
-    ("imagenet21k", "tools.prepare imagenet21k --source=PATH --data_dir="),
-    ("imagenet21k/fall11", "tools.prepare imagenet21k/fall11 --source=PATH "),
-    ("cifar10", "`python -m tools.prepare cifar10 --data_dir="),
-    ("kmnist", "tools.prepare kmnist --data_dir="),
-    ("mnist", "tools.prepare mnist --source=PATH --data_dir="),
-    ("nosuchthing", "tools.prepare folder --name=nosuchthing --source=PATH"),
+    ("imagenet21k", "mixer prepare imagenet21k --source=PATH --data_dir="),
+    ("imagenet21k/fall11", "mixer prepare imagenet21k/fall11 --source=PATH "),
+    ("cifar10", "`python -m mixer prepare cifar10 --data_dir="),
+    ("kmnist", "mixer prepare kmnist --data_dir="),
+    ("mnist", "mixer prepare mnist --source=PATH --data_dir="),
+    ("nosuchthing", "mixer prepare folder --name=nosuchthing --source=PATH"),
     ("cifar_10", "Did you mean cifar10 or"),
-    ("digits:9.9.9", "`python -m tools.prepare digits:9.9.9 "),
+    ("digits:9.9.9", "`python -m mixer prepare digits:9.9.9 "),
     ("nosuch/config", "--name=nosuch --source=PATH"),
     ("No Name!", "--name='No Name!' --source=PATH"),
   ],
@@ -119,7 +119,7 @@ def test_a_set_without_index_says_how_to_convert(spoiled):
   assert "is stored as tfrecord, which can't be read by index" in message
   (command,) = re.findall("`(.*?)`", message)
   assert shlex.split(command) == [
-    *("python", "-m", "tools.prepare"),
+    *("python", "-m", "mixer", "prepare"),
     *("others", f"--data_dir={spoiled}"),
   ]
 

@@ -370,7 +370,7 @@ def test_a_set_that_is_not_prepared(tmp_path):
   message = refusal("vtab/retinopathy", "train", tmp_path)
   name = "diabetic_retinopathy_detection/btgraham-300"
   assert message.startswith(f"vtab/retinopathy is made of {name}: ")
-  run = f"`python -m tools.prepare {name} --source=PATH --data_dir={tmp_path}`"
+  run = f"`python -m mixer prepare {name} --source=PATH --data_dir={tmp_path}`"
   assert run in message
 
 

@@ -1,4 +1,4 @@
-"""The .npz file; tests/tools/test_export.py has what a run's becomes."""
+"""The .npz file; tests/commands/test_export.py has what a run's becomes."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Archives of images, as `tools.prepare --source=FILE.tar` reads them.
+"""Archives of images, as `mixer prepare --source=FILE.tar` reads them.
 
 Damaged at random: no image is missing without a word (but where zeros look like
 an end mark, for which the fixed seed is), and none has other bytes where a

@@ -72,11 +72,11 @@ def recipe(name):
 
 
 def compile_elsewhere(name, target):
-  """`tools.plan --compile`, in a process of its own."""
+  """`mixer plan --compile`, in a process of its own."""
   file, colon, argument = name.partition(":")
   done = subprocess.run(
     [
-      *(sys.executable, "-m", "tools.plan", "--compile", "--json"),
+      *(sys.executable, "-m", "mixer", "plan", "--compile", "--json"),
       *(f"--config=configs/{file}.py{colon}{argument}", f"--hardware={target}"),
     ],
     cwd=ROOT,

@@ -1,4 +1,4 @@
-"""Runs train.py, or tools.replay, with a loss that is NaN for some images.
+"""Runs train.py, or mixer replay, with a loss that is NaN for some images.
 
   python -m tests.reliability.poison UPDATES train|replay FLAGS
 
@@ -16,7 +16,7 @@ from absl import app
 import input_pipeline
 import train
 from mixer import command_line, objective
-from tools import replay
+from mixer.commands import replay
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ def test_it_stops_at_the_update_and_names_the_records(stopped, smoke_config):
   (err,) = run.err
   assert "train/loss is nan at step 12: training stops there." in err
   assert "The newest checkpoint, of step 8, is from before." in err
-  command = f"python -m tools.replay {workdir} --step=12"
+  command = f"python -m mixer replay {workdir} --step=12"
   assert command in err and "Traceback" not in err
   report = json.loads((workdir / "nonfinite" / "12.json").read_text())
   train_split, _ = input_pipeline.open_splits(smoke_config)

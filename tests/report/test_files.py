@@ -55,7 +55,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
 
 
 def test_no_folder(tmp_path):
-  with pytest.raises(UserError, match=r"tools\.report WORKDIR -o FILE"):
+  with pytest.raises(UserError, match=r"mixer report WORKDIR -o FILE"):
     files.write(tmp_path / "no" / "a.html", "text")
 
 

@@ -56,7 +56,7 @@ def test_a_whole_run(whole):
   }
   mfu, predictions = got["notes"]
   assert "no MFU" in mfu
-  assert f"python -m tools.report --evaluate {whole} at any time" in predictions
+  assert f"python -m mixer report --evaluate {whole} at any time" in predictions
 
 
 def test_a_run_under_way_and_a_line_cut_off(bare):

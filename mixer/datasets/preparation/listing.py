@@ -1,4 +1,4 @@
-"""The list of data sets that `tools.prepare` knows by name."""
+"""The list of data sets that `mixer prepare` knows by name."""
 
 from mixer.datasets import catalog, vtab
 

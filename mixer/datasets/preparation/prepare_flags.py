@@ -1,4 +1,4 @@
-"""The command line of `tools.prepare`."""
+"""The command line of `mixer prepare`."""
 
 import argparse
 from typing import Any
@@ -27,7 +27,7 @@ RENAMED = {
 def parser() -> argparse.ArgumentParser:
   """Of the whole command line."""
   parser = command_line.Parser(
-    "python -m tools.prepare", "Prepares a data set for training."
+    "python -m mixer prepare", "Prepares a data set for training."
   )
   add = parser.add_argument
   add("set", nargs="?", metavar="NAME", help="NAME, NAME/CONFIG; see --list")

@@ -34,7 +34,7 @@ def check(
   if not catalog.known(name):
     raise UserError(
       f"There is no data set {name!r}. {catalog.how_to(name)} "
-      "`python -m tools.prepare --list` lists the sets with hints."
+      "`python -m mixer prepare --list` lists the sets with hints."
     )
   entry = catalog.ENTRIES.get(base, catalog.Entry(base, "", needs=()))
   lacking = catalog.missing(entry.needs)

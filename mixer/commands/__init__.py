@@ -1,0 +1,1 @@
+"""Commands beside train.py: `python -m mixer NAME`."""

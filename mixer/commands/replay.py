@@ -1,0 +1,182 @@
+"""Makes one update of a run again, slowly, and says where it breaks.
+
+  python -m mixer replay WORKDIR --step=N
+
+Starts from the newest checkpoint before update N, or from the beginning where
+there is none, makes the updates in between as the run made them, and looks into
+update N: which examples have a loss that is not finite, and which weights,
+layers and gradients. Nothing in the workdir changes.
+
+On the hardware, software and number of devices of the run, every bit is as it
+was there.
+"""
+
+# First of all, so that a wrong flag and --help are answered at once.
+from mixer.commands import arguments
+
+if __name__ == "__main__":
+  arguments.replay().parse_args()
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+import input_pipeline
+from mixer import (
+  checkpoints,
+  command_line,
+  drift,
+  durations,
+  examine,
+  finetune,
+  runtime,
+  sharding,
+)
+from mixer import config as config_lib
+from mixer import step as step_lib
+from mixer import workdir as workdir_lib
+from mixer.errors import UserError
+from mixer.text import printable
+
+_SHOWN = 8
+
+
+def replay(workdir: str, step: int, data_dir: str = "") -> dict[str, Any]:
+  """Makes the updates up to `step` again and looks into that one.
+
+  Args:
+    workdir: of the run.
+    step: the update, from 1.
+    data_dir: where the data lie now; "" for where they lay.
+
+  Returns:
+    JSON: `step`, `from_step`, `metrics` of the update, `records` of its batch,
+    and the fields of `examine.Findings`.
+
+  Raises:
+    UserError: no run there, or it can't go on from a checkpoint.
+  """
+  path = workdir_lib.path(workdir)
+  stored = workdir_lib.read_config(path)
+  total = stored["resolved"]["total"]
+  if not 1 <= step <= total:
+    raise UserError(
+      f"--step={step}: the run in {path} has the updates 1 to {total}."
+    )
+  config = config_lib.from_json(stored["config"], stored["resolved"])
+  config.data.data_dir = data_dir or config.data.data_dir
+  split, _ = input_pipeline.open_splits(config)
+  now = {"resolved": {drift.DATA_SET: split.identity}}
+  if changed := drift.data_set(stored, now):
+    raise UserError(
+      f"the run in {path} has read another data set:\n  "
+      + "\n  ".join(map(printable, changed))
+      + "\nName the folder where that one lies with --data_dir=DIR.",
+      lines=True,
+    )
+  plan = durations.plan(config, len(split))
+  mesh = sharding.make_mesh(fsdp=config.sharding.fsdp)
+  trainer = step_lib.Trainer(config, plan, len(split.class_names), mesh)
+  earlier = [s for s in checkpoints.committed(path) if s < step]
+  if earlier:
+    state = checkpoints.restore_at(path, earlier[-1], trainer.abstract)
+  else:
+    # As stored, the shape of the model follows the weights already.
+    state = trainer.init()
+    if config.init_from:
+      state = finetune.load(config, split.class_names).place(state)
+  start = earlier[-1] if earlier else 0
+  batches = input_pipeline.train_batches(split, config, start)
+  batch = sharding.put_batch(mesh, next(batches))
+  for done in range(start, step - 1):
+    print(f"\rupdate {done + 1} of {step}", end="", file=sys.stderr)
+    state, _ = trainer.train_step(state, batch)
+    batch = sharding.put_batch(mesh, next(batches))
+  found = examine.examine(
+    config, trainer.model, trainer.num_classes, state, batch
+  )
+  _, metrics = trainer.train_step(state, batch)
+  print("\r\x1b[K" if step - start > 1 else "", end="", file=sys.stderr)
+  return {
+    "step": step,
+    "from_step": start,
+    "metrics": {k: v.item() for k, v in jax.device_get(metrics).items()},
+    "records": input_pipeline.train_records(split, config, step),
+    "losses": found.losses.tolist(),
+    "weights": found.weights,
+    "gradients": found.gradients,
+    "layers": found.layers,
+  }
+
+
+def text(found: Mapping[str, Any], workdir: str) -> str:
+  """What was found, for people."""
+  count = len(found["records"])
+  metrics = found["metrics"]
+  lines = [
+    f"update {found['step']} of {workdir}, made again from "
+    + (
+      f"checkpoint {found['from_step']}"
+      if found["from_step"]
+      else "the beginning"
+    ),
+    f"loss {metrics['loss']:g}, gradient norm {metrics['grad_norm']:g}, "
+    f"learning rate {metrics['learning_rate']:g}",
+  ]
+  losses = np.array(found["losses"])
+  bad = np.flatnonzero(~np.isfinite(losses))
+  if len(bad):
+    records = [found["records"][i] for i in bad[:_SHOWN]]
+    which = "all" if len(bad) == count else f"{len(bad)} of {count}"
+    lines.append(
+      f"examples with a loss that is not finite: {which} (records "
+      + ", ".join(map(str, records))
+      + ", ..." * (len(bad) > _SHOWN)
+      + ")"
+    )
+  else:
+    worst = np.argsort(-losses)[:3]
+    lines.append(
+      f"every one of the {count} losses is finite; the largest: "
+      + ", ".join(
+        f"{losses[i]:.4g} (record {found['records'][i]})" for i in worst
+      )
+    )
+  for kind, words in (
+    ("weights", "weights before it"),
+    ("layers", "layers, without dropout and mixup"),
+    ("gradients", "gradients"),
+  ):
+    lines.append(_line(words, found[kind]))
+  return "\n".join(lines)
+
+
+def _line(words: str, values: Mapping[str, float]) -> str:
+  bad = [name for name, v in values.items() if not math.isfinite(v)]
+  if bad:
+    first = f"first {bad[0]}" if len(bad) > 1 else bad[0]
+    return f"{words}: {len(bad)} of {len(values)} are not finite, {first}"
+  name, value = max(values.items(), key=lambda item: item[1])
+  return f"{words}: all finite, the largest {value:.4g} in {name}"
+
+
+def run(args: argparse.Namespace) -> None:
+  """Does what the command line says."""
+  runtime.start(args.platform)
+  found = replay(args.workdir, args.step, args.data_dir)
+  print(json.dumps(found) if args.json else text(found, args.workdir))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command line; returns the exit code."""
+  return command_line.tool(run, arguments.replay().parse_args(argv))
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,319 @@
+"""What `python -m mixer evaluate` finds, against plain numpy."""
+
+import csv
+import json
+
+import jax
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from mixer import fewshot, model, preprocess, runtime, trained
+from mixer.commands import evaluate
+from mixer.datasets import split as split_lib
+from mixer.datasets import wordnet
+from tests import trained_files
+from tests.datasets import tfds_writer
+
+pytestmark = pytest.mark.usefixtures("untouched")
+
+
+@pytest.fixture
+def command(capfd, tmp_path):
+  """Runs the command; what it printed and wrote."""
+
+  def run(*args, code=0):
+    out = tmp_path / "out"
+    assert evaluate.main([f"--output={out}", *map(str, args)]) == code
+    captured = capfd.readouterr()
+    if code:
+      assert captured.err.startswith("error: ")
+      assert not (out / "results.json").exists()
+      return captured.err, {}
+    return captured.out, json.loads((out / "results.json").read_text())
+
+  return run
+
+
+@pytest.fixture(scope="module")
+def run(digits_run):
+  return digits_run
+
+
+def by_numpy(path, split, pre_logits=False):
+  """Logits or features of a split; an example after the other prepared."""
+  found = trained.load(str(path))
+  images = [
+    preprocess.evaluation(r["image"], found.image_size, found.short_side)
+    for r in split.read(range(len(split)))
+  ]
+  scaled = np.stack(images).astype(np.float32) / 127.5 - 1
+  apply = jax.jit(
+    lambda p, x: model.apply(found.module, p, x, pre_logits=pre_logits)
+  )
+  return np.asarray(apply(found.params, scaled), np.float64)
+
+
+def softmax_loss(logits, labels):
+  shifted = logits - logits.max(axis=-1, keepdims=True)
+  log_p = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+  return -log_p[np.arange(len(labels)), labels].mean()
+
+
+def test_a_run_on_its_own_data(run, command, data_dir, tmp_path):
+  out, got = command(f"--checkpoint={run}")
+  split = split_lib.open_split("digits", "test", data_dir)
+  logits, labels = by_numpy(run, split), split.labels
+  guesses = logits.argmax(axis=-1)
+  top5 = np.argsort(-logits, axis=-1, kind="stable")[:, :5]
+  m = got["metrics"]
+  assert m["accuracy"] == np.mean(guesses == labels)
+  assert m["accuracy_top5"] == np.mean((top5 == labels[:, None]).any(axis=-1))
+  assert m["loss"] == pytest.approx(softmax_loss(logits, labels), rel=1e-5)
+  assert m["examples"] == 397
+  assert "real_accuracy" not in m
+  assert f"top-1         {m['accuracy']:.2%}\n" in out
+  assert "data set      digits, test: 397 examples, 10 classes\n" in out
+  assert (got["data"], got["split"]) == ("digits", "test")
+  assert (got["image_size"], got["short_side"]) == ([16, 16], 16)
+  assert got["environment"]["versions"] == runtime.versions()
+  expected = np.zeros((10, 10), int)
+  np.add.at(expected, (labels, guesses), 1)
+  matrix = np.load(tmp_path / "out" / "confusion.npy")
+  np.testing.assert_array_equal(matrix, expected)
+  with open(tmp_path / "out" / "per_class.csv", newline="") as f:
+    table = list(csv.DictReader(f))
+  assert [r["class"] for r in table] == list("0123456789")
+  assert [int(r["correct"]) for r in table] == expected.diagonal().tolist()
+  assert set(got["files"]) < {p.name for p in (tmp_path / "out").iterdir()}
+
+
+def test_a_part_another_size_and_batch(run, command, data_dir):
+  flags = ("--split=test[:40]", "--image_size=32", "--resize=interleaved")
+  out, got = command(f"--checkpoint={run}", "--batch_size=24", *flags)
+  assert got["metrics"]["examples"] == 40
+  assert got["batch_size"] == 24
+  assert (got["image_size"], got["short_side"]) == ([32, 32], 32)
+  assert "token mixing interleaved" in got["origin"]
+  assert "images        32 x 32 px, out of a short side of 32\n" in out
+
+
+_COLUMNS = wordnet.head_indices("imagenet1k", allow_missing=True)
+
+
+def _guesses(path, num_classes, images):
+  """Of ImageNet-1k's classes; the model, made here, has a head for more."""
+  which = "head" if num_classes > 1000 else "imagenet1k"
+  bias = -9 if num_classes > 1000 else 0
+  trained_files.npz(path, num_classes, bias, classes=wordnet.classes(which))
+  found = trained.load(str(path))
+  pixels = np.stack([preprocess.evaluation(i, 8, 9) for i in images])
+  scaled = pixels.astype(np.float32) / 127.5 - 1
+  logits = np.asarray(found.module.apply({"params": found.params}, scaled))
+  if num_classes == 1_000:
+    return logits.argmax(axis=-1)
+  return np.where(_COLUMNS < 0, -np.inf, logits[:, _COLUMNS]).argmax(axis=-1)
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+  """Sets as TFDS has them, of noise; labels and valid labels of 24 images."""
+  root = tmp_path_factory.mktemp("imagenet")
+  rng = np.random.default_rng(5)
+  teddy = wordnet.classes("imagenet1k").index("n04399382")
+  labels = [teddy, *rng.integers(0, 1000, 23).tolist()]
+  valid = [
+    rng.integers(0, 1000, rng.integers(0, 3)).tolist() for _ in range(24)
+  ]
+  images = [
+    tfds_writer.png(rng.integers(0, 256, (9, 12, 3), np.uint8))
+    for _ in range(24)
+  ]
+  # Some of the labels are what one model predicts, some the other.
+  guesses = _guesses(root / "i1k.npz", 1_000, images)
+  labels[1::2] = guesses[1::2].tolist()
+  others = _guesses(root / "i21k.npz", 21_843, images)
+  labels[2::4] = others[2::4].tolist()
+  for i in range(0, 24, 3):
+    valid[i] = [int(guesses[i]), int(guesses[i] + 1) % 1000]
+  valid[4] = []
+  tfds_writer.write(
+    root,
+    "imagenet2012_real",
+    [
+      {
+        "image": image,
+        "original_label": label,
+        "real_label": right,
+        "file_name": f"{i}.jpg",
+      }
+      for i, (image, label, right) in enumerate(
+        zip(images, labels, valid, strict=True)
+      )
+    ],
+    {"validation": 24},
+  )
+  tfds_writer.write(
+    root,
+    "imagenet2012",
+    [
+      {"image": image, "label": label, "file_name": f"{i}.jpg"}
+      for i, (image, label) in enumerate(zip(images, labels, strict=True))
+    ],
+    {"train": 24, "validation": 24},
+  )
+  return root, labels, valid
+
+
+def test_a_released_model_on_real_labels(imagenet, command):
+  root, labels, valid = imagenet
+  path = root / "i1k.npz"
+  out, got = command(
+    *(f"--checkpoint={path}", "--data=imagenet2012_real"),
+    f"--data_dir={root}",
+  )
+  split = split_lib.open_split("imagenet2012_real", "validation", str(root))
+  guesses = by_numpy(path, split).argmax(axis=-1)
+  right = [g in v for g, v in zip(guesses, valid, strict=True) if v]
+  m = got["metrics"]
+  assert m["accuracy"] == np.mean(guesses == labels) >= 0.5
+  assert m["real_accuracy"] == np.mean(right) > 0
+  assert m["real_examples"] == len(right) < 24
+  assert f"ReaL          {np.mean(right):.2%}\n" in out
+  assert got["num_classes"] == 1_000 and got["classes_matched"] == "as they are"
+
+
+def test_the_released_21k_head_on_imagenet_1k(imagenet, command):
+  root, labels, _ = imagenet
+  path = root / "i21k.npz"
+  out, got = command(
+    f"--checkpoint={path}", "--data=imagenet2012", f"--data_dir={root}"
+  )
+  split = split_lib.open_split("imagenet2012", "validation", str(root))
+  logits = np.where(_COLUMNS < 0, -np.inf, by_numpy(path, split)[:, _COLUMNS])
+  guesses = logits.argmax(axis=-1)
+  top5 = np.argsort(-logits, axis=-1, kind="stable")[:, :5]
+  m = got["metrics"]
+  assert m["accuracy"] == np.mean(guesses == labels) >= 0.25
+  assert m["accuracy_top5"] == np.mean(
+    (top5 == np.array(labels)[:, None]).any(axis=-1)
+  )
+  assert "loss" not in m and "\nloss" not in out
+  assert got["loss"] == "sigmoid"
+  assert got["classes_without_output"] == ["n04399382"]
+  assert "n04399382 has no output" in out
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_every_example_is_listed(imagenet, command, tmp_path, suffix):
+  root, labels, _ = imagenet
+  path = tmp_path / f"all.{suffix}"
+  _, got = command(
+    f"--checkpoint={root}/i1k.npz", f"--data_dir={root}", "--data=imagenet2012",
+    f"--examples={path}", "--batch_size=16",
+  )  # fmt: skip
+  if suffix == "csv":
+    with open(path, newline="", encoding="utf-8") as f:
+      rows = list(csv.DictReader(f))
+  else:
+    rows = pyarrow.parquet.read_table(path).to_pylist()
+  classes = wordnet.classes("imagenet1k")
+  assert [int(row["index"]) for row in rows] == list(range(24))
+  assert [row["file"] for row in rows] == [f"{i}.jpg" for i in range(24)]
+  assert [row["label"] for row in rows] == [classes[k] for k in labels]
+  split = split_lib.open_split("imagenet2012", "validation", str(root))
+  logits = by_numpy(root / "i1k.npz", split)
+  best = logits.argmax(axis=-1)
+  assert [row["prediction"] for row in rows] == [classes[k] for k in best]
+  p = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+  scores = [float(row["score"]) for row in rows]
+  np.testing.assert_allclose(scores, p.max(axis=-1), rtol=1e-3)
+  right = np.mean([row["label"] == row["prediction"] for row in rows])
+  assert got["metrics"]["accuracy"] == right
+
+
+def test_few_shots_are_those_of_the_features(run, command, data_dir):
+  flags = ("--fewshot", "--shots=1,3", "--seeds=2", "--l2=10")
+  out, got = command(f"--checkpoint={run}", "--train_split=train[:400]", *flags)
+  train = split_lib.open_split("digits", "train[:400]", data_dir)
+  test = split_lib.open_split("digits", "test", data_dir)
+  task = fewshot.Task(train, test, (1, 3), 2, 10)
+  expected = task.accuracies(lambda split: by_numpy(run, split, True))
+  m = got["metrics"]
+  for shots, draws in expected.items():
+    # An example near the border may fall to either side.
+    np.testing.assert_allclose(
+      m[f"fewshot/{shots}shot_draws"], draws, atol=2 / 397
+    )
+    name = f"fewshot/{shots}shot"
+    assert m[name] == pytest.approx(np.mean(m[f"{name}_draws"]))
+    assert f"{shots}shot         {m[name]:.2%} (" in out
+  assert got["files"] == []
+
+
+@pytest.mark.parametrize(
+  ("flags", "words"),
+  [
+    ([], ["is no run that knows its data set", "--data=imagenet2012"]),
+    (["--data=digits"], ["1,000 outputs", "'n01440764' there, '0' here"]),
+    (["--data=digits", "--same_classes"], ["1,000 outputs", "10"]),
+    (["--data=digits", "--batch_size=9"], ["--batch_size=9", "8 devices"]),
+    (["--data=digits", "--image_size=10"], ["no multiple of the"]),
+    # Not the flags of train.py.
+    (["--data=pets"], [" --data_dir=DIR"]),
+    (["--data=digits", "--fewshot", "--shots=999"], ["fewer, by --shots=N"]),
+    (["--data=digits", "--image_size=12", "--resize=tiles"], [" --resize=res"]),
+  ],
+  ids=[
+    *("no data", "classes", "same", "batch", "size", "none", "shots"),
+    "resize",
+  ],
+)
+def test_mistakes(imagenet, command, data_dir, flags, words):
+  path = imagenet[0] / "i1k.npz"
+  where = [f"--checkpoint={path}", f"--data_dir={data_dir}"]
+  err, _ = command(*where, "--split=test", *flags, code=1)
+  for word in words:
+    assert word in err
+  assert "--config" not in err
+
+
+def test_no_place_for_results(run, command, tmp_path):
+  (tmp_path / "out").touch()
+  assert evaluate.main([f"--checkpoint={run}", f"--output={tmp_path}/out"]) == 1
+
+
+def test_same_classes_and_a_folder_of_its_own(
+  run, command, data_dir, tmp_path, monkeypatch, capfd
+):
+  trained_files.npz(tmp_path / "w.npz", 10)
+  monkeypatch.chdir(tmp_path)
+  flags = ["--checkpoint=w.npz", "--data=digits", "--split=test[:9]"]
+  flags += [f"--data_dir={data_dir}", "--same_classes"]
+  assert evaluate.main(flags) == 0
+  out = capfd.readouterr().out
+  folder = "runs/evaluate/w.npz-digits-test_9_-8x8-head"
+  assert f"written to    {folder}\n" in out
+  got = json.loads((tmp_path / folder / "results.json").read_text())
+  assert got["classes_matched"] == "outputs are taken for the classes, in order"
+  split = split_lib.open_split("digits", "test[:9]", data_dir)
+  guesses = by_numpy("w.npz", split).argmax(axis=-1)
+  assert got["metrics"]["accuracy"] == np.mean(guesses == split.labels)
+
+
+@pytest.mark.parametrize(
+  "flags",
+  [
+    ["--image_size=a"],
+    ["--image_size=0"],
+    ["--batch_size=0"],
+    ["--shots=1,x"],
+    ["--shots="],
+    ["--chekpoint=x"],
+  ],
+)
+def test_flags_that_cannot_be(flags, capsys):
+  with pytest.raises(SystemExit) as e:
+    evaluate.main(["--checkpoint=x", *flags])
+  assert e.value.code == 2
+  assert "usage: python -m mixer evaluate" in capsys.readouterr().err

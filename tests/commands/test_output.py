@@ -1,0 +1,209 @@
+"""Where output can't go, and what foreign names may not do in it."""
+
+import csv
+import io
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import smoke
+from mixer import npz
+from mixer.commands import evaluate, inspect, predict, prepare, visualize
+from tests import conftest, trained_files
+from tests.commands import test_arguments
+
+# A name that clears the terminal, goes back to the line's start, forges a line
+# and isn't UTF-8; one that ASCII lacks.
+EVIL = "e\x1b[2J\r\nFORGED \u202ec\x9b\udcff.png"
+SHOWN = r"e\x1b[2J\r\nFORGED \u202ec\x9b\udcff.png"
+ASCII = ("b\u00e4r.png", r"b\xe4r.png")
+
+
+def shell(command, **environment):
+  python = f"'{sys.executable}'"
+  return subprocess.run(
+    ["sh", "-c", command.replace("python", python)],
+    cwd=conftest.ROOT,
+    env=os.environ | environment,
+    capture_output=True,
+    text=True,
+  )
+
+
+@pytest.mark.parametrize("command", test_arguments._COMMANDS)
+@pytest.mark.parametrize(
+  ("where", "why"),
+  [("/dev/full", "No space left on device"), ("&-", "it is closed")],
+  ids=["full", "closed"],
+)
+def test_help_that_goes_nowhere(command, where, why):
+  done = shell(f"python {command} --help >{where}")
+  assert done.returncode == 1
+  assert done.stderr == f"error: stdout can't be written: {why}.\n"
+
+
+@pytest.mark.parametrize("where", ["/dev/full", "&-", "| :"])
+def test_results_that_go_nowhere(tmp_path, where):
+  path = tmp_path / "w.npz"
+  trained_files.npz(path, 10)
+  where = where if "|" in where else f">{where}"
+  done = shell(f"(python -m mixer inspect {path}; echo $? >&2) {where}")
+  *said, code = done.stderr.splitlines()
+  assert code == "1"
+  if "|" in where:  # Nobody reads: closed before a word is written.
+    assert said == []
+  else:
+    assert len(said) == 1
+    assert said[0].startswith("error: stdout can't be written: ")
+
+
+def test_a_full_stderr_ends_nothing(tmp_path):
+  path = tmp_path / "w.npz"
+  trained_files.npz(path, 10)
+  done = shell(f"python -m mixer inspect {path} 2>/dev/full")
+  assert done.returncode == 0 and "sha256" in done.stdout
+
+
+class Captured(io.TextIOWrapper):
+  def __init__(self, encoding):
+    super().__init__(io.BytesIO(), encoding)
+
+  def text(self):
+    self.flush()
+    return self.buffer.getvalue().decode(self.encoding)
+
+
+@pytest.fixture(params=["utf-8", "ascii"])
+def streams(request, monkeypatch):
+  """A function that makes them stdout and stderr."""
+
+  def go():
+    out, err = Captured(request.param), Captured(request.param)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    return out, err
+
+  return go
+
+
+def harmless(text):
+  """Nothing in it moves a cursor, and no name forged a line."""
+  assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\ud800-\udfff]", text)
+  assert not re.search(r"(?m)^FORGED", text)
+  return text
+
+
+def image(path, color=0):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.new("RGB", (16, 16), (color, 0, 0)).save(path, "png")
+
+
+@pytest.mark.usefixtures("untouched")
+def test_predict(streams, tmp_path):
+  trained_files.npz(tmp_path / "w.npz", 10)
+  for name in (EVIL, ASCII[0]):
+    image(tmp_path / "photos" / name)
+  (tmp_path / "photos" / f"0{EVIL}").touch()
+  args = [f"--checkpoint={tmp_path / 'w.npz'}", str(tmp_path / "photos")]
+  said = streams()
+  assert predict.main([*args, "--top=1"]) == 1
+  out, err = (harmless(s.text()) for s in said)
+  shown = ASCII[said[0].encoding == "ascii"]
+  assert SHOWN in out and shown in out
+  assert re.search(rf"(?m)^error: .*0{re.escape(SHOWN)}: .*0 bytes", err)
+  # Data are for programs.
+  assert predict.main([*args, "--top=1", f"--output={tmp_path / 'a.csv'}"]) == 1
+  text = (tmp_path / "a.csv").read_bytes().decode("utf-8", "surrogateescape")
+  rows = csv.DictReader(io.StringIO(text, newline=""))
+  assert {os.path.basename(r["path"]) for r in rows} == {
+    *(EVIL, f"0{EVIL}", ASCII[0])
+  }
+
+
+@pytest.mark.parametrize("tool", [predict, prepare], ids=["predict", "prepare"])
+def test_a_file_that_looks_like_a_flag(tool, capsys):
+  words = ["--checkpoint=c"] if tool is predict else []
+  with pytest.raises(SystemExit):
+    tool.main([*words, f"-{EVIL}".replace(" ", "_")])
+  shown = f"-{SHOWN}".replace(" ", "_")
+  assert shown in harmless(capsys.readouterr().err)
+
+
+def test_prepare(streams, tmp_path):
+  photos = tmp_path / "photos"
+  for number in range(6):
+    for name in (f"c{EVIL}", ASCII[0]):
+      image(photos / name / f"{number}{EVIL}", 10 * number + len(name))
+  (photos / ASCII[0] / f"x{EVIL}").touch()
+  args = ["folder", "--name=evil", f"--source={photos}", "--workers=0"]
+  args += [f"--data_dir={tmp_path / 'data'}"]
+  said = streams()
+  assert prepare.main([*args, "--bad=fail"]) == 1
+  assert prepare.main([*args, "--max_bad=1", "--restart"]) == 0
+  out, err = (harmless(s.text()) for s in said)
+  assert ASCII[said[0].encoding == "ascii"] in out
+  assert "2 classes: " in out
+  assert r"FORGED \u202ec" in err
+  (listed,) = re.findall("listed in (.*)", out)
+  assert len(pathlib.Path(listed).read_text("utf-8").splitlines()) == 2
+
+
+@pytest.fixture(scope="module")
+def evil_run(tmp_path_factory, data_dir):
+  """A workdir whose classes have such names."""
+  workdir = tmp_path_factory.mktemp("evil")
+  config = smoke.get_config()
+  config.data.data_dir = data_dir
+  names = [f"{k}{EVIL}" for k in range(10)]
+  trained_files.save(
+    workdir, config, lambda metadata: metadata.update(class_names=names)
+  )
+  return workdir
+
+
+@pytest.mark.usefixtures("untouched")
+def test_names_of_a_checkpoint(streams, evil_run):
+  tmp_path = evil_run
+  said = streams()
+  assert inspect.main([str(tmp_path)]) == 0
+  assert evaluate.main([f"--checkpoint={tmp_path}", "--batch_size=8"]) == 1
+  out, err = (harmless(s.text()) for s in said)
+  assert SHOWN in out
+  assert err.splitlines()[-1].startswith("error: the checkpoint ")
+
+
+@pytest.mark.usefixtures("untouched")
+def test_names_in_figures(capsys, tmp_path, evil_run):
+  image(tmp_path / f"$\\frac{EVIL}", 9)
+  args = [str(evil_run), "-o", str(tmp_path / "out"), "--figures=saliency"]
+  args += ["--smooth=0", "--explain=1", "--images", str(tmp_path)]
+  assert visualize.main(args) == 0
+  assert "saliency.png" in harmless(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", ["tokens.png", "confusion.csv"])
+@pytest.mark.usefixtures("untouched")
+def test_a_full_disk(name, tmp_path, monkeypatch, capsys, digits_run):
+  folder = tmp_path / "out"
+  folder.mkdir()
+  (folder / name).symlink_to("/dev/full")
+  args = [f"--checkpoint={digits_run}", f"--output={folder}"]
+  if name == "tokens.png":
+    assert visualize.main([*args, "--figures=tokens"]) == 1
+  else:
+    assert evaluate.main([*args, "--batch_size=8"]) == 1
+  err = capsys.readouterr().err.splitlines()[-1]
+  assert err.startswith(f"error: {folder / name} can't be written: No space")
+
+
+def test_a_full_disk_under_an_archive(tmp_path):
+  link = tmp_path / "w.npz"
+  link.symlink_to("/dev/full")
+  with pytest.raises(Exception, match="w.npz can't be written: No space"):
+    npz.write(link, {"a": np.zeros(100_000, np.float32)})

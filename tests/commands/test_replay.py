@@ -1,0 +1,108 @@
+"""Making an update again: against the run's own metrics, and a finite one."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import train
+from mixer import metrics, stop
+from mixer.commands import replay
+from mixer.datasets import stored
+from mixer.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_dir):
+  from configs import smoke
+
+  config = smoke.get_config()
+  config.data.data_dir = data_dir
+  config.total = "12 steps"
+  config.schedule.warmup = "2 steps"
+  config.checkpoint_every = "4 steps"
+  config.log_every = "1 steps"
+  config.loss.mixup = 0.3
+  config.model.dropout = 0.1
+  config.optimizer.accumulate = 2
+  workdir = tmp_path_factory.mktemp("replay") / "run"
+  train.train(config, workdir)
+  return workdir
+
+
+@pytest.mark.parametrize(("step", "origin"), [(3, 0), (7, 4), (12, 8)])
+def test_it_is_the_update_of_the_run(finished, step, origin):
+  found = replay.replay(str(finished), step)
+  assert (found["step"], found["from_step"]) == (step, origin)
+  (record,) = (
+    r for r in metrics.read(finished) if r["step"] == step and "train/loss" in r
+  )
+  for name, value in found["metrics"].items():
+    assert value == record[f"train/{name}"], name
+  assert len(found["records"]) == len(found["losses"]) == 32
+  # One example at a time, under the same dropout and mixup.
+  np.testing.assert_allclose(
+    np.mean(found["losses"]), record["train/loss"], rtol=1e-5
+  )
+  assert list(found["layers"])[:2] == ["stem", "MixerBlock_0"]
+  assert found["weights"].keys() == found["gradients"].keys()
+
+
+def test_another_data_set_is_refused(finished, data_dir, tmp_path):
+  shutil.copytree(f"{data_dir}/digits", tmp_path / "digits")
+  (names,) = tmp_path.glob("digits/*/label.labels.txt")
+  names.write_text("\n".join("9876543210") + "\n")
+  stored.seal(names.parent)
+  with pytest.raises(UserError, match="another data set:\n.*class_names: "):
+    replay.replay(str(finished), 3, str(tmp_path))
+
+
+def test_it_is_told_in_words(finished, capsys):
+  assert replay.main([str(finished), "--step=5", "--platform=cpu"]) == 0
+  out = capsys.readouterr().out
+  assert f"update 5 of {finished}, made again from checkpoint 4" in out
+  assert "every one of the 32 losses is finite" in out
+  assert out.count("all finite") == 3
+
+
+def test_nothing_in_the_workdir_changes(finished):
+  def state():
+    return {str(p): p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+
+  before = state()
+  replay.replay(str(finished), 6)
+  assert state() == before
+
+
+@pytest.mark.parametrize("step", [0, 13])
+def test_an_update_that_was_not_is_refused(finished, step, capsys):
+  assert replay.main([str(finished), f"--step={step}"]) == stop.FAILED
+  assert "has the updates 1 to 12" in capsys.readouterr().err
+
+
+def test_what_is_no_workdir_is_refused(tmp_path, capsys):
+  assert replay.main([str(tmp_path), "--step=1"]) == stop.FAILED
+  assert "not a workdir of train.py" in capsys.readouterr().err
+
+
+def test_what_is_not_finite_is_named():
+  found = {
+    "step": 7,
+    "from_step": 0,
+    "metrics": {
+      "loss": float("nan"),
+      "grad_norm": float("inf"),
+      "learning_rate": 0.1,
+    },
+    "records": [5, 6, 7],
+    "losses": [1.0, float("nan"), 2.0],
+    "weights": {"head/kernel": 1.0},
+    "layers": {"stem": 2.0, "MixerBlock_0": float("inf"), "head": float("nan")},
+    "gradients": {"head/kernel": float("nan")},
+  }
+  text = replay.text(json.loads(json.dumps(found)), "runs/x")
+  assert "made again from the beginning" in text
+  assert "not finite: 1 of 3 (records 6)" in text
+  assert "2 of 3 are not finite, first MixerBlock_0" in text
+  assert "gradients: 1 of 1 are not finite, head/kernel" in text

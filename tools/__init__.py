@@ -1,1 +1,0 @@
-"""Commands beside train.py: `python -m tools.NAME`."""
