@@ -46,6 +46,7 @@ from mixer import (
   fewshot,
   inference,
   outputs,
+  progress,
   runtime,
   sharding,
   text,
@@ -56,7 +57,6 @@ from mixer import (
 from mixer import config as config_lib
 from mixer import tally as tally_lib
 from mixer.datasets import split as split_lib
-from mixer.datasets.preparation import meter
 from mixer.errors import UserError
 
 _PER_DEVICE = 64
@@ -150,7 +150,7 @@ def _by_head(
     listing = evaluation_files.examples(this.args.examples)
   total, done, first = len(this.split), 0, 0
   start = time.perf_counter()
-  with listing as write, meter.Meter() as shown:
+  with listing as write, progress.Progress() as shown:
     for rows in batches:
       tally.add(rows)
       if write:

@@ -130,14 +130,15 @@ def _stored(args: argparse.Namespace, root: pathlib.Path) -> Any:
 
 
 def _convert(args: argparse.Namespace, root: pathlib.Path, stored: Any) -> None:
+  from mixer import progress
   from mixer.datasets import locate
-  from mixer.datasets.preparation import convert, meter
+  from mixer.datasets.preparation import convert
 
   print(
     f"converting data set {args.set} from TFRecord ({stored.folder})",
     flush=True,
   )
-  with locate.lock(args.set, root), meter.Meter() as shown:
+  with locate.lock(args.set, root), progress.Progress() as shown:
     here = convert.convert(
       stored.folder,
       root,
@@ -176,8 +177,9 @@ def _by_tfds(args: argparse.Namespace, root: pathlib.Path) -> None:
 
 def _own(args: argparse.Namespace, root: pathlib.Path) -> str:
   """Prepares images that the user has; returns the set's name."""
+  from mixer import progress
   from mixer.datasets import catalog, locate
-  from mixer.datasets.preparation import meter, own_sets
+  from mixer.datasets.preparation import own_sets
 
   manual = root / "downloads" / "manual"
   entry = catalog.ENTRIES[catalog.base_name(args.set)]
@@ -197,7 +199,7 @@ def _own(args: argparse.Namespace, root: pathlib.Path) -> str:
     options,
   )
   try:
-    with meter.Meter() as shown:
+    with progress.Progress() as shown:
       name, report = own_sets.prepare(request, root, shown, args.data_dir)
   except KeyboardInterrupt as e:
     if args.restart:

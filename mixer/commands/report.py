@@ -36,6 +36,7 @@ from mixer import (
   errors,
   inference,
   outputs,
+  progress,
   runtime,
   sharding,
   trained,
@@ -44,7 +45,6 @@ from mixer import (
 from mixer import files as files_lib
 from mixer import text as text_lib
 from mixer.datasets import split as split_lib
-from mixer.datasets.preparation import meter
 from mixer.errors import UserError
 from mixer.report import files, making, page, runs
 from mixer.storage import saved
@@ -148,7 +148,7 @@ def _evaluate(path: epath.Path, step: int, data_dir: str) -> dict[str, Any]:
   params = jax.device_put(model.params, sharding.replicated(mesh))
   batches = input_pipeline.eval_batches(split, config)
   done = 0
-  with meter.Meter() as shown:
+  with progress.Progress() as shown:
 
     def show() -> None:
       nonlocal done

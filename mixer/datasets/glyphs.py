@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mixer import errors
-from mixer.datasets import glyph_render, progress, tfds_info
+from mixer import errors, progress
+from mixer.datasets import glyph_render, tfds_info
 
 SEED = 0
 TRAIN_PER_CLASS = 360
@@ -254,7 +254,7 @@ class Glyphs(tfds.core.GeneratorBasedBuilder):
   ) -> Iterator[tuple[int, dict[str, Any]]]:
     # An open file, not an array: TFDS stores its bytes as they are, and needs
     # no TensorFlow to encode them.
-    for label, name in enumerate(progress.bar(CLASSES, f"glyphs, {split}")):
+    for label, name in enumerate(progress.track(CLASSES, f"glyphs, {split}")):
       for k in range(per_class):
         encoded = draw(folder, name, split, k)
         yield (

@@ -10,6 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
 
+from mixer import progress
 from mixer.datasets import (
   imagenet2012,
   imagenet2012_real,
@@ -17,7 +18,7 @@ from mixer.datasets import (
   split,
   wordnet,
 )
-from mixer.datasets.preparation import meter, own_sets
+from mixer.datasets.preparation import own_sets
 from mixer.errors import UserError
 from tests.datasets.sources import image_archives
 
@@ -55,7 +56,7 @@ def write(root: pathlib.Path) -> pathlib.Path:
 def prepare(root: pathlib.Path, name: str, *sources: pathlib.Path, **options):
   options = {"workers": 0} | options
   request = own_sets.Request(name, sources, options=options)
-  with meter.Meter() as shown:
+  with progress.Progress() as shown:
     return own_sets.prepare(request, root, shown)
 
 

@@ -10,8 +10,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from mixer import progress
 from mixer.datasets import mnist, split
-from mixer.datasets.preparation import build, meter, own_sets
+from mixer.datasets.preparation import build, own_sets
 from mixer.datasets.sources import idx_files
 from mixer.errors import UserError
 from tests.datasets.sources import image_archives
@@ -46,7 +47,7 @@ def write(root: pathlib.Path, form="{}-{}-idx{}-ubyte.gz") -> pathlib.Path:
 
 def prepare(root: pathlib.Path, name: str, source: pathlib.Path, **kwargs):
   request = own_sets.Request(name, [source], **kwargs)
-  with meter.Meter() as shown:
+  with progress.Progress() as shown:
     return own_sets.prepare(request, root, shown)
 
 

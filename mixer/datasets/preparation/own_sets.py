@@ -8,11 +8,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mixer import files
+from mixer import files, progress
 from mixer.datasets import catalog, locate, stored
 from mixer.datasets.preparation import build_files
 from mixer.datasets.preparation.build_options import Options, Progress, Report
-from mixer.datasets.preparation.meter import Meter
 from mixer.datasets.sources import tar_source
 from mixer.datasets.sources.member import Source
 from mixer.errors import UserError
@@ -55,7 +54,10 @@ class Request:
 
 
 def prepare(
-  request: Request, root: pathlib.Path, meter: Meter, data_dir: str = ""
+  request: Request,
+  root: pathlib.Path,
+  meter: progress.Progress,
+  data_dir: str = "",
 ) -> tuple[str, Report]:
   """Prepares a set, or goes on with it.
 
@@ -188,7 +190,9 @@ def _replace(old: pathlib.Path, new: pathlib.Path, root: pathlib.Path) -> None:
     shutil.rmtree(left, ignore_errors=True)
 
 
-def _find_classes(source: Any, kept: pathlib.Path, meter: Meter) -> None:
+def _find_classes(
+  source: Any, kept: pathlib.Path, meter: progress.Progress
+) -> None:
   """Looking through a tar.gz can take an hour: once is enough."""
   looks = isinstance(source, tar_source.TarSource) and not source.knows_classes
   if looks:

@@ -4,7 +4,8 @@ import gzip
 
 import pytest
 
-from mixer.datasets.preparation import build_files, meter, own_sets
+from mixer import progress
+from mixer.datasets.preparation import build_files, own_sets
 from mixer.datasets.sources import tar_source
 from mixer.errors import UserError
 from tests.datasets.sources import image_archives
@@ -25,7 +26,7 @@ def test_a_tar_is_looked_through_for_classes_once(tmp_path, monkeypatch):
 
   def prepare(**options):
     request = own_sets.Request("imagenet21k", [path], options=options)
-    with meter.Meter() as shown:
+    with progress.Progress() as shown:
       return own_sets.prepare(request, tmp_path / "data", shown)
 
   folder = tmp_path / "data" / "imagenet21k" / "winter21"

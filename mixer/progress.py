@@ -1,25 +1,25 @@
-"""Shows how far a preparation is: a bar on a terminal, else a line at times."""
+"""Progress of long work on stderr: a bar on a terminal, else rare lines."""
 
+import contextlib
 import sys
 import time
-from types import TracebackType
-from typing import Any
+from collections.abc import Collection, Iterator
+from typing import Any, Self, TypeVar
 
 import tqdm
 
-from mixer import metrics, stop
-
-# Without a terminal: the first line soon, so that one sees it works, then
-# few enough for a log of a day.
+# In a log: the first line soon, to show that it works, then few enough for a
+# day of work.
 _FIRST_SECONDS = 10.0
 _SECONDS = 60.0
+_Item = TypeVar("_Item")
 
 
-class Meter:
-  """Use as a context manager; call `show` as often as you like."""
+class Progress:
+  """Shows how far some work is; use as a context manager."""
 
   def __init__(self, stream: Any = None):
-    """Writes to stderr, or to `stream`."""
+    """Writes to `stream`, by default stderr."""
     self._stream = stream or sys.stderr
     self._terminal = self._stream.isatty()
     self._stage = ""
@@ -31,25 +31,25 @@ class Meter:
     self,
     stage: str,
     done: int,
-    total: int,
+    total: int | None,
     images: int | None = None,
     note: str = "",
   ) -> None:
-    """Tells how far it is.
+    """Updates the bar, or prints a line if the last one is a minute old.
 
     Args:
-      stage: what is being done; a new one starts a new bar.
-      done: of the stage's work, in any unit.
-      total: of it.
-      images: so far, if the stage counts them.
-      note: what else to say.
+      stage: what is being done; a new stage starts a new bar.
+      done: how much of it, in any unit.
+      total: the whole of it; 0 or None if unknown.
+      images: so far, for a rate in images/s.
+      note: what else to show.
     """
     now = time.monotonic()
     if stage != self._stage:
-      self.__exit__(None, None, None)
+      self.close()
       self._stage = stage
       self._start, self._next = now, now + _FIRST_SECONDS
-      # A preparation that goes on has not done this in no time.
+      # Work that is resumed has not done this in no time.
       self._first_done, self._first_images = done, images or 0
     if not self._terminal and now < self._next:
       return
@@ -57,7 +57,7 @@ class Meter:
     parts = []
     if images is not None:
       parts.append(f"{images:,} images")
-      if seconds > 1:  # The first moments say nothing.
+      if seconds > 1:  # The rate of the first moments means nothing.
         rate = (images - self._first_images) / seconds
         parts.append(f"{rate:,.0f} images/s")
     if note:
@@ -68,17 +68,19 @@ class Meter:
     self._next = now + _SECONDS
     share = [f"{done / total:.1%}"] if total else []
     moved = done - self._first_done
-    if moved > 0 and total > done:
-      parts.append(f"{metrics.duration((total - done) * seconds / moved)} left")
+    if moved > 0 and total and total > done:
+      left = (total - done) * seconds / moved
+      parts.append(f"{tqdm.tqdm.format_interval(left)} left")
     self.say(f"{stage}: {', '.join([*share, *parts])}")
 
   def say(self, text: str) -> None:
     """Prints a line, above the bar."""
     if self._bar is not None:
       self._bar.clear()
-    stop.say(text, self._stream)
+    with contextlib.suppress(OSError):  # The work matters more.
+      print(text, file=self._stream, flush=True)
 
-  def _show_bar(self, done: int, total: int, text: str) -> None:
+  def _show_bar(self, done: int, total: int | None, text: str) -> None:
     if self._bar is None:
       self._bar = tqdm.tqdm(
         total=total,
@@ -90,20 +92,27 @@ class Meter:
         bar_format="{desc}: {percentage:3.0f}%|{bar:20}| {remaining} left"
         "{postfix}",
       )
-    # Sources may only estimate their size.
-    self._bar.total = max(total, done)
+    # A total may be an estimate.
+    self._bar.total = max(total, done) if total else None
     self._bar.set_postfix_str(text, refresh=False)
     self._bar.update(done - self._bar.n)
 
-  def __enter__(self) -> "Meter":
-    return self
-
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
+  def close(self) -> None:
+    """Removes the bar."""
     if self._bar is not None:
       self._bar.close()
       self._bar = None
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    self.close()
+
+
+def track(items: Collection[_Item], stage: str) -> Iterator[_Item]:
+  """The items, with their progress."""
+  with Progress() as progress:
+    for done, item in enumerate(items):
+      progress.show(stage, done, len(items))
+      yield item

@@ -1,11 +1,11 @@
-"""What is shown while a data set is prepared."""
+"""What is shown of long work."""
 
 import io
 import time
 
 import pytest
 
-from mixer.datasets.preparation import meter
+from mixer import progress
 
 
 class Terminal(io.StringIO):
@@ -23,7 +23,7 @@ def clock(monkeypatch):
 
 def test_lines_where_there_is_no_terminal(clock):
   out = io.StringIO()
-  with meter.Meter(out) as m:
+  with progress.Progress(out) as m:
     for second in range(200):
       clock[0] = 1000.0 + second
       # Goes on with a fifth done.
@@ -31,17 +31,17 @@ def test_lines_where_there_is_no_terminal(clock):
     m.show("drawing", 0, 10)
     m.say("that was it")
   assert out.getvalue().splitlines() == [
-    "preparing: 21.0%, 6,000 images, 100 images/s, 3 bad, 13m10s left",
-    "preparing: 27.0%, 12,000 images, 100 images/s, 3 bad, 12m10s left",
-    "preparing: 33.0%, 18,000 images, 100 images/s, 3 bad, 11m10s left",
-    "preparing: 39.0%, 24,000 images, 100 images/s, 3 bad, 10m10s left",
+    "preparing: 21.0%, 6,000 images, 100 images/s, 3 bad, 13:10 left",
+    "preparing: 27.0%, 12,000 images, 100 images/s, 3 bad, 12:10 left",
+    "preparing: 33.0%, 18,000 images, 100 images/s, 3 bad, 11:10 left",
+    "preparing: 39.0%, 24,000 images, 100 images/s, 3 bad, 10:10 left",
     "that was it",
   ]
 
 
 def test_a_stage_of_unknown_size(clock):
   out = io.StringIO()
-  m = meter.Meter(out)
+  m = progress.Progress(out)
   m.show("looking", 0, 0)
   clock[0] += 11
   m.show("looking", 5, 0, 0)
@@ -50,7 +50,7 @@ def test_a_stage_of_unknown_size(clock):
 
 def test_a_bar_on_a_terminal():
   out = Terminal()
-  with meter.Meter(out) as m:
+  with progress.Progress(out) as m:
     m.show("preparing", 0, 1000, 0)
     m.say("a warning")
     time.sleep(0.2)
