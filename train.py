@@ -10,7 +10,7 @@ user can mend.
 
 # First of all, so that a signal is heard while the rest is imported; then the
 # flags, so that what is wrong with them, and --help, is answered at once.
-from mixer import stop
+from mixer import initial, stop, train_step
 
 if __name__ == "__main__":
   stop.listen()
@@ -36,15 +36,12 @@ from mixer import config as config_lib
 from mixer import (
   durations,
   evaluate,
-  finetune,
   nonfinite,
   provenance,
   reporter,
   runtime,
   sharding,
 )
-from mixer import step as step_lib
-from mixer import update as update_lib
 from mixer import workdir as workdir_lib
 from mixer.cluster import gate, hosts
 from mixer.errors import UserError
@@ -81,7 +78,7 @@ def train(
     class_names = inputs.train_split.class_names
     if mended := hosts.on_first("config", lambda: saved_lib.mend_config(path)):
       _say(mended)
-    origin = finetune.prepare(config, path, class_names)
+    origin = initial.prepare(config, path, class_names)
     resolved: dict[str, Any] = plan.to_json() | {
       "train_examples": len(inputs.train_split),
       "eval_examples": len(inputs.eval_split),
@@ -110,7 +107,7 @@ def train(
       config = origin.config(config)
       inputs = dataclasses.replace(inputs, config=config)
       mesh = sharding.make_mesh(fsdp=config.sharding.fsdp)
-      trainer = step_lib.Trainer(config, plan, len(class_names), mesh)
+      trainer = train_step.Trainer(config, plan, len(class_names), mesh)
       with checkpoints_lib.Checkpoints(
         path,
         config.keep_checkpoints,
@@ -168,14 +165,14 @@ class _Run:
   inputs: input_pipeline.Inputs
   path: epath.Path
   mesh: Mesh
-  trainer: step_lib.Trainer
+  trainer: train_step.Trainer
   saved: checkpoints_lib.Checkpoints
   report: reporter.Reporter
   watch: stop.Watch
   owner: lock.Lock
   hangs: runtime.Hangs
   metadata: dict[str, Any]
-  state: update_lib.TrainState
+  state: train_step.TrainState
   step: int
   start: int
   on_disk: int | None
@@ -256,7 +253,7 @@ class _Run:
 
   def _update(
     self, local: Sequence[dict[str, np.ndarray]]
-  ) -> tuple[update_lib.TrainState, update_lib.Metrics]:
+  ) -> tuple[train_step.TrainState, train_step.Metrics]:
     """One update for each batch."""
     if len(local) == 1:
       batch = sharding.put_batch(self.mesh, local[0])

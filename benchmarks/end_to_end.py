@@ -44,9 +44,8 @@ import input_pipeline
 import train
 from benchmarks import common
 from configs import demo_pretrain
-from mixer import command_line, durations, loader, metrics, sharding
+from mixer import command_line, durations, loader, metrics, sharding, train_step
 from mixer import config as config_lib
-from mixer import step as step_lib
 
 KINDS = ("bare", "ready", "whole")
 # Steps that don't count: one compiles, in one the loader is still ahead.
@@ -144,7 +143,9 @@ class Bare:
     split, _ = input_pipeline.open_splits(config)
     mesh = sharding.make_mesh()
     plan = durations.plan(config, len(split))
-    self._trainer = step_lib.Trainer(config, plan, len(split.class_names), mesh)
+    self._trainer = train_step.Trainer(
+      config, plan, len(split.class_names), mesh
+    )
     batches = input_pipeline.train_batches(split, config)
     self.ready = list(itertools.islice(batches, _READY))
     self._batch = sharding.put_batch(mesh, self.ready[0])

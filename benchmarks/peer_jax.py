@@ -18,11 +18,18 @@ import numpy as np
 import optax
 
 from benchmarks import common, peer, step
-from mixer import __version__, durations, npz, optim, runtime, sharding, weights
+from mixer import (
+  __version__,
+  durations,
+  npz,
+  optim,
+  runtime,
+  sharding,
+  train_step,
+  weights,
+)
 from mixer import config as config_lib
 from mixer import model as model_lib
-from mixer import step as step_lib
-from mixer import update as update_lib
 from mixer.exporting import timm_weights
 
 
@@ -47,7 +54,7 @@ class Ours:
     self._classes = work["num_classes"]
     mesh = sharding.make_mesh()
     plan = durations.plan(self._config, 1)
-    self._trainer = step_lib.Trainer(self._config, plan, self._classes, mesh)
+    self._trainer = train_step.Trainer(self._config, plan, self._classes, mesh)
     self._params = weights.unflatten(npz.read(folder / "flax.npz"))
     whole = sharding.put_batch(mesh, batch)
     self._batch = {k: whole[k] for k in ("image", "label")}
@@ -59,7 +66,7 @@ class Ours:
       "environment": environment,
     }
 
-  def _start(self) -> update_lib.TrainState:
+  def _start(self) -> train_step.TrainState:
     state = self._trainer.init()
     params = jax.tree.map(
       lambda x, like: jax.device_put(np.array(x), like.sharding),
@@ -98,8 +105,8 @@ class Ours:
     del variant
 
     @jax.jit
-    def gradient(params: Any, batch: update_lib.Batch) -> Any:
-      losses, batch = update_lib.losses_of(
+    def gradient(params: Any, batch: train_step.Batch) -> Any:
+      losses, batch = train_step.losses_of(
         self._config, self._trainer.model, self._classes, 0, batch
       )
       return jax.grad(lambda p: losses(p, batch, None).mean())(params)

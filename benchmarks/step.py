@@ -33,9 +33,9 @@ import jax
 import numpy as np
 
 from benchmarks import common
-from mixer import command_line, durations, flops, sharding, validation
+from mixer import command_line, durations, sharding, train_step, validation
 from mixer import config as config_lib
-from mixer import step as step_lib
+from mixer import model as model_lib
 from mixer.errors import UserError
 
 CLASSES = 1_000
@@ -112,7 +112,7 @@ class Passes:
   def __init__(self, config: config_lib.Config):
     mesh = sharding.make_mesh()
     plan = durations.plan(config, 1)
-    trainer = step_lib.Trainer(config, plan, CLASSES, mesh)
+    trainer = train_step.Trainer(config, plan, CLASSES, mesh)
     batch = sharding.put_batch(mesh, make_batch(config))
     self._state = trainer.init()
     self._batch = {
@@ -131,8 +131,8 @@ class Passes:
       self.compile_seconds[name] = time.perf_counter() - before
       self.run(name, 1)
     size = config_lib.image_size(config)
-    forward = 2 * flops.forward_macs(trainer.model, size)[0]
-    train = flops.update(trainer.model, config)
+    forward = 2 * model_lib.forward_macs(trainer.model, size)[0]
+    train = train_step.update_flop(trainer.model, config)
     self.flop = {
       "forward": config.batch_size * forward,
       "train": config.batch_size * train,

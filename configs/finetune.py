@@ -46,6 +46,7 @@ import dataclasses
 import re
 
 from mixer import config as config_lib
+from mixer import initial
 from mixer.errors import UserError
 
 
@@ -129,11 +130,10 @@ def get_config(words: str = "") -> config_lib.Config:
     c.init_from, c.model.variant = model, f"{released[1]}/{released[2]}"
   else:
     # What is on this machine; late, as it takes a second to import.
-    from mixer import finetune
 
     c.init_from = model
     try:
-      shape, (height, width) = finetune.model_of(model)
+      shape, (height, width) = initial.model_of(model)
     except UserError as e:
       raise UserError(
         f"model={model} behind configs/finetune.py: is no variant, such as "

@@ -16,8 +16,7 @@ import jax
 import orbax.checkpoint.experimental.v1
 from etils import epath
 
-from mixer import durations
-from mixer import update as update_lib
+from mixer import durations, train_step
 from mixer import workdir as workdir_lib
 from mixer.cluster import hosts
 from mixer.errors import UserError
@@ -126,7 +125,7 @@ class Checkpoints:
     return self._latest
 
   def save(
-    self, step: int, state: update_lib.TrainState, metadata: dict[str, Any]
+    self, step: int, state: train_step.TrainState, metadata: dict[str, Any]
   ) -> None:
     """Starts a save; returns once the state may be donated.
 
@@ -254,8 +253,8 @@ class Checkpoints:
     )
 
   def restore(
-    self, abstract: update_lib.TrainState
-  ) -> tuple[update_lib.TrainState, int]:
+    self, abstract: train_step.TrainState
+  ) -> tuple[train_step.TrainState, int]:
     """The newest state that is whole, laid out as `abstract` says.
 
     Damaged ones that are newer are told, and moved to `checkpoints.damaged`
@@ -277,8 +276,8 @@ class Checkpoints:
 
 
 def restore_at(
-  workdir: finding.Path, step: int, abstract: update_lib.TrainState
-) -> update_lib.TrainState:
+  workdir: finding.Path, step: int, abstract: train_step.TrainState
+) -> train_step.TrainState:
   """The state of one checkpoint, verified; moves nothing.
 
   Args:
@@ -295,7 +294,7 @@ def restore_at(
   return _state(abstract, saved.load(found, parts))
 
 
-def _parts(state: update_lib.TrainState) -> dict[str, Any]:
+def _parts(state: train_step.TrainState) -> dict[str, Any]:
   """The state as the named parts that a checkpoint consists of."""
   fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
   fields = {k: v for k, v in fields.items() if v is not None}
@@ -304,8 +303,8 @@ def _parts(state: update_lib.TrainState) -> dict[str, Any]:
 
 
 def _state(
-  abstract: update_lib.TrainState, parts: Mapping[str, Any]
-) -> update_lib.TrainState:
+  abstract: train_step.TrainState, parts: Mapping[str, Any]
+) -> train_step.TrainState:
   """The state of these parts."""
   weights = {k: v for k, v in parts.items() if k != "training"}
   return dataclasses.replace(abstract, **weights, **parts["training"])

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mixer import inference, sharding
+from mixer import sharding, train_step
 
 Batches = Iterable[dict[str, np.ndarray]]
 
 
 def _one_late(
-  step: Callable[[Any, inference.Batch], Any],
+  step: Callable[[Any, train_step.Batch], Any],
   params: Any,
   batches: Batches,
   mesh: Mesh,
@@ -40,7 +40,7 @@ def _one_late(
 
 
 def evaluate(
-  model: inference.Inference,
+  model: train_step.Inference,
   params: Any,
   batches: Batches,
   mesh: Mesh,
@@ -63,7 +63,7 @@ def evaluate(
   """
   sums = {"count": 0, "correct": 0, "correct_top5": 0, "loss_sum": 0.0}
 
-  def both(params: Any, batch: inference.Batch) -> dict[str, jax.Array]:
+  def both(params: Any, batch: train_step.Batch) -> dict[str, jax.Array]:
     # Not compiled together: the sums keep their last bits.
     return model.examples(params, batch) | model.counts(params, batch)
 
@@ -83,7 +83,7 @@ def evaluate(
 
 
 def examples(
-  model: inference.Inference,
+  model: train_step.Inference,
   params: Any,
   batches: Batches,
   mesh: Mesh,
@@ -95,11 +95,11 @@ def examples(
 
   Yields:
     Arrays over the N real examples of a batch, in the split's order:
-    `classes` int32 and `scores` float32 `[N, top]`, see `inference.Inference`;
+    `classes` int32 and `scores` float32 `[N, top]`, see `train_step.Inference`;
     and, if the batches have labels, `label` int32 and `loss` float32 `[N]`.
   """
 
-  def step(params: Any, batch: inference.Batch) -> Any:
+  def step(params: Any, batch: train_step.Batch) -> Any:
     return (model.examples if "label" in batch else model.top)(params, batch)
 
   for result in _one_late(step, params, batches, mesh, interrupt):
@@ -113,7 +113,7 @@ def _real(result: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def features(
-  model: inference.Inference,
+  model: train_step.Inference,
   params: Any,
   batches: Batches,
   mesh: Mesh,

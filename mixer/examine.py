@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixer import config as config_lib
-from mixer import gradients, objective, weights
 from mixer import model as model_lib
-from mixer import update as update_lib
+from mixer import train_step, weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +35,8 @@ def examine(
   config: config_lib.Config,
   model: model_lib.MlpMixer,
   num_classes: int,
-  state: update_lib.TrainState,
-  batch: update_lib.Batch,
+  state: train_step.TrainState,
+  batch: train_step.Batch,
 ) -> Findings:
   """Looks into the update that comes next; changes nothing.
 
@@ -50,11 +49,11 @@ def examine(
   """
   parts = config.optimizer.accumulate
 
-  def look(state: update_lib.TrainState, batch: update_lib.Batch) -> Any:
-    fn, whole = update_lib.losses_of(
+  def look(state: train_step.TrainState, batch: train_step.Batch) -> Any:
+    fn, whole = train_step.losses_of(
       config, model, num_classes, state.step, batch
     )
-    _, grads = gradients.accumulated(fn, state.params, whole, parts)
+    _, grads = train_step.accumulated(fn, state.params, whole, parts)
     # Example i of B is the one at i // parts of part i % parts.
     each = [
       fn(
@@ -100,10 +99,10 @@ def _layers(
   config: config_lib.Config,
   model: model_lib.MlpMixer,
   params: Any,
-  batch: update_lib.Batch,
+  batch: train_step.Batch,
 ) -> dict[str, jax.Array]:
   """Largest magnitude of what each direct part of the model gives out."""
-  images = objective.scale(batch["image"], model.dtype)
+  images = model_lib.scale(batch["image"], model.dtype)
   # What is recomputed can't be captured.
   _, captured = model_lib.plain(model).apply(
     {"params": params},

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from mixer import inference, runtime, sharding, trained
+from mixer import runtime, sharding, train_step, trained
 from mixer.errors import UserError
 from mixer.prediction import batching, inputs, results
 
@@ -155,7 +155,7 @@ class Predictor:
       wished = _whole("batch_size", batch_size)
     self._few, self.batch_size = batching.sizes(wished, devices)
     self._params = jax.device_put(model.params, sharding.replicated(self._mesh))
-    self._made: dict[int, inference.Inference] = {}
+    self._made: dict[int, train_step.Inference] = {}
 
   def __repr__(self) -> str:
     height, width = self.model.image_size
@@ -237,7 +237,7 @@ class Predictor:
 
   def _results(
     self,
-    step: Callable[[Any, inference.Batch], Any],
+    step: Callable[[Any, train_step.Batch], Any],
     images: Any,
     result: Callable[[str, str, Any, int], _Result],
   ) -> Iterator[_Result]:
@@ -264,7 +264,7 @@ class Predictor:
 
   def _rows(
     self,
-    step: Callable[[Any, inference.Batch], Any],
+    step: Callable[[Any, train_step.Batch], Any],
     batches: Iterator[batching.Batch],
     result: Callable[[str, str, Any, int], _Result],
   ) -> Iterator[_Result]:
@@ -286,13 +286,13 @@ class Predictor:
           yield result(name, problem, rows, k)
       pending = started
 
-  def _functions(self, top: int = 1) -> inference.Inference:
+  def _functions(self, top: int = 1) -> train_step.Inference:
     """What gives at least so many classes, and is compiled once."""
     _refuse_fork()
     classes = self.model.num_classes
     computed = min(next((t for t in _TOPS if t >= top), classes), classes)
     if computed not in self._made:
-      self._made[computed] = inference.Inference(
+      self._made[computed] = train_step.Inference(
         self.model.module, self.model.loss, classes, self._mesh, top=computed
       )
     return self._made[computed]

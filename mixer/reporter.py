@@ -9,11 +9,10 @@ import jax
 from etils import epath
 
 from mixer import config as config_lib
-from mixer import durations, flops, goodput, loader, metrics
-from mixer import step as step_lib
-from mixer import update as update_lib
+from mixer import durations, goodput, loader, metrics, train_step
 from mixer.datasets import split as split_lib
 from mixer.errors import UserError
+from mixer.planning import hardware
 
 
 class NotFinite(Exception):
@@ -83,7 +82,7 @@ class Reporter:
     workdir: epath.Path,
     config: config_lib.Config,
     plan: durations.Plan,
-    trainer: step_lib.Trainer,
+    trainer: train_step.Trainer,
     start_step: int,
     began: float,
     lines: int = 0,
@@ -102,16 +101,16 @@ class Reporter:
     self.loader: loader.Loader | None = None
     self._plan = plan
     self._batch_size = config.batch_size
-    self._flops = flops.update(trainer.model, config)
-    peak = flops.peak(jax.devices()[0].device_kind)
+    self._flops = train_step.update_flop(trainer.model, config)
+    peak = hardware.peak(jax.devices()[0].device_kind)
     self._peak = peak and peak * jax.device_count()
     self._watch = Stopwatch()
     self._start = start_step
-    self._pending: tuple[int, int, update_lib.Metrics] | None = None
+    self._pending: tuple[int, int, train_step.Metrics] | None = None
     self._speed: dict[str, float] = {}
 
   def update(
-    self, step: int, values: update_lib.Metrics, count: int = 1
+    self, step: int, values: train_step.Metrics, count: int = 1
   ) -> None:
     """Takes an update's metrics, still being computed; reads those before.
 
@@ -233,7 +232,7 @@ class Reporter:
 
 def describe(
   config: config_lib.Config,
-  trainer: step_lib.Trainer,
+  trainer: train_step.Trainer,
   train_split: split_lib.Split,
   eval_split: split_lib.Split,
 ) -> str:

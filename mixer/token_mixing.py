@@ -11,8 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mixer import linear
-from mixer import mlp as mlp_lib
+from mixer import layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +42,7 @@ class TokenMixing:
 
 def mix(
   mixing: TokenMixing,
-  mlp: mlp_lib.MlpBlock,
+  mlp: layers.MlpBlock,
   y: jax.Array,
   key: jax.Array | None,
   token_axis: int,
@@ -69,7 +68,7 @@ def mix(
     return mlp(y, key)
   if mixing.projection:
     # The G functions side by side, a view's outputs G columns apart.
-    y = linear.Dense(
+    y = layers.Dense(
       y.shape[-1], False, mlp.dtype, mlp.grad_dtype, name="group_projection"
     )(y)
   y_BCS = jnp.moveaxis(y, token_axis, -1)
@@ -121,7 +120,7 @@ def shortcut(
   if num_tokens == x.shape[token_axis]:
     return x
   x_BCS = jnp.moveaxis(x, token_axis, -1)
-  x_BCS = linear.Dense(
+  x_BCS = layers.Dense(
     num_tokens, False, x.dtype, grad_dtype, name="token_shortcut"
   )(x_BCS)
   return jnp.moveaxis(x_BCS, -1, token_axis)

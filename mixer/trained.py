@@ -26,7 +26,6 @@ from mixer import (
 )
 from mixer import config as config_lib
 from mixer import model as model_lib
-from mixer import step as step_lib
 from mixer import workdir as workdir_lib
 from mixer.datasets import wordnet
 from mixer.errors import UserError, first_line
@@ -176,7 +175,7 @@ def _of_run(path: str, averaged: bool) -> Trained:
     config = config_lib.from_json(info["config"], info.get("resolved") or {})
     class_ids = tuple(info["class_names"])
     size = config_lib.image_size(config)
-    module = model_lib.plain(step_lib.build_model(config, len(class_ids)))
+    module = model_lib.plain(model_lib.from_config(config, len(class_ids)))
     _check(module, params, size, where)
   except UserError:
     raise

@@ -2,8 +2,8 @@
 
 import math
 
-from mixer import block, durations, optim, permutation
 from mixer import config as config_lib
+from mixer import durations, optim
 from mixer import model as model_lib
 from mixer.errors import UserError
 
@@ -11,10 +11,10 @@ _CHOICES = {
   "init_head": ("new", "keep"),
   "init_resize": ("", "tiles", "interleaved", "resample"),
   "model.dtype": ("bfloat16", "float32"),
-  "model.layout": ("", *block.LAYOUTS),
-  "model.remat": block.REMAT,
+  "model.layout": ("", *model_lib.LAYOUTS),
+  "model.remat": model_lib.REMAT,
   "model.token_mixing": ("shared", "untied"),
-  "data.permute": permutation.KINDS,
+  "data.permute": model_lib.PERMUTATIONS,
   "data.crop": ("inception", "resize"),
   "loss.name": ("softmax", "sigmoid"),
   "optimizer.name": ("adamw", "sgd"),

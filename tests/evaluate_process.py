@@ -11,8 +11,8 @@ import numpy as np
 
 import input_pipeline
 from configs import smoke
-from mixer import evaluate, inference, sharding, tally
-from mixer import step as step_lib
+from mixer import evaluate, sharding, tally, train_step
+from mixer import model as model_lib
 from mixer.datasets import split as split_lib
 
 # The last of the batches leaves the second of two hosts without examples; the
@@ -27,7 +27,7 @@ def everything(data_dir: str) -> dict[str, np.ndarray]:
   """All that evaluation computes, of both splits, named."""
   config = smoke.get_config()
   config.batch_size = BATCH_SIZE
-  module = step_lib.build_model(config, 10)
+  module = model_lib.from_config(config, 10)
   images = np.zeros((1, 16, 16, 3), np.float32)
   shapes = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
   rng = np.random.default_rng(0)
@@ -35,8 +35,8 @@ def everything(data_dir: str) -> dict[str, np.ndarray]:
     lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes
   )
   mesh = sharding.make_mesh()
-  plain = inference.Inference(module, "softmax", 10, mesh)
-  chosen = inference.Inference(module, "softmax", 10, mesh, columns=COLUMNS)
+  plain = train_step.Inference(module, "softmax", 10, mesh)
+  chosen = train_step.Inference(module, "softmax", 10, mesh, columns=COLUMNS)
   found: dict[str, Any] = {}
   for expression in EXPRESSIONS:
     split = split_lib.open_split("digits", expression, data_dir)

@@ -7,22 +7,20 @@ import jax
 import numpy as np
 
 from configs import smoke
-from mixer import checkpoints, sharding
-from mixer import step as step_lib
-from mixer import update as update_lib
+from mixer import checkpoints, sharding, train_step
 from tests import updates
 
 
-def make_trainer(devices=8, num_classes=10, **optimizer) -> step_lib.Trainer:
+def make_trainer(devices=8, num_classes=10, **optimizer) -> train_step.Trainer:
   """Of the smoke config, on so many devices."""
   config = smoke.get_config()
   for key, value in optimizer.items():
     config.optimizer[key] = value
   mesh = sharding.make_mesh(jax.devices()[:devices])
-  return step_lib.Trainer(config, updates.PLAN, num_classes, mesh)
+  return train_step.Trainer(config, updates.PLAN, num_classes, mesh)
 
 
-def update(trainer: step_lib.Trainer, state, count=1):
+def update(trainer: train_step.Trainer, state, count=1):
   """The state after that many more updates; `state` is given away."""
   for _ in range(count):
     batch = updates.make_batch(int(state.step))
@@ -31,7 +29,7 @@ def update(trainer: step_lib.Trainer, state, count=1):
   return state
 
 
-def tiny(step: int, mesh=None, scale=1.0) -> update_lib.TrainState:
+def tiny(step: int, mesh=None, scale=1.0) -> train_step.TrainState:
   """A state of a few arrays, other ones for each step; some are sharded."""
   mesh = mesh or sharding.make_mesh()
   rng = np.random.default_rng(step)
@@ -50,7 +48,7 @@ def tiny(step: int, mesh=None, scale=1.0) -> update_lib.TrainState:
     return jax.make_array_from_callback((), whole, lambda at: made)
 
   moments = {"mu": put(split, 8, 5), "count": number(step)}
-  return update_lib.TrainState(number(step), weights(), (moments,), weights())
+  return train_step.TrainState(number(step), weights(), (moments,), weights())
 
 
 def abstract(state):

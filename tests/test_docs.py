@@ -33,7 +33,7 @@ def test_files_that_pages_name_are_there(page: pathlib.Path):
 
 
 def test_the_models_in_the_readme_are_those_of_the_code():
-  from mixer import flops, model
+  from mixer import model
 
   text = (conftest.ROOT / "README.md").read_text()
   rows = {
@@ -52,5 +52,5 @@ def test_the_models_in_the_readme_are_those_of_the_code():
     assert rows["channel MLP D_C"][i] == str(module.channels_mlp_dim)
     tokens = (224 // module.patch_size) ** 2
     assert rows["tokens at 224 px"][i] == str(tokens)
-    training = flops.training(module, 224) / 1e9
+    training = model.training_flop(module, 224) / 1e9
     assert rows["training GFLOP an image"][i] == f"{training:.1f}"

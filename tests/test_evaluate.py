@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import input_pipeline
-from mixer import durations, evaluate, model, objective, sharding
-from mixer import step as step_lib
+from mixer import durations, evaluate, model, sharding, train_step
 from tests import evaluate_process
 from tests.conftest import ROOT
 
@@ -25,7 +24,7 @@ def parts(tmp_path_factory):
   _, split = input_pipeline.open_splits(config)
   mesh = sharding.make_mesh()
   plan = durations.plan(config, 1400)
-  trainer = step_lib.Trainer(config, plan, 10, mesh)
+  trainer = train_step.Trainer(config, plan, 10, mesh)
   rng = np.random.default_rng(0)
   params = jax.tree.map(
     lambda x: x + 0.3 * jnp.asarray(rng.standard_normal(x.shape), jnp.float32),
@@ -43,7 +42,7 @@ def independent(config, split, trainer, params):
     record = split[i]
     images.append(preprocess.evaluation(record["image"], 16, 16))
     labels.append(record["label"])
-  scaled = objective.scale(jnp.asarray(np.stack(images)), jnp.dtype("float32"))
+  scaled = model.scale(jnp.asarray(np.stack(images)), jnp.dtype("float32"))
   logits = model.apply(trainer.model, params, scaled)
   return np.asarray(logits, np.float64), np.array(labels)
 

@@ -12,14 +12,14 @@ import pytest
 from configs import smoke
 from mixer import (
   checkpoints,
-  finetune,
+  initial,
   model_metadata,
   released,
   sharding,
+  train_step,
   trained,
 )
 from mixer import config as config_lib
-from mixer import step as step_lib
 from mixer.errors import UserError
 from tests import updates
 
@@ -31,16 +31,16 @@ def make_config(**changes):
   return config
 
 
-def origin_of(path, num_classes=10, **changes) -> finetune.Origin:
+def origin_of(path, num_classes=10, **changes) -> initial.Origin:
   names = [f"class {k}" for k in range(num_classes)]
-  return finetune.load(make_config(init_from=str(path), **changes), names)
+  return initial.load(make_config(init_from=str(path), **changes), names)
 
 
 @functools.cache
 def make_trainer(num_classes=10, devices=8, ema_decay=0.9):
   config = make_config(**{"optimizer.ema_decay": ema_decay})
   mesh = sharding.make_mesh(jax.devices()[:devices])
-  return step_lib.Trainer(config, updates.PLAN, num_classes, mesh)
+  return train_step.Trainer(config, updates.PLAN, num_classes, mesh)
 
 
 METADATA = {
@@ -122,7 +122,7 @@ def test_a_head_for_other_classes_is_not_kept(pretrained, names, sentence):
   path = str(pretrained[0] / "plain")
   config = make_config(init_from=path, init_head="keep")
   with pytest.raises(UserError, match=f"init_head=keep.*{sentence}.*=new"):
-    finetune.load(config, names)
+    initial.load(config, names)
 
 
 def test_a_missing_head_is_not_kept(pretrained, tmp_path):
@@ -215,7 +215,7 @@ def test_another_resolution(pretrained, method, width, sentence):
   assert_same(origin.params, expected)
   # The model that is trained is the one that takes them.
   config = origin.config(make_config(**changes))
-  trainer = step_lib.Trainer(config, updates.PLAN, 10, sharding.make_mesh())
+  trainer = train_step.Trainer(config, updates.PLAN, 10, sharding.make_mesh())
   state = origin.place(trainer.init())
   assert_same(without_head(state.params), expected)
 
@@ -225,7 +225,7 @@ def test_an_oblong_resolution(pretrained):
   origin = origin_of(pretrained[0] / "plain", **changes)
   assert "tiled from 4 x 4 to 4 x 8" in origin.sentence
   config = origin.config(make_config(**changes))
-  trainer = step_lib.Trainer(config, updates.PLAN, 10, sharding.make_mesh())
+  trainer = train_step.Trainer(config, updates.PLAN, 10, sharding.make_mesh())
   state = origin.place(trainer.init())
   kernel = state.params["MixerBlock_0"]["token_mixing"]["Dense_0"]["kernel"]
   assert kernel.shape == (32, 32)
@@ -271,7 +271,7 @@ def test_weights_that_were_fitted_once_are_taken_as_they_are(
 
 def test_what_a_run_starts_from(pretrained, tmp_path):
   names = [f"class {k}" for k in range(10)]
-  random = finetune.prepare(make_config(), tmp_path, names)
+  random = initial.prepare(make_config(), tmp_path, names)
   assert random.sentence == "starting from random weights"
   assert random.place("a state") == "a state"
   config = make_config()
@@ -281,7 +281,7 @@ def test_what_a_run_starts_from(pretrained, tmp_path):
   content = {"config": {}, "resolved": {"tokens_mlp_dim": 77}}
   (workdir / "config.json").write_text(json.dumps(content))
   config.init_from = "gone"
-  later = finetune.prepare(config, workdir, names)
+  later = initial.prepare(config, workdir, names)
   assert later.params is None
   assert later.config(config).model.tokens_mlp_dim == 77
   assert config.model.tokens_mlp_dim == 16

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixer import gradients
+from mixer import train_step
 
 
 def make(examples, seed=0):
@@ -49,7 +49,7 @@ def assert_close(got, expected, **tolerance):
 @given(st.sampled_from([1, 2, 3, 4, 6, 12]), st.integers(0, 1000))
 def test_any_number_of_parts_gives_the_gradient_of_the_whole(parts, seed):
   params, batch = make(12, seed)
-  loss, grads = gradients.accumulated(
+  loss, grads = train_step.accumulated(
     squares, as_float32(params), as_float32(batch), parts
   )
   expected_loss, expected = by_hand(params, batch)
@@ -63,7 +63,7 @@ def test_parts_are_strided_and_numbered():
     return params * batch["x"] * jnp.asarray([1.0, 10.0, 100.0])[part]
 
   batch = {"x": jnp.arange(12, dtype=jnp.float32)}
-  value, grad = gradients.accumulated(loss, jnp.float32(2), batch, 3)
+  value, grad = train_step.accumulated(loss, jnp.float32(2), batch, 3)
   expected = np.mean([0 + 3 + 6 + 9, 10 * (1 + 4 + 7 + 10), 100 * 26]) / 4
   np.testing.assert_allclose(grad, expected)
   np.testing.assert_allclose(value, 2 * expected)
@@ -76,7 +76,7 @@ def test_a_whole_batch_has_no_part_number():
     seen.append(part)
     return params * batch
 
-  gradients.accumulated(loss, jnp.float32(1), jnp.ones(4), 1)
+  train_step.accumulated(loss, jnp.float32(1), jnp.ones(4), 1)
   assert seen == [None]
 
 
@@ -84,7 +84,7 @@ def test_a_whole_batch_has_no_part_number():
 @given(st.integers(0, 1000), st.floats(1e-3, 10))
 def test_ascent_goes_rho_along_the_gradient(seed, rho):
   params, grads = make(3, seed)[0], make(3, seed + 1)[0]
-  got = gradients.ascended(as_float32(params), as_float32(grads), rho)
+  got = train_step.ascended(as_float32(params), as_float32(grads), rho)
   norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
   assert_close(
     got,
@@ -97,7 +97,7 @@ def test_ascent_goes_rho_along_the_gradient(seed, rho):
 def test_ascent_from_very_flat_and_very_steep_places(size):
   # A zero gradient has no direction; the squares of some leave float32.
   params = {"w": jnp.ones(4)}
-  got = gradients.ascended(params, {"w": jnp.full(4, size)}, 0.5)["w"]
+  got = train_step.ascended(params, {"w": jnp.full(4, size)}, 0.5)["w"]
   distance = np.sqrt(((np.asarray(got, np.float64) - 1) ** 2).sum())
   expected = 0.5 if size in (1e-15, 1e15) else 0.0
   np.testing.assert_allclose(distance, expected, rtol=1e-5)
@@ -109,10 +109,10 @@ def test_two_passes_equal_sam_by_hand(parts):
   single, examples, rho = as_float32(params), as_float32(batch), 0.3
 
   def gradient(params):
-    return gradients.accumulated(squares, params, examples, parts)
+    return train_step.accumulated(squares, params, examples, parts)
 
   _, first = gradient(single)
-  loss, second = gradient(gradients.ascended(single, first, rho))
+  loss, second = gradient(train_step.ascended(single, first, rho))
   _, first = by_hand(params, batch)
   norm = np.sqrt(sum((g**2).sum() for g in first.values()))
   up = {k: params[k] + rho * first[k] / norm for k in params}

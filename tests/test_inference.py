@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixer import inference, model, sharding
+from mixer import model, sharding, train_step
 
 _K = 7
 _MODULE = model.MlpMixer(4, 1, 8, 4, 8, num_classes=_K)
@@ -26,7 +26,7 @@ def functions():
 
   def make(loss, columns=None):
     k = _K if columns is None else len(columns)
-    return inference.Inference(_MODULE, loss, k, mesh, columns=columns, top=5)
+    return train_step.Inference(_MODULE, loss, k, mesh, columns=columns, top=5)
 
   made = {
     "softmax": make("softmax"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixer import linear, model, token_mixing
+from mixer import layers, model, token_mixing
 from tests import conftest
 
 FLOAT32, BFLOAT16 = jnp.dtype("float32"), jnp.dtype("bfloat16")
@@ -24,9 +24,9 @@ def twins(kind, dtype):
   """(ours, flax.linen's, an input)."""
   if kind == "patches":
     theirs = nn.Conv(7, (4, 4), strides=(4, 4), padding="VALID", dtype=dtype)
-    return linear.PatchConv(7, 4, dtype), theirs, normal(2, 8, 12, 3)
+    return layers.PatchConv(7, 4, dtype), theirs, normal(2, 8, 12, 3)
   bias, x = kind == "dense", normal(3, 4, 5)
-  return linear.Dense(7, bias, dtype), nn.Dense(7, bias, dtype), x
+  return layers.Dense(7, bias, dtype), nn.Dense(7, bias, dtype), x
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
@@ -62,7 +62,7 @@ def test_gradients_in_float32_are_flax_s(kind):
 
 
 def test_rows_beyond_whole_patches_are_left_out():
-  module, images = linear.PatchConv(3, 4), normal(2, 9, 14, 3)
+  module, images = layers.PatchConv(3, 4), normal(2, 9, 14, 3)
   params = module.init(jax.random.key(0), images)
 
   def loss(params, images):
@@ -90,7 +90,7 @@ def test_sums_over_many_rows_are_float32_in_a_bfloat16_model(i, o, seed):
   wide, dy_wide = x.astype(np.float64), dy.astype(np.float64)
   errors = {}
   for grad_dtype in (FLOAT32, BFLOAT16):
-    module = linear.Dense(o, True, BFLOAT16, grad_dtype)
+    module = layers.Dense(o, True, BFLOAT16, grad_dtype)
     params = module.init(jax.random.key(seed), x)
     _, back = jax.vjp(lambda p, m=module: m.apply(p, x), params)
     (found,) = back(jnp.asarray(dy))
@@ -152,8 +152,8 @@ def test_gradients_of_a_model_have_been_in_the_stated_precision(
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
 @pytest.mark.parametrize("width", [5, 8, 15])
 def test_the_first_axis_is_the_last_one_turned(width, dtype):
-  x, first = normal(width, 6), linear.Dense(7, dtype=dtype, axis=0)
-  last = linear.Dense(7, dtype=dtype)
+  x, first = normal(width, 6), layers.Dense(7, dtype=dtype, axis=0)
+  last = layers.Dense(7, dtype=dtype)
   params = jax.tree.map(lambda p: p + 0.5, last.init(jax.random.key(3), x.T))
 
   def run(module, params, x):

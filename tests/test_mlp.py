@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixer import mlp
+from mixer import layers
 
 ROOT = math.sqrt(2 / math.pi)
 POINTS = np.concatenate([np.linspace(-12, 12, 4801), [-1e3, -40, 0, 40, 1e3]])
@@ -24,7 +24,7 @@ def double(x):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gelu_and_its_derivative(dtype):
   x = jnp.asarray(POINTS, dtype)
-  y, pull = jax.vjp(mlp.gelu, x)
+  y, pull = jax.vjp(layers.gelu, x)
   (dx,) = pull(jnp.ones_like(y))
   assert y.dtype == dx.dtype == dtype
   value, derivative = double(np.asarray(x))
@@ -37,7 +37,7 @@ def test_gelu_and_its_derivative(dtype):
 def test_gelu_is_jax_s():
   x = POINTS.astype(np.float32)
   np.testing.assert_allclose(
-    mlp.gelu(x), jax.nn.gelu(x, approximate=True), rtol=1e-6, atol=1e-6
+    layers.gelu(x), jax.nn.gelu(x, approximate=True), rtol=1e-6, atol=1e-6
   )
 
 
@@ -45,7 +45,7 @@ def test_gelu_is_jax_s():
 def test_the_axis_that_it_acts_on(axis):
   rng = np.random.default_rng(0)
   x = rng.standard_normal((4, 15)).astype(np.float32)
-  module = mlp.MlpBlock(7, out_dim=6, axis=axis)
+  module = layers.MlpBlock(7, out_dim=6, axis=axis)
   params = module.init(jax.random.key(0), x)["params"]
   params = jax.tree.map(lambda p: p + 0.1, params)
   one, two = (
@@ -62,7 +62,7 @@ def test_the_axis_that_it_acts_on(axis):
 
 def test_dropout_needs_a_key():
   x = np.ones((64, 3), np.float32)
-  module = mlp.MlpBlock(9, dropout=0.5)
+  module = layers.MlpBlock(9, dropout=0.5)
   params = module.init(jax.random.key(0), x)
   plain = module.apply(params, x)
   np.testing.assert_array_equal(plain, module.apply(params, x))

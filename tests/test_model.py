@@ -7,8 +7,8 @@ import scipy.signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixer import block, flops, model, weights
 from mixer import config as config_lib
+from mixer import model, train_step, weights
 from mixer.errors import UserError
 from tests import reference
 
@@ -70,28 +70,28 @@ def test_parameter_count_with_the_head_of_imagenet21k():
 @pytest.mark.parametrize("name", [n for n in TABLE if TABLE[n][1]])
 def test_flops(name):
   module = model.build(name, 1000)
-  macs, _ = flops.forward_macs(module, 224)
+  macs, _ = model.forward_macs(module, 224)
   # S and the smallest are given to two decimals.
   np.testing.assert_allclose(macs / 1e9, TABLE[name][1], atol=0.0051)
-  training = flops.training(module, 224) / 1e9
+  training = model.training_flop(module, 224) / 1e9
   np.testing.assert_allclose(training, TABLE[name][2], atol=0.0051)
 
 
 def test_flops_of_an_update():
   module = model.build("B/16", 1000)
   config = config_lib.default()
-  plain = flops.training(module, 224)
-  assert flops.update(module, config) == plain
+  plain = model.training_flop(module, 224)
+  assert train_step.update_flop(module, config) == plain
   config.image_width = 448  # Twice the tokens: only the head stays.
   head = 768 * 1000
-  assert flops.update(module, config) == 2 * plain - 6 * head
+  assert train_step.update_flop(module, config) == 2 * plain - 6 * head
   config.image_width = 0
   config.optimizer.sam_rho = 0.1
-  assert flops.update(module, config) == 2 * plain
+  assert train_step.update_flop(module, config) == 2 * plain
   config.optimizer.sam_rho = 0.0
   config.optimizer.train = "head"
-  macs, _ = flops.forward_macs(module, 224)
-  assert flops.update(module, config) == 2 * macs + 2 * head
+  macs, _ = model.forward_macs(module, 224)
+  assert train_step.update_flop(module, config) == 2 * macs + 2 * head
 
 
 def test_names_and_shapes_are_those_of_the_released_checkpoints():
@@ -235,7 +235,7 @@ def test_dropout_and_stochastic_depth_act_in_training_alone():
   assert not np.allclose(one, plain)
 
 
-@pytest.mark.parametrize("layout", block.LAYOUTS)
+@pytest.mark.parametrize("layout", model.LAYOUTS)
 def test_the_module_has_derivatives_of_every_kind(layout):
   module = small(num_blocks=1, layout=layout)
   of_training = module.clone(grad_dtype=jnp.dtype("float32"))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixer import norm
+from mixer import layers
 
 
 def double(x, scale, bias, dy):
@@ -42,7 +42,7 @@ def test_values_and_gradients_are_those_of_float64(rows, c, size, seed):
   x, dy = rng.standard_normal((2, *rows, c)).astype(np.float32)
   scale, bias = rng.standard_normal((2, c)).astype(np.float32)
   x = x * np.float32(size) + np.float32(1)
-  y, pull = jax.vjp(norm.layer_norm, x, scale, bias)
+  y, pull = jax.vjp(layers.layer_norm, x, scale, bias)
   expected, gradients = double(x, scale, bias, dy)
   np.testing.assert_allclose(y, expected, rtol=1e-3, atol=2e-3)
   for got, want in zip(pull(jnp.asarray(dy)), gradients, strict=True):
@@ -55,7 +55,7 @@ def test_bfloat16_goes_through_float32():
   rng = np.random.default_rng(0)
   x, dy = rng.standard_normal((2, 6, 64)).astype(jnp.bfloat16)
   scale, bias = rng.standard_normal((2, 64)).astype(np.float32)
-  y, pull = jax.vjp(norm.layer_norm, x, scale, bias)
+  y, pull = jax.vjp(layers.layer_norm, x, scale, bias)
   expected, gradients = double(x, scale, bias, dy)
   assert y.dtype == jnp.bfloat16
   np.testing.assert_allclose(y.astype(np.float32), expected, rtol=2**-8)
@@ -72,7 +72,7 @@ def test_bfloat16_goes_through_float32():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_parameters_and_output_are_flax_s(dtype):
   x = np.random.default_rng(1).standard_normal((2, 3, 8)).astype(dtype)
-  ours, theirs = norm.LayerNorm(), nn.LayerNorm(dtype=jnp.float32)
+  ours, theirs = layers.LayerNorm(), nn.LayerNorm(dtype=jnp.float32)
   params = ours.init(jax.random.key(0), x)
   jax.tree.map(
     np.testing.assert_array_equal,

@@ -6,17 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import smoke
-from mixer import objective
+from mixer import model as model_lib
+from mixer import train_step
 
 
 def test_scale_covers_minus_one_to_one():
   images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-  got = objective.scale(jnp.asarray(images), jnp.dtype("float32"))
+  got = model_lib.scale(jnp.asarray(images), jnp.dtype("float32"))
   expected = images.astype(np.float64) / 127.5 - 1
   np.testing.assert_allclose(got, expected, atol=1e-6)
   assert got.min() == -1
   assert got.max() == 1
-  half = objective.scale(jnp.asarray(images), jnp.dtype("bfloat16"))
+  half = model_lib.scale(jnp.asarray(images), jnp.dtype("bfloat16"))
   assert half.dtype == jnp.bfloat16
   np.testing.assert_allclose(half.astype(jnp.float32), expected, atol=2**-8)
 
@@ -40,7 +41,7 @@ def test_losses_equal_numpy(seed, smoothing):
   logits = (3 * rng.standard_normal((4, 6))).astype(np.float32)
   labels = rng.integers(0, 6, 4)
   targets = np.asarray(
-    objective.one_hot(jnp.asarray(labels), 6, smoothing), np.float64
+    train_step.one_hot(jnp.asarray(labels), 6, smoothing), np.float64
   )
   np.testing.assert_allclose(targets.sum(axis=-1), 1, rtol=1e-6)
   expected = np.full((4, 6), smoothing / 6)
@@ -50,7 +51,7 @@ def test_losses_equal_numpy(seed, smoothing):
     ("softmax", numpy_softmax_loss),
     ("sigmoid", numpy_sigmoid_loss),
   ):
-    got = objective.losses(
+    got = train_step.example_losses(
       name, jnp.asarray(logits), jnp.asarray(targets, jnp.float32)
     )
     np.testing.assert_allclose(got, reference(logits, targets), rtol=1e-4)
@@ -61,7 +62,7 @@ def test_sigmoid_loss_at_the_initial_head_bias():
   # guessing the frequency of each class, the reason for the recipes' bias.
   k = 1000
   bias = -np.log(k - 1.0)
-  loss = objective.losses(
+  loss = train_step.example_losses(
     "sigmoid", jnp.full((1, k), bias, jnp.float32), jax.nn.one_hot([3], k)
   )
   expected = np.log(k) + (k - 1) * -np.log1p(-1 / k)
@@ -81,8 +82,8 @@ def test_mixup_mixes_neighbours_with_one_weight(smoothing):
   config = smoke.get_config()
   config.loss.label_smoothing = smoothing
   batch = make_batch()
-  mixed, soft = objective.training_inputs(
-    objective.with_neighbours(jax.tree.map(jnp.asarray, batch)),
+  mixed, soft = train_step.training_inputs(
+    train_step.with_neighbours(jax.tree.map(jnp.asarray, batch)),
     config,
     5,
     jnp.float32(0.7),
@@ -99,7 +100,7 @@ def test_mixup_mixes_neighbours_with_one_weight(smoothing):
 
 
 def test_neighbours_are_bytes():
-  batch = objective.with_neighbours(jax.tree.map(jnp.asarray, make_batch()))
+  batch = train_step.with_neighbours(jax.tree.map(jnp.asarray, make_batch()))
   kinds = {k: v.dtype.name for k, v in batch.items()}
   assert kinds == {
     "image": "uint8",
@@ -111,7 +112,7 @@ def test_neighbours_are_bytes():
 
 def test_mixup_weights_follow_the_folded_beta_distribution():
   p, n = 0.5, 4000
-  weights = jax.vmap(lambda key: objective.mixup_weight(key, p))(
+  weights = jax.vmap(lambda key: train_step.mixup_weight(key, p))(
     jax.random.split(jax.random.key(0), n)
   )
   assert 0.5 <= weights.min() <= weights.max() <= 1
@@ -130,7 +131,7 @@ def test_training_inputs(dtype):
   config.model.dtype = dtype
   config.loss.label_smoothing = 0.1
   batch = make_batch(2) | {"label": np.array([1, 0], np.int32)}
-  images, targets = objective.training_inputs(
+  images, targets = train_step.training_inputs(
     jax.tree.map(jnp.asarray, batch), config, 4
   )
   assert images.dtype == jnp.dtype(dtype)

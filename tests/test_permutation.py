@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixer import config as config_lib
-from mixer import durations, model, permutation, sharding, validation
-from mixer import step as step_lib
+from mixer import durations, model, sharding, train_step, validation
 from mixer.errors import UserError
 
 SIZES = st.sampled_from(
@@ -72,7 +71,7 @@ def orders_seen(size, patch, seed):
   """Orders of patches and pixels, read off an image that numbers pixels."""
   h, w = size
   numbers = np.arange(h * w, dtype=np.int32).reshape(1, h, w, 1)
-  got = permutation.permute(jnp.asarray(numbers), "patches", patch, seed)
+  got = model.permute(jnp.asarray(numbers), "patches", patch, seed)
   got = np.asarray(got)[0, ..., 0]
   corners = got[::patch, ::patch].ravel()
   patches = corners // w // patch * (w // patch) + corners % w // patch
@@ -83,25 +82,25 @@ def orders_seen(size, patch, seed):
 
 @given(st.integers(1, 500), st.integers(0, 2**32 - 1))
 def test_orders_are_permutations(count, seed):
-  one, two = (permutation.order(count, seed, purpose) for purpose in (0, 1))
+  one, two = (model.random_order(count, seed, purpose) for purpose in (0, 1))
   for order in (one, two):
     assert order.dtype == np.int32
     np.testing.assert_array_equal(np.sort(order), np.arange(count))
-  np.testing.assert_array_equal(one, permutation.order(count, seed))
+  np.testing.assert_array_equal(one, model.random_order(count, seed))
   if count > 30:
     assert (one != two).any()
-    assert (one != permutation.order(count, seed ^ 1)).any()
+    assert (one != model.random_order(count, seed ^ 1)).any()
 
 
 def test_orders_never_change():
   # A checkpoint's meaning hangs on them.
-  assert permutation.order(10, 0).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
-  assert permutation.order(10, 7, 1).tolist() == [3, 9, 1, 6, 2, 5, 4, 8, 0, 7]
+  assert model.random_order(10, 0).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
+  assert model.random_order(10, 7, 1).tolist() == [3, 9, 1, 6, 2, 5, 4, 8, 0, 7]
 
 
 def test_orders_are_even():
   # Where thing 0 of 4 comes to lie, over 4000 seeds: 5 standard deviations.
-  places = [int(permutation.order(4, seed).argmin()) for seed in range(4000)]
+  places = [int(model.random_order(4, seed).argmin()) for seed in range(4000)]
   counts = np.bincount(places, minlength=4)
   assert np.abs(counts - 1000).max() < 5 * (4000 * 3 / 16) ** 0.5
 
@@ -114,7 +113,7 @@ def test_patches_are_shuffled_and_their_pixels_alike(sizes, seed):
   np.testing.assert_array_equal(np.sort(patches), np.arange(h * w // p**2))
   np.testing.assert_array_equal(np.sort(pixels), np.arange(p * p))
   images = random_images((h, w), seed=seed)
-  got = np.asarray(permutation.permute(jnp.asarray(images), "patches", p, seed))
+  got = np.asarray(model.permute(jnp.asarray(images), "patches", p, seed))
   assert got.dtype == np.uint8
   across = w // p
   for new, old in enumerate(patches):
@@ -132,15 +131,15 @@ def test_patches_are_shuffled_and_their_pixels_alike(sizes, seed):
 def test_all_pixels_are_shuffled(sizes, seed):
   h, w, p = sizes
   images = random_images((h, w), seed=seed)
-  got = permutation.permute(jnp.asarray(images), "pixels", p, seed)
-  order = permutation.order(h * w, seed)
+  got = model.permute(jnp.asarray(images), "pixels", p, seed)
+  order = model.random_order(h * w, seed)
   expected = images.reshape(3, h * w, 3)[:, order].reshape(images.shape)
   np.testing.assert_array_equal(got, expected)
 
 
 def test_none_is_none():
   images = jnp.asarray(random_images((8, 8)))
-  assert permutation.permute(images, "", 4, 3) is images
+  assert model.permute(images, "", 4, 3) is images
 
 
 def test_at_full_size_patches_lie_elsewhere():
@@ -148,7 +147,7 @@ def test_at_full_size_patches_lie_elsewhere():
   patches, pixels = orders_seen((224, 224), 16, 0)
   assert (patches == np.arange(196)).mean() < 0.05
   assert (pixels == np.arange(256)).mean() < 0.05
-  everywhere = np.asarray(permutation.permute(images, "pixels", 16, 0))
+  everywhere = np.asarray(model.permute(images, "pixels", 16, 0))
   assert (everywhere == np.asarray(images)).mean() < 0.001
 
 
@@ -194,7 +193,7 @@ def config_with(**data):
 
 def trainer_of(config):
   plan = durations.plan(config, 100)
-  return step_lib.Trainer(config, plan, 5, MESH)
+  return train_step.Trainer(config, plan, 5, MESH)
 
 
 def run(trainer, params):
@@ -235,11 +234,11 @@ def test_training_and_evaluation_are_those_of_plain_images():
   assert abs(run(shuffled, params)[0][0] - expected[0][0]) > 1e-2
 
 
-@pytest.mark.parametrize("kind", permutation.KINDS)
+@pytest.mark.parametrize("kind", model.PERMUTATIONS)
 def test_configs_give_the_model_its_permutation(kind):
   config = config_with(permute=kind, permute_seed=11)
   validation.validate(config, 8)
-  module = step_lib.build_model(config, 5)
+  module = model.from_config(config, 5)
   assert (module.permute, module.permute_seed) == (kind, 11)
 
 

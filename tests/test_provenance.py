@@ -11,7 +11,11 @@ from tests import conftest
 
 def test_the_code_is_what_training_runs():
   hashes = provenance.code()
-  assert {"train.py", "input_pipeline.py", "mixer/step.py"} <= hashes.keys()
+  assert {
+    "train.py",
+    "input_pipeline.py",
+    "mixer/train_step.py",
+  } <= hashes.keys()
   assert "mixer/datasets/split.py" in hashes
   assert not any(name.startswith(("tests", "tools")) for name in hashes)
   content = (conftest.ROOT / "train.py").read_bytes()

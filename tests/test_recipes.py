@@ -15,11 +15,11 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import mixer_b16_i21k, mixer_jft
-from mixer import command_line, durations, flops, sharding, validation
+from mixer import command_line, durations, sharding, train_step, validation
 from mixer import config as config_lib
 from mixer import model as model_lib
-from mixer import step as step_lib
 from mixer.errors import UserError
+from mixer.planning import hardware
 from tests import conftest
 
 # ml_collections 1.1 loads config files that way.
@@ -150,7 +150,7 @@ def test_recipes_build_their_model(name):
   examples, classes = _SETS[config.data.name]
   plan = durations.plan(config, examples)
   assert plan.warmup == 10_000 < plan.total
-  model = step_lib.build_model(config, classes)
+  model = model_lib.from_config(config, classes)
   images = jax.ShapeDtypeStruct((1, 224, 224, 3), model.dtype)
   abstract = jax.eval_shape(model.init, jax.random.key(0), images)
   variant = config.model.variant
@@ -165,7 +165,7 @@ def test_recipes_build_their_model(name):
 def test_the_state_has_the_size_of_the_released_checkpoint():
   config = recipe("mixer_b16_i21k")
   plan = durations.plan(config, 10**7)
-  trainer = step_lib.Trainer(config, plan, 21_843, sharding.make_mesh())
+  trainer = train_step.Trainer(config, plan, 21_843, sharding.make_mesh())
   shapes = jax.tree.leaves(trainer.abstract.params)
   assert sum(x.size for x in shapes) == 75_908_739
   # Adam's two moments, and its count and the schedule's.
@@ -285,11 +285,11 @@ def prediction(name: str) -> tuple[float, dict[str, float]]:
   config = recipe(name)
   variant = config.model.variant
   model = model_lib.build(variant, _SETS[config.data.name][1])
-  total = images(name) * flops.training(model, 224)
+  total = images(name) * model_lib.training_flop(model, 224)
   if config.optimizer.sam_rho:
     total *= 2  # Two gradients make an update.
   hours = {
-    device: total / (flops.peak(device) or 0) / share(variant) / 3600
+    device: total / (hardware.peak(device) or 0) / share(variant) / 3600
     for device in _PRICES
   }
   return total, hours
@@ -385,7 +385,7 @@ def test_the_shares_that_the_authors_reached():
   )
   for variant, core_days, reached in columns:
     total, _ = prediction(f"mixer_jft:{variant}")
-    whole = float(core_days) * 86_400 * (flops.peak("TPU v3") or 0)
+    whole = float(core_days) * 86_400 * (hardware.peak("TPU v3") or 0)
     assert reached == f"{100 * total / whole:.0f} %"
 
 

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixer import checkpoints, model, released, resolution, weights
-from mixer import update as update_lib
+from mixer import checkpoints, model, released, resolution, train_step, weights
 from mixer.errors import UserError
 from tests import reference, trained_files
 
@@ -326,7 +325,7 @@ def workdir(tmp_path_factory):
   )
   with checkpoints.Checkpoints(path, keep=2) as saver:
     for step, params, ema in ((10, one, None), (20, two, average)):
-      state = update_lib.TrainState(jnp.int32(step), params, (), ema)
+      state = train_step.TrainState(jnp.int32(step), params, (), ema)
       saver.save(step, state, {})
   return path
 

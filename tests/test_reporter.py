@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from configs import smoke
-from mixer import durations, flops, metrics, reporter
-from mixer import step as step_lib
+from mixer import durations, metrics, reporter
+from mixer import model as model_lib
+from mixer.planning import hardware
 
 _METRICS = ("loss", "learning_rate", "grad_norm", "param_norm")
 
@@ -54,7 +55,7 @@ class Run:
       for key, value in changes.items():
         config[key] = value
     self.config, self.workdir = config, workdir
-    model = step_lib.build_model(config, 10)
+    model = model_lib.from_config(config, 10)
     self.model, self.read = model, []
     trainer: Any = types.SimpleNamespace(model=model)
     plan = durations.plan(config, 1400)
@@ -238,7 +239,7 @@ def test_mfu(run, clock, monkeypatch):
   for step in range(1, 12):
     clock.now += 0.25
     r.update(step)
-  done = 64 / 0.25 * flops.training(r.model, r.config.image_size)
+  done = 64 / 0.25 * model_lib.training_flop(r.model, r.config.image_size)
   assert r.records()[10]["train/mfu"] == pytest.approx(done / (4 * 312e12))
 
 
@@ -259,7 +260,7 @@ def test_mfu(run, clock, monkeypatch):
   ],
 )
 def test_peaks(kind, peak):
-  assert flops.peak(kind) == peak
+  assert hardware.peak(kind) == peak
 
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])

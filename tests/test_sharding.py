@@ -17,8 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mixer import finetune, sharding
-from mixer import step as step_lib
+from mixer import initial, sharding, train_step
 from mixer.planning import compiling, formulas
 from tests import conftest, reference, updates
 
@@ -127,7 +126,7 @@ def small(smoke_config):
 
 def build(config, devices=8):
   mesh = sharding.make_mesh(jax.devices()[:devices], config.sharding.fsdp)
-  return step_lib.Trainer(config, updates.PLAN, 10, mesh), mesh
+  return train_step.Trainer(config, updates.PLAN, 10, mesh), mesh
 
 
 def held(tree) -> int:
@@ -186,7 +185,7 @@ def test_given_weights_are_placed_and_evaluated_where_they_lie(small):
     lambda x: rng.standard_normal(x.shape, np.float32), state.params
   )
   del given["head"]
-  placed = finetune.Origin("given", given).place(state)
+  placed = initial.Origin("given", given).place(state)
   for tree, where in (
     (placed.params, trainer.abstract.params),
     (placed.ema, trainer.abstract.ema),
@@ -338,7 +337,7 @@ def test_every_config_builds_on_256_devices(name, fsdp):
   for config in recipes(name):
     config.sharding.fsdp = fsdp
     mesh = formulas.abstract_mesh(config, 256)
-    trainer = step_lib.Trainer(config, updates.PLAN, 21_843, mesh)
+    trainer = train_step.Trainer(config, updates.PLAN, 21_843, mesh)
 
     def local(tree):
       shapes = [x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(tree)]
@@ -359,7 +358,7 @@ def test_every_config_updates_on_256_devices(name):
   for config in recipes(name):
     mesh = formulas.abstract_mesh(config, 256)
     config.batch_size = math.ceil(config.batch_size / 256) * 256
-    trainer = step_lib.Trainer(config, updates.PLAN, 1000, mesh)
+    trainer = train_step.Trainer(config, updates.PLAN, 1000, mesh)
     state, metrics = trainer.train_step.eval_shape(
       trainer.abstract, compiling.abstract_batch(config, mesh)
     )

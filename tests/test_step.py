@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixer import checkpoints, sharding
-from mixer import step as step_lib
+from mixer import checkpoints, sharding, train_step
 from mixer.errors import UserError
 from tests import updates
 
@@ -161,7 +160,7 @@ def test_no_example_moves_but_for_mixup(plain_config, accumulate, mixup):
   moved = {x for line in lines for x in re.findall(r"\w+\[[\d,]*\]", line)}
   # Gradients in float32, losses; and each device hands the last of its
   # examples to the next device.
-  trainer = step_lib.Trainer(
+  trainer = train_step.Trainer(
     plain_config, updates.PLAN, 10, sharding.make_mesh()
   )
   parameters = jax.tree.leaves(trainer.abstract.params)
@@ -190,7 +189,7 @@ def test_parts_take_less_memory(plain_config):
 def test_patterns_are_compared_with_the_model(plain_config):
   plain_config.optimizer.lr_factors = (("MixerBlock_1/.*", 0.0),)
   with pytest.raises(UserError, match="'MixerBlock_1/.*', which matches no"):
-    step_lib.Trainer(plain_config, updates.PLAN, 10, sharding.make_mesh())
+    train_step.Trainer(plain_config, updates.PLAN, 10, sharding.make_mesh())
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import experiment_token_mixing
-from mixer import block as block_lib
 from mixer import config as config_lib
-from mixer import flops, model, optim, token_mixing, validation, weights
-from mixer import step as step_lib
+from mixer import model, optim, token_mixing, validation, weights
 from mixer.errors import UserError
 
 KINDS = experiment_token_mixing.KINDS
@@ -255,7 +253,7 @@ def test_dropout_and_stochastic_depth_act_in_training_alone():
 def test_untied_mlps_draw_dropout_of_their_own():
   # All channels come out alike, but for what dropout leaves out of each.
   how = TokenMixing(untied=True)
-  block = block_lib.MixerBlock(8, 4, 6, dropout=0.5, mixing=how)
+  block = model.MixerBlock(8, 4, 6, dropout=0.5, mixing=how)
   x = np.arange(6, dtype=np.float32)[:, None] + np.linspace(-1, 1, 5)
   x = x[None].astype(np.float32)
   shapes = jax.eval_shape(block.init, jax.random.key(0), x)["params"]
@@ -342,7 +340,7 @@ def test_flops_are_those_of_the_program(mixing):
   traced = jax.make_jaxpr(module.apply)(
     {"params": random_params(module)}, images
   )
-  assert flops.forward_macs(module, 12)[0] == macs(traced.jaxpr)
+  assert model.forward_macs(module, 12)[0] == macs(traced.jaxpr)
 
 
 # Configs.
@@ -365,9 +363,9 @@ def test_configs_give_the_model_its_mixing():
     pyramid_tokens=[98, 49],
   )
   validation.validate(c, 1)
-  module = step_lib.build_model(c, 5)
+  module = model.from_config(c, 5)
   assert module.mixing == TokenMixing(True, 4, True, ((1, 98), (5, 49)))
-  module = step_lib.build_model(config_lib.default(), 5)
+  module = model.from_config(config_lib.default(), 5)
   assert module.mixing == TokenMixing()
 
 
@@ -455,7 +453,7 @@ def test_recipes_differ_in_token_mixing_alone(name, kind):
     re.match(r"model\.(token_|group_|pyramid_)", key) for key in changed
   )
   assert bool(changed) == (kind != "shared")
-  assert step_lib.build_model(plain, 5).mixing == TokenMixing()
+  assert model.from_config(plain, 5).mixing == TokenMixing()
 
 
 @pytest.mark.parametrize("kind", ["", "tied", "Untied"])
@@ -469,11 +467,11 @@ def test_the_table_in_the_docstring():
   found = []
   for kind in KINDS:
     module, config = recipe("experiment_token_mixing_s32", kind)
-    net = step_lib.build_model(config, 19_167)
+    net = model.from_config(config, 19_167)
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), net.dtype)
     tree = jax.eval_shape(net.init, jax.random.key(0), image)
     millions = sum(x.size for x in jax.tree.leaves(tree)) / 1e6
-    total = f"{flops.training(net, 224) * images:.1e}".replace("e+", "e")
+    total = f"{model.training_flop(net, 224) * images:.1e}".replace("e+", "e")
     found.append((kind, total, f"{millions:.1f}"))
   told = re.findall(
     r"(?m)^    (\w+) +(\S+e\d+) +(\S+) M  ", module.__doc__ or ""

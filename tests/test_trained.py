@@ -10,7 +10,6 @@ import pytest
 from configs import smoke
 from mixer import config as config_lib
 from mixer import model, released, trained, weights
-from mixer import step as step_lib
 from mixer import workdir as workdir_lib
 from mixer.datasets import wordnet
 from mixer.errors import UserError
@@ -43,7 +42,7 @@ def test_a_run_is_what_its_config_says(run):
     found = trained.load(str(path))
     # The average of the weights, as evaluations during training.
     jax.tree.map(np.testing.assert_array_equal, found.params, state.ema)
-    assert found.module == model.plain(step_lib.build_model(config, 10))
+    assert found.module == model.plain(model.from_config(config, 10))
     assert (found.image_size, found.short_side) == ((16, 16), 16)
     assert found.class_ids == found.class_names == tuple("0123456789")
     assert (found.loss, found.num_classes) == ("softmax", 10)

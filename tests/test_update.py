@@ -6,22 +6,20 @@ import numpy as np
 import optax
 import pytest
 
-from mixer import model, objective, optim, sharding
-from mixer import step as step_lib
-from mixer import update as update_lib
+from mixer import model, optim, sharding, train_step
 from tests import conftest, updates
 
 
 def plain_update(config, params, opt_state, step, batch):
   """One update written out, without jit, sharding or TrainState."""
-  key = update_lib.key_for(config.seed, update_lib.Purpose.MIXUP, step)
-  a = objective.mixup_weight(key, config.loss.mixup)
+  key = train_step.key_for(config.seed, train_step.Purpose.MIXUP, step)
+  a = train_step.mixup_weight(key, config.loss.mixup)
   images = jnp.asarray(batch["image"].astype(np.float32) / 127.5 - 1)
   targets = jax.nn.one_hot(batch["label"], 10)
   images = a * images + (1 - a) * jnp.roll(images, 1, axis=0)
   targets = a * targets + (1 - a) * jnp.roll(targets, 1, axis=0)
-  module = step_lib.build_model(config, 10)
-  whole_key = update_lib.key_for(config.seed, update_lib.Purpose.DROPOUT, step)
+  module = model.from_config(config, 10)
+  whole_key = train_step.key_for(config.seed, train_step.Purpose.DROPOUT, step)
   parts = config.optimizer.accumulate
 
   @jax.jit
@@ -93,9 +91,9 @@ def test_evaluation_uses_the_average(smoke_config):
 
 def test_keys_differ_by_seed_purpose_and_step():
   keys = [
-    tuple(jax.random.key_data(update_lib.key_for(seed, purpose, step)).tolist())
+    tuple(jax.random.key_data(train_step.key_for(seed, purpose, step)).tolist())
     for seed in range(3)
-    for purpose in update_lib.Purpose
+    for purpose in train_step.Purpose
     for step in range(3)
   ]
   assert len(set(keys)) == len(keys)
@@ -165,7 +163,7 @@ def test_a_frozen_part_is_left_out_of_the_norm_that_clips(plain_config):
   plain_config.schedule.decay = "constant"
   plan = dataclasses.replace(updates.PLAN, warmup=0)
   mesh = sharding.make_mesh(jax.devices()[:1])
-  trainer = step_lib.Trainer(plain_config, plan, 10, mesh)
+  trainer = train_step.Trainer(plain_config, plan, 10, mesh)
   batch = sharding.put_batch(mesh, updates.make_batch())
   state, metrics = trainer.train_step(trainer.init(), batch)
   moved = state.params["head"]["bias"]  # From zero.
@@ -195,7 +193,7 @@ def test_a_broken_update_is_skipped_and_leaves_no_trace(smoke_config, rho):
   smoke_config.sharding.min_size = 64
   smoke_config.optimizer.sam_rho = rho
   mesh = sharding.make_mesh()
-  trainer = step_lib.Trainer(smoke_config, updates.PLAN, 10, mesh)
+  trainer = train_step.Trainer(smoke_config, updates.PLAN, 10, mesh)
 
   def update(state, i):
     batch = sharding.put_batch(mesh, updates.make_batch(i))
@@ -248,7 +246,7 @@ def test_a_step_that_was_skipped_goes_on_by_itself(plain_config):
   assert skipped[-1] == 1
   assert skipped == sorted(skipped)
   assert int(state.step) == 5
-  assert int(update_lib._updates(state.opt_state)) == skipped.count(0)
+  assert int(train_step._updates(state.opt_state)) == skipped.count(0)
 
 
 def test_where_broken_updates_stop_a_run_nothing_is_added(plain_config):

@@ -4,10 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixer import checkpoints, model, model_metadata, trained, weights
+from mixer import (
+  checkpoints,
+  model,
+  model_metadata,
+  train_step,
+  trained,
+  weights,
+)
 from mixer import config as config_lib
-from mixer import step as step_lib
-from mixer import update as update_lib
 
 _NAMES = list("0123456789")
 
@@ -24,13 +29,13 @@ def random_params(module, side):
 
 def save(workdir, config, change=lambda metadata: None, scale=1.0):
   """A workdir as train.py leaves it; the state in it."""
-  module = step_lib.build_model(config, 10)
+  module = model.from_config(config, 10)
   params = random_params(module, config.image_size)
   params = jax.tree.map(lambda x: x * np.float32(scale), params)
   ema = None
   if config.optimizer.ema_decay:
     ema = jax.tree.map(lambda x: x * 2, params)
-  state = update_lib.TrainState(jnp.asarray(4), params, jnp.zeros(1), ema)
+  state = train_step.TrainState(jnp.asarray(4), params, jnp.zeros(1), ema)
   metadata = {
     "config": config_lib.to_json(config),
     "resolved": {"total": 20},

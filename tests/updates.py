@@ -4,8 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from mixer import durations, sharding
-from mixer import step as step_lib
+from mixer import durations, sharding, train_step
 from mixer.planning import compiling
 
 PLAN = durations.Plan(
@@ -24,7 +23,7 @@ def make_batch(i=0, size=16):
 def run(config, devices, steps=3):
   """The state and the metrics after some updates on that many devices."""
   mesh = sharding.make_mesh(jax.devices()[:devices], config.sharding.fsdp)
-  trainer = step_lib.Trainer(config, PLAN, 10, mesh)
+  trainer = train_step.Trainer(config, PLAN, 10, mesh)
   state, metrics = trainer.init(), []
   for i in range(steps):
     batch = sharding.put_batch(mesh, make_batch(i))

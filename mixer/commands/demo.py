@@ -32,17 +32,8 @@ import numpy as np
 import input_pipeline
 import train
 from configs import demo_finetune, demo_pretrain
-from mixer import (
-  checkpoints,
-  command_line,
-  files,
-  metrics,
-  model,
-  objective,
-  runtime,
-)
+from mixer import checkpoints, command_line, files, metrics, model, runtime
 from mixer import config as config_lib
-from mixer import step as step_lib
 
 # Labels a class (0: all of them) -> draws of them, that is runs.
 DRAWS = {5: 3, 10: 3, 25: 2, 0: 1}
@@ -157,8 +148,8 @@ def _predictions(
   _, split = input_pipeline.open_splits(config)
   config.batch_size = len(split)
   batch = next(input_pipeline.eval_batches(split, config))
-  module = step_lib.build_model(config, len(split.class_names))
-  images = objective.scale(jax.numpy.asarray(batch["image"]), module.dtype)
+  module = model.from_config(config, len(split.class_names))
+  images = model.scale(jax.numpy.asarray(batch["image"]), module.dtype)
   logits = model.apply(module, params, images)
   return batch["image"], batch["label"], np.asarray(jax.nn.softmax(logits))
 

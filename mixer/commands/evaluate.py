@@ -44,12 +44,12 @@ from mixer import (
   evaluate,
   evaluation_files,
   fewshot,
-  inference,
   outputs,
   progress,
   runtime,
   sharding,
   text,
+  train_step,
   trained,
   trained_flags,
   workdir,
@@ -82,8 +82,10 @@ class _Evaluation:
   def batches(self, split: split_lib.Split) -> Iterator[dict[str, np.ndarray]]:
     return input_pipeline.eval_batches(split, self.config)
 
-  def inference(self, columns: np.ndarray | None = None) -> inference.Inference:
-    return inference.Inference(
+  def inference(
+    self, columns: np.ndarray | None = None
+  ) -> train_step.Inference:
+    return train_step.Inference(
       self.model.module,
       self.model.loss,
       len(self.split.class_names),

@@ -34,12 +34,12 @@ from mixer import (
   drift,
   durations,
   examine,
-  finetune,
+  initial,
   runtime,
   sharding,
+  train_step,
 )
 from mixer import config as config_lib
-from mixer import step as step_lib
 from mixer import workdir as workdir_lib
 from mixer.errors import UserError
 from mixer.text import printable
@@ -82,7 +82,7 @@ def replay(workdir: str, step: int, data_dir: str = "") -> dict[str, Any]:
     )
   plan = durations.plan(config, len(split))
   mesh = sharding.make_mesh(fsdp=config.sharding.fsdp)
-  trainer = step_lib.Trainer(config, plan, len(split.class_names), mesh)
+  trainer = train_step.Trainer(config, plan, len(split.class_names), mesh)
   earlier = [s for s in checkpoints.committed(path) if s < step]
   if earlier:
     state = checkpoints.restore_at(path, earlier[-1], trainer.abstract)
@@ -90,7 +90,7 @@ def replay(workdir: str, step: int, data_dir: str = "") -> dict[str, Any]:
     # As stored, the shape of the model follows the weights already.
     state = trainer.init()
     if config.init_from:
-      state = finetune.load(config, split.class_names).place(state)
+      state = initial.load(config, split.class_names).place(state)
   start = earlier[-1] if earlier else 0
   batches = input_pipeline.train_batches(split, config, start)
   batch = sharding.put_batch(mesh, next(batches))

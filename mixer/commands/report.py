@@ -34,11 +34,11 @@ from mixer import (
   checkpoints,
   command_line,
   errors,
-  inference,
   outputs,
   progress,
   runtime,
   sharding,
+  train_step,
   trained,
   workdir,
 )
@@ -138,7 +138,7 @@ def _evaluate(path: epath.Path, step: int, data_dir: str) -> dict[str, Any]:
   found = outputs.match(model, split.class_names, name)
   config.batch_size = _PER_DEVICE * jax.device_count()
   mesh = sharding.make_mesh()
-  functions = inference.Inference(
+  functions = train_step.Inference(
     model.module,
     model.loss,
     len(split.class_names),

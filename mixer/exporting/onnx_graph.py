@@ -8,7 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from mixer import permutation, trained, weights
+from mixer import model as model_lib
+from mixer import trained, weights
 from mixer.exporting import packages
 
 # The first with Gelu; opsets and IR versions are as old as can be, for
@@ -162,7 +163,7 @@ def _stem(graph: _Graph, model: trained.Trained) -> str:
   if module.permute:
     places = jnp.arange(height * width).reshape(1, height, width, 1)
     order = np.asarray(
-      permutation.permute(places, module.permute, p, module.permute_seed)
+      model_lib.permute(places, module.permute, p, module.permute_seed)
     )
     x = graph.reshape(x, 0, height * width, 3)
     x = graph.add("Gather", x, graph.constant("order", order.ravel()), axis=1)

@@ -13,15 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixer import (
-  __version__,
-  files,
-  model_metadata,
-  npz,
-  objective,
-  trained,
-  weights,
-)
+from mixer import __version__, files, model_metadata, npz, trained, weights
 from mixer import model as model_lib
 from mixer.errors import UserError
 from mixer.exporting import packages, placing, verification
@@ -51,7 +43,7 @@ def program(
 
   def outputs(arrays: Mapping[str, Any], images: jax.Array) -> Any:
     params = weights.unflatten(arrays)
-    scaled = objective.scale(images, module.dtype)
+    scaled = model_lib.scale(images, module.dtype)
     features = model_lib.apply(module, params, scaled, pre_logits=True)
     if not model.num_classes:
       return {"features": features}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixer import images as images_lib
-from mixer import inference, predictor, sharding, trained
+from mixer import predictor, sharding, train_step, trained
 from mixer.errors import UserError
 from mixer.prediction import inputs
 
@@ -144,7 +144,7 @@ def batches(images: Sequence[Any], takes: inputs.Takes) -> list[np.ndarray]:
 def outputs(
   model: trained.Trained, batches: Sequence[np.ndarray], dtype: str = ""
 ) -> Outputs:
-  """What `mixer.inference` computes, on one device.
+  """What `train_step.Inference` computes, on one device.
 
   Args:
     model: any.
@@ -156,7 +156,7 @@ def outputs(
     batches = [np.concatenate(batches[:2]), *batches[2:]]
   module = model.module.clone(dtype=jnp.dtype(dtype)) if dtype else model.module
   mesh = sharding.make_mesh(jax.devices()[:1])
-  functions = inference.Inference(module, model.loss, model.num_classes, mesh)
+  functions = train_step.Inference(module, model.loss, model.num_classes, mesh)
   params = jax.device_put(model.params, sharding.replicated(mesh))
 
   def run(function) -> np.ndarray:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixer import model as model_lib
-from mixer import objective
 
 # Bytes that the activations of a batch may take, about.
 _BUDGET = 2e9
@@ -82,7 +81,7 @@ def in_batches(
     batch = images[start : start + size]
     full = np.concatenate([batch, batch[:1].repeat(size - len(batch), 0)])
     out = jax.device_get(
-      function(objective.scale(jnp.asarray(full), jnp.float32))
+      function(model_lib.scale(jnp.asarray(full), jnp.float32))
     )
     parts.append(out)
   return jax.tree.map(lambda *x: np.concatenate(x)[: len(images)], *parts)

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixer import model as model_lib
-from mixer import objective
 from mixer.insight import activations
 
 # HSIC's estimator divides by n - 3.
@@ -83,7 +82,7 @@ def layers(
   run = activations.with_params(compare, params)
   hsics, cosines = [], []
   for start in range(0, batches * size, size):
-    part = objective.scale(
+    part = model_lib.scale(
       jnp.asarray(images[start : start + size]), jnp.float32
     )
     grams, cosine = jax.device_get(run(part))

@@ -5,7 +5,6 @@ import math
 import numpy as np
 
 from mixer import model as model_lib
-from mixer import permutation
 
 
 def grid_of(
@@ -30,7 +29,7 @@ def places(
   if module.permute == "pixels":
     return None
   if module.permute == "patches":
-    return permutation.order(count, module.permute_seed)
+    return model_lib.random_order(count, module.permute_seed)
   return np.arange(count)
 
 

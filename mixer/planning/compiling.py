@@ -20,8 +20,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from mixer import config as config_lib
-from mixer import durations, sharding
-from mixer import step as step_lib
+from mixer import durations, sharding, train_step
 from mixer.errors import UserError
 from mixer.planning import formulas, hardware
 
@@ -153,7 +152,7 @@ def lower(
   where: Mesh,
 ) -> Any:
   """The training step, `jax.stages.Lowered`, for the devices of a mesh."""
-  trainer = step_lib.Trainer(config, plan, num_classes, where)
+  trainer = train_step.Trainer(config, plan, num_classes, where)
   return trainer.train_step.lower(
     trainer.abstract, abstract_batch(config, where)
   )

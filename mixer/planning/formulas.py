@@ -12,8 +12,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType
 
 from mixer import config as config_lib
-from mixer import durations, flops, optim, sharding
-from mixer import step as step_lib
+from mixer import durations, optim, sharding, train_step
 from mixer.planning import footprint, hardware
 
 # Shares of the data sheets' numbers that a well-made program reaches.
@@ -31,7 +30,7 @@ GPU_SHARE = 0.75
 FORMULAS = {
   "parameters": "P = all weights, from the model's shapes",
   "flop": "FLOP of an update = B x 3 x 2 x MAC of an image, less the stem's "
-  "input gradient (mixer/flops.py); twice that with SAM",
+  "input gradient (mixer/model.py); twice that with SAM",
   "state": "what lies on one device of float32 weights, optimizer and average, "
   "by the sharding rules of mixer/sharding.py",
   "batch": "b (3 H W + 4), b = B / N images of a device",
@@ -182,7 +181,7 @@ def predict(
   """
   c, n = config, target.num_devices
   plan = durations.plan(config, examples)
-  trainer = step_lib.Trainer(config, plan, num_classes, abstract_mesh(c, n))
+  trainer = train_step.Trainer(config, plan, num_classes, abstract_mesh(c, n))
   model, state = trainer.model, trainer.abstract
   parameters = sum(x.size for x in jax.tree.leaves(state.params))
   trained = optim.split(config, state.params)[0]
@@ -195,7 +194,7 @@ def predict(
   reduced = footprint.reduced(
     config, n, trained_size, parameters, target.platform
   )
-  flop = flops.update(model, config) * c.batch_size
+  flop = train_step.update_flop(model, config) * c.batch_size
   sizes = [x.size for x in jax.tree.leaves(state.opt_state)]
   here = footprint.bytes_here(state.opt_state)
   shards = 4 * sum(sizes) / here if here else 1.0

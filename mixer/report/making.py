@@ -8,7 +8,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from mixer import config as config_lib
-from mixer import errors, evaluate, inference, text, trained
+from mixer import errors, evaluate, text, train_step, trained
 from mixer.datasets import split as split_lib
 from mixer.report import files, page, predictions, runs, thumbnails, weights
 
@@ -33,7 +33,7 @@ class Gathered:
 
 
 def gather(
-  model: inference.Inference,
+  model: train_step.Inference,
   params: Any,
   batches: evaluate.Batches,
   mesh: Mesh,

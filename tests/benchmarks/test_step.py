@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks import common, step
 from mixer import config as config_lib
-from mixer import flops, sharding
 from mixer import model as model_lib
+from mixer import sharding
 
 SHAPE = dict(num_blocks=1, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=24)
 
@@ -48,8 +48,8 @@ def test_two_settings_side_by_side(small, monkeypatch, tmp_path, capsys):
   one, two = record["rows"][:2], record["rows"][2:]
   model = model_lib.build("S/32", step.CLASSES, **SHAPE)
   flop = {
-    "forward": 2 * flops.forward_macs(model, 64)[0],
-    "train": flops.training(model, 64),
+    "forward": 2 * model_lib.forward_macs(model, 64)[0],
+    "train": model_lib.training_flop(model, 64),
   }
   for a, b in zip(one, two, strict=True):
     assert a["pass"] == b["pass"]

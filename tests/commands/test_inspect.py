@@ -14,9 +14,9 @@ from mixer import (
   runtime,
   sharding,
   stop,
+  train_step,
   weights,
 )
-from mixer import step as step_lib
 from mixer.commands import inspect
 from tests import test_description, trained_files, updates
 from tests.storage import test_saved
@@ -28,7 +28,7 @@ def trained(workdir, ema_decay: float, step: int = 4):
   """A workdir with one checkpoint; the state in it."""
   config = smoke.get_config()
   config.optimizer.ema_decay = ema_decay
-  trainer = step_lib.Trainer(config, updates.PLAN, 10, sharding.make_mesh())
+  trainer = train_step.Trainer(config, updates.PLAN, 10, sharding.make_mesh())
   state = trainer.init()
   if ema_decay:
     state = state.replace(ema=jax.tree.map(lambda x: x * 2 + 1, state.ema))

@@ -11,7 +11,7 @@ from PIL import Image
 
 import input_pipeline
 from configs import smoke
-from mixer import inference, predictor, sharding, trained
+from mixer import predictor, sharding, train_step, trained
 from mixer.commands import prepare
 from mixer.datasets import digits
 from mixer.datasets import split as split_lib
@@ -51,7 +51,7 @@ def test_it_says_what_evaluation_computes_of_the_same_bytes(
   config.batch_size = 16
   split = split_lib.open_split("digits", "test[:13]", data_dir)
   mesh = sharding.make_mesh()
-  functions = inference.Inference(found.module, "softmax", 10, mesh)
+  functions = train_step.Inference(found.module, "softmax", 10, mesh)
   (batch,) = input_pipeline.eval_batches(split, config)
   logits, _ = jax.device_get(
     functions.logits(found.params, sharding.put_batch(mesh, batch))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import input_pipeline
-from mixer import evaluate, inference, metrics, sharding, trained
+from mixer import evaluate, metrics, sharding, train_step, trained
 from mixer import workdir as workdir_lib
 from mixer.commands import report
 from mixer.datasets import split as split_lib
@@ -42,7 +42,7 @@ def made(tmp_path_factory, data_dir):
   found = trained.load(str(path))
   split = split_lib.open_split("digits", "test", data_dir)
   mesh = sharding.make_mesh()
-  functions = inference.Inference(found.module, "softmax", 10, mesh)
+  functions = train_step.Inference(found.module, "softmax", 10, mesh)
   assert found.config is not None
   found.config.batch_size = 64
   batches = input_pipeline.eval_batches(split, found.config)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from configs import smoke
-from mixer import step as step_lib
+from mixer import model as model_lib
 from mixer.commands import arguments, visualize
 from tests import trained_files
 
@@ -172,7 +172,7 @@ def test_a_data_set_that_is_not_there(tmp_path, command):
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_a_file_in_the_way_is_told_first(tmp_path, capfd, monkeypatch, place):
   (tmp_path / "file").write_text("mine")
-  monkeypatch.setattr(step_lib, "build_model", None)  # Nothing is loaded.
+  monkeypatch.setattr(model_lib, "from_config", None)  # Nothing is loaded.
   out = str(tmp_path / place)
   assert visualize.main(["nowhere", "-o", out]) == 1
   assert "a file is in the way" in capfd.readouterr().err

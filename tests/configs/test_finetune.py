@@ -8,7 +8,7 @@ import pytest
 from configs import finetune, smoke
 from mixer import config as config_lib
 from mixer import durations, released, validation, weights
-from mixer import finetune as lib
+from mixer import initial as lib
 from mixer.commands import sweep
 from mixer.datasets import catalog, vtab
 from mixer.errors import UserError

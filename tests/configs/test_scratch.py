@@ -8,7 +8,7 @@ import pytest
 import input_pipeline
 from configs import finetune, scratch
 from mixer import config as config_lib
-from mixer import durations, flops, validation
+from mixer import durations, validation
 from mixer import model as model_lib
 from mixer.commands import sweep
 from mixer.datasets import folder, split
@@ -61,9 +61,9 @@ def test_small_images_have_a_small_model():
   assert sum(x.size for x in jax.tree.leaves(shapes)) < 5e6
   # As the docstring has it.
   whole = 300 * 50_000
-  assert f"{flops.training(module, 32) * whole:.0e}" == "3e+16"
+  assert f"{model_lib.training_flop(module, 32) * whole:.0e}" == "3e+16"
   large = model_lib.build("S/16", 10)
-  assert f"{flops.training(large, 224) * whole:.0e}" == "3e+17"
+  assert f"{model_lib.training_flop(large, 224) * whole:.0e}" == "3e+17"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from mixer import permutation
+from mixer import model as model_lib
 from mixer.exporting import onnx_graph, verification
 from tests import reference
 from tests.exporting import models
@@ -29,7 +29,7 @@ def test_it_is_the_paper(permute):
   batches = models.batches(model)
   found = run(model, batches)
   x = np.concatenate(batches).astype(np.float64) / 127.5 - 1
-  x = np.asarray(permutation.permute(x, permute, 4, model.module.permute_seed))
+  x = np.asarray(model_lib.permute(x, permute, 4, model.module.permute_seed))
   np.testing.assert_allclose(
     found["logits"], reference.forward(model.params, x), atol=2e-5
   )

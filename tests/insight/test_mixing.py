@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mixer import model, permutation, token_mixing
+from mixer import model, token_mixing
 from mixer.insight import mixing, tokens
 from tests import trained_files
 
@@ -62,7 +62,7 @@ def test_permuted_patches_lie_where_they_came_from():
   module = model.MlpMixer(4, 1, 8, 9, 12, permute="patches", permute_seed=3)
   params = trained_files.random_params(module, 12)
   # Each token takes in what lies to its left in the image.
-  order = permutation.order(9, 3)
+  order = model.random_order(9, 3)
   neighbour = {(r * 3 + c): r * 3 + c - 1 for r in range(3) for c in (1, 2)}
   w1 = np.zeros((9, 9), np.float32)
   for out, patch in enumerate(order):

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import mixer_b16_i1k, mixer_jft, smoke
-from mixer import durations, sharding
-from mixer import step as step_lib
+from mixer import durations, sharding, train_step
 from mixer.planning import compiling, formulas, hardware, plan_report
 
 
@@ -21,7 +20,7 @@ def predict(config, name="v5e-64", examples=1_281_167, classes=1000, **more):
 def compiled(config):
   """The training step for eight virtual devices."""
   mesh = sharding.make_mesh(fsdp=config.sharding.fsdp)
-  trainer = step_lib.Trainer(config, durations.plan(config, 1400), 10, mesh)
+  trainer = train_step.Trainer(config, durations.plan(config, 1400), 10, mesh)
   batch = compiling.abstract_batch(config, mesh)
   return trainer.train_step.lower(trainer.abstract, batch).compile()
 

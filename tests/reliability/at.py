@@ -16,7 +16,7 @@ import sys
 import threading
 from typing import Any
 
-from mixer import stop
+from mixer import initial, stop, train_step
 
 if __name__ == "__main__":
   stop.listen()  # As train.py does before all else.
@@ -27,16 +27,7 @@ from orbax.checkpoint._src.path import atomicity
 
 import input_pipeline
 import train
-from mixer import (
-  checkpoints,
-  command_line,
-  finetune,
-  loader,
-  reporter,
-  runtime,
-  sharding,
-)
-from mixer import step as step_lib
+from mixer import checkpoints, command_line, loader, reporter, runtime, sharding
 from mixer import workdir as workdir_lib
 from mixer.cluster import gate
 from mixer.report import making
@@ -47,7 +38,7 @@ MOMENTS: dict[str, tuple[Any, str, bool]] = {
   "data": (input_pipeline, "open_splits", True),
   "claim": (workdir_lib, "claim", False),
   "gate": (gate, "pass_together", True),
-  "init": (finetune.Origin, "place", True),
+  "init": (initial.Origin, "place", True),
   "restore": (checkpoints.Checkpoints, "restore", True),
   "batch": (loader.Loader, "__next__", True),
   "put": (sharding, "put_batch", True),
@@ -114,13 +105,13 @@ def main() -> None:
       os.kill(os.getpid(), getattr(signal, name))
 
   if moment == COMPILE:
-    make = step_lib.Trainer.__init__
+    make = train_step.Trainer.__init__
 
     def init(self: Any, *args: Any) -> None:
       make(self, *args)
       self.train_step = wrap(self.train_step, act, True)
 
-    step_lib.Trainer.__init__ = init
+    train_step.Trainer.__init__ = init
   else:
     where, what, before = MOMENTS[moment]
     setattr(where, what, wrap(getattr(where, what), act, before))

@@ -15,13 +15,13 @@ from absl import app
 
 import input_pipeline
 import train
-from mixer import command_line, objective
+from mixer import command_line, train_step
 from mixer.commands import replay
 
 
 def main() -> None:
   updates = {int(n) for n in sys.argv[1].split(",")}
-  batches, inputs = input_pipeline.train_batches, objective.training_inputs
+  batches, inputs = input_pipeline.train_batches, train_step.training_inputs
 
   class Poisoned:
     def __init__(self, split: Any, config: Any, step: int = 0):
@@ -43,7 +43,7 @@ def main() -> None:
     return jnp.where(white, jnp.nan, images), targets
 
   input_pipeline.train_batches = Poisoned
-  objective.training_inputs = poisoned
+  train_step.training_inputs = poisoned
   if sys.argv[2] == "replay":
     sys.exit(replay.main(sys.argv[3:]))
   sys.argv = ["train.py", *sys.argv[3:]]

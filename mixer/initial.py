@@ -9,11 +9,16 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from mixer import checkpoints, released, resolution, trained, weights
+from mixer import (
+  checkpoints,
+  released,
+  resolution,
+  train_step,
+  trained,
+  weights,
+)
 from mixer import config as config_lib
 from mixer import model as model_lib
-from mixer import step as step_lib
-from mixer import update as update_lib
 from mixer import workdir as workdir_lib
 from mixer.errors import UserError
 
@@ -47,7 +52,7 @@ class Origin:
     shape = {"model.tokens_mlp_dim": self.tokens_mlp_dim}
     return config_lib.changed(config, shape)
 
-  def place(self, state: update_lib.TrainState) -> update_lib.TrainState:
+  def place(self, state: train_step.TrainState) -> train_step.TrainState:
     """Puts the weights into a freshly made state, and its average."""
     if self.params is None:
       return state
@@ -195,7 +200,7 @@ def _check_same(config: config_lib.Config, found: trained.Trained) -> None:
       f"--config.data.permute_seed={permuted[1]}."
     )
   # Its T follows the weights.
-  own = step_lib.build_model(config, theirs.num_classes).clone(
+  own = model_lib.from_config(config, theirs.num_classes).clone(
     tokens_mlp_dim=theirs.tokens_mlp_dim
   )
   if theirs.patch_size != own.patch_size:
