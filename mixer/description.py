@@ -13,7 +13,6 @@ from mixer import (
   model,
   model_metadata,
   npz,
-  older_layout,
   released,
   weights,
 )
@@ -72,7 +71,7 @@ def _checkpoint(path: str) -> Described:
 def _file(path: str) -> Described:
   params = released.load(path)
   file = released.resolve(path)
-  older = older_layout.is_older(npz.shapes(file))
+  older = npz.is_older(npz.read(file, values=False))
   facts = {
     "path": str(file),
     "bytes": file.stat().st_size,

@@ -11,6 +11,7 @@ from etils import epath
 
 from mixer import (
   checkpoints,
+  npz,
   released,
   resolution,
   train_step,
@@ -103,7 +104,7 @@ def model_of(path: str) -> tuple[dict[str, Any], tuple[int, int]]:
     config = config_lib.from_json(stored["config"], stored["resolved"])
     keys = {key: config.model[key] for key in _SHAPE}
     return keys, config_lib.image_size(config)
-  shape = released.shape_of(path)
+  shape = npz.shape_of(released.resolve(path))
   sizes = ("num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
   found = {key: getattr(shape, key) for key in sizes}
   side = math.isqrt(shape.num_tokens) * shape.patch_size
@@ -215,9 +216,8 @@ def _check_same(config: config_lib.Config, found: trained.Trained) -> None:
   if lines:
     raise UserError(
       f"init_from={path} holds another model than this config: "
-      + weights.listed(lines)
-      + ". Set model.* as it was there.",
-      lines=True,
+      + weights.shorten(lines)
+      + ". Set model.* as it was there."
     )
 
 

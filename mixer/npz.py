@@ -1,85 +1,191 @@
-"""Files of float32 arrays (.npz): read with mistrust, written whole.
+"""Weights in .npz files: the released ones, and those that are written here.
 
-An .npz file is a zip of .npy files. What is read never runs code (no pickles),
-is checked against the zip's CRC-32, and takes no more memory than the arrays.
+Older names, which the authors' loader knows (google-research/big_vision,
+models/mlp_mixer.py), are read as well.
+
+A file is read with mistrust: nothing in it is run (no pickles), everything is
+compared with the zip's CRC-32, and takes no more memory than the arrays.
 """
 
 import contextlib
 import hashlib
+import io
 import math
 import os
-import pathlib
+import re
 import stat
 import struct
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from typing import IO, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from mixer import files, weights
 from mixer.errors import UserError, first_line
 
-# A header of numpy's has about 100 bytes; numpy itself refuses over 10,000.
-_LONGEST_HEADER = 10_000
+Path = str | os.PathLike[str]
 # Deflate makes no more bytes than that of one.
 _LARGEST_RATIO = 1_032
+_LONGEST_HEADER = 10_000  # As numpy has it.
+_HEADERS = {
+  (1, 0): np.lib.format.read_array_header_1_0,
+  (2, 0): np.lib.format.read_array_header_2_0,
+}
+_MLP = r"Mixer/encoderblock_(\d+)/(token|channel)_mixing_phase_\d+/(\w+)"
+# LayerNorms are numbered in their order, but not always from 0: Flax's older
+# interface counted modules of all kinds together.
+_NORM = re.compile(r"Mixer/encoderblock_(\d+)/LayerNorm_(\d+)/(.+)")
+_OLDER = (
+  ("embedding/(.+)", r"stem/\1"),
+  ("Mixer/encoder_norm/(.+)", r"pre_head_layer_norm/\1"),
+  (_MLP + "1", r"MixerBlock_\1/\2_mixing/Dense_0/\3"),
+  (_MLP + "2", r"MixerBlock_\1/\2_mixing/Dense_1/\3"),
+)
 
 
-def shapes(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
-  """`{"stem/kernel": (16, 16, 3, 768), ...}`, without reading the values.
+def load(path: Path) -> dict[str, Any]:
+  """Loads the weights in an .npz file of either layout.
 
   Args:
     path: of the file, whatever its name ends in.
 
-  Raises:
-    UserError: not there, no .npz, cut off, or of other arrays than float32.
-  """
-  with _opened(path) as file:
-    return _shapes(path, file)
-
-
-def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads all arrays, in the file's order.
+  Returns:
+    Nested dict of float32 numpy arrays, in the current layout.
 
   Raises:
-    UserError: as for `shapes`; or a value isn't what was written.
+    UserError: not readable, not the weights of a whole Mixer, or not finite.
   """
-  arrays = {}
-  with _opened(path) as file:
-    for name in _shapes(path, file):
-      with file.open(f"{name}.npy") as member:
-        array = np.lib.format.read_array(member, allow_pickle=False)
-        array = array.astype(np.float32, order="K", copy=False)  # Byte order.
-        # The CRC is compared at the end, which must have been reached.
-        if member.read(1):
-          raise ValueError(f"{name} has bytes behind its values")
-      arrays[name] = array
-  return arrays
+  arrays, where = _current(read(path), path), f"the weights in {path}"
+  weights.shape_of(arrays, where)
+  weights.check_finite(arrays, where)
+  return weights.unflatten(arrays)
 
 
-def fingerprint(path: pathlib.Path) -> str:
-  """Tells files of other arrays apart, by the zip's own CRCs: 16 hex digits.
-
-  The bytes of every array count, but not how they are packed.
-
-  Raises:
-    UserError: it can't be read, or is no zip.
-  """
-  with _opened(path) as file:
-    members = [(m.filename, m.file_size, m.CRC) for m in file.infolist()]
-    return hashlib.sha256(repr(sorted(members)).encode()).hexdigest()[:16]
-
-
-def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-  """Writes a file that is there whole or not at all.
-
-  The same arrays give the same bytes: sorted by name, without a date.
+def save(params: weights.Params, path: Path) -> None:
+  """Writes an .npz file in the current layout; equal weights, equal bytes.
 
   Args:
-    path: of the file; one that is there is replaced.
-    arrays: by name.
+    params: nested dict of float32 arrays, of a whole Mixer.
+    path: of the file, ending in .npz; it is there whole or not at all.
+
+  Raises:
+    UserError: another name or other weights; the disk refuses.
+  """
+  path, where = os.path.expanduser(path), f"the weights for {path}"
+  if not path.endswith(".npz"):
+    raise UserError(f"{path} can't be written: expected a name ending in .npz.")
+  weights.shape_of(params, where)
+  flat = {k: np.asarray(v) for k, v in weights.flatten(params).items()}
+  wrong = [f"{k} is {v.dtype}" for k, v in flat.items() if v.dtype != "float32"]
+  if wrong:
+    raise UserError(f"{where} are not all float32: {weights.shorten(wrong)}.")
+  weights.check_finite(flat, where)
+  write(path, flat)
+
+
+def shape_of(path: Path) -> weights.Shape:
+  """The shape of the model in an .npz file; reads no values.
+
+  Raises:
+    UserError: it is not readable, or not a whole Mixer's.
+  """
+  arrays = _current(read(path, values=False), path)
+  return weights.shape_of(arrays, f"the weights in {path}")
+
+
+def is_older(names: Mapping[str, Any]) -> bool:
+  """Whether these are names of the older layout."""
+  return any(k.startswith("Mixer/") for k in names)
+
+
+def _current(arrays: dict[str, np.ndarray], path: Path) -> dict[str, Any]:
+  """The arrays under current names, without the older MLPs' singleton axes."""
+  if not is_older(arrays):
+    return arrays
+  norms: dict[str, set[int]] = {}
+  for m in filter(None, map(_NORM.fullmatch, arrays)):
+    norms.setdefault(m[1], set()).add(int(m[2]))
+  found: dict[str, np.ndarray] = {}
+  for key, array in arrays.items():
+    name = key
+    for pattern, new in _OLDER:
+      name = re.sub(f"^{pattern}$", new, name)
+    if m := _NORM.fullmatch(key):
+      rank = sorted(norms[m[1]]).index(int(m[2]))
+      name = f"MixerBlock_{m[1]}/LayerNorm_{rank}/{m[3]}"
+    if name in found:
+      raise UserError(f"{path} holds {name} twice, once as {key}.")
+    if "_mixing/" in name:  # Axes in excess, not all: a model may be 1 wide.
+      excess = array.ndim - (2 if name.endswith("kernel") else 1)
+      ones = [axis for axis, size in enumerate(array.shape) if size == 1]
+      array = array.squeeze(tuple(ones[: max(excess, 0)]))
+    found[name] = array
+  return found
+
+
+def read(path: Path, values: bool = True) -> dict[str, np.ndarray]:
+  """All arrays of a file, in its order.
+
+  Args:
+    path: of the file.
+    values: without them the arrays are of zeros that take no memory.
+
+  Raises:
+    UserError: not there, no .npz, damaged, or of other arrays than float32.
+  """
+  found: dict[str, np.ndarray] = {}
+  with _opened(path) as file:
+    for info in file.infolist():
+      name = info.filename.removesuffix(".npy")
+      if name == info.filename or name in found:
+        raise UserError(
+          f"{path} is a zip file, but not of arrays by name (.npz): it holds "
+          f"{info.filename}{' twice' if name in found else ''}."
+        )
+      # Before memory is taken for what may be a flipped bit.
+      if info.file_size > _LARGEST_RATIO * (info.compress_size + 1):
+        raise ValueError(f"{name} can't be as long as it claims")
+      with file.open(info) as member:
+        start = io.BytesIO(member.read(_LONGEST_HEADER))
+      shape, _, dtype = _HEADERS[np.lib.format.read_magic(start)](start)
+      size = start.tell() + math.prod(shape) * dtype.itemsize
+      if dtype.newbyteorder("=") != np.float32:
+        # .npz files don't know bfloat16: it comes as two bytes of no meaning.
+        kind = "bfloat16 or the like" if dtype.str == "|V2" else dtype.name
+        raise UserError(
+          f"{path} holds other arrays than float32: {name} is {kind}. Weights "
+          "are loaded as they are; convert them, as by numpy.float32."
+        )
+      if size != info.file_size or min(shape, default=0) < 0:
+        raise ValueError(f"{name} has not the bytes of its shape {shape}")
+      found[name] = np.broadcast_to(np.float32(0), shape)
+      if values:
+        with file.open(info) as member:
+          array = np.lib.format.read_array(member, allow_pickle=False)
+          member.read(1)  # The CRC is compared where the end is reached.
+        # Of one byte order.
+        found[name] = array.astype(np.float32, order="K", copy=False)
+  if not found:
+    raise UserError(f"{path} holds no arrays; expected those of a Mixer.")
+  return found
+
+
+def check(path: Path) -> None:
+  """Compares all of a file with its CRCs.
+
+  Raises:
+    UserError: it isn't whole.
+  """
+  read(path, values=False)
+  with _opened(path) as file:
+    if name := file.testzip():
+      raise UserError(f"{path} is damaged: {name} isn't what was written.")
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+  """Writes a file; the same arrays give the same bytes: sorted, undated.
 
   Raises:
     UserError: its folder isn't there, or the disk refuses.
@@ -90,130 +196,50 @@ def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
       info.create_system = 3  # Else the bytes say where they were written.
       info.external_attr = 0o644 << 16
       with file.open(info, "w", force_zip64=True) as member:
-        np.lib.format.write_array(
-          member, np.ascontiguousarray(arrays[name]), allow_pickle=False
-        )
+        array = np.ascontiguousarray(arrays[name])
+        np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def fingerprint(path: Path) -> str:
+  """16 hex digits over the names and CRCs of a file's arrays.
+
+  Raises:
+    UserError: it can't be read, or is no zip.
+  """
+  with _opened(path) as file:
+    members = [(m.filename, m.file_size, m.CRC) for m in file.infolist()]
+    return hashlib.sha256(repr(sorted(members)).encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager
-def _opened(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
   """Opens the zip; makes sentences of what goes wrong while it is open."""
   try:
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # A pipe may hang.
       raise OSError("it is no regular file")
     with open(path, "rb") as f, warnings.catch_warnings():
-      # Of numpy and the parser that it uses, about headers of older kinds.
-      warnings.simplefilter("ignore")
-      start = f.read(64)
+      warnings.simplefilter("ignore")  # Of numpy, about headers of older kinds.
+      start = f.read(16)
       try:
         with zipfile.ZipFile(f) as file:
-          _check_count(f, file)
+          # zipfile doesn't: a flipped bit in the length of a member's comment
+          # can swallow the member behind it.
+          f.seek(-22 - len(file.comment), os.SEEK_END)
+          (count,) = struct.unpack("<10xH10x", f.read(22))
+          if count not in (len(file.infolist()), 0xFFFF):  # That in zip64.
+            raise ValueError(f"not all of its {count} arrays are found")
           yield file
-      except (UserError, OSError):
+      except (UserError, OSError, MemoryError):
         raise
-      except MemoryError as e:
-        raise UserError(
-          f"{path} can't be read: its arrays take more memory than there is."
-        ) from e
       # zipfile and numpy raise anything at bytes that aren't as they should be.
       except Exception as e:
-        raise UserError(f"{path} {_what(start)}: {first_line(e)}.") from e
-  except OSError as e:
+        what = f"is no .npz file, as it begins with {start!r}"
+        if start.startswith(b"PK"):
+          what = "is cut off or damaged; fetch or write it anew"
+        raise UserError(f"{path} {what}: {first_line(e)}.") from e
+  except (OSError, MemoryError) as e:
+    why = getattr(e, "strerror", None) or str(e) or "memory is too small"
     raise UserError(
-      f"{path} can't be read: {e.strerror or e}. Expected an .npz file."
+      f"{path} can't be read: {why}. Expected an .npz file."
     ) from e
-
-
-def _check_count(f: BinaryIO, file: zipfile.ZipFile) -> None:
-  # zipfile doesn't: a flipped bit in the length of a member's comment can
-  # swallow the member behind it.
-  f.seek(-22 - len(file.comment), os.SEEK_END)
-  (count,) = struct.unpack("<10xH10x", f.read(22))
-  if count not in (len(file.infolist()), 0xFFFF):  # The latter in zip64.
-    raise ValueError(f"{len(file.infolist())} of {count} arrays are found")
-
-
-def _what(start: bytes) -> str:
-  """What is wrong with a file that begins so."""
-  if start.startswith(b"PK"):
-    return "is cut off or damaged; fetch or write it anew"
-  if start.startswith(b"\x93NUMPY"):
-    return "is a single array (.npy) where an .npz file was expected"
-  if start.lstrip().startswith(b"<"):
-    return "is a web page where an .npz file was expected"
-  if not start:
-    return "is empty where an .npz file was expected"
-  return f"is no .npz file, as it begins with {start[:16]!r}"
-
-
-def _shapes(
-  path: pathlib.Path, file: zipfile.ZipFile
-) -> dict[str, tuple[int, ...]]:
-  """Reads every array's header; refuses what `read` wouldn't take."""
-  members = file.namelist()
-  others = [m for m in members if not m.endswith(".npy")]
-  if others or not members:
-    holds = weights.shorten(others) or "nothing"
-    raise UserError(
-      f"{path} is a zip file, but not of arrays (.npz): it holds {holds}."
-    )
-  twice = sorted({m for m in members if members.count(m) > 1})
-  if twice:
-    raise UserError(
-      f"{path} holds arrays of the same name: {weights.shorten(twice)}."
-    )
-  found, wrong = {}, []
-  for info in file.infolist():
-    name = info.filename.removesuffix(".npy")
-    # Before memory is taken for what may be a flipped bit, or is meant to fill
-    # it.
-    if info.file_size > _LARGEST_RATIO * (info.compress_size + 1):
-      raise ValueError(f"{name} can't be as long as it claims")
-    with file.open(info) as member:
-      shape, dtype = _header(member, name)
-      size = member.tell() + math.prod(shape) * dtype.itemsize
-      if dtype.hasobject:
-        raise UserError(
-          f"{path} holds Python objects ({name}), which are never loaded: "
-          "they could run code. Expected float32 arrays."
-        )
-      if dtype.newbyteorder("=") != np.float32:
-        wrong.append(f"{name} is {_dtype(dtype)}")
-      elif size != info.file_size:
-        raise ValueError(
-          f"{name} has {info.file_size} bytes, and {size} for its shape {shape}"
-        )
-      found[name] = shape
-  if wrong:
-    raise UserError(
-      f"{path} holds arrays that are not float32: {weights.shorten(wrong)}. "
-      "Weights are loaded as they are, so convert them first, as with "
-      "numpy.float32."
-    )
-  return found
-
-
-def _header(member: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype]:
-  """Shape and dtype of an array; goes on to its values."""
-  version = np.lib.format.read_magic(member)
-  short = version == (1, 0)
-  start = member.tell()
-  (length,) = struct.unpack("<H" if short else "<I", member.read(4 - 2 * short))
-  if length > _LONGEST_HEADER:
-    raise ValueError(f"{name} claims a header of {length:,} bytes")
-  member.seek(start)
-  read = (
-    np.lib.format.read_array_header_1_0
-    if short
-    else np.lib.format.read_array_header_2_0
-  )
-  shape, _, dtype = read(member)
-  if version > (3, 0) or min(shape, default=0) < 0:
-    raise ValueError(f"{name} has the header {version}, {shape}")
-  return shape, dtype
-
-
-def _dtype(dtype: np.dtype) -> str:
-  # .npz files don't know bfloat16: it comes as two bytes of unknown meaning.
-  return "bfloat16 or the like" if dtype.str == "|V2" else dtype.name

@@ -30,6 +30,11 @@ from mixer import weights
 from mixer.errors import UserError
 
 METHODS = ("tiles", "interleaved", "resample")
+_SAID = {
+  "tiles": "tiled from {} to {} tokens (paper, appendix C)",
+  "interleaved": "interleaved from {} to {} tokens (ours, not the paper's)",
+  "resample": "resampled from {} to {} tokens (ours, not in the paper)",
+}
 
 # Pixels: a side of a square, or (height, width).
 Size = int | Sequence[int]
@@ -38,27 +43,36 @@ Grid = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Change:
-  """What is to be done: the grid of tokens before and after, and how."""
+class Change:
+  """What `resize` is to do.
+
+  Attributes:
+    method: of `METHODS`.
+    old: the grid of tokens that the weights are for.
+    new: that of the new image size.
+  """
 
   method: str
   old: Grid
   new: Grid
 
   @property
-  def whole(self) -> bool:
-    """Whether the new grid is a whole multiple of the old one."""
-    return not any(n % o for n, o in zip(self.new, self.old, strict=True))
-
-  @property
   def factors(self) -> Grid:
-    """(Ky, Kx) of "tiles" and "interleaved"."""
+    """(Ky, Kx): T grows by their product."""
+    if self.method == "resample":
+      return 1, 1
     return self.new[0] // self.old[0], self.new[1] // self.old[1]
 
-  @property
-  def copies(self) -> int:
-    """By how much T grows."""
-    return 1 if self.method == "resample" else math.prod(self.factors)
+  def sentence(self, width: int) -> str:
+    """What is done to a token MLP of that width; "" where nothing changes."""
+    if self.old == self.new:
+      return ""
+    copies = math.prod(self.factors)
+    change = (
+      f" stays {width}" if copies == 1 else f" {width} -> {width * copies}"
+    )
+    how = _SAID[self.method].format(_text(self.old), _text(self.new))
+    return f"token mixing {how}: token MLP width{change}"
 
 
 def resize(
@@ -72,7 +86,7 @@ def resize(
   Args:
     params: nested dict of a whole Mixer's arrays, with or without a head.
     image_size: of the new model, in pixels: a side, or (height, width).
-    method: one of `METHODS`; "" for what `choose` says.
+    method: one of `METHODS`; "" for "tiles" where it can be, else "resample".
     from_size: the size that the weights are for; None for a square.
 
   Returns:
@@ -82,74 +96,46 @@ def resize(
   Raises:
     UserError: no Mixer's weights, or a size or method that can't be.
   """
-  flat = weights.flatten(params)
-  change = _plan(weights.shape_of(params), image_size, method, from_size)
+  change = plan(weights.shape_of(params), image_size, method, from_size)
   out = {}
-  for name, leaf in flat.items():
+  for name, leaf in weights.flatten(params).items():
     array = np.asarray(leaf, np.float32)
     if change.old != change.new and "/token_mixing/" in name:
-      array = _resized(name.split("/token_mixing/")[1], array, change)
+      resized = _resampled if change.method == "resample" else _copied
+      array = resized(name.split("/token_mixing/")[1], array, change)
     out[name] = array
   return weights.unflatten(out)
 
 
-def choose(
-  shape: weights.Shape, image_size: Size, from_size: Size | None = None
-) -> str:
-  """The method for a size: "tiles" where it can be, as in the paper.
-
-  Args: as for `resize`; `shape` is that of the weights.
-
-  Raises:
-    UserError: a size that can't be.
-  """
-  return _plan(shape, image_size, "", from_size).method
-
-
-def tokens_mlp_dim(
+def plan(
   shape: weights.Shape,
   image_size: Size,
-  method: str = "tiles",
+  method: str = "",
   from_size: Size | None = None,
-) -> int:
-  """T of the model that `resize` makes, for the same arguments.
+) -> Change:
+  """What `resize` does, for the same arguments; `shape` is the weights'.
 
   Raises:
     UserError: a size or method that can't be.
   """
-  change = _plan(shape, image_size, method, from_size)
-  return shape.tokens_mlp_dim * change.copies
-
-
-def describe(
-  shape: weights.Shape,
-  image_size: Size,
-  method: str = "tiles",
-  from_size: Size | None = None,
-) -> str:
-  """A sentence on what `resize` does; "" where nothing changes.
-
-  Raises:
-    UserError: a size or method that can't be.
-  """
-  change = _plan(shape, image_size, method, from_size)
-  if change.old == change.new:
-    return ""
-  how, source = {
-    "tiles": ("tiled", "paper, appendix C"),
-    "interleaved": ("interleaved", "ours, not the paper's"),
-    "resample": ("resampled", "ours, not in the paper"),
-  }[change.method]
-  width = shape.tokens_mlp_dim
-  mlp = (
-    f"token MLP width stays {width}"
-    if change.copies == 1
-    else f"token MLP width {width} -> {width * change.copies}"
-  )
-  return (
-    f"token mixing {how} from {_text(change.old)} to {_text(change.new)} "
-    f"tokens ({source}): {mlp}"
-  )
+  if method not in ("", *METHODS):
+    raise UserError(
+      f"init_resize={method!r} is no method to fit weights to another image "
+      f"size; it is one of {', '.join(METHODS)}, or empty for the one that "
+      "suits the size."
+    )
+  new = _grid(shape, image_size, "image_size")
+  old = _old_grid(shape, new, from_size)
+  whole = new[0] % old[0] == new[1] % old[1] == 0
+  if method not in ("", "resample") and not whole:
+    raise UserError(
+      f"init_resize={method} needs an image_size that is a whole multiple, on "
+      f"either axis, of the one that the weights are for: they have "
+      f"{_text(old)} tokens of {shape.patch_size} px, and image_size="
+      f"{image_size} has {_text(new)}. Any size works with "
+      "--config.init_resize=resample."
+    )
+  return Change(method or ("tiles" if whole else "resample"), old, new)
 
 
 def check_patch(
@@ -157,13 +143,8 @@ def check_patch(
 ) -> None:
   """Refuses weights of another patch size, which no method here changes.
 
-  Args:
-    shape: of the weights.
-    patch_size: that the model is to have, in pixels.
-    where: what to call the weights.
-
   Raises:
-    UserError: they have another.
+    UserError: they have another than `patch_size`, in pixels.
   """
   if shape.patch_size != patch_size:
     raise UserError(
@@ -174,108 +155,79 @@ def check_patch(
     )
 
 
-def _plan(
-  shape: weights.Shape, image_size: Size, method: str, from_size: Size | None
-) -> _Change:
-  """What `resize` is to do; refuses what it can't."""
-  if method not in ("", *METHODS):
-    raise UserError(
-      f"init_resize={method!r} is no method to fit weights to another image "
-      f"size; it is one of {', '.join(METHODS)}, or empty for the one that "
-      "suits the size."
-    )
-  new = _grid(shape, image_size, "image_size")
-  change = _Change(method, _old_grid(shape, new, from_size), new)
-  if not method:
-    method = "tiles" if change.whole else "resample"
-  elif method != "resample" and not change.whole:
-    raise UserError(
-      f"init_resize={method} needs an image_size that is a whole multiple, on "
-      f"either axis, of the one that the weights are for: they have "
-      f"{_text(change.old)} tokens ({_pixels(shape, change.old)} px), and "
-      f"image_size={_side(image_size)} has {_text(new)}. Any size works with "
-      f"--config.init_resize=resample."
-    )
-  return dataclasses.replace(change, method=method)
-
-
 def _old_grid(shape: weights.Shape, new: Grid, from_size: Size | None) -> Grid:
   """Rows and columns of tokens that the weights are for."""
-  tokens = shape.num_tokens
+  side = math.isqrt(shape.num_tokens)
   if from_size is not None:
     old = _grid(shape, from_size, "from_size")
-    if math.prod(old) != tokens:
-      raise UserError(
-        f"from_size={_side(from_size)} is {_text(old)} patches of "
-        f"{shape.patch_size} px, but the weights are for {tokens} tokens: give "
-        "the image size that they were trained at."
-      )
-    return old
-  side = math.isqrt(tokens)
-  if side * side == tokens:
-    return side, side
-  # Of as many tokens, the new size is the likeliest one to be the old one.
-  if math.prod(new) == tokens:
-    return new
-  raise UserError(
-    f"the weights are for {tokens} tokens, which no square image has: give the "
-    "(height, width) in pixels that they were trained at as from_size."
-  )
+  elif side * side == shape.num_tokens:
+    old = side, side
+  else:  # The new size may well be the old one.
+    old = new
+  if math.prod(old) != shape.num_tokens:
+    raise UserError(
+      f"the weights are for {shape.num_tokens} tokens, and from_size="
+      f"{from_size} has another number: give the size, or (height, width), in "
+      "pixels that they were trained at as from_size."
+    )
+  return old
 
 
 def _grid(shape: weights.Shape, size: Size, name: str) -> Grid:
   """Rows and columns of tokens of an image."""
-  try:
-    sides = [operator.index(size)] * 2  # type: ignore[arg-type]
-  except TypeError:
-    sides = list(size) if isinstance(size, Sequence) else []
-  if len(sides) != 2 or not all(_is_side(side) for side in sides):
-    raise UserError(
-      f"{name}={size!r} is no image size; it is a positive number of pixels, "
-      "or a pair of them, height and width."
-    )
+  height, width = pixels(size, name)
   patch = shape.patch_size
-  for axis, side in zip(("height", "width"), sides, strict=True):
+  for side in (height, width):
     if side % patch:
       below = side // patch * patch
       near = f"{below} or {below + patch}" if below else str(patch)
       raise UserError(
-        f"{name}={_side(size)}: the {axis}, {side} px, is no multiple of the "
-        f"model's patch, {patch} px. Nearest: {near}."
+        f"{name}={size}: {side} px is no multiple of the model's patch, "
+        f"{patch} px. Nearest: {near}."
       )
-  return sides[0] // patch, sides[1] // patch
+  return height // patch, width // patch
 
 
-def _is_side(side: Any) -> bool:
-  return isinstance(side, int | np.integer) and bool(side > 0)
+def pixels(size: Size, name: str = "image_size") -> tuple[int, int]:
+  """(height, width) of a side, or of both.
+
+  Raises:
+    UserError: it is neither; says what `name` should be.
+  """
+  try:
+    both = size if np.ndim(size) else (size, size)
+    height, width = map(operator.index, both)  # type: ignore[arg-type]
+  except (TypeError, ValueError):
+    height = width = 0
+  if min(height, width) < 1:
+    raise UserError(
+      f"{name}={size!r} is no image size: expected a number of pixels above 0, "
+      "as 448, or (height, width)."
+    )
+  return height, width
 
 
-def _resized(name: str, array: np.ndarray, change: _Change) -> np.ndarray:
-  """One parameter of a token MLP, `name` as `Dense_0/kernel`."""
-  if change.method == "resample":
-    return _resampled(name, array, change)
-  copies = change.copies
+def _copied(name: str, array: np.ndarray, change: Change) -> np.ndarray:
+  """One parameter of a token MLP, `name` as `Dense_0/kernel`, in copies."""
+  places = _places(change)
+  copies = len(places)
   if name == "Dense_0/bias":
     return np.tile(array, copies)
-  places = _places(change)
   if name == "Dense_1/bias":
     out = np.empty(places.size, np.float32)
     out[places] = array
     return out
-  # Hidden units of a copy lie side by side.
-  if name == "Dense_0/kernel":
-    out = np.zeros((places.size, copies, array.shape[1]), np.float32)
-    for k in range(copies):
-      out[places[k], k] = array
-    return out.reshape(places.size, -1)
-  out = np.zeros((copies, array.shape[0], places.size), np.float32)
+  # Hidden units of a copy are side by side.
+  kernel = array if name == "Dense_0/kernel" else array.T
+  out = np.zeros((places.size, copies, kernel.shape[1]), np.float32)
   for k in range(copies):
-    out[k][:, places[k]] = array
-  return out.reshape(-1, places.size)
+    out[places[k], k] = kernel
+  out = out.reshape(places.size, -1)
+  return out if name == "Dense_0/kernel" else np.ascontiguousarray(out.T)
 
 
-def _places(change: _Change) -> np.ndarray:
-  """`[Ky * Kx, S]`: where each copy's tokens lie in the new raster order."""
+def _places(change: Change) -> np.ndarray:
+  """`[Ky * Kx, S]`: where each copy's tokens are in the new raster order."""
   (rows, cols), (ky, kx) = change.old, change.factors
   raster = np.arange(math.prod(change.new))
   if change.method == "tiles":
@@ -285,8 +237,8 @@ def _places(change: _Change) -> np.ndarray:
   return grid.reshape(ky * kx, rows * cols)
 
 
-def _resampled(name: str, array: np.ndarray, change: _Change) -> np.ndarray:
-  """`_resized` of the method "resample"."""
+def _resampled(name: str, array: np.ndarray, change: Change) -> np.ndarray:
+  """One parameter of a token MLP, `name` as `Dense_0/kernel`, resampled."""
   if name == "Dense_0/bias":
     return array
   pairs = tuple(zip(change.old, change.new, strict=True))
@@ -319,14 +271,5 @@ def _along(old: int, new: int) -> np.ndarray:
   return np.asarray(taps, np.float64)
 
 
-def _side(size: Size) -> str:
-  """Pixels as the user wrote them."""
-  return str(tuple(size) if isinstance(size, Sequence) else size)
-
-
 def _text(grid: Grid) -> str:
   return f"{grid[0]} x {grid[1]}"
-
-
-def _pixels(shape: weights.Shape, grid: Grid) -> str:
-  return _text((grid[0] * shape.patch_size, grid[1] * shape.patch_size))

@@ -7,7 +7,6 @@ released files, or else from the weights themselves.
 
 import dataclasses
 import math
-import operator
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -283,10 +282,9 @@ def fitted(
   Raises:
     UserError: a size that can't be.
   """
-  old, size = found.image_size, _pair(image_size)
+  old, size = found.image_size, resolution.pixels(image_size)
   if size == old:
     return found, ""
-  image_size = size
   if found.module.permute:
     raise UserError(
       f"{found.source} was trained on images of {old[0]} x {old[1]} px with "
@@ -294,10 +292,10 @@ def fitted(
       "order; leave --image_size (in training --config.image_size) at that."
     )
   shape = weights.shape_of(found.params, f"the weights in {found.origin}")
-  method = method or resolution.choose(shape, image_size, old)
-  params = resolution.resize(found.params, image_size, method, old)
+  change = resolution.plan(shape, size, method, old)
+  params = resolution.resize(found.params, size, change.method, old)
   t = weights.shape_of(params).tokens_mlp_dim
-  said = resolution.describe(shape, image_size, method, old)
+  said = change.sentence(shape.tokens_mlp_dim)
   changed = dataclasses.replace(
     found,
     module=found.module.clone(tokens_mlp_dim=t),
@@ -306,25 +304,6 @@ def fitted(
     short_side=round(max(size) * found.short_side / max(old)),
   )
   return changed, said
-
-
-def _pair(size: Any) -> tuple[int, int]:
-  """(height, width) of a side, or of both.
-
-  Raises:
-    UserError: it is neither.
-  """
-  try:
-    both = size if np.ndim(size) else (size, size)
-    height, width = map(operator.index, both)
-  except (TypeError, ValueError):
-    height = width = 0
-  if min(height, width) < 1:
-    raise UserError(
-      f"image_size={size!r}: expected a number of pixels above 0, as 448, or "
-      "(height, width)."
-    )
-  return height, width
 
 
 def names_for_people(class_ids: tuple[str, ...]) -> tuple[str, ...]:

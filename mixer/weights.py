@@ -1,4 +1,4 @@
-"""What a tree of weights says of its model, and whether it is whole.
+"""Trees of weights, and what they say of their model.
 
 Names are those of the released checkpoints, '/'-joined:
 `MixerBlock_0/token_mixing/Dense_0/kernel`.
@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from mixer import text
 from mixer.errors import UserError
 
 # A nested dict of arrays.
@@ -70,28 +69,21 @@ def mismatches(
   found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
   """One line for each parameter that is missing, unexpected or misshapen."""
-  lines = [f"{k} {wanted[k]} is missing" for k in wanted.keys() - found.keys()]
-  lines += [
-    f"{k} {found[k]} is unexpected" for k in found.keys() - wanted.keys()
-  ]
-  lines += [
-    f"{k} is {found[k]} there and {wanted[k]} here"
-    for k in found.keys() & wanted.keys()
-    if found[k] != wanted[k]
-  ]
-  return sorted(lines)
+  lines = []
+  for k in sorted(found.keys() | wanted.keys()):
+    if k not in found:
+      lines.append(f"{k} {wanted[k]} is missing")
+    elif k not in wanted:
+      lines.append(f"{k} {found[k]} is unexpected")
+    elif found[k] != wanted[k]:
+      lines.append(f"{k} is {found[k]} there and {wanted[k]} here")
+  return lines
 
 
 def shorten(lines: list[str]) -> str:
   """The first eight, and how many more there are."""
   more = f"; and {len(lines) - 8} more" if len(lines) > 8 else ""
   return "; ".join(lines[:8]) + more
-
-
-def listed(lines: list[str]) -> str:
-  """All of them, safe to show; one a line where they are many."""
-  lines = [text.printable(line) for line in lines]
-  return "; ".join(lines) if len(lines) <= 8 else "\n  ".join(["", *lines])
 
 
 def expected(shape: Shape) -> dict[str, tuple[int, ...]]:
@@ -109,16 +101,14 @@ def expected(shape: Shape) -> dict[str, tuple[int, ...]]:
 
   groups = {"stem": {"kernel": (p, p, 3, c), "bias": (c,)}}
   for i in range(shape.num_blocks):
-    block = f"MixerBlock_{i}"
     groups |= {
-      f"{block}/LayerNorm_0": norm,
-      f"{block}/token_mixing": mlp(s, shape.tokens_mlp_dim),
-      f"{block}/LayerNorm_1": norm,
-      f"{block}/channel_mixing": mlp(c, shape.channels_mlp_dim),
+      f"MixerBlock_{i}/LayerNorm_0": norm,
+      f"MixerBlock_{i}/token_mixing": mlp(s, shape.tokens_mlp_dim),
+      f"MixerBlock_{i}/LayerNorm_1": norm,
+      f"MixerBlock_{i}/channel_mixing": mlp(c, shape.channels_mlp_dim),
     }
   groups["pre_head_layer_norm"] = norm
-  if shape.num_classes:
-    k = shape.num_classes
+  if k := shape.num_classes:
     groups["head"] = {"kernel": (c, k), "bias": (k,)}
   return {
     f"{g}/{n}": s for g, leaves in groups.items() for n, s in leaves.items()
@@ -134,7 +124,7 @@ def shape_of(params: Params, where: str = "these weights") -> Shape:
 
   Raises:
     UserError: they are not a whole Mixer's (section 2 of the paper); lists
-      every parameter that is missing, unexpected or misshapen.
+      the parameters that are missing, unexpected or misshapen.
   """
   found = shapes(params)
 
@@ -148,9 +138,7 @@ def shape_of(params: Params, where: str = "these weights") -> Shape:
     return found[name][axis]
 
   block = "MixerBlock_0"
-  blocks = {
-    group for k in found if (group := k.split("/")[0]).startswith("MixerBlock_")
-  }
+  blocks = {k.split("/")[0] for k in found if k.startswith("MixerBlock_")}
   shape = Shape(
     patch_size=size("stem/kernel", 0, 4),
     num_blocks=len(blocks),
@@ -160,11 +148,9 @@ def shape_of(params: Params, where: str = "these weights") -> Shape:
     num_tokens=size(f"{block}/token_mixing/Dense_0/kernel", 0, 2),
     num_classes=size("head/kernel", 1, 2) if "head/kernel" in found else 0,
   )
-  lines = mismatches(found, expected(shape))
-  if lines:
+  if lines := mismatches(found, expected(shape)):
     raise UserError(
-      f"{where} are not those of a whole MLP-Mixer: {listed(lines)}.",
-      lines=True,
+      f"{where} are not those of a whole MLP-Mixer: {shorten(lines)}."
     )
   return shape
 
@@ -176,3 +162,16 @@ def not_finite(params: Params) -> list[str]:
     for name, leaf in flatten(params).items()
     if not np.isfinite(np.asarray(leaf)).all()
   ]
+
+
+def check_finite(params: Params, where: str) -> None:
+  """Refuses NaNs and infinities.
+
+  Raises:
+    UserError: there are some; names the parameters.
+  """
+  if broken := not_finite(params):
+    raise UserError(
+      f"{where}: there are NaNs or infinities in {shorten(broken)}. Such "
+      "weights compute nothing; take those of an earlier checkpoint."
+    )

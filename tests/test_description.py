@@ -174,7 +174,8 @@ def test_a_file_of_weights(tmp_path):
   assert about["layout"] == "current names"
   assert about["sha256"] == by_the_docstring(weights.unflatten(flat))
   assert about["parameters"] == sum(x.size for x in flat.values())
-  released.save(found.params, tmp_path / "older.npz", "older")
+  flat = weights.flatten(found.params)
+  np.savez(tmp_path / "older.npz", **trained_files.older(flat))
   older = description.describe(str(tmp_path / "older.npz")).facts
   assert older["layout"] == "older names"
   assert older["sha256"] == about["sha256"]

@@ -14,7 +14,8 @@ from mixer import (
   checkpoints,
   initial,
   model_metadata,
-  released,
+  npz,
+  resolution,
   sharding,
   train_step,
   trained,
@@ -127,7 +128,7 @@ def test_a_head_for_other_classes_is_not_kept(pretrained, names, sentence):
 
 def test_a_missing_head_is_not_kept(pretrained, tmp_path):
   params, _ = checkpoints.load_params(str(pretrained[0] / "plain"))
-  released.save(without_head(params), tmp_path / "headless.npz")
+  npz.save(without_head(params), tmp_path / "headless.npz")
   with pytest.raises(UserError, match="headless.npz have no head; use"):
     origin_of(tmp_path / "headless.npz", init_head="keep")
 
@@ -176,7 +177,7 @@ def test_one_checkpoint_may_be_named(pretrained):
 
 def test_a_file_may_be_named(pretrained, tmp_path):
   params, _ = checkpoints.load_params(str(pretrained[0] / "plain"))
-  released.save(params, tmp_path / "weights.npz")
+  npz.save(params, tmp_path / "weights.npz")
   origin = origin_of(tmp_path / "weights.npz")
   assert_same(origin.params, without_head(params))
   # Ten classes may be any: nobody knows which these were.
@@ -211,7 +212,7 @@ def test_another_resolution(pretrained, method, width, sentence):
   origin = origin_of(workdir / "plain", **changes)
   assert sentence in origin.sentence
   assert origin.resolved == {"tokens_mlp_dim": width}
-  expected = released.resize(without_head(params), 32, method or "tiles")
+  expected = resolution.resize(without_head(params), 32, method or "tiles")
   assert_same(origin.params, expected)
   # The model that is trained is the one that takes them.
   config = origin.config(make_config(**changes))
@@ -262,7 +263,7 @@ def test_weights_that_were_fitted_once_are_taken_as_they_are(
 ):
   # The config of such a run has the width from before; the weights decide.
   params, _ = checkpoints.load_params(str(pretrained[0] / "plain"))
-  released.save(released.resize(params, 32), tmp_path / "large.npz")
+  npz.save(resolution.resize(params, 32), tmp_path / "large.npz")
   changes = {"image_size": 32, "data.eval_short_side": 32}
   origin = origin_of(tmp_path / "large.npz", **changes)
   assert origin.resolved == {"tokens_mlp_dim": 64}

@@ -79,3 +79,59 @@ def shape_of(variant, num_classes):
     (224 // spec.patch_size) ** 2,
     num_classes,
   )
+
+
+def random_weights(shape, seed=0):
+  """As of a trained model: signals keep their size, nothing is 0 or 1."""
+  rng = np.random.default_rng(seed)
+  flat = {}
+  for name, dims in weights.expected(shape).items():
+    array = rng.standard_normal(dims, np.float32)
+    if name.endswith("kernel"):
+      array /= np.float32(np.sqrt(np.prod(dims[:-1])))
+    else:
+      array = np.float32(name.endswith("scale")) + array / 10
+    flat[name] = array
+  return flat
+
+
+def older(flat, axes="front", counts=("0", "0", "1", "0")):
+  """The same in the older layout.
+
+  Args:
+    flat: of the current layout.
+    axes: where the MLPs' arrays have singleton axes.
+    counts: behind the name of a block's norms and mixings, in their order.
+  """
+  norm_0, tokens, norm_1, channels = counts
+  widen = {
+    "front": lambda x: x[None],
+    "back": lambda x: x[..., None],
+    "middle": lambda x: x[:, None] if x.ndim == 2 else x[None, None],
+    "none": lambda x: x,
+  }[axes]
+  result = {
+    "embedding/kernel": flat["stem/kernel"],
+    "embedding/bias": flat["stem/bias"],
+    "Mixer/encoder_norm/scale": flat["pre_head_layer_norm/scale"],
+    "Mixer/encoder_norm/bias": flat["pre_head_layer_norm/bias"],
+  }
+  for name in flat:
+    if name.startswith("head"):
+      result[name] = flat[name]
+  i = 0
+  while f"MixerBlock_{i}/LayerNorm_0/scale" in flat:
+    new, old = f"MixerBlock_{i}", f"Mixer/encoderblock_{i}"
+    for a, b in ((norm_0, 0), (norm_1, 1)):
+      for leaf in ("scale", "bias"):
+        result[f"{old}/LayerNorm_{a}/{leaf}"] = flat[
+          f"{new}/LayerNorm_{b}/{leaf}"
+        ]
+    for mixing, n in (("token_mixing", tokens), ("channel_mixing", channels)):
+      for leaf in ("kernel", "bias"):
+        for dense in (0, 1):
+          result[f"{old}/{mixing}_phase_{n}/{leaf}{dense + 1}"] = widen(
+            flat[f"{new}/{mixing}/Dense_{dense}/{leaf}"]
+          )
+    i += 1
+  return result

@@ -10,7 +10,6 @@ from mixer import (
   __version__,
   model_metadata,
   npz,
-  released,
   token_mixing,
   trained,
   weights,
@@ -60,7 +59,7 @@ def export(
   Raises:
     UserError: it can't be written, or doesn't hold what was written.
   """
-  released.save(model.params, place.part)
+  npz.save(model.params, place.part)
   written = digests.of(npz.read(place.part))
   wrong = digests.different(written, digests.of(model.params))
   if wrong:

@@ -18,7 +18,6 @@ from mixer import (
   model_metadata,
   npz,
   predictor,
-  released,
   trained,
   weights,
 )
@@ -129,7 +128,7 @@ def test_what_was_written_is_compared(run, tmp_path, capsys, monkeypatch):
     name = "stem/kernel"
     write(path, arrays | {name: arrays[name] + np.float32(1e-3)})
 
-  monkeypatch.setattr(released.npz, "write", broken)
+  monkeypatch.setattr(npz, "write", broken)
   output = tmp_path / "weights.npz"
   assert run_export(run[0], output) == 1
   error = capsys.readouterr().err
@@ -302,7 +301,7 @@ def test_a_fresh_head_of_a_model_of_another_size(tmp_path, capsys):
   module = model.MlpMixer(4, 1, 8, 6, 12, num_classes=3)
   params = trained_files.random_params(module, 8)
   params["head"] = jax.tree.map(np.zeros_like, params["head"])
-  released.save(params, tmp_path / "in.npz")
+  npz.save(params, tmp_path / "in.npz")
   output = tmp_path / "model.onnx"
   more = ("--to=onnx", "--image_size=16x8")
   assert run_export(tmp_path / "in.npz", output, *more) == 0

@@ -16,7 +16,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from mixer import model_metadata, released, trained, weights
+from mixer import model_metadata, npz, trained, weights
 from mixer.errors import UserError
 from tests import trained_files
 from tests.fuzz import mutations
@@ -30,9 +30,8 @@ def _seeds(folder):
   flat = trained_files.npz(folder / "stored.npz", 5)
   np.savez_compressed(folder / "deflated.npz", **flat)
   np.savez(folder / "big.npz", **{k: v.astype(">f4") for k, v in flat.items()})
-  params = weights.unflatten(flat)
-  for dialect in ("current", "older"):
-    released.save(params, folder / f"{dialect}.npz", dialect)
+  npz.save(weights.unflatten(flat), folder / "current.npz")
+  np.savez(folder / "older.npz", **trained_files.older(flat))
   return [path.read_bytes() for path in sorted(folder.iterdir())], flat
 
 
