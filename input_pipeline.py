@@ -106,24 +106,9 @@ def open_fewshot(config: config_lib.Config) -> fewshot.Task | None:
 
 def train_options(config: config_lib.Config) -> preprocess.TrainOptions:
   """The config's augmentation."""
-  d = config.data
-  randaugment = affine = None
-  if d.randaugment_layers:
-    randaugment = preprocess.RandAugment(
-      d.randaugment_layers, d.randaugment_magnitude
-    )
-  if d.affine_degrees or d.affine_scale or d.affine_translate:
-    affine = preprocess.Affine(
-      d.affine_degrees, d.affine_scale, d.affine_translate
-    )
-  return preprocess.TrainOptions(
-    size=config_lib.image_size(config),
-    crop=d.crop,
-    crop_area=(d.crop_area_min, 1.0),
-    flip=d.flip,
-    randaugment=randaugment,
-    affine=affine,
-  )
+  names = [f.name for f in dataclasses.fields(preprocess.TrainOptions)]
+  named = {name: config.data[name] for name in names if name != "size"}
+  return preprocess.TrainOptions(config_lib.image_size(config), **named)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,8 +128,8 @@ class _Train:
   seed: int
 
   @property
-  def size(self) -> tuple[int, int]:
-    return self.options.pair
+  def size(self) -> Any:
+    return self.options.size
 
   def __call__(
     self, places: Sequence[int], images: np.ndarray
@@ -165,17 +150,14 @@ class _Evaluate:
   """Places in the split -> examples, masked out beyond its end."""
 
   split: Split
-  options: preprocess.EvalOptions
-
-  @property
-  def size(self) -> tuple[int, int]:
-    return self.options.pair
+  size: tuple[int, int]
+  short_side: int
 
   def __call__(
     self, places: Sequence[int], images: np.ndarray
   ) -> Iterator[tuple[int, bool]]:
     within = [i for i in places if i < len(self.split)]
-    size, short_side = self.options.size, self.options.short_side
+    size, short_side = self.size, self.short_side
     records = self.split.read(within)
     for out, record in zip(images, records, strict=False):
       try:
@@ -272,10 +254,7 @@ def eval_batches(
   p = jax.process_index() if process_index is None else process_index
   count = jax.process_count() if process_count is None else process_count
   examples = _Evaluate(
-    split,
-    preprocess.EvalOptions(
-      config_lib.image_size(config), config.data.eval_short_side
-    ),
+    split, config_lib.image_size(config), config.data.eval_short_side
   )
   pieces = loader.Pieces(
     examples, config.batch_size // count, config.data.threads, masked=True

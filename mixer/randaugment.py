@@ -39,43 +39,15 @@ Sharpness's smoothing where the reference truncates, and its grey levels may
 differ by one: at most 1 + factor in a value.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 
 import cv2
 import numpy as np
 
-from mixer import errors
-
 FILL = (128, 128, 128)
 _LEVELS = np.arange(256)
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
-
-
-@dataclasses.dataclass(frozen=True)
-class RandAugment:
-  """How much to augment.
-
-  Attributes:
-    layers: operations applied to each image, one after the other; 0 or more.
-    magnitude: strength shared by all operations; 0 to 30, the recipes use 10,
-      15 and 20.
-
-  Raises:
-    UserError: a value is out of range.
-  """
-
-  layers: int = 2
-  magnitude: float = 10
-
-  def __post_init__(self):
-    if self.layers < 0 or not 0 <= self.magnitude <= 30:
-      raise errors.UserError(
-        f"RandAugment(layers={self.layers}, magnitude={self.magnitude}) is out "
-        "of range: layers must be 0 or more and magnitude 0 to 30; the paper's "
-        "recipes use 2 layers and magnitude 10, 15 or 20."
-      )
 
 
 def autocontrast(image: np.ndarray) -> np.ndarray:
@@ -102,11 +74,6 @@ def equalize(image: np.ndarray) -> np.ndarray:
       below = np.cumsum(count) - count
       table[channel] = ((below + step // 2) // step).clip(0, 255)
   return _look_up(image, table)
-
-
-def invert(image: np.ndarray) -> np.ndarray:
-  """Replaces each value v by 255 - v."""
-  return cv2.bitwise_not(image)
 
 
 def posterize(image: np.ndarray, bits: int) -> np.ndarray:
@@ -161,28 +128,9 @@ def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
   )
 
 
-def shear_x(image: np.ndarray, level: float) -> np.ndarray:
-  """Shifts row y left by level * y pixels."""
-  return _nearest(image, (1, level, 0, 0, 1, 0))
-
-
-def shear_y(image: np.ndarray, level: float) -> np.ndarray:
-  """Shifts column x up by level * x pixels."""
-  return _nearest(image, (1, 0, 0, level, 1, 0))
-
-
-def translate_x(image: np.ndarray, pixels: float) -> np.ndarray:
-  """Shifts left by `pixels`."""
-  return _nearest(image, (1, 0, pixels, 0, 1, 0))
-
-
-def translate_y(image: np.ndarray, pixels: float) -> np.ndarray:
-  """Shifts up by `pixels`."""
-  return _nearest(image, (1, 0, 0, 0, 1, pixels))
-
-
-def cutout(image: np.ndarray, x: int, y: int, pad: int) -> np.ndarray:
-  """Greys the 2 pad x 2 pad square around (x, y), as far as it is inside."""
+def cutout(image: np.ndarray, rng: np.random.Generator, pad: int) -> np.ndarray:
+  """Greys the 2 pad x 2 pad square around a random pixel, where inside."""
+  x, y = int(rng.integers(image.shape[1])), int(rng.integers(image.shape[0]))
   image = image.copy()
   image[max(0, y - pad) : y + pad, max(0, x - pad) : x + pad] = FILL
   return image
@@ -206,12 +154,7 @@ def _blend(start: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _nearest(image: np.ndarray, matrix: tuple[float, ...]) -> np.ndarray:
-  """Output pixel (x, y) <- input pixel nearest to matrix @ (x, y, 1).
-
-  Args:
-    image: uint8 [H, W, 3].
-    matrix: a, b, c, d, e, f in pixel indices: (a x + b y + c, d x + e y + f).
-  """
+  """Output (x, y) <- input pixel nearest to (a x + b y + c, d x + e y + f)."""
   return cv2.warpAffine(
     image,
     np.array(matrix, np.float64).reshape(2, 3),
@@ -230,18 +173,14 @@ def _enhancement(magnitude: float) -> float:
   return magnitude / 10 * 1.8 + 0.1
 
 
-def _random_cutout(image, rng, m):
-  x, y = int(rng.integers(image.shape[1])), int(rng.integers(image.shape[0]))
-  return cutout(image, x, y, int(m / 10 * 40))
-
-
-Operation = Callable[[np.ndarray, np.random.Generator, float], np.ndarray]
-
-# (image, rng, magnitude) -> image; drawn by position.
-OPERATIONS: dict[str, Operation] = {
+# (image, rng, magnitude) -> image; drawn by position. Matrices as `_nearest`
+# takes them: shears and shifts are to the left and up, or the other way.
+OPERATIONS: dict[
+  str, Callable[[np.ndarray, np.random.Generator, float], np.ndarray]
+] = {
   "AutoContrast": lambda i, rng, m: autocontrast(i),
   "Equalize": lambda i, rng, m: equalize(i),
-  "Invert": lambda i, rng, m: invert(i),
+  "Invert": lambda i, rng, m: cv2.bitwise_not(i),
   "Rotate": lambda i, rng, m: rotate(i, _sign(rng) * m / 10 * 30),
   "Posterize": lambda i, rng, m: posterize(i, int(m / 10 * 4)),
   "Solarize": lambda i, rng, m: solarize(i, int(m / 10 * 256) % 256),
@@ -249,11 +188,19 @@ OPERATIONS: dict[str, Operation] = {
   "Contrast": lambda i, rng, m: contrast(i, _enhancement(m)),
   "Brightness": lambda i, rng, m: brightness(i, _enhancement(m)),
   "Sharpness": lambda i, rng, m: sharpness(i, _enhancement(m)),
-  "ShearX": lambda i, rng, m: shear_x(i, _sign(rng) * m / 10 * 0.3),
-  "ShearY": lambda i, rng, m: shear_y(i, _sign(rng) * m / 10 * 0.3),
-  "TranslateX": lambda i, rng, m: translate_x(i, _sign(rng) * m / 10 * 100),
-  "TranslateY": lambda i, rng, m: translate_y(i, _sign(rng) * m / 10 * 100),
-  "Cutout": _random_cutout,
+  "ShearX": lambda i, rng, m: _nearest(
+    i, (1, _sign(rng) * m / 10 * 0.3, 0, 0, 1, 0)
+  ),
+  "ShearY": lambda i, rng, m: _nearest(
+    i, (1, 0, 0, _sign(rng) * m / 10 * 0.3, 1, 0)
+  ),
+  "TranslateX": lambda i, rng, m: _nearest(
+    i, (1, 0, _sign(rng) * m / 10 * 100, 0, 1, 0)
+  ),
+  "TranslateY": lambda i, rng, m: _nearest(
+    i, (1, 0, 0, 0, 1, _sign(rng) * m / 10 * 100)
+  ),
+  "Cutout": lambda i, rng, m: cutout(i, rng, int(m / 10 * 40)),
   "SolarizeAdd": lambda i, rng, m: solarize_add(i, int(m / 10 * 110)),
 }
 _OPERATIONS = tuple(OPERATIONS.values())
@@ -262,17 +209,7 @@ _OPERATIONS = tuple(OPERATIONS.values())
 def apply(
   image: np.ndarray, rng: np.random.Generator, layers: int, magnitude: float
 ) -> np.ndarray:
-  """Augments one image; the same `rng` state gives the same bytes.
-
-  Args:
-    image: uint8 [H, W, 3].
-    rng: where all the randomness comes from.
-    layers: number of operations applied.
-    magnitude: their strength, see the module's table.
-
-  Returns:
-    uint8 [H, W, 3], a new array.
-  """
+  """Applies `layers` random operations to uint8 [H, W, 3]; a new array."""
   result = image
   for _ in range(layers):
     operation = _OPERATIONS[rng.integers(len(_OPERATIONS))]

@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from mixer import image_files
 from mixer.datasets import wordnet
 from mixer.datasets.preparation import build
 from mixer.datasets.sources import (
@@ -178,7 +179,7 @@ def first_file(path: Path, expected: str) -> PurePosixPath:
     with byte_stream.Stream(path) as stream:
       for entry in tar_stream.entries(stream):
         inner = PurePosixPath(entry.name)
-        if not file_names.is_hidden(inner.name):
+        if not image_files.is_hidden(inner.name):
           return inner
   except OSError as e:
     raise UserError(f"{path} can't be read: {e.strerror}.") from e

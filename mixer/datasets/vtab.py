@@ -139,7 +139,7 @@ def tasks_of(data_set: str) -> tuple[str, ...]:
 
 def _scaled(encoded: bytes, factor: int) -> bytes:
   """A gray image with its pixels multiplied, as PGM: nothing to compress."""
-  pixels = images.open_image(encoded).pixels()[..., 0]
+  pixels = images.Opened(encoded).pixels()[..., 0]
   height, width = pixels.shape
   bright = (pixels.astype(np.uint16) * factor).clip(0, 255).astype(np.uint8)
   return b"P5 %d %d 255\n" % (width, height) + bright.tobytes()

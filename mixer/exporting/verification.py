@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixer import images as images_lib
-from mixer import predictor, sharding, train_step, trained
+from mixer import predictor, preprocess, sharding, train_step, trained
 from mixer.errors import UserError
 from mixer.prediction import inputs
 
@@ -103,7 +102,7 @@ def random_images(size: tuple[int, int], seed: int = 0) -> list[np.ndarray]:
     return rng.integers(0, 256, (*side, 3), np.uint8)
 
   def smooth(side: tuple[int, int]) -> np.ndarray:
-    return images_lib.resize(noise((4, 4)), side)
+    return preprocess.resize(noise((4, 4)), side)
 
   black, white = (np.full((*size, 3), value, np.uint8) for value in (0, 255))
   banner, tall = (height, 3 * width), (2 * height, width)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mixer import predictor, preprocess, trained
+from mixer import image_files, predictor, preprocess, trained
 from mixer.datasets import split as split_lib
-from mixer.datasets.sources import folder_walk
 from mixer.errors import UserError
 
 
@@ -47,7 +46,7 @@ def find(paths: Sequence[str]) -> tuple[list[str], list[str]]:
   problems = []
   for path in map(os.path.expanduser, paths):
     if os.path.isdir(path):
-      own = [entry.path for _, entry in folder_walk.images_below(path)]
+      own = [entry.path for _, entry in image_files.find(path)]
       if not own:
         problems.append(f"{path}: there is no image in it.")
       found += own

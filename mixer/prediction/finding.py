@@ -8,7 +8,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from mixer.datasets.sources import folder_walk
+from mixer import image_files
 from mixer.errors import UserError
 
 # Bytes of a list; that of ImageNet-21k has 8e8.
@@ -36,7 +36,7 @@ def find(names: Sequence[str], listed: str = "") -> tuple[list[str], list[str]]:
   for name in names:
     path = os.path.expanduser(name)
     if os.path.isdir(path):
-      own = [entry.path for _, entry in folder_walk.images_below(path)]
+      own = [entry.path for _, entry in image_files.find(path)]
     elif glob.has_magic(path) and not os.path.exists(path):
       matches = sorted(glob.glob(path, recursive=True))
       own = [match for match in matches if os.path.isfile(match)]

@@ -86,7 +86,7 @@ def fit(image: Any, model: Takes) -> np.ndarray:
   Raises:
     ValueError: a sentence without its full stop that says why it can't be.
   """
-  return preprocess.evaluation_of_pixels(
+  return preprocess.evaluation(
     _pixels(image), model.image_size, model.short_side
   )
 
@@ -102,7 +102,7 @@ def _pixels(image: Any) -> np.ndarray:
   if hasattr(image, "read"):
     return _of_file(_content(image), "")
   if hasattr(image, "__array__"):
-    return _of_array(np.asarray(image))
+    return images_lib.of_array(np.asarray(image))
   raise ValueError(
     f"a {type(image).__name__} is no image: expected {_EXPECTED}"
   )
@@ -136,22 +136,3 @@ def _of_file(data: bytes, name: str) -> np.ndarray:
     where = text.printable(name or "an image")
     logging.getLogger("mixer").warning("%s: %s", where, found.problem)
   return inspection.decoded(found)
-
-
-def _of_array(array: np.ndarray) -> np.ndarray:
-  shape = list(array.shape)
-  if array.dtype != np.uint8:
-    raise ValueError(
-      f"an array of {array.dtype} has no agreed range: expected uint8, 0 to "
-      "255, as by (255 * x).round().astype('uint8') for x in [0, 1]"
-    )
-  if not (array.ndim == 2 or (array.ndim == 3 and shape[2] in (1, 3))):
-    more = "; leave out the last channel of RGBA" if shape[2:] == [4] else ""
-    raise ValueError(
-      f"an array of shape {shape} is no image: expected [H, W], [H, W, 1] or, "
-      f"of RGB, [H, W, 3]{more}"
-    )
-  if not array.size:
-    raise ValueError(f"an array of shape {shape} has no pixels")
-  channels = array if array.ndim == 3 else array[..., None]
-  return np.ascontiguousarray(np.broadcast_to(channels, (*shape[:2], 3)))

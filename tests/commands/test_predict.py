@@ -16,7 +16,7 @@ from mixer.commands import prepare
 from mixer.datasets import digits
 from mixer.datasets import split as split_lib
 from mixer.prediction import finding
-from tests import test_preprocess, trained_files
+from tests import test_images, trained_files
 from tests.commands import predict_fixtures
 
 pytestmark = pytest.mark.usefixtures("untouched")
@@ -105,7 +105,7 @@ def test_odd_files(command, tmp_path, caplog):
   os.mkfifo(tmp_path / "pipe.jpg")
   with open(tmp_path / "huge.jpg", "wb") as f:
     f.truncate(20 << 30)
-  (tmp_path / "441.jpg").write_bytes(test_preprocess.rotated_411())
+  (tmp_path / "441.jpg").write_bytes(test_images.rotated_411())
   names = ["dark.png", "cat.jpg", "pipe.jpg", "huge.jpg", "441.jpg"]
   got = command(*(tmp_path / name for name in names), "--top=1", code=1)
   assert list(table(got.out)) == [

@@ -351,7 +351,7 @@ def test_from_end_to_end(root, name):
   image = examples(task.data_set)[place % CYCLE]["image"]
   with Image.open(io.BytesIO(image)) as found:
     pixels = np.asarray(found.convert("RGB")).astype(int) * task.scale
-  shown = images.open_image(record["image"]).pixels()
+  shown = images.Opened(record["image"]).pixels()
   np.testing.assert_array_equal(shown, pixels)
   if task.data_set == "dsprites":
     assert set(np.unique(shown)) == {0, 255}

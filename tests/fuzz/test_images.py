@@ -20,7 +20,7 @@ from PIL import Image
 from mixer import preprocess
 from mixer.datasets.preparation import inspection
 from mixer.prediction import inputs
-from tests import test_preprocess
+from tests import test_images
 from tests.fuzz import mutations
 from tests.prediction import test_inputs
 
@@ -30,16 +30,16 @@ _AS_SEEN = inspection.Options(upright=True, white_ground=True, short_side=20)
 
 
 def _seeds() -> list[bytes]:
-  picture = test_preprocess.picture(40, 56)
+  picture = test_images.picture(40, 56)
   rgb = Image.fromarray(picture)
   rgba = rgb.copy()
   rgba.putalpha(Image.fromarray(picture[..., 0]))
   grey = Image.fromarray(picture[..., 0].astype(np.uint16) * 257)
   exif = Image.Exif()
   exif[0x0112] = 6
-  encode = test_preprocess.encode
+  encode = test_images.encode
   seeds = [
-    test_preprocess.rotated_411(),
+    test_images.rotated_411(),
     encode(rgb, "jpeg", progressive=True),
     encode(rgb, "jpeg", restart_marker_blocks=2, exif=exif),
     encode(rgb, "jpeg", optimize=True, keep_rgb=True, subsampling=0),
@@ -66,7 +66,7 @@ def _seeds() -> list[bytes]:
     b"P3 2 1 255 1 2 3 4 5 6 ",
     encode(rgb, "avif"),
     encode(rgba, "avif"),
-    test_preprocess.tiff_12_bits(np.full((40, 56), 999, np.uint16)),
+    test_images.tiff_12_bits(np.full((40, 56), 999, np.uint16)),
     encode(rgba, "tiff", exif=exif),
     encode(grey, "tiff"),
     encode(rgb, "tiff", mode="CMYK"),
@@ -90,7 +90,7 @@ def _answer(function, *args):
     return str(e)
 
 
-_WHITE = test_preprocess.encode(np.full((64, 64, 3), 255, np.uint8), "jpeg")
+_WHITE = test_images.encode(np.full((64, 64, 3), 255, np.uint8), "jpeg")
 
 
 def _check(data: bytes, rng: np.random.Generator) -> bool:

@@ -270,7 +270,7 @@ def test_what_is_no_image_is_refused(image, problem):
 
 def test_a_truncated_file_opened_by_pillow_is_refused(png):
   image = Image.open(io.BytesIO(png.read_bytes()[:1000]))
-  with pytest.raises(ValueError, match="cannot use the image: .*trunc"):
+  with pytest.raises(ValueError, match="cannot decode the image: .*trunc"):
     inputs.fit(image, Model())
 
 

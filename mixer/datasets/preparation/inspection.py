@@ -8,10 +8,9 @@ import io
 from typing import Literal, Protocol
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
-from mixer import images, jpeg
-from mixer.datasets.sources import file_format
+from mixer import image_files, images, jpeg, preprocess
 
 Kind = images.Kind | Literal["mislabelled", "dark"]
 # Problems with which an image can be used all the same.
@@ -98,16 +97,13 @@ def inspect(data: bytes, name: str, options: Wanted) -> Inspected:
     What was found; nothing is raised for any bytes.
   """
   try:
-    opened = images.open_image(data, options.white_ground)
+    opened = images.Opened(data, options.white_ground)
     pixels = opened.pixels()
-    turn = 1
-    # Pillow turns TIFFs by itself, also where they are trained on.
-    if options.upright and opened.format != "tiff":
-      turn = _orientation(data, opened.format)
+    turn = opened.orientation() if options.upright else 1
   except images.ImageError as e:
-    return Inspected(data, str(e), e.kind, format=file_format.sniff(data))
+    return Inspected(data, str(e), e.kind, format=image_files.sniff(data))
   found = _stored(data, opened, pixels, turn, options)
-  says = file_format.named(name) or opened.format
+  says = image_files.named(name) or opened.format
   if says != opened.format:
     found = dataclasses.replace(
       found,
@@ -142,7 +138,7 @@ def decoded(found: Inspected) -> np.ndarray:
     ValueError: a sentence that says why the bytes can't be decoded.
   """
   if found.pixels is None:
-    return images.open_image(found.data).pixels()
+    return images.Opened(found.data).pixels()
   return found.pixels
 
 
@@ -161,8 +157,7 @@ def _stored(
       data, height=height, width=width, format=opened.format, pixels=pixels
     )
   if shrink:
-    size = images.short_size(height, width, options.short_side)
-    pixels = images.resize_part(pixels, size, (0, 0), size)
+    pixels = preprocess.resize_short(pixels, options.short_side)
   sampling = opened.sampling
   if turn != 1:
     pixels = _turned(pixels, turn)
@@ -176,17 +171,6 @@ def _stored(
   file = io.BytesIO()
   Image.fromarray(pixels[..., 0] if opened.grey else pixels).save(file, "PNG")
   return Inspected(file.getvalue(), height=height, width=width, format="png")
-
-
-def _orientation(data: bytes, format_: str) -> int:
-  """EXIF's: 1 for upright, 2 to 8 for the other ways."""
-  try:
-    with images.quiet(), images.pillow_header(data, format_) as image:
-      turn = image.getexif().get(ExifTags.Base.Orientation, 1)
-  # The pixels are whole; odd EXIF data say nothing, and may raise anything.
-  except Exception:
-    return 1
-  return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
 
 
 def _turned(pixels: np.ndarray, turn: int) -> np.ndarray:

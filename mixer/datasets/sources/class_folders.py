@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from mixer import image_files
 from mixer.datasets.sources import file_names, folder_walk
 from mixer.datasets.sources.member import Member
 from mixer.errors import UserError
@@ -106,7 +107,7 @@ class ClassFolders:
   ) -> Iterator[tuple[str, str, os.DirEntry[str]]]:
     """Each image's name, the way to it from `folder`, and its entry."""
     base = folder.relative_to(self._root).as_posix()
-    for way, entry in folder_walk.images_below(
+    for way, entry in image_files.find(
       str(folder), self._passed_over, self._hidden
     ):
       raw = f"{base}/{way}"
@@ -163,9 +164,9 @@ class ClassFolders:
       )
     for parent in dict.fromkeys([self._root, *parents]):
       with os.scandir(parent) as inside:
-        self._hidden += folder_walk.hidden_in(inside)
+        self._hidden += image_files.hidden_in(inside)
       outside = [p.name for p in folder_walk.files(parent)]
-      count = sum(map(file_names.is_image, outside))
+      count = sum(map(image_files.is_image, outside))
       if count:
         self.warnings.append(
           f"{count:,} images lie in {parent} itself, in no folder of a class, "

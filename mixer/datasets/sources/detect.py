@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from mixer import image_files
 from mixer.datasets.sources import (
   byte_stream,
   class_folders,
@@ -178,7 +179,7 @@ def _tar(
           return tar_forms.TarOfTars(path, classes, tolerate_truncation)
         if file_names.wnid_of_tar(inner.name):
           break
-        if file_names.is_image(inner.name):
+        if image_files.is_image(inner.name):
           return _tar_of_folders(
             path, inner, kind, classes, tolerate_truncation
           )

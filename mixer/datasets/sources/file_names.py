@@ -12,45 +12,8 @@ from mixer.errors import UserError
 
 WNID = re.compile(r"n\d{8}")
 _WNID_TAR = re.compile(r"(n\d{8})\.tar")
-_IMAGES = frozenset(
-  "jpg jpeg jpe jfif png webp gif bmp dib tif tiff ppm pgm pbm pnm avif heic "
-  "heif jp2 j2k ico tga".split()
-)
-# What lies beside images for good reasons, and is passed over silently.
-_OTHERS = frozenset(
-  "txt csv tsv json jsonl md html htm xml yaml yml toml db ini log py sh pdf "
-  "mat npy npz pkl pickle parquet zip tar gz tgz md5 sha1 sha256 lock".split()
-)
-_DOCUMENTS = frozenset(
-  "readme license licence copying notice authors changelog makefile".split()
-)
 # Control characters, and those at which lines of a list of classes would end.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-
-
-def is_hidden(name: str) -> bool:
-  """Whether no one means it as data: ".DS_Store", "._a.jpg", "__MACOSX"."""
-  return name.startswith(".") or name in ("__MACOSX", "@eaDir", "lost+found")
-
-
-def is_image(name: str, passed_over: Counter[str] | None = None) -> bool:
-  """Whether a file is an image by its name: a suffix of one, or none at all.
-
-  Args:
-    name: of the file, without folders.
-    passed_over: counts the suffixes that are known for nothing.
-  """
-  if is_hidden(name):
-    return False
-  stem, dot, suffix = name.rpartition(".")
-  if not dot:
-    return name.lower() not in _DOCUMENTS
-  suffix = suffix.lower()
-  if suffix in _IMAGES:
-    return True
-  if passed_over is not None and suffix not in _OTHERS:
-    passed_over["." + suffix if stem else name] += 1
-  return False
 
 
 def readable(name: str) -> str:

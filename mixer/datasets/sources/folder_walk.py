@@ -1,101 +1,21 @@
-"""Finds and reads the images in folders."""
+"""Reads folders of images."""
 
 import contextlib
 import os
-import stat
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from mixer import images
-from mixer.datasets.sources import file_format, file_names
+from mixer import image_files, images
+from mixer.datasets.sources import file_names
 from mixer.errors import UserError
-
-
-def images_below(
-  folder: str,
-  passed_over: Counter[str] | None = None,
-  hidden: list[str] | None = None,
-  _above: tuple[tuple[int, int], ...] = (),
-) -> Iterator[tuple[str, os.DirEntry[str]]]:
-  """Finds the images of a folder and of those in it.
-
-  Symbolic links are followed, but for those to a folder that we come from.
-
-  Args:
-    folder: where to begin.
-    passed_over: counts the suffixes of files that are taken for no images
-      without being known for something else.
-    hidden: gets the paths of `hidden_in` all of these folders.
-
-  Yields:
-    The way from `folder`, with "/", and the entry; in the order of the names.
-
-  Raises:
-    UserError: a folder can't be listed.
-  """
-  try:
-    # Resolved: else the folders above `a/..` would be a, and the folder itself.
-    _above = _above or tuple(map(_identity, Path(folder).resolve().parents))
-    here = _identity(folder)
-    with os.scandir(folder) as found:
-      found = sorted(found, key=lambda entry: entry.name)
-  except OSError as e:
-    raise UserError(f"{folder} can't be listed: {e.strerror}.") from e
-  if here in _above:
-    return
-  if hidden is not None:
-    hidden += hidden_in(found)
-  for entry in found:
-    if file_names.is_hidden(entry.name):
-      continue
-    if _is_folder(entry):
-      below = images_below(entry.path, passed_over, hidden, (*_above, here))
-      for way, image in below:
-        yield f"{entry.name}/{way}", image
-    elif file_names.is_image(entry.name, passed_over) and _is_file(entry):
-      yield entry.name, entry
-
-
-def hidden_in(entries: Iterable[os.DirEntry[str]]) -> list[str]:
-  """Paths of what is hidden and may be meant: folders, files of images.
-
-  What systems leave behind ("._a.jpg", "__MACOSX") isn't.
-  """
-  return [
-    entry.path
-    for entry in entries
-    if entry.name.startswith(".")
-    and not entry.name.startswith("._")
-    and (_is_folder(entry) or file_format.named(entry.name))
-  ]
-
-
-def _identity(folder: str | Path) -> tuple[int, int]:
-  info = os.stat(folder)
-  return info.st_dev, info.st_ino
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-  try:
-    return entry.is_dir()
-  except OSError:
-    return False  # A link to itself.
 
 
 def has_image(folder: str) -> bool:
   """Whether `images_below` finds any, without listing all."""
   with contextlib.suppress(OSError), os.scandir(folder) as found:
-    if any(file_names.is_image(entry.name) for entry in found):
+    if any(image_files.is_image(entry.name) for entry in found):
       return True
-  return next(images_below(folder), None) is not None
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-  try:
-    return stat.S_ISREG(entry.stat().st_mode)
-  except OSError:
-    return True  # A broken link: a member that can't be read, not nothing.
+  return next(image_files.find(folder), None) is not None
 
 
 def size_and_time(entry: os.DirEntry[str]) -> tuple[int, int]:
@@ -138,7 +58,8 @@ def subfolders(parent: Path) -> list[Path]:
       names = [
         entry.name
         for entry in found
-        if _is_folder(entry) and not file_names.is_hidden(entry.name)
+        if image_files.is_folder(entry)
+        and not image_files.is_hidden(entry.name)
       ]
   except OSError as e:
     raise UserError(f"{parent} can't be listed: {e.strerror}.") from e
@@ -161,7 +82,7 @@ def files(parent: Path) -> list[Path]:
   """
   try:
     names = [
-      name for name in os.listdir(parent) if not file_names.is_hidden(name)
+      name for name in os.listdir(parent) if not image_files.is_hidden(name)
     ]
   except OSError as e:
     raise UserError(f"{parent} can't be listed: {e.strerror}.") from e

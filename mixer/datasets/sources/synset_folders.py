@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
+from mixer import image_files
 from mixer.datasets.sources import file_names, folder_walk
 from mixer.datasets.sources.member import Member
 from mixer.errors import UserError
@@ -81,7 +82,7 @@ class SynsetFolders:
     measured = sum(
       folder_walk.size_and_time(entry)[0]
       for _, path in sample
-      for _, entry in folder_walk.images_below(str(path))
+      for _, entry in image_files.find(str(path))
     )
     return max(1, measured * len(self._folders) // len(sample))
 
@@ -95,7 +96,7 @@ class SynsetFolders:
     share = self.total_bytes / len(self._folders)
     passed_over = Counter[str]()
     for i, (split, path) in enumerate(self._folders):
-      found = list(folder_walk.images_below(str(path), passed_over))
+      found = list(image_files.find(str(path), passed_over))
       for k, (way, entry) in enumerate(found[start:], start + 1):
         yield (
           self._member(split, path.name, way, entry.path),

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from mixer import image_files
 from mixer.datasets.sources import (
   byte_stream,
   file_names,
@@ -51,11 +52,11 @@ class TarOfTars(tar_source.TarSource):
         yield tar_source.lost(
           entry.name, wnid, "a second tar of its class", wanted
         )
-      elif base.endswith(".tar") and not file_names.is_hidden(base):
+      elif base.endswith(".tar") and not image_files.is_hidden(base):
         yield tar_source.lost(
           entry.name, "", "its name is no WordNet id", wanted
         )
-      elif file_names.is_image(base, self._passed_over):
+      elif image_files.is_image(base, self._passed_over):
         yield tar_source.lost(
           entry.name, "", "lies outside of the tars", wanted
         )
@@ -145,7 +146,7 @@ class TarOfFolders(tar_source.TarSource):
   ) -> Iterator[tuple[tar_source.Place, tar_stream.Entry]]:
     for entry in tar_stream.entries(stream):
       path = PurePosixPath(entry.name)
-      if path.name and file_names.is_image(path.name, self._passed_over):
+      if path.name and image_files.is_image(path.name, self._passed_over):
         place = self._layout(path)
         if place is not None:
           yield place, entry

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mixer import images
+from mixer import image_files, images
 from mixer.datasets.sources import byte_stream, file_names, tar_stream
 from mixer.datasets.sources.member import Member
 from mixer.errors import UserError
@@ -208,7 +208,7 @@ class TarSource:
     try:
       for entry in tar_stream.entries(stream, end):
         base = os.path.basename(entry.name)
-        if not file_names.is_image(base, self._passed_over):
+        if not image_files.is_image(base, self._passed_over):
           continue
         name = f"{wnid}/{file_names.readable(base)}"
         names[name] += 1

@@ -10,10 +10,9 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
-from mixer import images
+from mixer import image_files, images, preprocess
 from mixer.datasets.preparation import inspection
 from mixer.datasets.preparation.inspection import Options
-from mixer.datasets.sources import file_format
 
 
 def _pixels(height=48, width=64, seed=0):
@@ -84,7 +83,7 @@ def test_good_images_are_kept_as_they_are(case):
   assert found.data is data
   assert (found.problem, found.kind) == ("", "")
   assert (found.height, found.width) == (48, 64)
-  assert found.format == file_format.sniff(data) != ""
+  assert found.format == image_files.sniff(data) != ""
 
 
 @pytest.mark.parametrize("case", _good())
@@ -96,8 +95,8 @@ def test_short_side(case):
   image = Image.open(io.BytesIO(found.data))
   grey = case in ("grey", "bits", "pgm")
   assert image.mode == ("L" if grey else "RGB")
-  whole = images.open_image(data).pixels()
-  expected = images.resize_part(whole, (24, 32), (0, 0), (24, 32))
+  whole = images.Opened(data).pixels()
+  expected = preprocess.resize_short(whole, 24)
   _close(np.asarray(image.convert("RGB")), expected)
 
 
@@ -158,7 +157,7 @@ def test_upright_tiff():
   exif[0x0112] = 6
   data = _encode(_pixels(), "TIFF", exif=exif)
   # Pillow has turned it when it has read it, so nothing is left to do.
-  assert images.open_image(data).pixels().shape == (64, 48, 3)
+  assert images.Opened(data).pixels().shape == (64, 48, 3)
   found = _inspect(data, upright=True)
   assert found.data is data and (found.height, found.width) == (64, 48)
   small = _inspect(data, upright=True, short_side=24)
@@ -345,14 +344,14 @@ def test_transparent_images_lie_on_white(case):
   data, stored, clear = transparent(case)
   found = _inspect(data, white_ground=True)
   assert (found.kind, found.format) == ("", "png")
-  got = images.open_image(found.data).pixels()
+  got = images.Opened(found.data).pixels()
   assert (got[clear] == 255).all()
   near = 6 if case == "avif" else 0
   assert np.abs(got[~clear].astype(int) - stored[~clear]).max() <= near
   # Where data are as the paper's, the colour beneath stays, and the bytes do.
   found = _inspect(data)
   assert found.data is data
-  got = images.open_image(data).pixels()
+  got = images.Opened(data).pixels()
   assert np.abs(got.astype(int) - stored).max() <= near
   small = _inspect(data, white_ground=True, short_side=24)
   assert _decode(small.data)[:8].min() > 240
@@ -362,7 +361,7 @@ def test_half_transparent_colours_are_mixed_with_white():
   rgba = np.full((8, 8, 4), (100, 0, 200, 51), np.uint8)  # A fifth.
   found = _inspect(_encode(rgba, "PNG"), white_ground=True)
   want = [100 / 5 + 255 * 4 / 5, 255 * 4 / 5, 200 / 5 + 255 * 4 / 5]
-  got = images.open_image(found.data).pixels()
+  got = images.Opened(found.data).pixels()
   assert np.abs(got - want).max() <= 1
 
 
@@ -403,4 +402,4 @@ def test_any_bytes_at_all(monkeypatch):
       assert bool(found.problem) == bool(found.kind)
       if found.kind in ("", "mislabelled"):
         # What is let through decodes where it is trained on.
-        images.open_image(found.data).pixels()
+        images.Opened(found.data).pixels()

@@ -5,7 +5,8 @@ import unicodedata
 
 import pytest
 
-from mixer.datasets.sources import class_folders, folder_walk
+from mixer import image_files
+from mixer.datasets.sources import class_folders
 from mixer.errors import UserError
 from tests.datasets.sources import image_archives
 
@@ -252,4 +253,4 @@ def test_folder_without_permission(tmp_path, monkeypatch):
 
   monkeypatch.setattr(os, "scandir", refuse)
   with pytest.raises(UserError, match="can't be listed: Permission denied"):
-    list(folder_walk.images_below(str(tmp_path)))
+    list(image_files.find(str(tmp_path)))

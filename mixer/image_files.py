@@ -1,0 +1,151 @@
+"""Image files by content and by name, and finding them in folders."""
+
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from mixer.errors import UserError
+
+# Formats: how their files begin, the first match counts; and their suffixes.
+_FORMATS = {
+  "jpeg": (rb"\xff\xd8\xff", "jpg jpeg jpe jfif"),
+  "png": (rb"\x89PNG\r\n\x1a\n", "png"),
+  "gif": (rb"GIF8[79]a", "gif"),
+  "webp": (rb"RIFF....WEBP", "webp"),
+  # With the size of one of its second headers.
+  "bmp": (rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", "bmp dib"),
+  "tiff": (rb"II[*+]\0|MM\0[*+]", "tif tiff"),
+  "ppm": (rb"P[1-6][\s#]", "ppm pgm pbm pnm"),
+  "avif": (rb"....ftyp(avi[fs]|m[is]f1.{4}(....){0,9}avi[fs])", "avif"),
+  "heic": (rb"....ftyp(hei[cxms]|hev[cx]|mif1|msf1)", "heic heif"),
+  "jpeg2000": (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "jp2 j2k"),
+  "ico": (rb"\0\0\01\0", "ico"),
+  "tga": (rb"(?!)", "tga"),  # It begins with nothing of its own.
+}
+_MAGIC = {n: re.compile(magic, re.DOTALL) for n, (magic, _) in _FORMATS.items()}
+_SUFFIXES = {
+  s: n for n, (_, suffixes) in _FORMATS.items() for s in suffixes.split()
+}
+# Files that often stand beside images and are passed over silently.
+_OTHERS = frozenset(
+  "txt csv tsv json jsonl md html htm xml yaml yml toml db ini log py sh pdf "
+  "mat npy npz pkl pickle parquet zip tar gz tgz md5 sha1 sha256 lock".split()
+)
+_DOCUMENTS = frozenset(
+  "readme license licence copying notice authors changelog makefile".split()
+)
+
+
+def sniff(data: bytes) -> str:
+  """The format of a file by its first bytes; "" if unknown."""
+  return next((name for name, m in _MAGIC.items() if m.match(data)), "")
+
+
+def named(name: str) -> str:
+  """The format of a file by its suffix; "" if unknown."""
+  return _SUFFIXES.get(os.path.splitext(name)[1][1:].lower(), "")
+
+
+def is_hidden(name: str) -> bool:
+  """Whether no one means it as data: ".DS_Store", "._a.jpg", "__MACOSX"."""
+  return name.startswith(".") or name in ("__MACOSX", "@eaDir", "lost+found")
+
+
+def is_image(name: str, passed_over: Counter[str] | None = None) -> bool:
+  """Whether a file is an image by its name: the suffix of one, or none at all.
+
+  Args:
+    name: of the file, without folders.
+    passed_over: counts the suffixes that are neither an image's nor known.
+  """
+  if is_hidden(name):
+    return False
+  stem, dot, suffix = name.rpartition(".")
+  if not dot:
+    return name.lower() not in _DOCUMENTS
+  suffix = suffix.lower()
+  if suffix in _SUFFIXES:
+    return True
+  if passed_over is not None and suffix not in _OTHERS:
+    passed_over["." + suffix if stem else name] += 1
+  return False
+
+
+def find(
+  folder: str,
+  passed_over: Counter[str] | None = None,
+  hidden: list[str] | None = None,
+  _above: tuple[tuple[int, int], ...] = (),
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
+  """Finds the image files of a folder and of the folders in it.
+
+  Symbolic links are followed, except to a folder that contains this one.
+
+  Args:
+    folder: where to begin.
+    passed_over: see `is_image`.
+    hidden: gets the paths of `hidden_in` of all these folders.
+
+  Yields:
+    The path below `folder`, with "/", and the entry; in the order of names.
+
+  Raises:
+    UserError: a folder can't be listed.
+  """
+  try:
+    # Resolved: else the folders above `a/..` would be a, and the folder itself.
+    _above = _above or tuple(map(_identity, Path(folder).resolve().parents))
+    here = _identity(folder)
+    with os.scandir(folder) as entries:
+      entries = sorted(entries, key=lambda entry: entry.name)
+  except OSError as e:
+    raise UserError(f"{folder} can't be listed: {e.strerror}.") from e
+  if here in _above:
+    return
+  if hidden is not None:
+    hidden += hidden_in(entries)
+  for entry in entries:
+    if is_hidden(entry.name):
+      continue
+    if is_folder(entry):
+      for way, image in find(entry.path, passed_over, hidden, (*_above, here)):
+        yield f"{entry.name}/{way}", image
+    elif is_image(entry.name, passed_over) and _is_file(entry):
+      yield entry.name, entry
+
+
+def hidden_in(entries: Iterable[os.DirEntry[str]]) -> list[str]:
+  """Paths of hidden entries that may be meant: folders, image files.
+
+  What systems leave behind ("._a.jpg", "__MACOSX") isn't among them.
+  """
+  return [
+    entry.path
+    for entry in entries
+    if entry.name.startswith(".")
+    and not entry.name.startswith("._")
+    and (is_folder(entry) or named(entry.name))
+  ]
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+  info = os.stat(folder)
+  return info.st_dev, info.st_ino
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+  """Whether it is a folder; a link to itself is none."""
+  try:
+    return entry.is_dir()
+  except OSError:
+    return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+  try:
+    return stat.S_ISREG(entry.stat().st_mode)
+  except OSError:
+    return True  # A broken link: an image that can't be read, not nothing.

@@ -1,0 +1,287 @@
+"""Every kind of image decodes to the pixels that its format says."""
+
+import io
+import struct
+import warnings
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, TiffImagePlugin
+
+from mixer import images, preprocess
+
+
+def picture(height, width, seed=0):
+  """Smooth colours and some noise, uint8 [H, W, 3]."""
+  rng = np.random.default_rng(seed)
+  y, x, _ = np.mgrid[:height, :width, :1]
+  waves = 128 + 80 * np.sin(x / 31 + np.arange(3)) * np.cos(y / 23)
+  noisy = waves + rng.normal(0, 10, (height, width, 3))
+  return noisy.clip(0, 255).astype(np.uint8)
+
+
+def encode(image, kind="png", mode=None, **options):
+  pil = image if isinstance(image, Image.Image) else Image.fromarray(image)
+  buffer = io.BytesIO()
+  (pil.convert(mode) if mode else pil).save(buffer, kind, **options)
+  return buffer.getvalue()
+
+
+def grey16_png(values):
+  """A 16-bit grey PNG, written by hand: uint16 [H, W] to bytes."""
+
+  def chunk(kind, data):
+    check = zlib.crc32(kind + data)
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
+
+  height, width = values.shape
+  header = struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0)
+  rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+  return (
+    b"\x89PNG\r\n\x1a\n"
+    + chunk(b"IHDR", header)
+    + chunk(b"IDAT", zlib.compress(rows))
+    + chunk(b"IEND", b"")
+  )
+
+
+def tiff_grey(values, **tags):
+  """An uncompressed grey TIFF with tags beyond Pillow's own."""
+  names = {"largest": 281, "signed_largest": 341}
+  info = TiffImagePlugin.ImageFileDirectory_v2()
+  for name, value in tags.items():
+    info[names[name]] = value
+  return encode(Image.fromarray(values), "tiff", tiffinfo=info)
+
+
+def tiff_12_bits(values):
+  """uint16 [H, W], W even, to a TIFF of 12 bits a value."""
+  a, b = values[:, ::2].astype(int), values[:, 1::2].astype(int)
+  packed = np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], -1)
+  data = packed.astype(np.uint8).tobytes()
+  height, width = values.shape
+  fields = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 277: 1}
+  fields |= {273: 8 + 2 + 12 * 9 + 4, 278: height, 279: len(data)}
+  directory = b"".join(
+    struct.pack("<HHII", tag, 4, 1, fields[tag]) for tag in sorted(fields)
+  )
+  return b"II*\0\x08\0\0\0" + struct.pack("<H", 9) + directory + bytes(4) + data
+
+
+def rotated_411(height=64, width=96):
+  """A JPEG of 4:4:1, for which simplejpeg has no name."""
+  done, turned = cv2.imencode(
+    ".jpg",
+    picture(width, height),
+    [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411],
+  )
+  assert done
+  data = bytearray(turned.tobytes())
+  frame = data.index(b"\xff\xc0")
+  assert data[frame + 11] == 0x41
+  data[frame + 11] = 0x14
+  # As many units as before, though in other places.
+  data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+  return bytes(data)
+
+
+def jpegs_with_warnings():
+  """JPEGs of which libjpeg warns, or that simplejpeg doesn't know."""
+  encoded = encode(picture(64, 96), "jpeg")
+  icc = b"\xff\xe2\0\x12ICC_PROFILE\0\1\2ab"
+  return {
+    "chunk 1 of 2": encoded[:2] + icc + encoded[2:],
+    "marker FF 00": encoded[:2] + b"\xff\0" + encoded[2:],
+    "4:4:1": rotated_411(),
+    "bytes too many": encoded[:-2] + b"\x12\x34" * 50 + encoded[-2:],
+  }
+
+
+@pytest.mark.parametrize("kind", ["png", "bmp", "tiff", "webp", "ppm"])
+def test_lossless_formats_give_the_pixels_back(kind):
+  image = picture(37, 53)
+  options = {"lossless": True} if kind == "webp" else {}
+  got = preprocess.decode(encode(image, kind, **options))
+  np.testing.assert_array_equal(got, image)
+  assert got.dtype == np.uint8 and got.flags.c_contiguous
+
+
+def test_modes():
+  image = picture(37, 53)
+  grey = image[..., 0]
+  alpha = np.random.default_rng(0).integers(0, 256, (37, 53, 1), np.uint8)
+  black_and_white = (grey > 128) * np.uint8(255)
+  for encoded, want in (
+    (encode(grey), grey[..., None]),
+    (encode(grey, mode="LA"), grey[..., None]),
+    (encode(grey > 128), black_and_white[..., None]),
+    # The colour beneath shows.
+    (encode(np.concatenate([image, alpha], -1)), image),
+  ):
+    got = preprocess.decode(encoded)
+    np.testing.assert_array_equal(got, np.broadcast_to(want, (37, 53, 3)))
+  palette = Image.fromarray(image).quantize(16)
+  for kind, transparency in (
+    ("png", None), ("png", 3), ("png", b"\1\2\3"), ("gif", None), ("gif", 3),
+  ):  # fmt: skip
+    options = {} if transparency is None else {"transparency": transparency}
+    got = preprocess.decode(encode(palette, kind, **options))
+    np.testing.assert_array_equal(got, np.array(palette.convert("RGB")))
+  inks = np.dstack([255 - image, np.full((37, 53), 60, np.uint8)])
+  pil = Image.fromarray(inks, "CMYK")
+  want = (255.0 - inks[..., :3]) * (255 - 60) / 255
+  assert np.abs(preprocess.decode(encode(pil, "tiff")) - want).max() <= 1
+  got = preprocess.decode(encode(pil, "jpeg", quality=95, subsampling=0))
+  assert np.abs(got - want).mean() < 3
+
+
+def test_the_upper_8_of_the_declared_bits_are_used():
+  values = np.random.default_rng(0).integers(0, 2**12, (8, 10)).astype("u2")
+  want = np.stack([values >> 4] * 3, -1)
+  for encoded in (
+    tiff_12_bits(values),
+    tiff_grey(values, largest=4095),
+    tiff_grey(values.astype(np.int32), largest=4095),
+    b"P5 10 8 4095 " + values.astype(">u2").tobytes(),
+  ):
+    got = preprocess.decode(encoded).astype(int)
+    assert np.abs(got - want).max() <= 1  # 4095 needn't become all of 65535.
+    assert not images.Opened(encoded).dark
+  got = preprocess.decode(tiff_grey(values >> 4, largest=255))
+  np.testing.assert_array_equal(got, want)
+  values = np.random.default_rng(0).integers(0, 2**16, (19, 23))
+  want = np.stack([values >> 8] * 3, -1)
+  for encoded in (
+    grey16_png(values),
+    encode(Image.fromarray(values.astype(np.uint16)), "tiff"),
+  ):
+    np.testing.assert_array_equal(preprocess.decode(encoded), want)
+  for dtype in (np.float32, np.int32):
+    with pytest.raises(ValueError, match="no agreed range; save it as 8-bit"):
+      preprocess.decode(encode(np.full((4, 4), 1_000_000, dtype), "tiff"))
+
+
+@pytest.mark.parametrize(
+  ("kind", "dtype"), [("png", "u2"), ("tiff", "u2"), ("tiff", "i4")]
+)
+def test_values_that_leave_the_high_byte_empty_are_told(kind, dtype):
+  values = np.arange(200, dtype=dtype).reshape(10, 20)
+  for factor in (1, 256):
+    opened = images.Opened(encode(Image.fromarray(values * factor), kind))
+    assert opened.dark == (factor == 1)
+    assert opened.pixels().any() == (factor != 1)
+
+
+def test_the_orientation_is_told_and_the_first_frame_taken():
+  image = picture(40, 64)
+  exif = Image.Exif()
+  exif[0x0112] = 6  # Turn by 90 degrees.
+  turned = images.Opened(encode(image, "jpeg", exif=exif))
+  upright = images.Opened(encode(image, "jpeg"))
+  assert (turned.orientation(), upright.orientation()) == (6, 1)
+  np.testing.assert_array_equal(turned.pixels().copy(), upright.pixels())
+  frames = [Image.fromarray(picture(20, 30, s)).quantize(16) for s in (0, 1)]
+  encoded = encode(frames[0], "gif", save_all=True, append_images=frames[1:])
+  want = np.array(frames[0].convert("RGB"))
+  np.testing.assert_array_equal(preprocess.decode(encoded), want)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png"])
+def test_truncated_images_are_refused(kind):
+  encoded = encode(picture(200, 300), kind)
+  for part in (0.05, 0.5, 0.9):
+    for function in (preprocess.decode, preprocess.evaluation):
+      with pytest.raises(
+        images.ImageError, match="^cannot decode the image: .*[Tt]runcated"
+      ):
+        function(encoded[: int(part * len(encoded))])
+
+
+def test_what_is_no_image_is_refused():
+  page = b"<html>404 Not Found</html>"
+  bmp = encode(picture(8, 8), "bmp")
+  bomb = bmp[:18] + struct.pack("<ii", 40_000, 40_000) + bmp[26:]
+  for data, kind, message in (
+    (b"", "empty", "^the image is empty: 0 bytes$"),
+    (page, "not an image", "26 bytes that begin with b'<html>404"),
+    (bomb, "too large", "more than .* pixels"),
+  ):
+    with pytest.raises(images.ImageError, match=message) as e:
+      preprocess.decode(data)
+    assert e.value.kind == kind
+
+
+def test_too_many_bytes_pixels_or_scans_are_refused(monkeypatch):
+  whole = encode(picture(40, 50), "jpeg", progressive=True)
+  at = whole.index(b"\xff\xda", whole.index(b"\xff\xda") + 2)
+  scans = whole[:at] + whole[at:-2] * 100 + whole[-2:]
+  with pytest.raises(images.ImageError, match="more than 100 scans"):
+    preprocess.decode(scans)
+  for kind in ("jpeg", "png", "webp", "gif", "bmp", "tiff", "ppm", "avif"):
+    # For a decoder that takes more memory half of it is too large.
+    factor = 2 if kind in ("webp", "avif") else 1
+    encoded = encode(picture(40, 50), kind)
+    monkeypatch.setattr(images, "MAX_PIXELS", 2000 * factor)
+    assert preprocess.decode(encoded).shape == (40, 50, 3)
+    monkeypatch.setattr(images, "MAX_PIXELS", 2000 * factor - 2)
+    with pytest.raises(images.ImageError, match=r"50 x 40 .*more than"):
+      preprocess.decode(encoded)
+  monkeypatch.undo()
+  monkeypatch.setattr(images, "_MAX_SIDE", 49)
+  with pytest.raises(images.ImageError, match="more than 49 on a side"):
+    preprocess.decode(encode(picture(40, 50)))
+  monkeypatch.setattr(images, "MAX_BYTES", len(whole) - 1)
+  with pytest.raises(images.ImageError, match=f"{len(whole):,} bytes, more"):
+    preprocess.decode(whole)
+
+
+@pytest.mark.parametrize("kind", ["eps", "ico", "jpeg2000", "pcx", "tga"])
+def test_other_formats_are_not_decoded(kind, monkeypatch):
+  # Of these Pillow starts Ghostscript for the first.
+  encoded = encode(picture(40, 50), kind)
+  monkeypatch.setattr(Image, "open", None)
+  with pytest.raises(images.ImageError) as e:
+    preprocess.decode(encoded)
+  assert e.value.kind in ("unsupported", "not an image")
+
+
+@pytest.mark.parametrize("kind", jpegs_with_warnings())
+def test_an_image_never_is_the_one_before_it(kind):
+  encoded = jpegs_with_warnings()[kind]
+  want = np.array(Image.open(io.BytesIO(encoded)).convert("RGB")).astype(int)
+  other = encode(255 - picture(64, 96), "jpeg")
+  options = preprocess.TrainOptions(size=32, crop="resize", flip=False)
+  for function, wanted in (
+    (preprocess.decode, want),
+    (lambda e: preprocess.evaluation(e, 64, 64), want[:, 16:80]),
+    (
+      lambda e: preprocess.train(e, np.random.default_rng(0), options),
+      preprocess.resize(want.astype(np.uint8), 32).astype(int),
+    ),
+  ):
+    function(other)  # Into the buffer of this thread.
+    assert np.abs(function(encoded) - wanted).mean() < 2
+
+
+def test_no_bits_of_a_header_give_the_image_before():
+  """All that simplejpeg raises for, and each answer with its own pixels."""
+  encoded = encode(picture(32, 32), "jpeg", quality=50)
+  other = encode(np.full((32, 32, 3), 255, np.uint8), "jpeg")
+  for place in range(2, encoded.index(b"\xff\xda")):
+    for value in (0, 1, 0xFF, encoded[place] ^ 0x10):
+      bent = encoded[:place] + bytes([value]) + encoded[place + 1 :]
+      assert preprocess.decode(other).min() == 255
+      try:
+        got = preprocess.decode(bent)
+      except images.ImageError:
+        continue
+      assert got.min() < 255
+
+
+def test_warnings_of_pillow_are_none():
+  encoded = encode(picture(20, 30), "webp", exif=b"Exif\0\0II*\0\xff\xff")
+  with warnings.catch_warnings(record=True) as found:
+    images.Opened(encoded).orientation()
+  assert not found
