@@ -15,187 +15,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from mixer import layers, token_mixing
+from mixer import block, layers
 from mixer.errors import UserError
 
-# Of the activations: `[B, S, C]`, as in the authors' code, or `[S, B, C]`, in
-# which both MLPs are plain matmuls and nothing is ever transposed.
-LAYOUTS = ("batch_major", "token_major")
-# What the backward pass computes again: nothing; all but the residual stream
-# and what the MLPs' first matmuls give out, so no matmul; all but a block's
-# input.
-REMAT = ("none", "pre_activations", "block")
-_RESIDUAL = "residual"
-
-
-class MixerBlock(nn.Module):
-  """Token mixing, then channel mixing, each residual.
-
-  Attributes:
-    tokens_mlp_dim: T.
-    channels_mlp_dim: F.
-    num_tokens: S' after the block.
-    dropout: rate inside both MLPs.
-    dtype: of the computation.
-    layout: of `LAYOUTS`.
-    mixing: how tokens are mixed.
-    grad_dtype: of the kernels' gradients; see `mixer.layers`.
-  """
-
-  tokens_mlp_dim: int
-  channels_mlp_dim: int
-  num_tokens: int
-  dropout: float = 0.0
-  dtype: jnp.dtype = jnp.float32
-  layout: str = ""
-  mixing: token_mixing.TokenMixing = token_mixing.TokenMixing()
-  grad_dtype: jnp.dtype | None = jnp.float32
-
-  @nn.compact
-  def __call__(
-    self,
-    x: jax.Array,
-    key: jax.Array | None = None,
-    drop_path: jax.Array | None = None,
-  ) -> jax.Array:
-    """Computes the block.
-
-    Args:
-      x: `[B, S, C]`, or `[S, B, C]`, as `layout` says.
-      key: for dropout and stochastic depth, which act only where it is given.
-      drop_path: probability that a branch is left out, for each example; None
-        for 0.
-
-    Returns:
-      The same with S'.
-    """
-    axis = token_axis(self.layout)
-    keys = (None,) * 4 if key is None else jax.random.split(key, 4)
-    x = checkpoint_name(self._mix(x, keys[0], keys[1], drop_path), _RESIDUAL)
-    y = layers.LayerNorm(self.grad_dtype, name="LayerNorm_1")(x)
-    of_channels = self._mlp(
-      self.channels_mlp_dim, "channel_mixing", x.shape[-1], -1
-    )
-    if axis == 1:
-      y = of_channels(y.reshape(-1, y.shape[-1]), keys[2]).reshape(x.shape)
-    else:
-      # As one axis, of which the batch isn't the first part, they could not be
-      # split over devices.
-      y = of_channels(y, keys[2])
-    return _add(x, y, _keep(x.shape[1 - axis], keys[3], drop_path), 1 - axis)
-
-  def _mix(
-    self,
-    x: jax.Array,
-    key: jax.Array | None,
-    path_key: jax.Array | None,
-    drop_path: jax.Array | None,
-  ) -> jax.Array:
-    """The first half of the block."""
-    axis = token_axis(self.layout)
-    width = self.num_tokens * self.mixing.groups
-    direct = token_mixing.direct(self.mixing, axis)
-    of_tokens = self._mlp(
-      self.tokens_mlp_dim, "token_mixing", width, 0 if direct else -1
-    )
-    y = layers.LayerNorm(self.grad_dtype, name="LayerNorm_0")(x)
-    y = token_mixing.mix(self.mixing, of_tokens, y, key, axis)
-    x = token_mixing.shortcut(x, self.num_tokens, self.grad_dtype, axis)
-    return _add(x, y, _keep(x.shape[1 - axis], path_key, drop_path), 1 - axis)
-
-  def _mlp(
-    self, mlp_dim: int, name: str, out_dim: int, axis: int
-  ) -> layers.MlpBlock:
-    return layers.MlpBlock(
-      mlp_dim,
-      self.dropout,
-      self.dtype,
-      out_dim,
-      self.grad_dtype,
-      axis,
-      name=name,
-    )
-
-
-def token_axis(layout: str) -> int:
-  """Which axis of the activations the tokens are; the batch is the other."""
-  return 0 if layout == "token_major" else 1
-
-
-def as_written(x_SBC: jax.Array, mesh: Mesh | None) -> jax.Array:
-  """The same, in memory too in the order of its axes.
-
-  Else XLA makes nothing of the transposition before it but another order of the
-  bytes, which every block inherits, and turns them for every matmul.
-
-  Args:
-    x_SBC: `[S, B, C]`.
-    mesh: over which B is split; None for one device.
-  """
-
-  def constrain(x: jax.Array) -> jax.Array:
-    return with_layout_constraint(x, Layout((0, 1, 2)))
-
-  if mesh is None:
-    return constrain(x_SBC)
-  # By device, as XLA would gather all images for the constraint.
-  split = PartitionSpec(None, mesh.axis_names)
-  return jax.shard_map(
-    constrain, mesh=mesh, in_specs=split, out_specs=split, check_vma=False
-  )(x_SBC)
-
-
-def layout_for(platform: str) -> str:
-  """The one that moves less on it (docs/performance.md)."""
-  return "batch_major" if platform == "cpu" else "token_major"
-
-
-def rematerialised(remat: str) -> Any:
-  """`MixerBlock`, whose gradient keeps what a policy of `REMAT` says."""
-  if remat == "none":
-    return MixerBlock
-  names = (
-    (_RESIDUAL, layers.PRE_ACTIVATIONS) if remat == "pre_activations" else ()
-  )
-  policy = jax.checkpoint_policies.save_only_these_names(*names)
-  return nn.remat(MixerBlock, policy=policy)
-
-
-def _keep(
-  images: int, key: jax.Array | None, rate: jax.Array | None
-) -> jax.Array | None:
-  """Stochastic depth (arXiv 1603.09382), one draw an example and branch.
-
-  What is kept is scaled by 1 / (1 - rate), so that the expected branch is
-  the one that inference computes. The authors' code (big_vision) does not
-  scale: there inference sees branches that are stronger than in training by
-  that factor, 1.11 at most at the paper's rate of 0.1.
-
-  Returns:
-    What every branch is multiplied by, float32 `[B]`; None for 1.
-  """
-  if key is None or rate is None:
-    return None
-  keep = 1.0 - rate
-  kept = jax.random.bernoulli(key, keep, (images,))
-  return jnp.where(kept, 1.0 / keep, 0.0)
-
-
-def _add(
-  x: jax.Array, y: jax.Array, keep_B: jax.Array | None, batch_axis: int
-) -> jax.Array:
-  """X + keep * y."""
-  if keep_B is None:
-    return x + y
-  shape = [1, 1, 1]
-  shape[batch_axis] = -1
-  keep = keep_B.astype(y.dtype).reshape(shape)
-  # A branch that is left out may be anything.
-  return x + jnp.where(keep == 0, jnp.zeros((), y.dtype), keep * y)
+# Fixed permutations of the images' pixels, see `permute`.
+PERMUTATIONS = ("", "patches", "pixels")
 
 
 class MlpMixer(nn.Module):
@@ -217,14 +44,14 @@ class MlpMixer(nn.Module):
     head_bias: initial bias of the head, whose kernel starts at zero.
     dtype: of activations and matmul operands; parameters, LayerNorm
       statistics, pre-logits and head are float32.
-    layout: of the activations, of `LAYOUTS`; "" is "batch_major" until
-      `placed` knows better.
-    remat: what the backward pass computes again, of `REMAT`.
+    layout: of the activations, of `block.LAYOUTS`; "" is "batch_major", unless
+      `placed` chooses another.
+    remat: what the backward pass computes again, one of `block.REMAT`.
     mixing: how tokens are mixed.
-    permute: a fixed permutation of the images, of `PERMUTATIONS`.
+    permute: a fixed permutation of the images, one of `PERMUTATIONS`.
     permute_seed: its seed.
-    grad_dtype: of the kernels' gradients in training, which then have fewer
-      arrays to keep; None for derivatives that are JAX's own, of any order and
+    grad_dtype: of the kernels' gradients in training, whose backward pass
+      then keeps fewer arrays; None for JAX's own derivatives, of any order and
       direction. See `mixer.layers`.
     mesh: over which the batch is split; None for one device.
   """
@@ -241,7 +68,7 @@ class MlpMixer(nn.Module):
   dtype: jnp.dtype = jnp.float32
   layout: str = ""
   remat: str = "none"
-  mixing: token_mixing.TokenMixing = token_mixing.TokenMixing()
+  mixing: block.TokenMixing = block.TokenMixing()
   permute: str = ""
   permute_seed: int = 0
   grad_dtype: jnp.dtype | None = None
@@ -259,8 +86,8 @@ class MlpMixer(nn.Module):
 
     Args:
       images: float `[B, H, W, 3]` in [-1, 1].
-      key: for dropout and stochastic depth, which act only where it is given.
-      pre_logits: return what enters the head instead.
+      key: for dropout and stochastic depth, which act only with it.
+      pre_logits: return the input of the head instead.
 
     Returns:
       Logits, float32 `[B, K]`, or pre-logits, float32 `[B, C]`.
@@ -268,22 +95,35 @@ class MlpMixer(nn.Module):
     # Here, so that training and whatever is done with a model do it alike. It
     # commutes with scaling and mixup.
     images = permute(images, self.permute, self.patch_size, self.permute_seed)
+    types: Any = {"dtype": self.dtype, "grad_dtype": self.grad_dtype}
     x = layers.PatchConv(
-      self.hidden_dim,
-      self.patch_size,
-      self.dtype,
-      self.grad_dtype,
-      name="stem",
+      self.hidden_dim, self.patch_size, **types, name="stem"
     )(images)
     x = x.reshape(x.shape[0], -1, x.shape[-1])
-    axis = token_axis(self.layout)
-    if axis == 0:
+    token_axis = block.token_axis(self.layout)
+    if token_axis == 0:
       x = jnp.swapaxes(x, 0, 1)
       if not self.is_initializing():
-        x = as_written(x, self.mesh)
-    x = self._blocks(x, key)
+        x = _as_written(x, self.mesh)
+    kind = block.rematerialised(self.remat)
+    for i in range(self.num_blocks):
+      rate = self.stochastic_depth * i / max(self.num_blocks - 1, 1)
+      x = kind(
+        self.tokens_mlp_dim,
+        self.channels_mlp_dim,
+        self.mixing.tokens(i, x.shape[token_axis]),
+        self.dropout,
+        layout=self.layout,
+        mixing=self.mixing,
+        **types,
+        name=f"MixerBlock_{i}",
+      )(
+        x,
+        None if key is None else jax.random.fold_in(key, i),
+        jnp.float32(rate) if rate else None,
+      )
     x = layers.LayerNorm(self.grad_dtype, name="pre_head_layer_norm")(x)
-    x_BC = jnp.mean(x, axis=axis, dtype=jnp.float32)
+    x_BC = jnp.mean(x, axis=token_axis, dtype=jnp.float32)
     if pre_logits or not self.num_classes:
       return x_BC
     return layers.Dense(
@@ -294,25 +134,24 @@ class MlpMixer(nn.Module):
       name="head",
     )(x_BC)
 
-  def _blocks(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-    kind = rematerialised(self.remat)
-    axis = token_axis(self.layout)
-    for i in range(self.num_blocks):
-      block = kind(
-        self.tokens_mlp_dim,
-        self.channels_mlp_dim,
-        self.mixing.tokens(i, x.shape[axis]),
-        self.dropout,
-        self.dtype,
-        self.layout,
-        self.mixing,
-        self.grad_dtype,
-        name=f"MixerBlock_{i}",
-      )
-      rate = self.stochastic_depth * i / max(self.num_blocks - 1, 1)
-      inner = None if key is None else jax.random.fold_in(key, i)
-      x = block(x, inner, jnp.float32(rate) if rate else None)
-    return x
+
+def _as_written(x_SBC: jax.Array, mesh: Mesh | None) -> jax.Array:
+  """The same, in memory too in the order of its axes.
+
+  Else XLA makes nothing of the transposition before it but another order of the
+  bytes, which every block inherits, and turns them for every matmul.
+  """
+
+  def constrain(x: jax.Array) -> jax.Array:
+    return with_layout_constraint(x, Layout((0, 1, 2)))
+
+  if mesh is None:
+    return constrain(x_SBC)
+  # By device, as XLA would gather all images for the constraint.
+  split = PartitionSpec(None, mesh.axis_names)
+  return jax.shard_map(
+    constrain, mesh=mesh, in_specs=split, out_specs=split, check_vma=False
+  )(x_SBC)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,14 +177,7 @@ VARIANTS = ("S/32", "S/16", "S/8", "B/32", "B/16", "L/32", "L/16", "H/14")
 
 
 def parse_variant(name: str) -> Variant:
-  """The shape that a name such as "B/16" stands for.
-
-  Any patch size goes with any size; `VARIANTS` lists those that have been
-  published.
-
-  Raises:
-    UserError: another form of name.
-  """
+  """The shape of a variant such as "B/16": any size with any patch size."""
   match = re.fullmatch(r"([SBLH])/([1-9][0-9]{0,3})", name)
   if not match:
     raise UserError(
@@ -373,15 +205,42 @@ def build(name: str, num_classes: int = 0, **overrides: Any) -> MlpMixer:
   return MlpMixer(**attributes)
 
 
-def placed(module: MlpMixer, mesh: Mesh | AbstractMesh) -> MlpMixer:
-  """The module for the devices of a mesh: in the layout that suits them.
+def from_config(config: Any, num_classes: int) -> MlpMixer:
+  """The module that a config describes."""
+  m = config.model
+  names = [f.name for f in dataclasses.fields(Variant)]
+  return build(
+    m.variant,
+    num_classes,
+    **{k: m[k] for k in names if m.get(k)},
+    dropout=m.dropout,
+    stochastic_depth=m.stochastic_depth,
+    head_bias=m.head_bias,
+    dtype=jnp.dtype(m.dtype),
+    grad_dtype=jnp.dtype(config.sharding.reduce_dtype),
+    layout=m.layout,
+    remat=m.remat,
+    mixing=block.TokenMixing(
+      untied=m.token_mixing == "untied",
+      groups=m.token_groups,
+      projection=m.group_projection,
+      pyramid=tuple(zip(m.pyramid_blocks, m.pyramid_tokens, strict=True)),
+    ),
+    permute=config.data.permute,
+    permute_seed=config.data.permute_seed,
+  )
 
-  A layout that was asked for stays; so does the module where there are no
-  devices.
+
+def placed(module: MlpMixer, mesh: Mesh | AbstractMesh) -> MlpMixer:
+  """The module for the devices of a mesh, in the layout that suits them.
+
+  A layout that was asked for stays; an abstract mesh changes nothing.
   """
   if isinstance(mesh, AbstractMesh):
     return module
-  layout = module.layout or layout_for(mesh.devices.flat[0].platform)
+  # The one that moves less on a device (docs/performance.md).
+  on_cpu = mesh.devices.flat[0].platform == "cpu"
+  layout = module.layout or ("batch_major" if on_cpu else "token_major")
   return module.clone(layout=layout, mesh=mesh if mesh.size > 1 else None)
 
 
@@ -398,57 +257,11 @@ def apply(
   key: jax.Array | None = None,
   pre_logits: bool = False,
 ) -> jax.Array:
-  """`module.apply`, for training where a key is given.
-
-  Args:
-    module: of `build`.
-    params: nested dict of parameters.
-    images: float `[B, H, W, 3]` in [-1, 1].
-    key: for dropout and stochastic depth, which act only then.
-    pre_logits: return what enters the head instead of logits.
-
-  Returns:
-    Logits, float32 `[B, K]`, or pre-logits, float32 `[B, C]`.
-  """
+  """`module(images, ...)` with its parameters, a nested dict."""
   out: Any = module.apply(
     {"params": params}, images, key=key, pre_logits=pre_logits
   )
   return out
-
-
-def from_config(config: Any, num_classes: int) -> MlpMixer:
-  """The module that a config describes."""
-  m = config.model
-  shape = {
-    k: m[k]
-    for k in (
-      "num_blocks",
-      "hidden_dim",
-      "tokens_mlp_dim",
-      "channels_mlp_dim",
-    )
-    if m[k]
-  }
-  return build(
-    m.variant,
-    num_classes,
-    dropout=m.dropout,
-    stochastic_depth=m.stochastic_depth,
-    head_bias=m.head_bias,
-    dtype=jnp.dtype(m.dtype),
-    grad_dtype=jnp.dtype(config.sharding.reduce_dtype),
-    layout=m.layout,
-    remat=m.remat,
-    mixing=token_mixing.TokenMixing(
-      untied=m.token_mixing == "untied",
-      groups=m.token_groups,
-      projection=m.group_projection,
-      pyramid=tuple(zip(m.pyramid_blocks, m.pyramid_tokens, strict=True)),
-    ),
-    permute=config.data.permute,
-    permute_seed=config.data.permute_seed,
-    **shape,
-  )
 
 
 def scale(images: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -456,16 +269,11 @@ def scale(images: jax.Array, dtype: jnp.dtype) -> jax.Array:
   return (images.astype(jnp.float32) / 127.5 - 1.0).astype(dtype)
 
 
-PERMUTATIONS = ("", "patches", "pixels")
-
-
 def random_order(count: int, seed: int, purpose: int = 0) -> np.ndarray:
   """A random order of `count` things, int32 `[count]`.
 
-  Args:
-    count: how many.
-    seed: with `purpose` decides; the same on all machines and versions.
-    purpose: tells apart orders of one seed.
+  The same on all machines and versions; `purpose` tells apart orders of one
+  seed.
   """
   # Ranks of raw numbers: NumPy promises these for ever, unlike its own
   # permutations (NEP 19).
@@ -477,13 +285,18 @@ def random_order(count: int, seed: int, purpose: int = 0) -> np.ndarray:
 def permute(
   images: jax.Array, kind: str, patch_size: int, seed: int
 ) -> jax.Array:
-  """Permutes pixels of images, all alike.
+  """Permutes pixels, colours together: section 3.4 of the paper, figure 4.
+
+  Mixer-B/16 was trained there on images with shuffled 16 x 16 patches and
+  shuffled pixels inside each, by one permutation for all patches ("patches"),
+  or with all pixels shuffled ("pixels"). All images, in training and
+  evaluation, are permuted alike.
 
   Args:
     images: `[B, H, W, 3]` of any dtype.
-    kind: of `PERMUTATIONS`; "" leaves the images as they are.
+    kind: one of `PERMUTATIONS`; "" leaves the images as they are.
     patch_size: P, in pixels, which divides H and W; for "patches".
-    seed: the one thing, beside the sizes, that the permutation depends on.
+    seed: with the sizes decides on the permutation.
 
   Returns:
     As `images`: new patch i is an old one, and so is its pixel p an old pixel.
@@ -493,9 +306,8 @@ def permute(
   b, h, w, c = images.shape
   if kind == "pixels":
     flat = images.reshape(b, h * w, c)
-    return jnp.take(flat, random_order(h * w, seed), axis=1).reshape(
-      images.shape
-    )
+    flat = jnp.take(flat, random_order(h * w, seed), axis=1)
+    return flat.reshape(images.shape)
   p = patch_size
   x = images.reshape(b, h // p, p, w // p, p, c).swapaxes(2, 3)
   x = x.reshape(b, (h // p) * (w // p), p * p, c)
@@ -506,33 +318,33 @@ def permute(
 
 
 def forward_macs(
-  model: MlpMixer, image_size: int | tuple[int, int]
+  module: MlpMixer, image_size: int | tuple[int, int]
 ) -> tuple[int, int]:
   """Multiply-accumulates of one image: (all, those of the stem).
 
-  Sharing MLPs, or not, and grouping channels change nothing in them: the G
-  times as long inputs are 1 / G as many.
+  Untied MLPs and groups change nothing: G times longer inputs are 1 / G as
+  many.
   """
   sides = (image_size,) * 2 if isinstance(image_size, int) else image_size
-  s = math.prod(side // model.patch_size for side in sides)
-  c, t, f = model.hidden_dim, model.tokens_mlp_dim, model.channels_mlp_dim
-  total = stem = s * 3 * model.patch_size**2 * c
-  for block in range(model.num_blocks):
-    after = model.mixing.tokens(block, s)
-    if model.mixing.projection:
+  s = math.prod(side // module.patch_size for side in sides)
+  c, t, f = module.hidden_dim, module.tokens_mlp_dim, module.channels_mlp_dim
+  total = stem = s * 3 * module.patch_size**2 * c
+  for i in range(module.num_blocks):
+    after = module.mixing.tokens(i, s)
+    if module.mixing.projection:
       total += s * c * c
     if after != s:
       total += s * after * c  # The shortcut.
     total += (s + after) * c * t + 2 * after * c * f
     s = after
-  return total + c * model.num_classes, stem
+  return total + c * module.num_classes, stem
 
 
-def training_flop(model: MlpMixer, image_size: int | tuple[int, int]) -> int:
+def training_flop(module: MlpMixer, image_size: int | tuple[int, int]) -> int:
   """FLOP to train on one image: forward, and twice that backward.
 
   The stem needs no gradient for its input. Recomputation is not counted, nor
   is anything elementwise.
   """
-  macs, stem = forward_macs(model, image_size)
+  macs, stem = forward_macs(module, image_size)
   return 6 * macs - 2 * stem

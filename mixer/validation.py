@@ -2,8 +2,8 @@
 
 import math
 
+from mixer import block, durations, optim
 from mixer import config as config_lib
-from mixer import durations, optim
 from mixer import model as model_lib
 from mixer.errors import UserError
 
@@ -11,8 +11,8 @@ _CHOICES = {
   "init_head": ("new", "keep"),
   "init_resize": ("", "tiles", "interleaved", "resample"),
   "model.dtype": ("bfloat16", "float32"),
-  "model.layout": ("", *model_lib.LAYOUTS),
-  "model.remat": model_lib.REMAT,
+  "model.layout": ("", *block.LAYOUTS),
+  "model.remat": block.REMAT,
   "model.token_mixing": ("shared", "untied"),
   "data.permute": model_lib.PERMUTATIONS,
   "data.crop": ("inception", "resize"),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mixer import block as block_lib
 from mixer import durations, model, sharding
 from mixer.planning import compiling
 from tests import reference
@@ -15,7 +16,7 @@ from tests.test_model import random_images, random_params, small
 
 ALL = [
   dict(layout=layout, remat=remat)
-  for layout, remat in itertools.product(model.LAYOUTS, model.REMAT)
+  for layout, remat in itertools.product(block_lib.LAYOUTS, block_lib.REMAT)
 ]
 
 
@@ -124,15 +125,15 @@ def test_what_is_random_is_drawn_alike(layout):
 
 def test_stochastic_depth_knows_no_layout():
   rates = dict(stochastic_depth=0.5)
-  one, two = (gradients(dict(layout=n), rates) for n in model.LAYOUTS)
+  one, two = (gradients(dict(layout=n), rates) for n in block_lib.LAYOUTS)
   assert_same(one, two)
 
 
-@pytest.mark.parametrize("layout", model.LAYOUTS)
+@pytest.mark.parametrize("layout", block_lib.LAYOUTS)
 def test_stochastic_depth_keeps_the_expectation_per_example(layout):
-  block = model.MixerBlock(8, 16, 4, layout=layout)
+  block = block_lib.MixerBlock(8, 16, 4, layout=layout)
   x_BSC = np.random.default_rng(0).standard_normal((1, 4, 6))
-  axis = model.token_axis(layout)
+  axis = block_lib.token_axis(layout)
   x = np.moveaxis(x_BSC, 1, axis).astype(np.float32)
   variables = block.init(jax.random.key(0), x)
   # With channel mixing silenced, the output is x + kept * branch / (1 - p).
@@ -186,7 +187,7 @@ def kept(remat):
 
 
 def test_policies_keep_less_and_less():
-  none, pre, block = (kept(remat) for remat in model.REMAT)
+  none, pre, block = (kept(remat) for remat in block_lib.REMAT)
   s, c, t, f = 16, 24, 12, 40
   # Of three blocks: stream in and between, and pre-activations.
   assert block < pre < none

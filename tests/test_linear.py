@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixer import layers, model, token_mixing
+from mixer import block, layers, model
 from tests import conftest
 
 FLOAT32, BFLOAT16 = jnp.dtype("float32"), jnp.dtype("bfloat16")
@@ -116,7 +116,7 @@ def test_gradients_of_a_model_have_been_in_the_stated_precision(
 ):
   # Every kind of layer: stem, blocks, head, untied and grouped token mixing,
   # a pyramid's shortcut.
-  mixing = token_mixing.TokenMixing(
+  mixing = block.TokenMixing(
     untied=True, groups=2, projection=True, pyramid=((0, 4),)
   )
   module = model.build(

@@ -7,6 +7,7 @@ import scipy.signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mixer import block as block_lib
 from mixer import config as config_lib
 from mixer import model, train_step, weights
 from mixer.errors import UserError
@@ -235,7 +236,7 @@ def test_dropout_and_stochastic_depth_act_in_training_alone():
   assert not np.allclose(one, plain)
 
 
-@pytest.mark.parametrize("layout", model.LAYOUTS)
+@pytest.mark.parametrize("layout", block_lib.LAYOUTS)
 def test_the_module_has_derivatives_of_every_kind(layout):
   module = small(num_blocks=1, layout=layout)
   of_training = module.clone(grad_dtype=jnp.dtype("float32"))

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import experiment_token_mixing
+from mixer import block as block_lib
 from mixer import config as config_lib
-from mixer import model, optim, token_mixing, validation, weights
+from mixer import model, optim, validation, weights
 from mixer.errors import UserError
 
 KINDS = experiment_token_mixing.KINDS
-TokenMixing = token_mixing.TokenMixing
+TokenMixing = block_lib.TokenMixing
 
 
 def small(mixing, **overrides):
@@ -253,7 +254,7 @@ def test_dropout_and_stochastic_depth_act_in_training_alone():
 def test_untied_mlps_draw_dropout_of_their_own():
   # All channels come out alike, but for what dropout leaves out of each.
   how = TokenMixing(untied=True)
-  block = model.MixerBlock(8, 4, 6, dropout=0.5, mixing=how)
+  block = block_lib.MixerBlock(8, 4, 6, dropout=0.5, mixing=how)
   x = np.arange(6, dtype=np.float32)[:, None] + np.linspace(-1, 1, 5)
   x = x[None].astype(np.float32)
   shapes = jax.eval_shape(block.init, jax.random.key(0), x)["params"]

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from mixer import (
   __version__,
+  block,
   model_metadata,
   npz,
-  token_mixing,
   trained,
   weights,
 )
@@ -36,7 +36,7 @@ def refuse(model: trained.Trained, what: str = "an .npz file") -> None:
       f"permuted, of which {what} can't tell; it would be taken for a model of "
       "images as they are. --to=onnx and --to=stablehlo hold all of it."
     )
-  plain = token_mixing.TokenMixing()
+  plain = block.TokenMixing()
   if module.mixing != plain:
     changed = [
       f"{f.name}={getattr(module.mixing, f.name)}"

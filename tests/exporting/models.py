@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixer import model, token_mixing, trained
+from mixer import block, model, trained
 from mixer.exporting import placing, verification
 
 MIXINGS = {
-  "plain": token_mixing.TokenMixing(),
-  "untied": token_mixing.TokenMixing(untied=True),
-  "groups": token_mixing.TokenMixing(groups=2),
-  "all": token_mixing.TokenMixing(
+  "plain": block.TokenMixing(),
+  "untied": block.TokenMixing(untied=True),
+  "groups": block.TokenMixing(groups=2),
+  "all": block.TokenMixing(
     untied=True, groups=4, projection=True, pyramid=((1, 3),)
   ),
 }

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mixer import model, token_mixing
+from mixer import block, model
 from mixer.insight import mixing, tokens
 from tests import trained_files
 
@@ -78,9 +78,9 @@ def test_permuted_patches_lie_where_they_came_from():
 @pytest.mark.parametrize(
   "how, blocks",
   [
-    (token_mixing.TokenMixing(groups=2), 2),
-    (token_mixing.TokenMixing(untied=True), 2),
-    (token_mixing.TokenMixing(pyramid=((1, 4),)), 1),
+    (block.TokenMixing(groups=2), 2),
+    (block.TokenMixing(untied=True), 2),
+    (block.TokenMixing(pyramid=((1, 4),)), 1),
   ],
 )
 def test_other_token_mixings(how, blocks):
@@ -94,9 +94,7 @@ def test_other_token_mixings(how, blocks):
 
 
 def test_groups_that_mix_nothing_reach_nowhere():
-  module = model.MlpMixer(
-    4, 1, 8, 18, 12, mixing=token_mixing.TokenMixing(groups=2)
-  )
+  module = model.MlpMixer(4, 1, 8, 18, 12, mixing=block.TokenMixing(groups=2))
   params = trained_files.random_params(module, 12)
   mlp = params["MixerBlock_0"]["token_mixing"]
   # The channels change places, the tokens don't.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import smoke
-from mixer import model, sharding, token_mixing
+from mixer import block, model, sharding
 from mixer.insight import kernels
 from mixer.report import weights
 from tests import trained_files
@@ -113,7 +113,7 @@ def test_no_more_than_64(config):
 )
 def test_other_mixings(config, mixing, keys, said):
   config.model.update(keys)
-  params = params_of(mixing=token_mixing.TokenMixing(**mixing))
+  params = params_of(mixing=block.TokenMixing(**mixing))
   got, notes = drawn(params, config)
   assert got["stem"] is not None
   assert any(said in note for note in notes)
