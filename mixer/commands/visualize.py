@@ -19,63 +19,85 @@ if __name__ == "__main__":
   arguments.visualize()
 
 import argparse
+import importlib.util
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
 
-from mixer import command_line, stop, text, trained, trained_flags
+import numpy as np
+
+from mixer import (
+  command_line,
+  files,
+  predictor,
+  preprocess,
+  stop,
+  text,
+  trained,
+  trained_flags,
+)
+from mixer.datasets import split as split_lib
 from mixer.errors import UserError
-from mixer.insight import embedding, figures, making, pictures
+from mixer.insight import figures, kernels
+from mixer.prediction import finding
 
 
-def _folder(name: str) -> pathlib.Path:
-  """Where figures go; made before the work that they are of."""
-  folder = pathlib.Path(name).expanduser()
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / ".probe"
-    probe.touch()
-    probe.unlink()
-  except OSError as e:
-    why = e.strerror
-    if isinstance(e, FileExistsError | NotADirectoryError):
-      why = "a file is in the way"
-    raise UserError(
-      f"figures can't be written to {folder} ({why}); name another folder "
-      "with -o."
-    ) from e
-  return folder
-
-
-def _pictures(
+def _of_files(
   args: argparse.Namespace, model: trained.Trained
-) -> tuple[pictures.Pictures | None, list[str], str]:
-  """The images; what is wrong with some; and why there are none."""
-  if args.images:
-    files, problems = pictures.find(args.images)
-    shown = pictures.of_files(files, model, args.examples)
-    if len(files) > args.examples:
-      print(
-        f"images        {args.examples:,} of {len(files):,}, evenly spaced "
-        "(--examples)"
-      )
-    problems += shown.problems
-    if len(shown.images):
-      return shown, problems, ""
-    return None, problems, "none of the images could be read."
+) -> tuple[figures.Images, list[str]]:
+  """Images of the command line, by the folders they are in; and problems."""
+  paths, empty = finding.find(args.images)
+  problems = [f"{name}: there is no image in it." for name in empty]
+  images, good = [], []
+  for i in kernels.evenly(len(paths), args.examples):
+    try:
+      images.append(predictor.read(paths[i], model))
+      good.append(os.path.abspath(paths[i]))
+    except UserError as e:
+      problems.append(str(e))
+  if len(paths) > args.examples:
+    print(f"images        {args.examples:,} of {len(paths):,} (--examples)")
+  folders = [os.path.basename(os.path.dirname(path)) for path in good]
+  names = list(map(os.path.basename, good))
+  if len(set(folders)) < 2:
+    folders = []
+  shape = (len(images), *model.image_size, 3)
+  pixels = np.array(images, np.uint8).reshape(shape)
+  return figures.Images(pixels, names, folders, "folder"), problems
+
+
+def _of_data(
+  args: argparse.Namespace, model: trained.Trained
+) -> figures.Images:
+  """Some of the evaluation split of the run that the model comes from."""
   if model.config is None:
-    return None, [], "it needs images: name some with --images."
+    raise UserError("it needs images: name some with --images.")
+  data = model.config.data
   try:
-    return pictures.of_data(model, args.data_dir, args.examples), [], ""
-  except UserError as e:
-    return (
-      None,
-      [],
-      (
-        "it needs images: name some with --images. Those of the run's own data "
-        f"set could not be had: {e}"
-      ),
+    split = split_lib.open_split(
+      data.name, data.eval_split, args.data_dir or data.data_dir
     )
+  except UserError as e:
+    raise UserError(
+      "it needs images: name some with --images. Those of the run's own data "
+      f"set can't be had: {e}"
+    ) from e
+  classes = trained.names_for_people(split.class_names)
+  places = kernels.evenly(len(split), args.examples).tolist()
+  images, labels, names = [], [], []
+  for i, record in zip(places, split.read(places), strict=True):
+    try:
+      images.append(
+        preprocess.evaluation(
+          record["image"], model.image_size, model.short_side
+        )
+      )
+    except ValueError as e:
+      raise split.decode_error(record["index"], e) from e
+    labels.append(classes[record["label"]])
+    names.append(f"{labels[-1]} ({data.eval_split} {i})")
+  return figures.Images(np.stack(images), names, labels, "class")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -84,41 +106,47 @@ def run(args: argparse.Namespace) -> int:
   Raises:
     UserError: something that the user can mend.
   """
-  embedding.check(args.embedding)
-  folder = _folder(args.output)
+  if args.embedding == "umap" and importlib.util.find_spec("umap") is None:
+    raise UserError(
+      "--embedding=umap needs a package that is not installed: python -m pip "
+      "install umap-learn. --embedding=tsne and --embedding=pca need none."
+    )
+  folder = pathlib.Path(args.output).expanduser()
+  with files.writing(folder, "Name another folder with -o."):
+    folder.mkdir(parents=True, exist_ok=True)
   model = trained_flags.load(args)
   print(f"checkpoint    {model.origin}", flush=True)
   shown, problems, missing = None, [], ""
-  if any(name in making.OF_IMAGES for name in args.figures):
-    shown, problems, missing = _pictures(args, model)
+  if set(args.figures) - set(figures.OF_WEIGHTS):
+    try:
+      if args.images:
+        shown, problems = _of_files(args, model)
+      else:
+        shown = _of_data(args, model)
+    except UserError as e:
+      missing = str(e)
   for problem in problems:
     print(text.printable(f"error: {problem}"), file=sys.stderr)
+  if shown is not None and not len(shown.images):
+    shown, missing = None, "none of the images can be read."
   if shown:
     print(f"images        {len(shown.images):,} looked at", flush=True)
-  options = making.Options(args.explain, args.smooth, args.embedding)
-  written: list[tuple[str, str]] = []
+  written: list[str] = []
   left_out: dict[str, str] = {}
-  for name in args.figures:
-    if name in making.OF_IMAGES and shown is None:
-      left_out[name] = missing
+  for kind in args.figures:
+    if kind not in figures.OF_WEIGHTS and shown is None:
+      left_out[kind] = missing
       continue
-    print(f"making        {name}", flush=True)
+    print(f"making        {kind}", flush=True)
     try:
-      with figures.style():
-        drawn = (
-          making.OF_IMAGES[name](model, shown, options)
-          if name in making.OF_IMAGES
-          else making.OF_WEIGHTS[name](model, options)
-        )
-        for file, what, figure in drawn:
-          figures.save(figure, folder, file)
-          written.append((file, what))
-    except making.LeftOut as e:
-      left_out[name] = str(e)
-  wide = max((len(file) for file, _ in written), default=0) + 10
-  print(f"\nwritten to {folder}:")
-  for file, what in written:
-    print(f"  {f'{file}.png, .svg':<{wide}}  {what}")
+      for name, figure in figures.DRAW[kind](model, shown, args):
+        figures.save(figure, folder, name)
+        what = figure.get_suptitle().splitlines()[0]
+        written.append(f"  {f'{name}.png, .svg':<28}  {what}")
+    except UserError as e:
+      left_out[kind] = str(e)
+  if written:
+    print("\n".join([f"\nwritten to {folder}:", *written]))
   for why in dict.fromkeys(left_out.values()):
     names = [name for name, own in left_out.items() if own == why]
     print(f"left out: {', '.join(names)}: {why}")

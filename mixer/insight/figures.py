@@ -1,177 +1,364 @@
-"""What all figures share: their look, their titles, their files."""
+"""Figures of a trained Mixer: of its weights, and of what it does with images.
 
-import contextlib
-import math
+Each yields the names of files and figures, whose first line says what they
+show, and raises UserError where the model or the images don't do for it.
+"""
+
 import pathlib
+import textwrap
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib import figure as figure_lib
-from matplotlib import rc_context
+from matplotlib import colors, rcParams, ticker
+from matplotlib.figure import Figure
 
 from mixer import files, text, trained
-from mixer import model as model_lib
-from mixer.insight import kernels
+from mixer.errors import UserError
+from mixer.insight import activations, kernels, saliency
 
-DPI = 200
+_DPI = 200
 # Okabe and Ito's colours for the colour-blind, without yellow and black.
-COLOURS = (
-  "#0072B2",
-  "#E69F00",
-  "#009E73",
-  "#CC79A7",
-  "#56B4E9",
-  "#D55E00",
-  "#666666",
-)
+_BLUE, _ORANGE, _GREEN, _RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+_COLOURS = (_BLUE, _ORANGE, _GREEN, "#CC79A7", "#56B4E9", _RED, "#666666")
 _STYLE: Any = {
-  "font.family": "DejaVu Sans",  # Matplotlib brings it along.
-  "font.size": 9,
-  "axes.titlesize": 9,
-  "figure.titlesize": 10,
-  "axes.spines.top": False,
   "axes.spines.right": False,
+  "axes.spines.top": False,
+  "axes.titlesize": 8,
+  "figure.titlesize": 9,
+  "font.family": "DejaVu Sans",  # Matplotlib brings it along.
+  "font.size": 8,
+  "image.interpolation": "none",
   "legend.frameon": False,
-  "savefig.facecolor": "white",
   "svg.hashsalt": "mixer",  # Ids of an SVG's parts: the same each time.
   "text.parse_math": False,  # Names of files and classes may hold a $.
 }
+rcParams.update(_STYLE)
 # Pixels of a file: a picture's width, a tile's height.
 _PAGE, _TILE = 1800, 110
-_WIDE = 104  # Characters that a title of full width has room for.
+# What an overview of units shows: blocks, pairs of units of each.
+_ROWS, _PAIRS = 12, 10
+# Panels of the receptive field, and images behind it.
+_DEPTHS, _FIELD_IMAGES = 8, 16
+_LEAST_POINTS = 5  # Of an embedding; fewer have no neighbourhoods.
+
+Drawn = Iterator[tuple[str, Figure]]
 
 
-@contextlib.contextmanager
-def style() -> Iterator[None]:
-  """Figures are made and saved within."""
-  with rc_context(_STYLE):
-    yield
+class Images(NamedTuple):
+  """Images to look at a model with."""
+
+  images: np.ndarray  # uint8 `[N, H, W, 3]`, as the model takes them.
+  names: Sequence[str]
+  labels: Sequence[str]  # Their classes or folders; empty where unknown.
+  kind: str  # What the labels are: "class" or "folder".
 
 
-def save(
-  figure: figure_lib.Figure, folder: pathlib.Path, name: str
-) -> list[pathlib.Path]:
+def save(figure: Figure, folder: pathlib.Path, name: str) -> None:
   """Writes a PNG of 200 dots an inch, and an SVG; always the same bytes."""
-  written = [folder / f"{name}.png", folder / f"{name}.svg"]
   with warnings.catch_warnings():
     # Characters that the font lacks are drawn as boxes.
     warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
-    for path, options in zip(
-      written,
-      (
-        {"format": "png", "dpi": DPI, "metadata": {"Software": None}},
-        {"format": "svg", "metadata": {"Date": None, "Creator": None}},
-      ),
-      strict=True,
-    ):
-      with files.atomic_write(path) as f:
-        figure.savefig(f, **options)
-  return written
+    for kind, none in (("png", ["Software"]), ("svg", ["Date", "Creator"])):
+      metadata = dict.fromkeys(none)
+      with files.atomic_write(folder / f"{name}.{kind}") as f:
+        figure.savefig(f, format=kind, dpi=_DPI, metadata=metadata)
 
 
-def name_of(model: trained.Trained) -> str:
-  """The model, for titles: "Mixer-S/16 at 224 x 224 px"."""
-  module = model.module
+def _title(figure: Figure, model: trained.Trained, *lines: str) -> None:
+  """Writes the lines above it, then the model and where it is."""
   height, width = model.image_size
-  name = (
-    f"Mixer of {module.num_blocks} blocks, {module.hidden_dim} channels, "
-    f"patches of {module.patch_size} px,"
-  )
-  own = module.num_blocks, module.hidden_dim, module.channels_mlp_dim
-  for known in "SBLH":
-    variant = model_lib.parse_variant(f"{known}/{module.patch_size}")
-    widths = variant.num_blocks, variant.hidden_dim, variant.channels_mlp_dim
-    if widths == own:
-      name = f"Mixer-{known}/{module.patch_size}"
-  return f"{name} at {height} x {width} px"
-
-
-def subtitle(model: trained.Trained) -> str:
-  """The model and where it lies, for a figure's second line."""
   source = text.printable(model.source)
-  name = name_of(model)
-  while len(name) + len(source) > _WIDE and "/" in source[4:]:
-    source = f".../{source[4:].split('/', 1)[1]}"
-  return f"{name}; {source}"
+  source = source if len(source) < 70 else f"...{source[-67:]}"
+  name = f"{kernels.model_name(model.params)}, {height} x {width} px"
+  most = int(figure.get_figwidth() * 15)
+  figure.suptitle("\n".join([*lines, textwrap.fill(f"{name}; {source}", most)]))
 
 
-def tiles(
-  picture: np.ndarray,
-  unit: int,
-  lines: tuple[str, ...],
-  *,
-  bar: str = "",
-  rows: tuple[str, ...] = (),
-) -> figure_lib.Figure:
-  """A montage, each of its pixels drawn as equally many of the file's.
+def _whole_numbers(*axes: Any) -> None:
+  for axis in axes:
+    axis.set_major_locator(ticker.MaxNLocator(integer=True))
 
-  Args:
-    picture: uint8 `[h, w, 3]`, see `kernels.montage`.
-    unit: its pixels from one tile to the next, downwards.
-    lines: of the title; the first is larger.
-    bar: what the colours mean, where they are those of `kernels.diverging`.
-    rows: names of the rows of tiles.
-  """
+
+def _grid(model: trained.Trained) -> tuple[tuple[int, int], np.ndarray]:
+  """(rows, columns) of tokens, and the place of each in the image."""
+  m, (height, width) = model.module, model.image_size
+  grid = height // m.patch_size, width // m.patch_size
+  return grid, kernels.token_places(grid, m.permute, m.permute_seed)
+
+
+def _tiles(
+  images: np.ndarray, columns: int, rows: Sequence[str] = ()
+) -> Figure:
+  """A montage, each of its pixels drawn as equally many of the file's."""
+  picture = kernels.montage(images, columns)
   height, width = picture.shape[:2]
-  # As wide as a page, but no tile above a centimetre or so.
+  unit = images.shape[1] + 1
+  # As wide as a page, but no tile above a centimetre or so; all in whole
+  # pixels of the file, as else squares differ in size.
   zoom = max(1, min(_PAGE // width, _TILE // unit))
-  # All in whole pixels of the file, as else squares differ in size.
-  inner = width * zoom, height * zoom
-  label, margin = 220 if rows else 0, 30
-  top, bottom = 56 + 36 * len(lines), 124 if bar else 24
-  full = max(label + inner[0] + 2 * margin, 1520), top + inner[1] + bottom
-  figure = figure_lib.Figure(figsize=(full[0] / DPI, full[1] / DPI))
-  left = (full[0] - inner[0] + label) // 2
-
-  def box(x: int, y: int, w: int, h: int) -> Any:
-    return x / full[0], y / full[1], w / full[0], h / full[1]
-
-  axes = figure.add_axes(box(left, bottom, *inner))
-  axes.imshow(picture, interpolation="none", aspect="auto")
-  axes.set_axis_off()
-  for i, row in enumerate(rows):
-    y = (i + 0.5) * unit / height
-    axes.text(
-      -16 / inner[0],
-      1 - y,
-      row,
-      transform=axes.transAxes,
-      ha="right",
-      va="center",
-      fontsize=8,
-    )
-  for i, line in enumerate(lines):
-    figure.text(
-      0.5,
-      1 - (44 + 36 * i) / full[1],
-      line,
-      ha="center",
-      va="center",
-      fontsize=8 if i else 10,
-    )
-  if bar:
-    below = figure.add_axes(box(full[0] // 2 - 300, bottom - 48, 600, 20))
-    ramp = kernels.diverging(np.linspace(-1, 1, 256))[None]
-    below.imshow(ramp, extent=(-1, 1, 0, 1), aspect="auto")
-    below.spines[:].set_visible(False)
-    below.set_yticks([])
-    below.set_xticks([-1, 0, 1])
-    below.tick_params(labelsize=7, length=2, pad=2)
-    below.set_xlabel(bar, fontsize=7, labelpad=1)
+  w, h, left = width * zoom, height * zoom, 240 if rows else 40
+  full = max(left + w + 40, 1600), h + 200
+  figure = Figure(figsize=(full[0] / _DPI, full[1] / _DPI))
+  left += (full[0] - left - 40 - w) // 2
+  box = left / full[0], 40 / full[1], w / full[0], h / full[1]
+  axes = figure.add_axes(box, frame_on=False)
+  axes.imshow(picture, aspect="auto")
+  axes.set_xticks([])
+  axes.set_yticks([(i + 0.5) * unit for i in range(len(rows))], rows)
+  axes.tick_params(length=0)
   return figure
 
 
-def columns(count: int, ideal: float, step: int = 1) -> int:
-  """Tiles in a row, near an ideal, so that the last row is full or nearly.
+def _tokens(model: trained.Trained, *args: Any) -> Drawn:
+  """Figures 6 and 5 of the paper: all units of a block; some of each block."""
+  count, (grid, places) = model.module.num_blocks, _grid(model)
+  some, problem = [], None
+  for i in range(count):
+    try:
+      units = kernels.token_units(model.params, i, grid, places)
+    except UserError as e:  # From a pyramid's first step on.
+      problem = e
+      break
+    pairs = units[: len(units) // 2 * 2].reshape(-1, 2, *grid)
+    some.append(pairs[kernels.evenly(len(pairs), _PAIRS)].reshape(-1, *grid))
+    # In a page's format; even, so that pairs stand side by side.
+    columns = 2 * round(np.sqrt(0.55 * len(units) * grid[0] / grid[1])) or 2
+    figure = _tiles(units, columns)
+    _title(
+      figure,
+      model,
+      f"All {len(units)} hidden units of token mixing in MixerBlock_{i}: "
+      f"weights of the {grid[0]} x {grid[1]} tokens",
+      "low frequency first, each followed by its closest inverse; red above 0, "
+      "blue below, each scaled by its largest |weight|",
+    )
+    yield f"tokens_block{i:0{len(str(count - 1))}}", figure
+  if some and len(some[0]):
+    blocks = kernels.evenly(len(some), _ROWS)
+    units = np.concatenate([some[i] for i in blocks])
+    figure = _tiles(units, len(some[0]), [f"MixerBlock_{i}" for i in blocks])
+    _title(
+      figure,
+      model,
+      "Hidden units of token mixing by depth",
+      "pairs of a unit and its closest inverse, from low to high frequency",
+    )
+    yield "tokens", figure
+  if problem:
+    raise problem
 
-  Args:
-    count: of tiles.
-    ideal: how many there should be in a row.
-    step: of which it is a multiple.
-  """
-  low, high = max(1, round(0.75 * ideal / step)), round(1.35 * ideal / step)
-  choices = [step * k for k in range(low, max(high, low) + 1)]
-  best = min(choices, key=lambda c: (-count % c, abs(math.log(c / ideal))))
-  return min(best, -(-count // step) * step)
+
+def _stem(model: trained.Trained, *args: Any) -> Drawn:
+  """Figure 7 of the paper."""
+  images = kernels.stem_kernels(model.params)
+  n, p = images.shape[:2]
+  figure = _tiles(images, round(np.sqrt(1.8 * n)))
+  _title(
+    figure,
+    model,
+    f"The stem's {n} kernels of {p} x {p} px in colour",
+    "low spatial frequency first; each scaled by its largest |weight|; "
+    "mid-grey is 0",
+  )
+  yield "stem", figure
+
+
+def _distance(model: trained.Trained, *args: Any) -> Drawn:
+  """As ViT's paper has it of attention in its figure 7."""
+  p, count = model.module.patch_size, model.module.num_blocks
+  apart = kernels.token_distances(*_grid(model))
+  found = kernels.mixing_distances(model.params, count, apart)
+  if not found:
+    raise UserError("the first block already changes the number of tokens.")
+  figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+  _title(figure, model, "Token-mixing distance by depth")
+  axes = figure.subplots()
+  rng = np.random.default_rng(0)
+  for block, (_, units) in enumerate(found):
+    units = units[kernels.evenly(len(units), 2000)]  # Untied: very many.
+    axes.plot(
+      block + rng.uniform(-0.18, 0.18, len(units)),
+      units * p,
+      ".",
+      color=_COLOURS[4],
+      alpha=0.35,
+      markersize=6,
+      markeredgewidth=0,
+      label="" if block else "one hidden unit",
+      rasterized=True,
+    )
+  wholes = [whole * p for whole, _ in found]
+  axes.plot(wholes, "o-", color=_BLUE, label="the whole map |W2 W1|")
+  axes.axhline(apart.mean() * p, color=_RED, ls="--", label="uniform mixing")
+  axes.set_ylim(0)
+  _whole_numbers(axes.xaxis)
+  axes.set_xlabel("MixerBlock (0 is the first)")
+  axes.set_ylabel(f"mean distance between tokens (px; a patch has {p})")
+  figure.legend(loc="outside lower center", ncols=3)
+  yield "distance", figure
+
+
+def _receptive_field(
+  model: trained.Trained, shown: Images, flags: Any
+) -> Drawn:
+  p, (_, places) = model.module.patch_size, _grid(model)
+  pyramid = [i for i, _ in model.module.mixing.pyramid]
+  last = min(pyramid, default=model.module.num_blocks)
+  depths = kernels.evenly(last + 1, _DEPTHS).tolist()
+  images = shown.images[kernels.evenly(len(shown.images), _FIELD_IMAGES)]
+  fields = activations.receptive_fields(model, images, depths, places)
+  columns = -(-len(depths) // 2)
+  figure = Figure(figsize=(1.8 * columns + 0.6, 5.2), layout="constrained")
+  even = activations.radius(np.ones_like(fields[0]), p)
+  _title(
+    figure,
+    model,
+    f"Effective receptive field of the central token, {len(images)} images",
+    f"and its mean distance from the token ({even:.1f} px if all were alike)",
+  )
+  panels = figure.subplots(2, columns, squeeze=False)
+  drawn: Any = None
+  for axes in panels.flat:
+    axes.set_axis_off()
+  for axes, depth, field in zip(panels.flat, depths, fields, strict=False):
+    # Of orders of magnitude: what is far is small, and what one looks for.
+    values = np.maximum(field / (field.max() or 1), 1e-4)
+    drawn = axes.imshow(values, norm=colors.LogNorm(1e-4, 1), cmap="cividis")
+    after = f"after {depth} block{'s' * (depth > 1)}" if depth else "stem"
+    axes.set_title(f"{after}: {activations.radius(field, p):.1f} px")
+  look: Any = {"location": "bottom", "shrink": 0.6, "format": "%g"}
+  bar = figure.colorbar(drawn, ax=panels, **look)
+  bar.set_label("gradient of the central token / its largest")
+  yield "receptive_field", figure
+
+
+def _check_count(shown: Images, least: int) -> int:
+  count = len(shown.images)
+  if count < least:
+    raise UserError(
+      f"it needs at least {least} images, and there "
+      f"{'is 1' if count == 1 else f'are {count}'}; some hundred are good."
+    )
+  return count
+
+
+def _similarity(model: trained.Trained, shown: Images, flags: Any) -> Drawn:
+  count = _check_count(shown, activations.LEAST_SIMILARITY)
+  if model.module.mixing.pyramid:
+    raise UserError("the blocks of a pyramid have different numbers of tokens.")
+  cka, cosine = activations.similarity(model, shown.images)
+  figure = Figure(figsize=(9, 4.3), layout="constrained")
+  _title(figure, model, f"Similarity of layers, over {count} images")
+  left, right = figure.subplots(1, 2)
+  for axes, values, what, colour, low in (
+    (left, cka, "linear CKA of images' tokens", "cividis", 0),
+    (right, cosine, "mean cosine of tokens", "RdBu_r", -1),
+  ):
+    drawn = axes.imshow(values, vmin=low, vmax=1, cmap=colour, origin="lower")
+    axes.set_title(what)
+    _whole_numbers(axes.xaxis, axes.yaxis)
+    axes.set_xlabel("blocks passed (0: the stem)")
+    axes.set_ylabel("blocks passed")
+    figure.colorbar(drawn, ax=axes, shrink=0.8)
+  yield "similarity", figure
+
+
+def _saliency(model: trained.Trained, shown: Images, flags: Any) -> Drawn:
+  if not model.num_classes:
+    raise UserError(
+      "the checkpoint has no head, so it predicts no classes; take one that "
+      "was fine-tuned."
+    )
+  chosen = kernels.evenly(len(shown.images), flags.explain).tolist()
+  images, names = shown.images[chosen], [shown.names[i] for i in chosen]
+  found = saliency.explain(model, images, flags.smooth)
+  tall = 1.8 * images.shape[1] / images.shape[2] + 0.35
+  figure = Figure(figsize=(7, len(names) * tall + 1), layout="constrained")
+  _title(figure, model, "Which pixels the prediction rests on")
+  smooth = f" (SmoothGrad, {flags.smooth})" if flags.smooth else ""
+  side, _ = saliency.window(model.image_size, model.module.patch_size)
+  for i, (row, (label, score, slope, fall)) in enumerate(
+    zip(figure.subplots(len(names), 3, squeeze=False), found, strict=True)
+  ):
+    predicted = _short(_class_names(model)[int(label)], 22)
+    name = _short(names[i], 30)
+    row[0].set_title(f"{name}\npredicted: {predicted}, {score:.1%}")
+    row[1].set_title(f"gradient{smooth}")
+    row[2].set_title(f"covered, {side} px window")
+    for axes in row:
+      axes.set_axis_off()
+    row[0].imshow(images[i])
+    # Marked in orange over a faint image; the largest hundredth would leave
+    # the rest dark.
+    grey = images[i].mean(axis=-1) / 255
+    heat = np.clip(slope / (np.quantile(slope, 0.99) or 1), 0, 1)[..., None]
+    faint = 0.35 * grey[..., None] * (1 - heat)
+    row[1].imshow(faint + np.array(colors.to_rgb(_ORANGE)) * heat)
+    most = max(float(np.abs(fall).max()), 1e-6)
+    limits: Any = {"vmin": -most, "vmax": most}
+    row[2].imshow(grey, cmap="gray", vmin=-1.2, vmax=1)
+    drawn = row[2].imshow(fall, cmap="coolwarm", alpha=0.65, **limits)
+    figure.colorbar(drawn, ax=row[2], shrink=0.9, label="fall of the score")
+  yield "saliency", figure
+
+
+def _embedding(model: trained.Trained, shown: Images, flags: Any) -> Drawn:
+  count = _check_count(shown, _LEAST_POINTS)
+  features = activations.features(model, shown.images)
+  labels, kind = np.array(shown.labels), shown.kind
+  if not len(labels) and model.num_classes:
+    head = model.params["head"]
+    logits = features @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+    labels = np.array(_class_names(model))[logits.argmax(axis=-1)]
+    kind = "predicted class"
+  elif not len(labels):
+    labels = np.full(count, "image")
+  values, counts = np.unique(labels, return_counts=True)
+  common = values[np.argsort(-counts, kind="stable")][: 2 * len(_COLOURS)]
+  for method in dict.fromkeys(("pca", flags.embedding)):
+    points, axis_labels = activations.plane(features, method)
+    name = activations.METHODS[method]
+    figure = Figure(figsize=(7.6, 5.2), layout="constrained")
+    title = f"Features of {count} images (what enters the head), by {name}"
+    _title(figure, model, title)
+    axes = figure.subplots()
+    rest = points[~np.isin(labels, common)]
+    if len(rest):
+      other = f"{len(values) - len(common)} others"
+      axes.plot(*rest.T, ".", color="#C8C8C8", label=other)
+    for k, value in enumerate(sorted(common)):
+      look: Any = {
+        "marker": "o^"[k // len(_COLOURS)],
+        "markeredgecolor": "white",
+      }
+      colour, label = _COLOURS[k % len(_COLOURS)], _short(str(value), 24)
+      own = points[labels == value].T
+      axes.plot(own[0], own[1], color=colour, ls="", label=label, **look)
+    axes.set_xlabel(axis_labels[0])
+    axes.set_ylabel(axis_labels[1])
+    figure.legend(loc="outside right upper", title=kind)
+    yield f"embedding_{method}", figure
+
+
+def _class_names(model: trained.Trained) -> Sequence[str]:
+  return model.class_names or [f"output {k}" for k in range(model.num_classes)]
+
+
+def _short(name: str, most: int) -> str:
+  name = text.printable(name)
+  return name if len(name) <= most else f"{name[: most - 3]}..."
+
+
+# By the name of the kind, from the model, images and flags of the command.
+DRAW: dict[str, Callable[[trained.Trained, Any, Any], Drawn]] = {
+  "tokens": _tokens,
+  "stem": _stem,
+  "distance": _distance,
+  "receptive_field": _receptive_field,
+  "similarity": _similarity,
+  "saliency": _saliency,
+  "embedding": _embedding,
+}
+OF_WEIGHTS = ("tokens", "stem", "distance")  # They need no images.

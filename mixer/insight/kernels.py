@@ -1,52 +1,46 @@
-"""Weights as pictures: figures 5 to 7 of the paper (arXiv 2105.01601).
+"""Weights as pictures and as distances.
 
-Figures 5 and 6 show hidden units of token-mixing MLPs: the weights with which
-one takes in each token, laid out as the tokens lie in the image. A heuristic
-puts low frequencies first, and each unit is followed by its closest inverse.
-Figure 7 shows the stem's kernels as patches of colour. The paper (appendix D)
-gives no formulas, so those here are ours; and each unit is shown once.
+Figures 5 and 6 of the paper (arXiv 2105.01601) show hidden units of token
+mixing: the weights with which one reads each token, laid out as the tokens are
+in the image; low frequencies first, each unit beside its closest inverse.
+Figure 7 shows the stem's kernels in colour. The paper (appendix D) gives no
+formulas, so those here are ours.
 """
 
+import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
-from mixer import weights
+from mixer import model, weights
 from mixer.errors import UserError
 
-# ColorBrewer's RdBu, which the colour-blind tell apart as well: from -1 to 1.
-_DIVERGING = np.array(
-  [
-    (5, 48, 97),
-    (33, 102, 172),
-    (67, 147, 195),
-    (146, 197, 222),
-    (209, 229, 240),
-    (247, 247, 247),
-    (253, 219, 199),
-    (244, 165, 130),
-    (214, 96, 77),
-    (178, 24, 43),
-    (103, 0, 31),
-  ],
-  np.float32,
-)
-_GAP = 255  # Between pictures: white.
+
+def evenly(count: int, most: int) -> np.ndarray:
+  """At most `most` of `count` places, evenly spaced from first to last."""
+  return np.linspace(0, count - 1, min(count, most)).round().astype(int)
+
+
+def token_places(
+  grid: tuple[int, int], permute: str = "", seed: int = 0
+) -> np.ndarray:
+  """int `[S]`: the patch that each token comes from, of (rows, columns)."""
+  if permute == "pixels":
+    raise UserError(
+      "the model permutes all pixels of its images (data.permute=pixels), so "
+      "its tokens have no place in them."
+    )
+  count = math.prod(grid)
+  return model.random_order(count, seed) if permute else np.arange(count)
 
 
 def frequencies(images: np.ndarray) -> np.ndarray:
-  """The mean spatial frequency of pictures, weighted by power.
+  """The mean spatial frequency |f|, weighted by power |X|^2, float64 `[N]`.
 
-  Of a picture's two-dimensional discrete Fourier transform X this is
-  sum(|X|^2 |f|) / sum(|X|^2), where |f| is the length of (fy, fx) in cycles
-  per sample, each in [-1/2, 1/2). Colours' powers are added. It is 0 for a
-  constant, sqrt(1/2) for a chequerboard, and doesn't depend on scale or sign.
-
-  Args:
-    images: float `[N, h, w]` or `[N, h, w, 3]`.
-
-  Returns:
-    float64 `[N]`, in cycles per sample; 0 where a picture is all 0.
+  X is the two-dimensional Fourier transform of `[N, h, w]` or `[N, h, w, 3]`,
+  whose powers are added; |f| the length of (fy, fx) in cycles per sample: 0 for
+  a constant, sqrt(1/2) for a chequerboard.
   """
   h, w = images.shape[1:3]
   power = np.abs(np.fft.fft2(images.astype(np.float64), axes=(1, 2))) ** 2
@@ -58,18 +52,9 @@ def frequencies(images: np.ndarray) -> np.ndarray:
 
 
 def pair_order(images: np.ndarray) -> np.ndarray:
-  """Low frequencies first, each beside its closest inverse.
+  """Low frequencies first, each beside its closest inverse; int `[N]`.
 
-  The picture of the lowest frequency that is left comes next, and after it,
-  of those left, the one that is nearest to its negative when both are scaled
-  to length 1: the one with the lowest cosine. Ties go to the lower index.
-
-  Args:
-    images: float `[N, h, w]`.
-
-  Returns:
-    int `[N]`: the order, a permutation. Pairs are 0 and 1, 2 and 3, ...; with
-    an odd N the last has none.
+  Of images `[N, h, w]`, by the lowest cosine. Ties go to the lower index.
   """
   flat = images.reshape(len(images), -1).astype(np.float64)
   norms = np.linalg.norm(flat, axis=1, keepdims=True)
@@ -90,121 +75,129 @@ def pair_order(images: np.ndarray) -> np.ndarray:
   return np.array(out, int)
 
 
-def unsorted_token_units(
-  params: weights.Params, block: int, grid: tuple[int, int]
+def token_units(
+  params: weights.Params, block: int, grid: tuple[int, int], places: np.ndarray
 ) -> np.ndarray:
-  """As `token_units`, in the order of the weights.
-
-  Raises:
-    UserError: as `token_units`.
-  """
-  name = f"MixerBlock_{block}"
-  if name not in params:
-    raise UserError(
-      f"there is no block {block}: the model has "
-      f"{sum(k.startswith('MixerBlock_') for k in params)}, counted from 0."
-    )
-  kernel = np.asarray(params[name]["token_mixing"]["Dense_0"]["kernel"])
-  tokens = math.prod(grid)
+  """Hidden units of a block's token mixing, float32 `[T, rows, columns]`."""
+  mlp: Any = params[f"MixerBlock_{block}"]["token_mixing"]
+  kernel = np.asarray(mlp["Dense_0"]["kernel"], np.float32)
   if kernel.ndim != 2:
     raise UserError(
       f"block {block} has a token MLP for each of {len(kernel)} channels or "
-      "groups (model.token_mixing=untied): its units are too many for one "
-      "picture. Those of a model with model.token_mixing=shared can be shown."
+      "groups (model.token_mixing=untied), too many units for one picture."
     )
-  if kernel.shape[0] != tokens:
+  if len(kernel) != len(places):
     raise UserError(
-      f"units of block {block} take in {kernel.shape[0]} numbers, and the "
-      f"image has {grid[0]} x {grid[1]} = {tokens} tokens: behind a pyramid's "
-      "step (model.pyramid_blocks), or with groups of channels "
-      "(model.token_groups), weights don't lie on the image's grid."
+      f"units of block {block} read {len(kernel)} numbers, not the {grid[0]} x "
+      f"{grid[1]} = {len(places)} tokens of the image: they mix groups of "
+      "channels as well, or the tokens of a pyramid."
     )
-  return kernel.T.reshape(-1, *grid).astype(np.float32)
-
-
-def token_units(
-  params: weights.Params, block: int, grid: tuple[int, int]
-) -> np.ndarray:
-  """Hidden units of a token-mixing MLP, as in the paper's figures 5 and 6.
-
-  Args:
-    params: nested dict of a Mixer's weights.
-    block: counted from 0.
-    grid: (rows, columns) of tokens: height and width of the images that the
-      weights are for, in patches.
-
-  Returns:
-    float32 `[T, rows, columns]`: the columns of
-    `MixerBlock_i/token_mixing/Dense_0/kernel`, ordered as `pair_order` says.
-
-  Raises:
-    UserError: no such block, or its weights don't lie on that grid: a grouped,
-      an untied or a pyramid's token mixing.
-  """
-  units = unsorted_token_units(params, block, grid)
+  if not np.isfinite(kernel).all():
+    raise UserError(f"units of block {block} are not finite.")
+  units = np.empty_like(kernel.T)
+  units[:, places] = kernel.T
+  units = units.reshape(-1, *grid)
   return units[pair_order(units)]
 
 
 def stem_kernels(params: weights.Params) -> np.ndarray:
-  """The stem's kernels as patches of colour, as in the paper's figure 7.
-
-  Each is scaled by its own largest absolute weight, so that mid-grey, 0.5, is
-  a weight of 0 and the largest is 0 or 1. Low frequencies come first.
-
-  Args:
-    params: nested dict of a Mixer's weights.
-
-  Returns:
-    float32 `[C, P, P, 3]` in [0, 1].
-  """
+  """Colours float32 `[C, P, P, 3]` in [0, 1] of the stem; 0.5 is weight 0."""
   kernels = np.moveaxis(np.asarray(params["stem"]["kernel"], np.float32), -1, 0)
+  if not np.isfinite(kernels).all():
+    raise UserError("the stem's kernels are not finite.")
   order = np.argsort(np.round(frequencies(kernels), 9), kind="stable")
   return 0.5 + 0.5 * _scaled(kernels[order])
 
 
-def montage(
-  images: np.ndarray,
-  columns: int,
-  pad: int = 1,
-  limit: float | None = None,
-) -> np.ndarray:
-  """Tiles pictures; a sample is a pixel of the result.
+def montage(images: np.ndarray, columns: int) -> np.ndarray:
+  """Tiles images with a pixel of white between them, uint8 `[H, W, 3]`.
 
-  Args:
-    images: float `[N, h, w, 3]` in [0, 1], colours; or `[N, h, w]`, numbers of
-      either sign: red above 0, blue below, almost white at 0.
-    columns: how many side by side.
-    pad: pixels of white between them.
-    limit: the absolute number that is drawn in full colour; None for each
-      picture's own largest.
-
-  Returns:
-    uint8 `[H, W, 3]`.
+  They are colours `[N, h, w, 3]` in [0, 1]; or numbers `[N, h, w]`: red above
+  0, blue below, each image scaled by its largest.
   """
   if images.ndim == 3:
-    scaled = _scaled(images) if limit is None else images / (limit or 1.0)
-    colours = diverging(scaled)
-  else:
-    colours = np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
-  n, h, w = images.shape[:3]
+    from matplotlib import colormaps  # Here, as it takes half a second.
+
+    images = colormaps["RdBu_r"](0.5 + 0.5 * _scaled(images))[..., :3]
+  n, h, w, _ = images.shape
   rows = -(-n // columns)
-  out = np.full(
-    (rows * (h + pad) - pad, columns * (w + pad) - pad, 3), _GAP, np.uint8
-  )
-  for i, colour in enumerate(colours):
-    y, x = i // columns * (h + pad), i % columns * (w + pad)
-    out[y : y + h, x : x + w] = colour
-  return out
-
-
-def diverging(values: np.ndarray) -> np.ndarray:
-  """Numbers from -1 (blue) to 1 (red) as colours, uint8 `[..., 3]`."""
-  places = np.linspace(-1, 1, len(_DIVERGING))
-  channels = [np.interp(values, places, c) for c in _DIVERGING.T]
-  return np.round(np.stack(channels, axis=-1)).astype(np.uint8)
+  full = np.ones((rows * columns, h + 1, w + 1, 3))
+  full[:n, :h, :w] = images
+  full = full.reshape(rows, columns, h + 1, w + 1, 3).swapaxes(1, 2)
+  full = full.reshape(rows * (h + 1), columns * (w + 1), 3)[:-1, :-1]
+  return np.round(full * 255).astype(np.uint8)
 
 
 def _scaled(images: np.ndarray) -> np.ndarray:
   """Each by its largest absolute number."""
   largest = np.abs(images).max(axis=tuple(range(1, images.ndim)), keepdims=True)
   return images / np.where(largest > 0, largest, 1)
+
+
+def token_distances(grid: tuple[int, int], places: np.ndarray) -> np.ndarray:
+  """Between tokens in the image, float64 `[S, S]`, in patches."""
+  rows, columns = np.divmod(places, grid[1])
+  return np.hypot(rows[:, None] - rows, columns[:, None] - columns)
+
+
+def mixing_distances(
+  params: weights.Params, num_blocks: int, distance: np.ndarray
+) -> list[tuple[float, np.ndarray]]:
+  """How far token mixing reaches, for each block up to a pyramid's first step.
+
+  The counterpart of ViT's mean attention distance (arXiv 2010.11929, figure
+  7): the mean distance weighted by |W2 W1|, the token MLP without its GELU; and
+  that of each hidden unit, `[T]`, weighted by the map of rank 1 through it.
+  Grouped channels are taken together, untied MLPs averaged.
+  """
+  found = []
+  for i in range(num_blocks):
+    mlp: Any = params[f"MixerBlock_{i}"]["token_mixing"]
+    w1, w2 = (np.asarray(mlp[f"Dense_{k}"]["kernel"]) for k in (0, 1))
+    if w1.shape[-2] != w2.shape[-1]:
+      break  # From here on tokens have no place.
+    w1 = w1.reshape(-1, *w1.shape[-2:])
+    w2 = w2.reshape(-1, *w2.shape[-2:])
+    pairs = zip(w1, w2, strict=True)
+    both = [_mixing_distance(a, b, distance) for a, b in pairs]
+    wholes, units = zip(*both, strict=True)
+    found.append((float(np.mean(wholes)), np.concatenate(units)))
+  return found
+
+
+def _mixing_distance(
+  w1: np.ndarray, w2: np.ndarray, distance: np.ndarray
+) -> tuple[float, np.ndarray]:
+  """Of one MLP with weights `[G S, T]` and `[T, G S]`."""
+  s, t = len(distance), len(w2)
+  g = len(w1) // s
+  both = np.abs(w1 @ w2).reshape(g, s, g, s).sum((0, 2)).astype(np.float64)
+  into = np.abs(w1).reshape(g, s, t).sum(0, dtype=np.float64)
+  out = np.abs(w2).reshape(t, g, s).sum(1, dtype=np.float64)
+  units = _mean(((distance @ into).T * out).sum(1), into.sum(0) * out.sum(1))
+  # The mean over the tokens that are written, but those without weights.
+  whole = _mean((both * distance).sum(0), both.sum(0))
+  known = whole[np.isfinite(whole)]
+  return float(known.mean()) if known.size else math.nan, units
+
+
+def _mean(total: np.ndarray, weight: np.ndarray) -> np.ndarray:
+  """Quotients; NaN where there is no weight."""
+  return np.where(weight, total / np.where(weight, weight, 1), np.nan)
+
+
+def model_name(params: weights.Params) -> str:
+  """The model that weights are of, for people: "B/16", or its widths."""
+  try:
+    shape = dataclasses.asdict(weights.shape_of(params))
+  except UserError:
+    return "another model than the paper's"
+  for name in model.VARIANTS:
+    spec = dataclasses.asdict(model.parse_variant(name))
+    spec.pop("tokens_mlp_dim")  # It grows with the resolution.
+    if spec.items() <= shape.items():
+      return f"{name}, {shape['num_tokens']} tokens"
+  return (
+    "{num_blocks} blocks, C {hidden_dim}, T {tokens_mlp_dim}, F "
+    "{channels_mlp_dim}, patches of {patch_size} px, {num_tokens} tokens"
+  ).format(**shape)

@@ -18,7 +18,7 @@ from mixer.insight import kernels
 from mixer.report import thumbnails
 
 # Of each kind so many at most, side by side, and pixels between them.
-_MOST, _COLUMNS, _GAP = 64, 8, 1
+_MOST, _COLUMNS = 64, 8
 
 
 def gather(params: Any, mesh: Mesh) -> dict[str, Any]:
@@ -101,7 +101,8 @@ def figures(
       if not np.isfinite(mlp["kernel"]).all():
         raise UserError(f"units of block {block} are not finite.")
       grid = height // patch, width // patch
-      units = kernels.token_units(params, block, grid)
+      places = kernels.token_places(grid)
+      units = kernels.token_units(params, block, grid, places)
     except UserError as e:
       notes.append(f"Token-mixing weights that are not drawn: {e}")
       continue
@@ -137,7 +138,7 @@ def _some(shown: int, count: int, what: str) -> str:
 
 def _figure(title: str, caption: str, images: np.ndarray) -> dict[str, Any]:
   columns = min(_COLUMNS, len(images))
-  picture = kernels.montage(images, columns, _GAP)
+  picture = kernels.montage(images, columns)
   height, width = picture.shape[:2]
   return {
     "title": title,

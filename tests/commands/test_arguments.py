@@ -12,7 +12,7 @@ from mixer import resolution, run_flags, trained_flags
 from mixer.cluster import distributed
 from mixer.commands import arguments, export
 from mixer.exporting import stablehlo
-from mixer.insight import embedding, making
+from mixer.insight import activations, figures
 from mixer.prediction import formats
 from tests import conftest
 
@@ -92,8 +92,8 @@ def test_the_commands_are_listed(capsys, monkeypatch):
 
 
 def test_choices_are_what_there_is():
-  assert arguments.EMBEDDINGS == tuple(embedding.TITLES)
-  assert arguments.FIGURES == (*making.OF_WEIGHTS, *making.OF_IMAGES)
+  assert arguments.EMBEDDINGS == tuple(activations.METHODS)
+  assert arguments.FIGURES == tuple(figures.DRAW)
   assert arguments.FORMATS == formats.NAMES
   assert arguments.PLATFORMS == stablehlo.PLATFORMS
   assert tuple(arguments.TARGETS) == tuple(export._TARGETS)

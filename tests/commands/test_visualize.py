@@ -1,6 +1,7 @@
 """`python -m mixer visualize`, as a user calls it."""
 
 import re
+import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
@@ -9,14 +10,10 @@ from PIL import Image
 from configs import smoke
 from mixer import model as model_lib
 from mixer.commands import arguments, visualize
+from mixer.insight import kernels
 from tests import trained_files
 
 pytestmark = pytest.mark.usefixtures("untouched")
-
-
-@pytest.fixture(scope="module")
-def run(digits_run):
-  return digits_run
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +32,13 @@ def photos(tmp_path_factory):
 
 @pytest.fixture
 def command(tmp_path, capfd):
+  """Runs it; what it said, and the figures that are there."""
+
   def go(*words, code=0):
     out = tmp_path / "out"
     assert visualize.main([*map(str, words), "-o", str(out)]) == code
     said = capfd.readouterr()
-    names = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
+    names = sorted(p.name for p in out.iterdir())
     listed = re.findall(r"(?m)^  (\w+)\.png, \.svg +\S", said.out)
     both = [f"{name}.{end}" for name in listed for end in ("png", "svg")]
     assert names == sorted(both)
@@ -49,43 +48,37 @@ def command(tmp_path, capfd):
 
 
 @pytest.mark.slow
-def test_everything_from_a_run(run, command):
-  words = ["--examples=8", "--explain=2", "--smooth=2"]
-  said, files = command(run, *words, "--image_size=16x24")
-  assert files == [
-    "tokens_block0",
-    "tokens_block1",
-    "tokens",
-    "stem",
-    "distance",
-    "receptive_field",
-    "similarity",
-    "saliency",
-    "embedding_pca",
-  ]
+def test_everything_from_a_run(digits_run, command):
+  words = ["--examples=8", "--explain=2", "--smooth=2", "--image_size=16x24"]
+  said, files = command(digits_run, *words)
+  assert set(files) == {
+    *("tokens_block0", "tokens_block1", "embedding_pca"),
+    *set(arguments.FIGURES) - {"embedding"},
+  }
   assert "8 looked at" in said.out and not said.err
   assert "left out" not in said.out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "change, some",
+  "change, left_out",
   [
-    ({"model.token_mixing": "untied"}, {"similarity", "distance"}),
-    ({"data.permute": "patches"}, {"tokens", "receptive_field", "similarity"}),
-    ({"data.permute": "pixels"}, {"similarity", "saliency"}),
+    ({"model.token_mixing": "untied"}, {"tokens"}),
+    ({"model.token_groups": 2}, {"tokens"}),
+    ({"data.permute": "patches"}, set()),
+    ({"data.permute": "pixels"}, {"tokens", "distance", "receptive_field"}),
     (
       {
         "model.num_blocks": 3,
         "model.pyramid_blocks": [1],
         "model.pyramid_tokens": [4],
       },
-      {"tokens", "receptive_field", "saliency"},
+      {"tokens", "similarity"},
     ),
   ],
 )
-def test_whatever_can_be_made_of_other_models(
-  tmp_path, photos, command, change, some
+def test_what_can_be_made_of_other_models(
+  tmp_path, photos, command, change, left_out
 ):
   config = smoke.get_config()
   with config.unlocked():
@@ -93,68 +86,65 @@ def test_whatever_can_be_made_of_other_models(
   trained_files.save(tmp_path / "run", config)
   words = [photos, "--explain=1", "--smooth=1"]
   said, files = command(tmp_path / "run", *words, code=1)
-  assert some < set(files) and "left out: " in said.out
-
-
-def test_images_of_the_command_line(run, photos, command):
-  said, files = command(
-    "--checkpoint", run, "--figures=embedding,similarity", photos, code=1
+  found = re.findall(r"(?m)^left out: ([\w, ]+): ", said.out)
+  assert {name for line in found for name in line.split(", ")} == left_out
+  kinds = {name.removesuffix("_pca") for name in files}
+  assert kinds >= set(arguments.FIGURES) - left_out
+  # Of a pyramid what comes before its first step.
+  assert ("tokens_block0" in files) == ("tokens" in files)
+  assert ("tokens" in files) == (
+    "model.num_blocks" in change or "tokens" not in left_out
   )
-  assert files == ["embedding_pca", "similarity"]
+
+
+def test_files_are_sharp_and_repeat(digits_run, photos, tmp_path, command):
+  words = [digits_run, "--figures=stem,embedding", photos]
+  said, files = command(*words, code=1)
+  assert files == ["stem", "embedding_pca"]
   assert "6 looked at" in said.out
   (line,) = said.err.splitlines()
   assert line.startswith("error: ") and "dogs/broken.jpg" in line
-
-
-def test_weights_without_images(tmp_path, command):
-  trained_files.npz(tmp_path / "some.npz", 3)
-  said, files = command(tmp_path / "some.npz")
-  assert files == [
-    "tokens_block0",
-    "tokens_block1",
-    "tokens",
-    "stem",
-    "distance",
-  ]
-  assert said.out.splitlines()[-1] == (
-    "left out: receptive_field, similarity, saliency, embedding: it needs "
-    "images: name some with --images."
+  folder = tmp_path / "out"
+  before = {path: path.read_bytes() for path in folder.iterdir()}
+  command(*words, code=1)
+  assert before == {path: path.read_bytes() for path in folder.iterdir()}
+  ET.fromstring(before[folder / "stem.svg"])
+  # Every weight is a square of pixels, all as large.
+  drawn = np.asarray(Image.open(folder / "stem.png").convert("RGB"))
+  params = visualize.trained.load(str(digits_run)).params
+  picture = kernels.montage(kernels.stem_kernels(params), 8)
+  zoom = min(1800 // picture.shape[1], 110 // 5)
+  large = picture.repeat(zoom, 0).repeat(zoom, 1)
+  height, width = large.shape[:2]
+  assert any(
+    np.array_equal(drawn[y : y + height, x : x + width], large)
+    for y, x in np.argwhere((drawn == large[0, 0]).all(-1))[:50]
   )
 
 
-def test_few_images_and_no_head(tmp_path, photos, command):
+def test_weights_alone_few_images_and_no_head(tmp_path, photos, command):
   trained_files.npz(tmp_path / "body.npz", 0)
-  said, files = command(
-    tmp_path / "body.npz",
-    "--images",
-    photos / "cats" / "0.png",
-    "--figures=saliency,similarity,embedding,stem",
-  )
+  one = ["--images", photos / "cats" / "0.png"]
+  kinds = "--figures=stem,saliency,similarity,embedding"
+  said, files = command(tmp_path / "body.npz", *one, kinds)
   assert files == ["stem"]
   assert "saliency: the checkpoint has no head" in said.out
   assert "similarity: it needs at least 4 images, and there is 1" in said.out
   assert "embedding: it needs at least 5 images" in said.out
+  said, files = command(tmp_path / "body.npz", "--figures=stem,saliency")
+  assert said.out.splitlines()[-1] == (
+    "left out: saliency: it needs images: name some with --images."
+  )
 
 
-def test_other_token_mixings_say_what_cannot_be(tmp_path, command):
-  config = smoke.get_config()
-  config.model.token_groups = 2
-  trained_files.save(tmp_path / "run", config)
-  said, files = command(tmp_path / "run", "--figures=tokens,distance")
-  assert files == ["distance"]
-  assert "left out: tokens: units of block 0 take in 32 numbers" in said.out
-
-
-def test_nothing_to_show(run, tmp_path, command):
-  (tmp_path / "empty").mkdir()
+def test_nothing_to_show(digits_run, tmp_path, command):
+  (tmp_path / "bad.png").write_bytes(b"")
   said, _ = command(
-    run, "--images", tmp_path / "empty", "--figures=saliency", code=1
+    digits_run, "--images", tmp_path / "bad.png", "--figures=saliency", code=1
   )
-  assert f"error: {tmp_path}/empty: there is no image in it." in said.err
-  assert "saliency: none of the images could be read." in said.out
-  assert said.err.splitlines()[-1] == (
-    "error: no figure could be made; see above."
-  )
+  assert "saliency: none of the images can be read." in said.out
+  last = said.err.splitlines()[-1]
+  assert last == "error: no figure could be made; see above."
 
 
 def test_a_data_set_that_is_not_there(tmp_path, command):
@@ -169,29 +159,23 @@ def test_a_data_set_that_is_not_there(tmp_path, command):
   )
 
 
-@pytest.mark.parametrize("place", ["file", "file/below"])
-def test_a_file_in_the_way_is_told_first(tmp_path, capfd, monkeypatch, place):
+def test_mistakes_are_told_first(tmp_path, capfd, monkeypatch):
   (tmp_path / "file").write_text("mine")
   monkeypatch.setattr(model_lib, "from_config", None)  # Nothing is loaded.
-  out = str(tmp_path / place)
-  assert visualize.main(["nowhere", "-o", out]) == 1
-  assert "a file is in the way" in capfd.readouterr().err
-  assert (tmp_path / "file").read_text() == "mine"
-
-
-@pytest.mark.parametrize(
-  "words, sentence",
-  [
+  assert visualize.main(["nowhere", "-o", str(tmp_path / "file")]) == 1
+  assert "can't be written" in capfd.readouterr().err
+  monkeypatch.setattr(visualize.importlib.util, "find_spec", lambda name: None)
+  assert visualize.main(["x", "-o", str(tmp_path), "--embedding=umap"]) == 1
+  assert "python -m pip install umap-learn" in capfd.readouterr().err
+  for words, sentence in (
     (["-o", "out"], "the checkpoint is missing"),
     (["run"], "required: -o"),
     (["run", "-o", "out", "--figures=tokens,heads"], "'heads' is none of"),
     (["run", "-o", "out", "--examples=0"], "no whole number above 0"),
-  ],
-)
-def test_words_that_make_no_sense(words, sentence, capfd):
-  with pytest.raises(SystemExit):
-    visualize.main(words)
-  assert sentence in capfd.readouterr().err
+  ):
+    with pytest.raises(SystemExit):
+      visualize.main(words)
+    assert sentence in capfd.readouterr().err
 
 
 def test_the_checkpoint_is_a_flag_or_the_first_word():
@@ -199,7 +183,6 @@ def test_the_checkpoint_is_a_flag_or_the_first_word():
     ["run", "-o", "out", "a.jpg", "b"],
     ["run", "--images", "a.jpg", "b", "-o", "out"],
     ["--checkpoint=run", "-o", "out", "a.jpg", "b"],
-    ["a.jpg", "--checkpoint=run", "-o", "out", "b"],
   ):
     args = arguments.visualize(words)
     assert (args.checkpoint, args.images) == ("run", ["a.jpg", "b"])

@@ -67,7 +67,7 @@ def test_figures(config):
   assert [f["title"] for f in got["tokens"]] == [
     f"Token mixing, block {i}" for i in (0, 2, 4)
   ]
-  units = kernels.token_units(params, 2, (4, 4))
+  units = kernels.token_units(params, 2, (4, 4), np.arange(16))
   found = tiles(got["tokens"][1], 4)
   assert len(found) == 6
   for tile, unit in zip(found, units, strict=True):
@@ -85,9 +85,9 @@ def test_no_more_than_64(config):
   assert len(tiles(got["stem"], 4)) == 64
   figure = got["tokens"][0]
   assert "64 of 132 hidden units" in figure["caption"]
-  units = kernels.token_units(params, 0, (4, 4))
+  units = kernels.token_units(params, 0, (4, 4), np.arange(16))
   found = tiles(figure, 4)
-  all_of_them = kernels.montage(units, 132, 1)
+  all_of_them = kernels.montage(units, 132)
   places = []
   for tile in found:
     (place,) = [
@@ -107,7 +107,7 @@ def test_no_more_than_64(config):
     (
       {"pyramid": ((1, 4),)},
       {"pyramid_blocks": (1,), "pyramid_tokens": (4,)},
-      "units of block 2 take in 4 numbers",
+      "units of block 2 read 4 numbers",
     ),
   ],
 )
