@@ -1,5 +1,6 @@
 """train.py as a user meets it: what it writes, how it ends, how it goes on."""
 
+import dataclasses
 import json
 import os
 import re
@@ -16,7 +17,8 @@ import input_pipeline
 import train
 from mixer import checkpoints, metrics, stop, trained
 from mixer import workdir as workdir_lib
-from mixer.datasets import prepared, stored
+from mixer.datasets import split as split_lib
+from mixer.datasets import stored
 from mixer.errors import UserError
 from tests import conftest
 
@@ -309,26 +311,26 @@ def test_nan_stops_at_its_step_and_keeps_the_last_good_checkpoint(
 def test_a_damaged_record_stops_training_and_loses_nothing(
   smoke_config, tmp_path, monkeypatch
 ):
-  real = prepared.open_source
-  good, names, _ = real("digits", "train", smoke_config.data.data_dir)
+  real = split_lib.open_split
+  good = real("digits", "train", smoke_config.data.data_dir)
 
   class Damaged:
     def __len__(self):
       return len(good)
 
     def __getitems__(self, indices):
-      records = good.__getitems__(indices)
+      records = good.source.__getitems__(indices)
       for i, record in zip(indices, records, strict=True):
         if i == 77:
           record["image"] = record["image"][:40]
       return records
 
-  def open_source(name, split, data_dir):
+  def open_split(name, split, data_dir):
     if split == "train":
-      return Damaged(), names, {}
+      return dataclasses.replace(good, source=Damaged())
     return real(name, split, data_dir)
 
-  monkeypatch.setattr(prepared, "open_source", open_source)
+  monkeypatch.setattr(split_lib, "open_split", open_split)
   with pytest.raises(UserError, match="split train, record 77 can't be dec"):
     train.train(smoke_config, tmp_path / "run")
   step = checkpoints.locate(str(tmp_path / "run"))[1]

@@ -33,7 +33,7 @@ from absl import app, flags
 import input_pipeline
 from mixer import config as config_lib
 from mixer import durations, validation
-from mixer.datasets import catalog, locate, sizes
+from mixer.datasets import catalog, locate
 from mixer.errors import UserError
 from mixer.planning import compiling, formulas, hardware, plan_report
 
@@ -67,7 +67,7 @@ def data_size(
   if name in catalog.SHIPPED or not locate.versions(
     locate.resolve_data_dir(d.data_dir), d.name
   ):
-    found, source = sizes.find(name, d.train_split), "as published"
+    found, source = catalog.size(name, d.train_split), "as published"
   else:
     split = input_pipeline.open_splits(config)[0]
     found, source = (len(split), len(split.class_names)), "as prepared"

@@ -39,7 +39,7 @@ _RECIPES = {
 
 def _prepare(args: argparse.Namespace) -> None:
   """Prepares it, and says what is there then."""
-  from mixer.datasets import catalog, locate, prepared, vtab
+  from mixer.datasets import catalog, locate, shipped, vtab
 
   root = locate.resolve_data_dir(args.data_dir)
   if args.set.startswith(vtab.PREFIX):
@@ -56,7 +56,7 @@ def _prepare(args: argparse.Namespace) -> None:
   if base in catalog.SHIPPED:
     if base != args.set:
       raise UserError(f"data set {base} comes in one form; name it {base}.")
-    prepared.shipped(args.set, root)
+    shipped.folder(args.set, root)
   elif stored and "array_record" in stored.formats:
     print(
       f"data set {args.set} was prepared before; nothing is to be done"
@@ -240,7 +240,7 @@ def _own(args: argparse.Namespace, root: pathlib.Path) -> str:
   base = locate.split_name(name)[0]
   return (
     base
-    if locate.configs(root / base) in ((), (name[len(base) + 1 :],))
+    if {*locate.by_config(root / base)} <= {"", name[len(base) + 1 :]}
     else name
   )
 

@@ -13,12 +13,11 @@ import importlib.util
 import shlex
 from collections.abc import Sequence
 
-# Built from what the installed packages contain, without a network:
-# data set -> (module, class, its version).
-SHIPPED = {
-  "digits": ("mixer.datasets.digits", "Digits", "1.0.0"),
-  "glyphs": ("mixer.datasets.glyphs", "Glyphs", "1.0.0"),
-}
+from mixer.datasets import expression
+from mixer.errors import UserError
+
+# Made of what the installed packages contain, without a network.
+SHIPPED = ("digits", "glyphs")
 
 # Builders of images that the user has: name -> (module, class).
 OWN = {
@@ -59,28 +58,16 @@ PACKAGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """One data set.
+  """A data set that `prepare` knows by name."""
 
-  Attributes:
-    name: TFDS's, or ours.
-    what: for a person.
-    by_hand: what --source has to name; "" if TFDS fetches everything.
-    where: that is had.
-    files: that the folder of --source must have.
-    downloads: bytes that TFDS fetches for the config it takes by default,
-      by its own list of checksums.
-    needs: modules, beside ours, that TFDS's builder imports.
-    labelled: has a label an image, as mixer's training wants it.
-  """
-
-  name: str
+  name: str  # TFDS's, or ours.
   what: str
-  by_hand: str = ""
-  where: str = ""
-  files: tuple[str, ...] = ()
-  downloads: int = 0
-  needs: tuple[str, ...] = ("tensorflow",)
-  labelled: bool = True
+  by_hand: str = ""  # What --source has to name; "" if TFDS fetches all.
+  where: str = ""  # That can be had.
+  files: tuple[str, ...] = ()  # That the folder of --source must have.
+  downloads: int = 0  # Bytes that TFDS fetches, by its own checksums.
+  needs: tuple[str, ...] = ("tensorflow",)  # Modules that TFDS's builder needs.
+  labelled: bool = True  # Whether it has one label an image.
 
 
 _ILSVRC = "image-net.org/download-images, with an account"
@@ -148,48 +135,6 @@ ENTRIES = {
       downloads=11_594_722,
     ),
     Entry(
-      "cifar10", "60,000 images 32 x 32, 10 classes", downloads=170_052_171
-    ),
-    Entry(
-      "cifar100",
-      "60,000 images 32 x 32, 100 classes (VTAB)",
-      downloads=168_513_733,
-    ),
-    Entry(
-      "oxford_iiit_pet",
-      "Oxford pets, 37 breeds (VTAB)",
-      downloads=811_092_049,
-    ),
-    Entry(
-      "oxford_flowers102",
-      "Oxford flowers, 102 classes (VTAB)",
-      downloads=344_878_000,
-    ),
-    Entry("caltech101", "objects, 102 classes (VTAB)", downloads=137_414_764),
-    Entry("dtd", "textures, 47 classes (VTAB)", downloads=625_239_812),
-    Entry(
-      "sun397",
-      "scenes, 397 classes (VTAB)",
-      downloads=39_095_590_629,
-      needs=("tensorflow", "cv2"),
-    ),
-    Entry(
-      "svhn_cropped",
-      "house numbers 32 x 32, 10 classes (VTAB)",
-      downloads=1_575_594_780,
-    ),
-    Entry(
-      "patch_camelyon",
-      "lymph node sections 96 x 96, 2 classes (VTAB)",
-      downloads=8_028_222_167,
-      needs=("tensorflow", "h5py"),
-    ),
-    Entry(
-      "eurosat",
-      "satellite images 64 x 64, 10 classes (VTAB)",
-      downloads=94_280_567,
-    ),
-    Entry(
       "resisc45",
       "aerial images, 45 classes (VTAB)",
       "a folder with NWPU-RESISC45/, unpacked from its .rar",
@@ -204,37 +149,84 @@ ENTRIES = {
       ("train", "test", "sample", "trainLabels.csv"),
       1_181_257,
     ),
-    Entry(
-      "clevr",
-      "rendered objects, for VTAB's count and distance",
-      downloads=19_021_600_724,
-      labelled=False,
-    ),
-    Entry(
-      "dmlab", "frames of a game, 6 classes (VTAB)", downloads=3_017_022_789
-    ),
-    Entry(
-      "dsprites",
-      "rendered shapes 64 x 64, for VTAB's location and orientation",
-      downloads=28_024_106,
-      needs=("tensorflow", "h5py"),
-      labelled=False,
-    ),
-    Entry(
-      "smallnorb",
-      "toys 96 x 96, for VTAB's azimuth and elevation",
-      downloads=262_778_180,
-      labelled=False,
-    ),
-    Entry(
-      "kitti",
-      "street scenes, for VTAB's distance of the nearest car",
-      downloads=12_575_610_564,
-      needs=("tensorflow", "cv2"),
-      labelled=False,
-    ),
   )
 }
+# Those that TFDS downloads: what they are, and how many bytes.
+_DOWNLOADED = {
+  "cifar10": ("60,000 images 32 x 32, 10 classes", 170_052_171),
+  "cifar100": ("60,000 images 32 x 32, 100 classes (VTAB)", 168_513_733),
+  "oxford_iiit_pet": ("Oxford pets, 37 breeds (VTAB)", 811_092_049),
+  "oxford_flowers102": ("Oxford flowers, 102 classes (VTAB)", 344_878_000),
+  "caltech101": ("objects, 102 classes (VTAB)", 137_414_764),
+  "dtd": ("textures, 47 classes (VTAB)", 625_239_812),
+  "sun397": ("scenes, 397 classes (VTAB)", 39_095_590_629),
+  "svhn_cropped": ("house numbers 32 x 32, 10 classes (VTAB)", 1_575_594_780),
+  "patch_camelyon": (
+    "lymph node sections 96 x 96, 2 classes (VTAB)",
+    8_028_222_167,
+  ),
+  "eurosat": ("satellite images 64 x 64, 10 classes (VTAB)", 94_280_567),
+  "clevr": ("rendered objects, for VTAB's count, distance", 19_021_600_724),
+  "dmlab": ("frames of a game, 6 classes (VTAB)", 3_017_022_789),
+  "dsprites": ("shapes 64 x 64, for VTAB's place, orientation", 28_024_106),
+  "smallnorb": ("toys 96 x 96, for VTAB's azimuth, elevation", 262_778_180),
+  "kitti": ("streets, for VTAB's distance of a vehicle", 12_575_610_564),
+}
+_ALSO_NEEDS = {
+  "cv2": ("sun397", "kitti"),
+  "h5py": ("patch_camelyon", "dsprites"),
+}
+_NO_LABEL = ("clevr", "dsprites", "smallnorb", "kitti")
+ENTRIES |= {
+  name: Entry(
+    name,
+    what,
+    downloads=size,
+    needs=("tensorflow", *(m for m in _ALSO_NEEDS if name in _ALSO_NEEDS[m])),
+    labelled=name not in _NO_LABEL,
+  )
+  for name, (what, size) in _DOWNLOADED.items()
+}
+
+# name -> (classes, examples of each split), for plans made where a set isn't
+# prepared. ImageNet-21k: the release of winter 2021, with the splits of our
+# builder; 21K-P: its authors' counts (arXiv 2104.10972); JFT-300M: arXiv
+# 2010.11929; the others: their own pages, as TFDS has them.
+SIZES = {
+  "imagenet21k": (
+    19_167,
+    {"train": 13_153_500 - 51_200, "validation": 25_600, "test": 25_600},
+  ),
+  "imagenet21k_p": (10_450, {"train": 11_060_223, "validation": 522_500}),
+  "imagenet2012": (1_000, {"train": 1_281_167, "validation": 50_000}),
+  "jft_300m": (18_291, {"train": 300_000_000}),
+  "cifar10": (10, {"train": 50_000, "test": 10_000}),
+  "cifar100": (100, {"train": 50_000, "test": 10_000}),
+  "oxford_iiit_pet": (37, {"train": 3_680, "test": 3_669}),
+  "oxford_flowers102": (
+    102,
+    {"train": 1_020, "validation": 1_020, "test": 6_149},
+  ),
+  "mnist": (10, {"train": 60_000, "test": 10_000}),
+  "fashion_mnist": (10, {"train": 60_000, "test": 10_000}),
+  "digits": (10, {"train": 1_400, "test": 397}),
+  "glyphs": (102, {"train": 36_720, "test": 4_080}),
+}
+
+
+def size(name: str, split: str) -> tuple[int, int] | None:
+  """(examples, classes) of a split expression; None for an unknown set."""
+  if name not in SIZES:
+    return None
+  classes, splits = SIZES[name]
+  try:
+    parts = expression.parts(split, {k: [n] for k, n in splits.items()})
+  except ValueError as e:
+    raise UserError(
+      f"the size of {name}'s split {split!r} isn't known here ({e}); there are "
+      f"{', '.join(splits)}. Give it by --examples=N."
+    ) from e
+  return sum(stop - start for _, start, stop in parts), classes
 
 
 def base_name(name: str) -> str:
@@ -256,13 +248,11 @@ def known(name: str) -> bool:
 
 
 def near(name: str) -> list[str]:
-  """Names like one that isn't known, nearest first."""
-  # The sets of the recipes and papers come before TFDS's hundreds.
-  found = difflib.get_close_matches(base_name(name), ENTRIES, n=3, cutoff=0.7)
-  more = difflib.get_close_matches(
-    base_name(name), sorted(tfds_names()), n=3, cutoff=0.7
-  )
-  return list(dict.fromkeys(found + more))[:3]
+  """Names like one that isn't known, the recipes' and papers' sets first."""
+  found = []
+  for names in (ENTRIES, sorted(tfds_names())):
+    found += difflib.get_close_matches(base_name(name), names, 3, 0.7)
+  return list(dict.fromkeys(found))[:3]
 
 
 def missing(needs: Sequence[str]) -> list[str]:
@@ -270,14 +260,19 @@ def missing(needs: Sequence[str]) -> list[str]:
   return [m for m in needs if importlib.util.find_spec(m) is None]
 
 
-def command(name: str, *flags: str, data_dir: str = "") -> str:
-  """A command line of `mixer prepare`.
+def requirement(modules: Sequence[str]) -> str:
+  """What to install for modules that are missing, for a sentence."""
+  parts = []
+  if "tensorflow" in modules:
+    parts.append(f"TensorFlow, for preparing only ({TENSORFLOW})")
+  others = [PACKAGES.get(m, m) for m in modules if m != "tensorflow"]
+  if others:
+    parts.append(f"also `pip install {' '.join(others)}`")
+  return " and ".join(parts)
 
-  Args:
-    name: with config and version, if any.
-    *flags: as they are.
-    data_dir: as the user gave it, "" for the default.
-  """
+
+def command(name: str, *flags: str, data_dir: str = "") -> str:
+  """A command line of `prepare`; `data_dir` as the user gave it."""
   words = ["python", "-m", "mixer", "prepare", shlex.quote(name), *flags]
   if data_dir:
     words.append(f"--data_dir={shlex.quote(data_dir)}")
@@ -285,10 +280,11 @@ def command(name: str, *flags: str, data_dir: str = "") -> str:
 
 
 def how_to(name: str, data_dir: str = "") -> str:
-  """The sentences about how a set that isn't prepared is had."""
-  entry = ENTRIES.get(base_name(name))
+  """The sentences about how a set that isn't prepared can be had."""
+  base = base_name(name)
+  entry = ENTRIES.get(base)
   flags = ["--source=PATH"] if entry and entry.by_hand else []
-  if base_name(name) == "folder":
+  if base == "folder":
     flags.insert(0, "--name=MY_SET")
   run = command(name, *flags, data_dir=data_dir)
   if entry:
@@ -302,22 +298,11 @@ def how_to(name: str, data_dir: str = "") -> str:
     return text + "."
   if known(name):
     return f"`{run}` prepares it, by TFDS's own builder."
-  close = near(name)
-  own = f"--name={shlex.quote(base_name(name))}"
-  run = command("folder", own, "--source=PATH", data_dir=data_dir)
+  close = " or ".join(near(name))
+  flags = [f"--name={shlex.quote(base)}", "--source=PATH"]
   return (
     "TFDS has no builder of that name. "
-    + (f"Did you mean {' or '.join(close)}? " if close else "")
-    + f"If it is of your own images, in one folder a class: `{run}`."
+    + (f"Did you mean {close}? " if close else "")
+    + "If it is of your own images, in one folder a class: "
+    + f"`{command('folder', *flags, data_dir=data_dir)}`."
   )
-
-
-def requirement(modules: Sequence[str]) -> str:
-  """What to install for modules that are missing, for a sentence."""
-  parts = []
-  if "tensorflow" in modules:
-    parts.append(f"TensorFlow, for preparing only ({TENSORFLOW})")
-  others = [PACKAGES.get(m, m) for m in modules if m != "tensorflow"]
-  if others:
-    parts.append(f"also `pip install {' '.join(others)}`")
-  return " and ".join(parts)

@@ -1,29 +1,29 @@
-"""The TFDS data set `glyphs`: characters from the fonts matplotlib ships.
+"""The data set `glyphs`: characters from the fonts that matplotlib ships.
 
 It plays ImageNet-21k's part where nothing can be downloaded: some 40,000
 images in about a hundred classes, drawn in seconds, to pre-train a small model
 on before it is fine-tuned on `digits`. Its `test` images come from font files
 that no `train` image has seen.
 
-Image k of a class depends on (seed, class, font, k) and on nothing else; its
-bytes may differ between versions of Pillow and FreeType.
+Image k of a class depends on (class, font, k) and on nothing else; its bytes
+may differ between versions of Pillow and FreeType. Every character is fitted to
+the frame, as the handwritten digits are, so that shape alone tells the classes
+apart: neither size nor height above the baseline does.
 """
 
+import functools
 import io
 import os
 import string
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
-from mixer import errors, progress
-from mixer.datasets import glyph_render, tfds_info
+from mixer import errors
 
-SEED = 0
-TRAIN_PER_CLASS = 360
-TEST_PER_CLASS = 40
+SIZE = 32
+PER_CLASS = {"train": 360, "test": 40}
 
 # Every class, with the characters it is drawn from. Each character is fitted
 # to the frame, so those that differ in size or height alone are one class
@@ -134,8 +134,24 @@ TEST_FONTS = (
 )
 
 
+# Ink is drawn and warped on a canvas twice as large, then averaged down: that
+# is the antialiasing, and it hides the warp's own resampling.
+_CANVAS = 2 * SIZE
+# Pixels an em: capitals come out about as tall as the canvas, so the warp
+# neither magnifies much (blurred edges) nor shrinks much (aliasing).
+_EM = 80
+_MAX_STROKE = 4
+_MAX_BLUR = 1.6  # Pixels of the result; the digits' own is about 2.
+_BEND = 0.03  # Standard deviation of the grid's points, of the frame's side.
+_MARGIN = 2
+# Of the bounding box, as much as fattening may ink: beyond, eyes and gaps of
+# bold letters close. (Sticks have more to begin with, and nothing to close.)
+_MAX_COVER = 0.7
+_TICKS = np.linspace(-_CANVAS / 2, _CANVAS / 2, 3)
+
+
 def font_directory() -> str:
-  """Returns the folder of matplotlib's TrueType files.
+  """The folder of matplotlib's TrueType files.
 
   Raises:
     UserError: matplotlib is absent, or its fonts are not those we know.
@@ -148,11 +164,8 @@ def font_directory() -> str:
       "and matplotlib is not installed. Run `pip install matplotlib`."
     ) from e
   folder = os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
-  missing = [
-    font
-    for font in FONTS
-    if not os.path.isfile(os.path.join(folder, f"{font}.ttf"))
-  ]
+  files = {*os.listdir(folder)} if os.path.isdir(folder) else set()
+  missing = [font for font in FONTS if f"{font}.ttf" not in files]
   if missing:
     raise errors.UserError(
       f"The data set `glyphs` needs the fonts {', '.join(missing)}, which "
@@ -163,112 +176,128 @@ def font_directory() -> str:
   return folder
 
 
-def fonts_of(name: str, split: str) -> list[str]:
-  """Returns the split's fonts that draw the class, in the table's order."""
-  return [
+def images(split: str, name: str) -> Iterator[bytes]:
+  """The images of a class: gray PNGs of 32 x 32 pixels, light ink on black.
+
+  Fonts take turns, and so do each font's characters of the class: every font
+  has the same share of a class, to within one image.
+  """
+  folder = font_directory()
+  fonts = [
     font
     for font, trusted in FONTS.items()
     if (font in TEST_FONTS) == (split == "test")
     and not trusted.isdisjoint(CLASSES[name])
   ]
+  for k in range(PER_CLASS[split]):
+    turn, which = divmod(k, len(fonts))
+    font = fonts[which]
+    chars = [char for char in CLASSES[name] if char in FONTS[font]]
+    # Positions in the tables, which the data set's version thus covers.
+    rng = np.random.default_rng(
+      [0, list(CLASSES).index(name), list(FONTS).index(font), k]
+    )
+    path = os.path.join(folder, f"{font}.ttf")
+    encoded = io.BytesIO()
+    render(path, chars[turn % len(chars)], rng).save(encoded, "PNG")
+    yield encoded.getvalue()
 
 
-def source(name: str, split: str, k: int) -> tuple[str, str]:
-  """Returns the (font, character) from which a class's image `k` is drawn.
-
-  Fonts take turns, and so do each font's characters of the class: every font
-  has the same share of a class, to within one image.
-  """
-  fonts = fonts_of(name, split)
-  turn, which = divmod(k, len(fonts))
-  font = fonts[which]
-  chars = [char for char in CLASSES[name] if char in FONTS[font]]
-  return font, chars[turn % len(chars)]
+@functools.lru_cache(maxsize=64)
+def _font(path: str) -> ImageFont.FreeTypeFont:
+  # Basic layout: Raqm, where Pillow has it, may substitute glyphs.
+  return ImageFont.truetype(path, _EM, layout_engine=ImageFont.Layout.BASIC)
 
 
-def draw(folder: str, name: str, split: str, k: int, seed: int = SEED) -> bytes:
-  """Draws image `k` of a class.
+@functools.lru_cache(maxsize=4096)
+def ink(path: str, char: str, stroke: int = 0) -> tuple[Image.Image, float]:
+  """The ink of a character, cropped to it, and the share that it covers.
 
   Args:
-    folder: where the TrueType files lie.
-    name: a key of `CLASSES`.
-    split: "train" or "test".
-    k: number of the image within its class and split.
-    seed: another seed draws another set.
+    path: a TrueType file.
+    char: the character; the caller vouches that the font has it.
+    stroke: pixels, of an em of 80, by which the outline is fattened.
 
   Returns:
-    A gray PNG of 32 x 32 pixels, light ink on black.
+    A gray image, ink 255; 0 x 0 pixels where the glyph is blank.
   """
-  font, char = source(name, split, k)
-  # Positions in the tables, which the data set's version thus covers.
-  rng = np.random.default_rng(
-    [seed, list(CLASSES).index(name), list(FONTS).index(font), k]
+  image = Image.new("L", (3 * _EM, 3 * _EM))
+  ImageDraw.Draw(image).text(
+    (_EM, _EM), char, fill=255, font=_font(path), stroke_width=stroke
   )
-  image = glyph_render.render(os.path.join(folder, f"{font}.ttf"), char, rng)
-  encoded = io.BytesIO()
-  image.save(encoded, "PNG")
-  return encoded.getvalue()
+  image = image.crop(image.getbbox() or (0, 0, 0, 0))
+  return image, float(np.asarray(image).mean()) / 255 if image.width else 0.0
 
 
-class Glyphs(tfds.core.GeneratorBasedBuilder):
-  """TFDS builder of `glyphs`; prepares as ArrayRecord without TensorFlow."""
+@functools.lru_cache(maxsize=4096)
+def _fattened(path: str, char: str, stroke: int) -> Image.Image:
+  """The ink with a margin, fattened by `stroke`, or by less to stay legible."""
+  if ink(path, char)[1] <= _MAX_COVER:
+    while stroke and ink(path, char, stroke)[1] > _MAX_COVER:
+      stroke -= 1
+  # The warp reads nothing beyond the border: let ink fade out before it.
+  return ImageOps.expand(ink(path, char, stroke)[0], _MARGIN)
 
-  VERSION = tfds.core.Version("1.0.0")
 
-  def _info(self) -> tfds.core.DatasetInfo:
-    return tfds_info.LocalInfo(
-      builder=self,
-      description=(
-        "Digits, letters (Latin, Greek, Cyrillic) and punctuation, drawn in "
-        "light ink on black from the DejaVu, STIX and Computer Modern fonts "
-        "that matplotlib ships, with random rotation, shear, scale, position, "
-        "bend, stroke width, blur and contrast. Look-alikes share a class. "
-        "The test images come from held-out font files."
+def render(path: str, char: str, rng: np.random.Generator) -> Image.Image:
+  """Draws a varied glyph: light ink on black, a gray image of 32 x 32 pixels.
+
+  Rotation, shear, aspect, size, position, a smooth bend, stroke width, blur
+  and contrast all come from `rng`, and from nothing else.
+  """
+  # Thin is commoner than fat: at 16 pixels fat letters run together.
+  stroke = round(_MAX_STROKE * rng.uniform() ** 1.5)
+  glyph = _fattened(path, char, stroke)
+  grid = _source_grid(glyph.size, rng).tolist()
+  half = _CANVAS // 2
+  mesh = [
+    (
+      (half * x, half * y, half * (x + 1), half * (y + 1)),
+      # Pillow wants top left, bottom left, bottom right, top right.
+      (
+        *(*grid[y][x], *grid[y + 1][x]),
+        *(*grid[y + 1][x + 1], *grid[y][x + 1]),
       ),
-      features=tfds.features.FeaturesDict(
-        {
-          "image": tfds.features.Image(
-            shape=(glyph_render.SIZE, glyph_render.SIZE, 1),
-            encoding_format="png",
-          ),
-          "label": tfds.features.ClassLabel(names=list(CLASSES)),
-        }
-      ),
-      supervised_keys=("image", "label"),
-      homepage="https://matplotlib.org/stable/users/explain/text/fonts.html",
-      citation=_CITATION,
     )
-
-  def _split_generators(
-    self, dl_manager: tfds.download.DownloadManager
-  ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-    del dl_manager  # Nothing is downloaded.
-    folder = font_directory()
-    return {
-      "train": self._generate_examples(folder, "train", TRAIN_PER_CLASS),
-      "test": self._generate_examples(folder, "test", TEST_PER_CLASS),
-    }
-
-  def _generate_examples(
-    self, folder: str, split: str, per_class: int
-  ) -> Iterator[tuple[int, dict[str, Any]]]:
-    # An open file, not an array: TFDS stores its bytes as they are, and needs
-    # no TensorFlow to encode them.
-    for label, name in enumerate(progress.track(CLASSES, f"glyphs, {split}")):
-      for k in range(per_class):
-        encoded = draw(folder, name, split, k)
-        yield (
-          label * per_class + k,
-          {"image": io.BytesIO(encoded), "label": label},
-        )
+    for y in (0, 1)
+    for x in (0, 1)
+  ]
+  canvas = glyph.transform(
+    (_CANVAS, _CANVAS), Image.Transform.MESH, mesh, Image.Resampling.BILINEAR
+  )
+  image = canvas.reduce(_CANVAS // SIZE)
+  image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.0, _MAX_BLUR)))
+  # Blur dims thin strokes: bring the brightest pixel to the ink's level.
+  pixels = np.asarray(image)
+  gain = rng.uniform(150.0, 255.0) / max(int(pixels.max()), 1)
+  table = np.minimum(np.rint(gain * np.arange(256)), 255).astype(np.uint8)
+  return Image.fromarray(table[pixels])
 
 
-_CITATION = """@article{hunter2007matplotlib,
-  title = {Matplotlib: A 2D Graphics Environment},
-  author = {Hunter, John D.},
-  journal = {Computing in Science \\& Engineering},
-  volume = {9},
-  number = {3},
-  pages = {90--95},
-  year = {2007},
-}"""
+def _source_grid(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+  """Maps a 3 x 3 grid on the canvas to positions in the glyph.
+
+  Args:
+    size: the glyph's (width, height), margins included.
+    rng: consumed.
+
+  Returns:
+    [3, 3, 2] array, rows, columns, (x, y) in glyph pixels.
+  """
+  angle = np.deg2rad(rng.uniform(-14.0, 14.0))
+  shear = rng.uniform(-0.25, 0.25)
+  aspect = np.exp(rng.uniform(-0.2, 0.2))
+  cos, sin = np.cos(angle), np.sin(angle)
+  forward = (
+    np.array([[cos, -sin], [sin, cos]])
+    @ np.array([[1.0, shear], [0.0, 1.0]])
+    @ np.diag([aspect, 1 / aspect])
+  )
+  # The tilted bounding box, not the upright one, has to fit the frame.
+  extent = np.abs(forward) @ np.array(size, float)
+  forward *= rng.uniform(0.75, 1.0) * _CANVAS / extent.max()
+  slack = (_CANVAS - np.abs(forward) @ np.array(size, float)) / 2
+  shift = rng.uniform(-1.0, 1.0, 2) * np.minimum(slack, 0.12 * _CANVAS)
+  grid = np.stack(np.meshgrid(_TICKS, _TICKS), -1) - shift
+  grid += rng.normal(0.0, _BEND * _CANVAS, grid.shape)
+  return grid @ np.linalg.inv(forward).T + np.array(size) / 2

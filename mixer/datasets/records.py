@@ -1,7 +1,7 @@
 """Reads the image and the label out of a prepared data set's records."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -9,26 +9,6 @@ from google.protobuf.message import DecodeError
 
 # Under which a data set may have the name of an image's file.
 _NAMES = ("file_name", "image/filename", "filename")
-# Of the features of a `tf.train.Example` makes what `Records` hands out.
-Parse = Callable[[Any], dict[str, Any]]
-
-
-class Numbers(Mapping[str, Sequence[float]]):
-  """The numbers of a record's features, by name."""
-
-  def __init__(self, feature: Any):
-    """Wraps the features of a `tf.train.Example`."""
-    self._feature = feature
-
-  def __getitem__(self, name: str) -> Sequence[float]:
-    value = self._feature[name]
-    return value.int64_list.value or value.float_list.value
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self._feature)
-
-  def __len__(self) -> int:
-    return len(self._feature)
 
 
 def plain(feature: Any) -> dict[str, Any]:
@@ -48,34 +28,21 @@ def real(feature: Any) -> dict[str, Any]:
   }
 
 
-class Derived:
-  """Of a set whose label is made of other features; picklable."""
-
-  def __init__(self, record: Callable[[bytes, Numbers], dict[str, Any]]):
-    """Takes a function of the encoded image and the record's numbers."""
-    self._record = record
-
-  def __call__(self, feature: Any) -> dict[str, Any]:
-    image = feature["image"].bytes_list.value[0]
-    return self._record(image, Numbers(feature))
-
-
 class Records:
-  """Random access to records of encoded images and labels; picklable.
+  """Random access to records of encoded images and labels; picklable."""
 
-  Of a record's features two are wanted here, as they are.
-  """
+  def __init__(self, raw: Any, parse: Callable[[Any], dict[str, Any]] = plain):
+    """Wraps a data source of serialized `tf.train.Example`s.
 
-  def __init__(self, raw: Any, parse: Parse = plain):
-    """Wraps a data source of serialized `tf.train.Example`s."""
+    Args:
+      raw: such as `ArrayRecordDataSource`.
+      parse: the features of an example -> a record.
+    """
     self._raw = raw
     self._parse = parse
 
   def __len__(self) -> int:
     return len(self._raw)
-
-  def __getitem__(self, i: int) -> dict[str, Any]:
-    return self.__getitems__([i])[0]
 
   def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
     """Many records at once: cheaper than one after the other.
@@ -83,68 +50,73 @@ class Records:
     Raises:
       ValueError: what is stored is no such record.
     """
-    parse = _example().FromString
+    parse = example_class().FromString
     found = []
-    for i, record in zip(indices, self._raw.__getitems__(indices), strict=True):
+    for i, data in zip(indices, self._raw.__getitems__(indices), strict=True):
       try:
-        found.append(self._read(parse(record).features.feature))
+        feature = parse(data).features.feature
+        record = self._parse(feature)
       except (DecodeError, LookupError) as e:
         raise ValueError(f"record {i} is no example with an image") from e
+      for name in _NAMES:
+        if name in feature and (value := feature[name].bytes_list.value):
+          record["file_name"] = value[0].decode("utf-8", "surrogateescape")
+          break
+      found.append(record)
     return found
 
-  def _read(self, feature: Any) -> dict[str, Any]:
-    found = self._parse(feature)
-    for name in _NAMES:
-      if name in feature and (value := feature[name].bytes_list.value):
-        found["file_name"] = value[0].decode("utf-8", "surrogateescape")
-        break
-    return found
+
+def encode(features: Mapping[str, bytes | Sequence[int]]) -> bytes:
+  """A serialized `tf.train.Example`, with the features sorted by name.
+
+  Those that TFDS writes come in an order of chance, different in each process.
+  """
+  example = example_class()()
+  for name, value in features.items():
+    feature = example.features.feature[name]
+    if isinstance(value, bytes):
+      feature.bytes_list.value.append(value)
+    else:
+      feature.int64_list.value.extend(value)
+  return example.SerializeToString(deterministic=True)
 
 
 @functools.cache
-def _example() -> Any:
+def example_class() -> Any:
   """The message `tf.train.Example`: TFDS's own takes a second to import."""
   field: Any = descriptor_pb2.FieldDescriptorProto
-  file: Any = descriptor_pb2.FileDescriptorProto(
-    name="example.proto", package="mixer", syntax="proto3"
-  )
 
-  def message(name: str, *fields: tuple[str, str | int, bool]) -> Any:
-    made = file.message_type.add(name=name)
-    for number, (own, kind, repeated) in enumerate(fields, 1):
-      label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
-      added = made.field.add(name=own, number=number, label=label)
+  def message(name: str, *fields: tuple[str, int | str], **more: Any) -> Any:
+    described = []
+    for number, (own, kind) in enumerate(fields, 1):
+      spec = {"name": own, "number": number, "label": 1, "type": kind}
       if isinstance(kind, str):
-        added.type_name = f".mixer.{kind}"
-        added.type = field.TYPE_MESSAGE
-      else:
-        added.type = kind
-    return made
+        spec |= {"type": field.TYPE_MESSAGE, "type_name": f".mixer.{kind}"}
+      described.append(spec | more)
+    return {"name": name, "field": described}
 
-  message("BytesList", ("value", field.TYPE_BYTES, True))
-  message("FloatList", ("value", field.TYPE_FLOAT, True))
-  message("Int64List", ("value", field.TYPE_INT64, True))
-  feature = message(
-    "Feature",
-    ("bytes_list", "BytesList", False),
-    ("float_list", "FloatList", False),
-    ("int64_list", "Int64List", False),
+  entry = message(
+    "FeatureEntry", ("key", field.TYPE_STRING), ("value", "Feature")
   )
-  feature.oneof_decl.add(name="kind")
-  for one in feature.field:
-    one.oneof_index = 0
-  features = message("Features", ("feature", "Features.FeatureEntry", True))
-  entry = features.nested_type.add(name="FeatureEntry")
-  entry.options.map_entry = True
-  entry.field.add(name="key", number=1, label=1, type=field.TYPE_STRING)
-  entry.field.add(
-    name="value",
-    number=2,
-    label=1,
-    type=field.TYPE_MESSAGE,
-    type_name=".mixer.Feature",
+  entry["options"] = {"map_entry": True}
+  one_of = ("bytes_list", "BytesList"), ("float_list", "FloatList")
+  one_of += (("int64_list", "Int64List"),)
+  many = {"label": field.LABEL_REPEATED}
+  file: Any = descriptor_pb2.FileDescriptorProto(
+    name="example.proto",
+    package="mixer",
+    syntax="proto3",
+    message_type=[
+      message("BytesList", ("value", field.TYPE_BYTES), **many),
+      message("FloatList", ("value", field.TYPE_FLOAT), **many),
+      message("Int64List", ("value", field.TYPE_INT64), **many),
+      message("Feature", *one_of, oneof_index=0)
+      | {"oneof_decl": [{"name": "kind"}]},
+      message("Features", ("feature", "Features.FeatureEntry"), **many)
+      | {"nested_type": [entry]},
+      message("Example", ("features", "Features")),
+    ],
   )
-  message("Example", ("features", "Features", False))
   pool = descriptor_pool.DescriptorPool()
   pool.Add(file)
   return message_factory.GetMessageClass(

@@ -6,9 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from array_record.python import array_record_data_source
 
-from mixer.datasets import prepared
-from mixer.errors import UserError
+from mixer import files
+from mixer.datasets import (
+  catalog,
+  expression,
+  locate,
+  records,
+  shipped,
+  stored,
+  vtab,
+)
+from mixer.errors import UserError, first_line
 
 # Beside the seed, so that other uses of it draw other numbers.
 _SUBSET = 102
@@ -27,7 +37,7 @@ class Split:
       `valid_labels`, if several may be right), read by `__getitems__(indices)`.
     class_names: in the order of the labels.
     indices: the records that belong to it, None for all.
-    identity: of the whole data set, JSON; see `prepared.open_source`.
+    identity: of the whole data set, JSON: what tells it from any other.
   """
 
   name: str
@@ -41,8 +51,13 @@ class Split:
     return len(self.source if self.indices is None else self.indices)
 
   def __getitem__(self, i: int) -> dict[str, Any]:
-    (record,) = self.read([i])
+    (record,) = self.read([range(len(self))[i]])
     return record
+
+  @property
+  def records(self) -> np.ndarray:
+    """int `[N]`: the place of each of its records in `source`."""
+    return np.arange(len(self)) if self.indices is None else self.indices
 
   def read(self, places: Sequence[int]) -> list[dict[str, Any]]:
     """The records at some places, and at once: cheaper than one by one.
@@ -61,14 +76,13 @@ class Split:
       int(i if self.indices is None else self.indices[i]) for i in places
     ]
     try:
-      records = self.source.__getitems__(indices)
+      found = self.source.__getitems__(indices)
     except (OSError, RuntimeError, ValueError) as e:  # Of ArrayRecord.
       raise UserError(
         f"data set {self.name}, split {self.expression}: its files can't be "
-        f"read: {str(e).splitlines()[0]}. Check the disk, or prepare the data "
-        "set anew."
+        f"read: {first_line(e)}. Check the disk, or prepare the data set anew."
       ) from e
-    for i, record in zip(indices, records, strict=True):
+    for i, record in zip(indices, found, strict=True):
       for label in (record["label"], *record.get("valid_labels", ())):
         if not 0 <= label < len(self.class_names):
           raise UserError(
@@ -76,18 +90,7 @@ class Split:
             f"{len(self.class_names)} classes; take a split with labels, or "
             "prepare the data set anew."
           )
-    return [
-      record | {"index": i} for i, record in zip(indices, records, strict=True)
-    ]
-
-  def file_names(self, places: Sequence[int]) -> list[str]:
-    """Those of the images at some places, "" where the set has none."""
-    return [record.get("file_name", "") for record in self.read(places)]
-
-  @property
-  def records(self) -> np.ndarray:
-    """int `[N]`: the place of each of its records in `source`."""
-    return np.arange(len(self)) if self.indices is None else self.indices
+    return [r | {"index": i} for i, r in zip(indices, found, strict=True)]
 
   def _place(self, index: int) -> str:
     return f"data set {self.name}, split {self.expression}, record {index}"
@@ -99,12 +102,19 @@ class Split:
       "anew without that image, or choose a split that leaves it out."
     )
 
+  def file_names(self, places: Sequence[int]) -> list[str]:
+    """Those of the images at some places, "" where the set has none."""
+    return [record.get("file_name", "") for record in self.read(places)]
+
+  def _all(self, key: str) -> list[Any]:
+    places = range(len(self))
+    groups = (places[i : i + 256] for i in places[::256])
+    return [record[key] for group in groups for record in self.read(group)]
+
   @functools.cached_property
   def labels(self) -> np.ndarray:
     """int64 `[N]`; reads every record, so for small sets."""
-    places = range(len(self))
-    groups = (places[i : i + 256] for i in places[::256])
-    return np.array([r["label"] for group in groups for r in self.read(group)])
+    return np.array(self._all("label"))
 
   @functools.cached_property
   def valid_labels(self) -> tuple[frozenset[int], ...] | None:
@@ -116,9 +126,7 @@ class Split:
     """
     if not len(self) or "valid_labels" not in self[0]:
       return None
-    places = range(len(self))
-    groups = (places[i : i + 256] for i in places[::256])
-    return tuple(r["valid_labels"] for g in groups for r in self.read(g))
+    return tuple(self._all("valid_labels"))
 
   def per_class(
     self, count: int, seed: int, key: str = "data.examples_per_class"
@@ -154,16 +162,141 @@ def open_split(name: str, expression: str, data_dir: str) -> Split:
   """Opens a part of a prepared data set; prepares the shipped ones itself.
 
   Args:
-    name: of the data set.
-    expression: TFDS split expression, or `AUTO`.
-    data_dir: where data sets lie, "" for TFDS's default.
+    name: of a TFDS data set, with `/config` and `:version` where it has any;
+      or of a task of VTAB-1k, "vtab/...".
+    expression: TFDS split expression, or `AUTO`; of a task, one of
+      `vtab.SPLITS`.
+    data_dir: where data sets are, "" for TFDS's default.
 
   Raises:
-    UserError: not there, another format, no such split.
+    UserError: not prepared, damaged, not readable by index, not for
+      classification, or without such a split.
   """
+  found, task = _open(name, data_dir)
+  parse, label = _parser(name, task, found)
   if expression == AUTO:
-    expression = prepared.evaluation_split(name, data_dir)
-  source, class_names, identity = prepared.open_source(
-    name, expression, data_dir
-  )
+    expression = _evaluation_split(name, task, found)
+  pieces = _pieces(name, task, found, expression)
+  class_names = (task.names if task else ()) or found.class_names(label)
+  shown = class_names
+  if len(class_names) > 6:
+    shown = (
+      f"{len(class_names):,} names, {class_names[0]} to {class_names[-1]} "
+      f"({files.json_sha256(class_names)[:12]})",
+    )
+  identity = {
+    "class_names": ", ".join(shown),
+    "examples": found.sizes,
+    "fingerprint": found.fingerprint,
+  }
+  take: Any = array_record_data_source.ArrayRecordDataSource
+  source = records.Records(take(pieces), parse)
   return Split(name, expression, source, class_names, identity=identity)
+
+
+def _open(name: str, data_dir: str) -> tuple[stored.Stored, vtab.Task | None]:
+  """A set that is stored, and the VTAB task that it is opened for."""
+  root = locate.resolve_data_dir(data_dir)
+  task = vtab.find(name) if name.startswith(vtab.PREFIX) else None
+  base = task.data_set if task else name
+  if base in catalog.SHIPPED:
+    folder = shipped.folder(base, root)
+  else:
+    try:
+      folder = locate.find(base, root, data_dir)
+    except UserError as e:
+      raise UserError(
+        f"{name} is made of {base}: {e}" if task else str(e)
+      ) from e
+  found = stored.read(folder)
+  if "array_record" not in found.formats:
+    kind = found.formats[0]
+    what = "adds ArrayRecord files to it, without TensorFlow"
+    if kind != "tfrecord":
+      what, data_dir = "prepares it anew, in another place", "DIR"
+    run = catalog.command(base, data_dir=data_dir)
+    raise UserError(
+      f"data set {base} in {found.folder} is stored as {kind}, which can't be "
+      f"read by index; `{run}` {what}."
+    )
+  return found, task
+
+
+def _parser(
+  name: str, task: vtab.Task | None, found: stored.Stored
+) -> tuple[Any, str]:
+  """What reads its records, and the feature that has the class names."""
+  has = found.features.keys()
+  if task and task.label:
+    lacking = [f for f in task.features if f.split("/")[0] not in has]
+    if lacking or "image" not in has:
+      raise UserError(
+        f"the data set in {found.folder} has no {lacking or 'image'}, which "
+        f"{name} needs; prepare it anew, by TFDS's builder."
+      )
+    return task.record, task.features[0]
+  if {"image", "label"} <= has:
+    return records.plain, "label"
+  if {"image", "original_label", "real_label"} <= has:
+    return records.real, "original_label"
+  # Sets that have other labels than one an image.
+  tasks = "".join(f"{task} or " for task in vtab.tasks_of(name))
+  raise UserError(
+    f"data set {name} in {found.folder} has no features `image` and `label`; "
+    f"name {tasks}one for image classification in data.name."
+  )
+
+
+def _evaluation_split(
+  name: str, task: vtab.Task | None, found: stored.Stored
+) -> str:
+  for split in ("test", "validation"):
+    if task or found.sizes.get(split):
+      return split
+  raise UserError(
+    f"data set {name} has neither a split `test` nor `validation` to evaluate "
+    f"on, but {', '.join(found.sizes)}; hold a part out, as in "
+    '--config.data.train_split="train[:90%]" '
+    '--config.data.eval_split="train[90%:]".'
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+  """A part of a shard, as `ArrayRecordDataSource` takes it."""
+
+  filename: str
+  skip: int
+  take: int
+  examples_in_shard: int
+
+
+def _pieces(
+  name: str, task: vtab.Task | None, found: stored.Stored, split: str
+) -> list[_Piece]:
+  """What a split expression takes of the shards, which are checked."""
+  wanted = task.expression(split, found.sizes) if task else split
+  try:
+    parts = expression.parts(wanted, found.splits)
+  except ValueError as e:
+    why = f" ({e})" if {*"[+"} & {*split} else ""
+    raise UserError(
+      f"data set {name} has no split {split!r}; it has "
+      + ", ".join(f"{k} ({v:,} examples)" for k, v in found.sizes.items())
+      + f', or parts of these as in "train[:98%]"{why}.'
+    ) from e
+  found.check({part[0] for part in parts})
+  pieces = []
+  for part, start, stop in parts:
+    before = 0
+    for path, count in zip(found.files(part), found.splits[part], strict=True):
+      skip = max(start - before, 0)
+      take = min(stop - before, count) - skip
+      if take > 0:
+        pieces.append(_Piece(str(path), skip, take, count))
+      before += count
+  if not pieces:
+    raise UserError(
+      f"data set {name}, split {split} is empty; choose another split."
+    )
+  return pieces

@@ -23,36 +23,25 @@ PREFIX = "vtab/"
 # for the run that counts, and what that is measured on.
 SPLITS = ("train800", "val200", "train", "test")
 
-# Numbers of a record, by feature; nested ones as "objects/size", in a row.
+# The numbers of a record's features; nested ones as "objects/size", in a row.
 Numbers = Mapping[str, Sequence[float]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """One of the tasks.
-
-  Attributes:
-    group: of the paper's averages.
-    data_set: TFDS's name, with the config.
-    num_classes: as many as the head has.
-    validation: the split that `val200` is taken from, and how much of it comes
-      before, in per cent rounded down to whole examples.
-    test: TFDS split expression.
-    features: that the label is made of.
-    label: how, from the numbers of those features; None for a set that has it.
-    names: of the classes; () for those that the set has.
-    scale: by which pixels are multiplied.
-  """
+  """One of the tasks."""
 
   group: Literal["natural", "specialized", "structured"]
-  data_set: str
+  data_set: str  # TFDS's name, with the config.
   num_classes: int
+  # The split that `val200` is taken from, and how much of it comes before, in
+  # per cent rounded down to whole examples.
   validation: tuple[str, int] = ("validation", 0)
-  test: str = "test"
-  features: tuple[str, ...] = ("label",)
-  label: Callable[[Numbers], int] | None = None
-  names: tuple[str, ...] = ()
-  scale: int = 1
+  test: str = "test"  # A TFDS split expression.
+  features: tuple[str, ...] = ("label",)  # That the label is made of.
+  label: Callable[[Numbers], int] | None = None  # How; None if the set has it.
+  names: tuple[str, ...] = ()  # Of the classes; () if the set has them.
+  scale: int = 1  # By which pixels are multiplied.
 
   def expression(self, split: str, sizes: Mapping[str, int]) -> str:
     """The TFDS split expression of one of `SPLITS`.
@@ -60,10 +49,6 @@ class Task:
     Args:
       split: one of them, or "train800val200", the authors' name of "train".
       sizes: of the data set's splits.
-
-    Raises:
-      UserError: another split; the data set has none that it is taken from, or
-        one with too few examples.
     """
     if split not in (*SPLITS, "train800val200"):
       raise UserError(
@@ -83,66 +68,54 @@ class Task:
           f"the split {name} of {self.data_set} has {sizes.get(name, 0):,} "
           "examples, which is too few for VTAB-1k; prepare the whole set."
         )
-    parts = {
-      "train800": "train[:800]",
-      "val200": f"{held}[{start}:{start + 200}]",
-      "test": self.test,
-    }
-    return parts.get(split, f"{parts['train800']}+{parts['val200']}")
+    if split == "test":
+      return self.test
+    train, val = "train[:800]", f"{held}[{start}:{start + 200}]"
+    return {"train800": train, "val200": val}.get(split, f"{train}+{val}")
 
-  def record(self, image: bytes, numbers: Numbers) -> dict[str, Any]:
+  def record(self, feature: Any) -> dict[str, Any]:
     """The record to train on, of a task that has a `label` function.
 
     Args:
-      image: encoded.
-      numbers: of its record.
+      feature: of a `tf.train.Example`, by name.
     """
     assert self.label is not None
+    image = feature["image"].bytes_list.value[0]
     if self.scale != 1:
-      image = _scaled(image, self.scale)
+      # Gray, as PGM: nothing to compress.
+      pixels = images.Opened(image).pixels()[..., 0].astype(np.uint16)
+      scaled = (pixels * self.scale).clip(0, 255).astype(np.uint8)
+      height, width = scaled.shape
+      image = b"P5 %d %d 255\n" % (width, height) + scaled.tobytes()
+    numbers = {
+      name: feature[name].int64_list.value or feature[name].float_list.value
+      for name in self.features
+    }
     return {"image": image, "label": self.label(numbers)}
 
 
 def find(name: str) -> Task:
-  """The task that is called "vtab/...".
-
-  Raises:
-    UserError: there is none of that name.
-  """
+  """The task that is called "vtab/..."."""
   if name not in TASKS:
     # Without what all of them begin with.
     bare = [task.removeprefix(PREFIX) for task in TASKS]
-    wanted = name.removeprefix(PREFIX)
-    close = [
-      PREFIX + task for task in difflib.get_close_matches(wanted, bare, n=2)
-    ]
+    close = difflib.get_close_matches(name.removeprefix(PREFIX), bare, n=2)
+    meant = " or ".join(PREFIX + task for task in close)
     raise UserError(
       f"VTAB-1k has no task {name!r}"
-      + (f"; did you mean {' or '.join(close)}?" if close else ".")
+      + (f"; did you mean {meant}?" if close else ".")
       + f" Its tasks are {', '.join(TASKS)}."
     )
   return TASKS[name]
 
 
 def tasks_of(data_set: str) -> tuple[str, ...]:
-  """The names of the tasks that are made of a TFDS data set.
-
-  Args:
-    data_set: its name; without a config, of any.
-  """
+  """The tasks made of a TFDS data set; without a config, of any."""
   return tuple(
     name
     for name, task in TASKS.items()
     if data_set in (task.data_set, task.data_set.split("/")[0])
   )
-
-
-def _scaled(encoded: bytes, factor: int) -> bytes:
-  """A gray image with its pixels multiplied, as PGM: nothing to compress."""
-  pixels = images.Opened(encoded).pixels()[..., 0]
-  height, width = pixels.shape
-  bright = (pixels.astype(np.uint16) * factor).clip(0, 255).astype(np.uint8)
-  return b"P5 %d %d 255\n" % (width, height) + bright.tobytes()
 
 
 def _clevr_count(numbers: Numbers) -> int:
@@ -184,16 +157,12 @@ def _grouped(numbers: Numbers, feature: str, count: int, groups: int) -> int:
   return int(numbers[feature][0]) * groups // count
 
 
-def _group_names(what: str, count: int, groups: int) -> tuple[str, ...]:
-  starts = [-(-k * count // groups) for k in range(groups + 1)]
-  return tuple(f"{what} {a} to {b - 1}" for a, b in itertools.pairwise(starts))
-
-
 def _direct(numbers: Numbers, feature: str) -> int:
   return int(numbers[feature][0])
 
 
 def _dsprites(feature: str, what: str, count: int) -> Task:
+  starts = [-(-k * count // 16) for k in range(17)]
   return Task(
     "structured",
     "dsprites",
@@ -202,9 +171,8 @@ def _dsprites(feature: str, what: str, count: int) -> Task:
     "train[90%:]",
     (feature,),
     functools.partial(_grouped, feature=feature, count=count, groups=16),
-    _group_names(what, count, 16),
-    # Its pixels are 0 and 1.
-    scale=255,
+    tuple(f"{what} {a} to {b - 1}" for a, b in itertools.pairwise(starts)),
+    scale=255,  # Its pixels are 0 and 1.
   )
 
 

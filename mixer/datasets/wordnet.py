@@ -2,7 +2,8 @@
 
 A class of ImageNet is a synset (a set of synonyms) of WordNet 3.0, named by
 "n" and its 8-digit place in WordNet's file of nouns. Prepared data sets use
-these ids as class names. The lists that are known here:
+these ids as class names. The lists that are known here, each in the order of
+its ids, which is the order of labels in a set of one folder a class:
 
   head         21,843  outputs of the released ImageNet-21k checkpoints: fall11,
                        and n03931044 (picture), n09859684 (bleacher)
@@ -11,14 +12,10 @@ these ids as class names. The lists that are known here:
   winter21_p   10,450  the same, made from the release of winter 2021
   imagenet1k    1,000  the challenge of 2012; TFDS's `imagenet2012`
 
-Each is in the order of its ids, which is the order of labels in a data set
-that is made from one folder a class. All but one class lie in the head: the
-teddy bear of ImageNet-1k, n04399382, is not in fall11.
-
-The whole release of winter 2021 (19,167 classes: fall11 less 2,674 of the
-people) has no list here, as none was found that is published apart from the
-images. A set that was prepared from it has the ids as its class names, and
-`names` and `head_indices` take such a sequence in place of a list's name.
+All but one class are in the head: the teddy bear of ImageNet-1k, n04399382, is
+not in fall11. The whole release of winter 2021 (19,167 classes: fall11 less
+2,674 of the people) has no list here, as none was found that is published apart
+from the images; a set that was prepared from it has the ids as class names.
 
 Names and definitions are WordNet's, Copyright 2006 by Princeton University
 (labels/LICENSE-WordNet.txt); labels/README.md says how the file is made.
@@ -28,7 +25,7 @@ import functools
 import gzip
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -47,48 +44,45 @@ _FILE = pathlib.Path(__file__).parent / "labels" / "synsets.txt.gz"
 
 
 class Synset(NamedTuple):
-  """What WordNet says about a class.
+  """What WordNet says about a class."""
 
-  Attributes:
-    wnid: as "n02012849".
-    lemmas: its synonyms, as ("crane",), the most usual first.
-    definition: as "large long-necked wading bird of marshes and plains in many
-      parts of the world"; without WordNet's examples of usage.
-    kind: the first lemma of what it is a kind of, as "wading bird".
-  """
-
-  wnid: str
-  lemmas: tuple[str, ...]
-  definition: str
-  kind: str
+  wnid: str  # As "n02012849".
+  lists: str  # The letters of those that it is in.
+  kind: str  # The first lemma of what it is a kind of, as "wading bird".
+  lemmas: tuple[str, ...]  # Synonyms, as ("crane",), the most usual first.
+  definition: str  # Without WordNet's examples of usage.
 
 
+@functools.cache
+def _table() -> dict[str, Synset]:
+  with gzip.open(_FILE, "rt", encoding="ascii") as f:
+    rows = [line.rstrip("\n").split("\t") for line in f][1:]
+  return {
+    wnid: Synset(wnid, lists, kind, tuple(lemmas.split("|")), definition)
+    for wnid, lists, kind, lemmas, definition in rows
+  }
+
+
+@functools.cache
 def classes(name: str) -> tuple[str, ...]:
-  """The ids of a list, in the order of its labels.
-
-  Args:
-    name: one of `LISTS`.
-
-  Raises:
-    UserError: an unknown list.
-  """
+  """The ids of one of `LISTS`, in the order of its labels."""
   if name not in LISTS:
     raise UserError(
       f"there is no list of classes named {name!r}; there are "
       + ", ".join(LISTS)
       + ". Ids of your own go in as a sequence, as in ['n02084071']."
     )
-  return _classes(name)
+  return tuple(s.wnid for s in _table().values() if LISTS[name] in s.lists)
 
 
 def describe(wnid: str) -> Synset:
-  """Names and definition of a class of any list.
-
-  Raises:
-    UserError: an id that no list has.
-  """
-  (row,) = _rows([wnid])
-  return _synset(row)
+  """Names and definition of a class of any list."""
+  if wnid not in _table():
+    raise UserError(
+      f"no class of ImageNet has the id {wnid!r}; ids are those of WordNet "
+      f"3.0, as 'n02084071', and {len(_table()):,} of them are known."
+    )
+  return _table()[wnid]
 
 
 def names(which: str | Sequence[str]) -> tuple[str, ...]:
@@ -103,13 +97,32 @@ def names(which: str | Sequence[str]) -> tuple[str, ...]:
     which: a list's name, or a sequence of ids without repetition.
 
   Raises:
-    UserError: an unknown list or id.
+    UserError: an unknown list or id, or an id that is there twice.
   """
-  return _names(_ids(which))
+  ids = classes(which) if isinstance(which, str) else tuple(which)
+  for wnid, count in Counter(ids).most_common(1):
+    if count > 1:
+      raise UserError(
+        f"the class {wnid} is there twice; names tell classes apart, so each "
+        "id may be there once."
+      )
+  synsets = [describe(wnid) for wnid in ids]
+  result = [s.lemmas[0] for s in synsets]
+  # What goes in brackets, most telling first; "" where there is nothing.
+  for attempt in (
+    lambda s: s.kind,
+    lambda s: s.lemmas[1] if len(s.lemmas) > 1 else "",
+    lambda s: s.wnid,
+  ):
+    count = Counter(name.casefold() for name in result)
+    for i, synset in enumerate(synsets):
+      if count[result[i].casefold()] > 1 and attempt(synset):
+        result[i] = f"{synset.lemmas[0]} ({attempt(synset)})"
+  return tuple(result)
 
 
 def head_indices(
-  which: str | Sequence[str], *, allow_missing: bool = False
+  which: str | Iterable[str], *, allow_missing: bool = False
 ) -> np.ndarray:
   """The column of the released 21,843-way head for each class.
 
@@ -127,98 +140,15 @@ def head_indices(
   Raises:
     UserError: an unknown list, or classes that the head lacks.
   """
-  columns, ids = _columns(), _ids(which)
-  found = np.array([columns.get(i, -1) for i in ids], np.int32)
-  if not allow_missing and (found < 0).any():
-    missing = [i for i in ids if i not in columns]
-    known = _table()
-    shown = [
-      f"{i} ({_synset(known[i]).lemmas[0]})" if i in known else repr(i)
-      for i in missing[:10]
-    ]
-    if len(missing) > 10:
-      shown.append(f"and {len(missing) - 10:,} more")
+  columns = {wnid: i for i, wnid in enumerate(classes("head"))}
+  ids = classes(which) if isinstance(which, str) else tuple(which)
+  missing = [i for i in ids if i not in columns]
+  if missing and not allow_missing:
+    more = f" and {len(missing) - 10:,} more" if len(missing) > 10 else ""
     raise UserError(
       f"{len(missing):,} of {len(ids):,} classes have no column in the "
       f"{len(columns):,}-way head of the released checkpoints: "
-      + ", ".join(shown)
-      + ". Leave them out; its classes are WordNet ids as 'n02084071'."
+      f"{', '.join(map(str, missing[:10]))}{more}. Leave them out; its classes "
+      "are WordNet ids as 'n02084071'."
     )
-  return found
-
-
-class _Row(NamedTuple):
-  """A line of the file, unparsed."""
-
-  wnid: str
-  lists: str
-  kind: str
-  lemmas: str
-  definition: str
-
-
-@functools.lru_cache(maxsize=1)
-def _table() -> dict[str, _Row]:
-  with gzip.open(_FILE, "rt", encoding="ascii") as f:
-    lines = f.read().splitlines()[1:]  # The first names the columns.
-  rows = (_Row(*line.split("\t")) for line in lines)
-  return {row.wnid: row for row in rows}
-
-
-@functools.lru_cache
-def _classes(name: str) -> tuple[str, ...]:
-  letter = LISTS[name]
-  return tuple(row.wnid for row in _table().values() if letter in row.lists)
-
-
-@functools.lru_cache(maxsize=1)
-def _columns() -> dict[str, int]:
-  return {wnid: i for i, wnid in enumerate(_classes("head"))}
-
-
-def _ids(which: str | Sequence[str]) -> tuple[str, ...]:
-  return classes(which) if isinstance(which, str) else tuple(which)
-
-
-def _rows(ids: Sequence[str]) -> list[_Row]:
-  table = _table()
-  unknown = [i for i in ids if i not in table]
-  if unknown:
-    shown = ", ".join(map(repr, unknown[:10]))
-    if len(unknown) > 10:
-      shown += f" and {len(unknown) - 10:,} more"
-    raise UserError(
-      f"no class of ImageNet has the id {shown}; ids are those of WordNet 3.0, "
-      f"as 'n02084071', and {len(table):,} of them are known."
-    )
-  return [table[i] for i in ids]
-
-
-def _synset(row: _Row) -> Synset:
-  return Synset(
-    row.wnid, tuple(row.lemmas.split("|")), row.definition, row.kind
-  )
-
-
-@functools.lru_cache(maxsize=8)
-def _names(ids: tuple[str, ...]) -> tuple[str, ...]:
-  if len({*ids}) < len(ids):
-    (twice, _), *_ = Counter(ids).most_common(1)
-    raise UserError(
-      f"the class {twice} is there twice; names tell classes apart, so each id "
-      "may be there once."
-    )
-  synsets = [_synset(row) for row in _rows(ids)]
-  result = [s.lemmas[0] for s in synsets]
-  # What goes in brackets, most telling first; "" where there is nothing.
-  attempts: tuple[Callable[[Synset], str], ...] = (
-    lambda s: s.kind,
-    lambda s: s.lemmas[1] if len(s.lemmas) > 1 else "",
-    lambda s: s.wnid,
-  )
-  for attempt in attempts:
-    count = Counter(name.casefold() for name in result)
-    for i, synset in enumerate(synsets):
-      if count[result[i].casefold()] > 1 and attempt(synset):
-        result[i] = f"{synset.lemmas[0]} ({attempt(synset)})"
-  return tuple(result)
+  return np.array([columns.get(i, -1) for i in ids], np.int32)

@@ -151,7 +151,7 @@ def imagenet(tmp_path_factory):
         zip(images, labels, valid, strict=True)
       )
     ],
-    {"validation": 24},
+    {"validation": (24,)},
   )
   tfds_writer.write(
     root,
@@ -160,7 +160,7 @@ def imagenet(tmp_path_factory):
       {"image": image, "label": label, "file_name": f"{i}.jpg"}
       for i, (image, label) in enumerate(zip(images, labels, strict=True))
     ],
-    {"train": 24, "validation": 24},
+    {"train": (24,), "validation": (24,)},
   )
   return root, labels, valid
 

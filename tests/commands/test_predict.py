@@ -13,7 +13,7 @@ import input_pipeline
 from configs import smoke
 from mixer import predictor, sharding, train_step, trained
 from mixer.commands import prepare
-from mixer.datasets import digits
+from mixer.datasets import shipped
 from mixer.datasets import split as split_lib
 from mixer.prediction import finding
 from tests import test_images, trained_files
@@ -42,7 +42,7 @@ def test_it_says_what_evaluation_computes_of_the_same_bytes(
   run, command, data_dir, tmp_path
 ):
   """Digits as files, and the same ones as a data set."""
-  images, _ = digits.load()
+  images, _ = shipped.load_digits()
   for i, pixels in enumerate(images[1400:1413]):
     Image.fromarray(pixels).save(tmp_path / f"{i:02}.png")
   found = trained.load(str(run))

@@ -21,11 +21,12 @@ from PIL import EpsImagePlugin, Image
 
 from mixer import preprocess
 from mixer.commands import prepare
-from mixer.datasets import catalog, locate, prepared
+from mixer.datasets import catalog, locate
 from mixer.datasets import split as split_lib
 from mixer.datasets.preparation import prepare_flags
 from tests.conftest import ROOT
 from tests.datasets import (
+  prepared,
   test_imagenet2012,
   test_mnist,
   test_vtab,
@@ -608,7 +609,6 @@ def test_stopped_and_gone_on_with(tmp_path):
   while not list(tmp_path.glob("data/pets/.preparing-1.0.0/shards/*")):
     assert time.monotonic() < deadline and first.poll() is None
     time.sleep(0.02)
-  assert locate.is_locked("pets", tmp_path / "data")
   first.send_signal(signal.SIGINT)
   out, err = first.communicate(timeout=60)
   assert first.returncode == 42

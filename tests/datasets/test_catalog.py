@@ -10,11 +10,12 @@ from tensorflow_datasets.core import registered
 
 from mixer.datasets import catalog, vtab
 from mixer.datasets.preparation import prepare_flags
+from mixer.errors import UserError
 
 OF_TFDS = [
   name
   for name in catalog.ENTRIES
-  if name in catalog.ALSO_TFDS or name not in {**catalog.SHIPPED, **catalog.OWN}
+  if name in catalog.ALSO_TFDS or name not in {*catalog.SHIPPED, *catalog.OWN}
 ]
 
 
@@ -78,9 +79,10 @@ def test_the_bytes_to_download_are_those_of_tfds(name, urls):
 
 @pytest.mark.parametrize("name", [*catalog.SHIPPED, *catalog.OWN])
 def test_our_builders_are_there(name):
-  module, make, *_ = (catalog.SHIPPED | catalog.OWN)[name]
-  builder = getattr(importlib.import_module(module), make)
-  assert issubclass(builder, tfds.core.GeneratorBasedBuilder)
+  if name in catalog.OWN:
+    module, make = catalog.OWN[name]
+    builder = getattr(importlib.import_module(module), make)
+    assert issubclass(builder, tfds.core.GeneratorBasedBuilder)
   # Those that TFDS can prepare as well need TensorFlow there.
   ours_alone = name not in catalog.ALSO_TFDS
   assert (catalog.ENTRIES[name].needs == ()) == ours_alone
@@ -118,8 +120,8 @@ def test_known_names():
 def test_the_commands_parse(name, data_dir):
   command = catalog.how_to(name, data_dir).split("`")[1]
   words = shlex.split(command)
-  assert words[:3] == ["python", "-m", "mixer", "prepare"]
-  args = prepare_flags.parser().parse_args(words[3:])
+  assert words[:4] == ["python", "-m", "mixer", "prepare"]
+  args = prepare_flags.parser().parse_args(words[4:])
   assert args.data_dir == data_dir
   assert args.set == (name if catalog.known(name) else "folder")
   assert (args.set == "folder") == bool(args.name)
@@ -130,3 +132,15 @@ def test_what_is_to_be_installed():
   assert "make setup-tensorflow" in text and '".[tensorflow]"' in text
   assert text.endswith("and also `pip install opencv-python-headless`")
   assert catalog.missing(["json", "no_such_module"]) == ["no_such_module"]
+
+
+def test_sizes_of_splits():
+  assert {*catalog.SIZES} - {"jft_300m"} <= {*catalog.ENTRIES}
+  assert catalog.size("digits", "train[:98%]") == (1372, 10)
+  assert catalog.size("imagenet2012", "validation+train[-50:]") == (
+    50_050,
+    1000,
+  )
+  assert catalog.size("mine", "train") is None
+  with pytest.raises(UserError, match=r"no 'tests'\); .*--examples=N"):
+    catalog.size("cifar10", "tests")

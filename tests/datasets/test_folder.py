@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mixer.datasets import folder, prepared
+from mixer.datasets import folder
 from mixer.datasets.preparation import build
 from mixer.errors import UserError
+from tests.datasets import prepared
 from tests.datasets.sources import image_archives
 
 

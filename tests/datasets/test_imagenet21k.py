@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from mixer.datasets import imagenet21k, locate, prepared, stored, wordnet
+from mixer.datasets import imagenet21k, locate, stored, wordnet
 from mixer.datasets.preparation import build
 from mixer.errors import UserError
+from tests.datasets import prepared
 from tests.datasets.sources import image_archives
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from mixer.datasets import imagenet21k_p, prepared, wordnet
+from mixer.datasets import imagenet21k_p, wordnet
 from mixer.datasets.preparation import build
 from mixer.errors import UserError
+from tests.datasets import prepared
 from tests.datasets.sources import image_archives
 
 

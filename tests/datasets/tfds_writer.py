@@ -23,22 +23,23 @@ def write(
   root: pathlib.Path,
   name: str,
   examples: Sequence[Mapping[str, Any]],
-  sizes: Mapping[str, int],
+  sizes: Mapping[str, Sequence[int]],
 ) -> pathlib.Path:
   """Prepares a set as TFDS does, of examples that come again and again.
 
   Args:
-    root: where data sets lie.
+    root: where data sets are.
     name: that TFDS has a builder of, with its config; nothing is downloaded.
     examples: what the builder would hand out, with images as bytes.
-    sizes: split -> its number of examples; each split begins with the first.
+    sizes: split -> examples of each shard; each split begins with the first.
 
   Returns:
     The folder of the set.
   """
   builder = tfds.builder(name, data_dir=str(root), file_format="array_record")
+  features = builder.info.features
   serializer = example_serializer.ExampleSerializer(
-    builder.info.features.get_serialized_info()
+    features.get_serialized_info()
   )
   records = []
   for example in examples:
@@ -46,28 +47,33 @@ def write(
       k: io.BytesIO(v) if isinstance(v, bytes) else v
       for k, v in example.items()
     }
-    encoded = builder.info.features.encode_example(opened)
+    encoded = features.encode_example(opened)
     records.append(serializer.serialize_example(encoded))
   folder = pathlib.Path(builder.data_dir)
   folder.mkdir(parents=True)
   infos = []
-  for split, size in sizes.items():
+  for split, shards in sizes.items():
     template = naming.ShardedFileTemplate(
       data_dir=builder.data_path,
       dataset_name=builder.name,
       filetype_suffix="array_record",
       split=split,
     )
-    path = template.sharded_filepath(shard_index=0, num_shards=1)
-    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
-    for i in range(size):
-      writer.write(records[i % len(records)])
-    writer.close()
+    done = 0
+    for number, size in enumerate(shards):
+      path = template.sharded_filepath(
+        shard_index=number, num_shards=len(shards)
+      )
+      writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+      for i in range(done, done + size):
+        writer.write(records[i % len(records)])
+      writer.close()
+      done += size
     infos.append(
       splits.SplitInfo(
         name=split,
-        shard_lengths=[size],
-        num_bytes=size,
+        shard_lengths=list(shards),
+        num_bytes=done,
         filename_template=template,
       )
     )

@@ -16,7 +16,7 @@ import pytest
 
 from configs import smoke
 from mixer import durations
-from mixer.datasets import sizes
+from mixer.datasets import catalog
 from mixer.errors import UserError
 from mixer.planning import compiling, formulas, hardware
 from tests.conftest import ROOT
@@ -99,7 +99,7 @@ def test_recipes_fit_where_they_say(name, where):
   if not found["fits"]:
     return
   config = recipe(name)
-  size = sizes.find(config.data.name, config.data.train_split)
+  size = catalog.size(config.data.name, config.data.train_split)
   predicted = formulas.predict(config, target, *size)
   assert found["arguments"] == pytest.approx(predicted.arguments, rel=0.02)
 

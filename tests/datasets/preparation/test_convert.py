@@ -10,10 +10,11 @@ import sys
 import pytest
 from array_record.python import array_record_module
 
-from mixer.datasets import locate, prepared
+from mixer.datasets import locate
 from mixer.datasets.preparation import convert
 from mixer.errors import UserError
 from tests.conftest import ROOT
+from tests.datasets import prepared
 from tests.datasets.preparation import tfrecords
 
 

@@ -12,9 +12,10 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums, downloader
 
-from mixer.datasets import catalog, prepared
+from mixer.datasets import catalog
 from mixer.datasets.preparation import tfds_errors, tfds_sets
 from mixer.errors import UserError
+from tests.datasets import prepared
 from tests.datasets.preparation import tfrecords
 
 FILES: dict[str, bytes] = {}
@@ -78,7 +79,7 @@ def site(monkeypatch) -> Iterator[str]:
   thread.start()
   url = f"http://127.0.0.1:{server.server_port}/image.png"
   monkeypatch.setattr(PreparedByTfds, "url", url)
-  FILES["/image.png"] = tfrecords.png(tfrecords.digits.load()[0][0])
+  FILES["/image.png"] = tfrecords.png(tfrecords.shipped.load_digits()[0][0])
   yield url
   server.shutdown()
   thread.join()

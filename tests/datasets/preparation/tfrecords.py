@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from mixer.datasets import digits
+from mixer.datasets import shipped
 
 CLASSES = tuple("0123456789")
 
@@ -50,7 +50,7 @@ def example(image: bytes, label: int) -> bytes:
 
 def records(count: int) -> list[bytes]:
   """Images of digits, and their labels."""
-  images, labels = digits.load()
+  images, labels = shipped.load_digits()
   return [example(png(images[i]), int(labels[i])) for i in range(count)]
 
 
