@@ -1,8 +1,8 @@
 """From a data set's name to batches.
 
 Global batch n is a pure function of (seed, n, batch size): the same bytes for
-any number of hosts, threads and workers, and after any restart, so that there
-is no iterator to save. Shuffling, repetition and augmentation act on single
+any number of hosts and threads, and after any restart, so that there is no
+iterator state to save. Shuffling, repetition and augmentation act on single
 records by their place in the endless shuffled sequence; that is then cut into
 pieces of `batch_size / hosts`, and host p of P takes pieces p, p + P, p + 2P...
 `mixer.loader` makes them.
@@ -10,8 +10,7 @@ pieces of `batch_size / hosts`, and host p of P takes pieces p, p + P, p + 2P...
 
 import dataclasses
 import enum
-import sys
-from collections.abc import Iterator, Sequence
+import itertools
 from typing import Any
 
 import grain
@@ -19,7 +18,14 @@ import jax
 import numpy as np
 
 from mixer import config as config_lib
-from mixer import durations, fewshot, loader, preprocess, validation
+from mixer import (
+  durations,
+  evaluate,
+  fewshot,
+  loader,
+  preprocess,
+  validation,
+)
 from mixer.datasets import split as split_lib
 
 Split = split_lib.Split
@@ -111,64 +117,6 @@ def train_options(config: config_lib.Config) -> preprocess.TrainOptions:
   return preprocess.TrainOptions(config_lib.image_size(config), **named)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Train:
-  """Places in the endless shuffled sequence -> augmented examples.
-
-  Attributes:
-    split: training examples.
-    options: augmentation.
-    order: place -> example of the split, a `grain.MapDataset`.
-    seed: of the augmentation.
-  """
-
-  split: Split
-  options: preprocess.TrainOptions
-  order: Any
-  seed: int
-
-  @property
-  def size(self) -> Any:
-    return self.options.size
-
-  def __call__(
-    self, places: Sequence[int], images: np.ndarray
-  ) -> Iterator[tuple[int, bool]]:
-    records = self.split.read([int(self.order[i]) for i in places])
-    for i, record, out in zip(places, records, images, strict=True):
-      # A generator of its own for each place: whoever draws before or beside.
-      rng = np.random.Generator(np.random.Philox(key=[self.seed, i]))
-      try:
-        preprocess.train(record["image"], rng, self.options, out)
-      except ValueError as e:
-        raise self.split.decode_error(record["index"], e) from e
-      yield record["label"], True
-
-
-@dataclasses.dataclass(frozen=True)
-class _Evaluate:
-  """Places in the split -> examples, masked out beyond its end."""
-
-  split: Split
-  size: tuple[int, int]
-  short_side: int
-
-  def __call__(
-    self, places: Sequence[int], images: np.ndarray
-  ) -> Iterator[tuple[int, bool]]:
-    within = [i for i in places if i < len(self.split)]
-    size, short_side = self.size, self.short_side
-    records = self.split.read(within)
-    for out, record in zip(images, records, strict=False):
-      try:
-        out[...] = preprocess.evaluation(record["image"], size, short_side)
-      except ValueError as e:
-        raise self.split.decode_error(record["index"], e) from e
-      yield record["label"], True
-    images[len(within) :] = 0
-    yield from [(0, False)] * (len(places) - len(within))
-
-
 def _order(split: Split, config: config_lib.Config) -> Any:
   """Places in the endless shuffled sequence -> examples of the split."""
   order = grain.MapDataset.range(len(split)).shuffle(
@@ -199,7 +147,7 @@ def train_batches(
   start_step: int = 0,
   process_index: int | None = None,
   process_count: int | None = None,
-) -> loader.Loader:
+) -> loader.Loader[loader.Batch]:
   """This host's parts of the global batches `start_step`, `start_step` + 1...
 
   Args:
@@ -215,18 +163,34 @@ def train_batches(
   """
   p = jax.process_index() if process_index is None else process_index
   count = jax.process_count() if process_count is None else process_count
-  examples = _Train(
-    split,
-    train_options(config),
-    _order(split, config),
-    _seed(config.seed, _Purpose.AUGMENT),
-  )
-  pieces = loader.Pieces(
-    examples, config.batch_size // count, config.data.threads, masked=False
-  )
-  numbers = range(start_step * count + p, sys.maxsize, count)
+  length = config.batch_size // count
+  order, options = _order(split, config), train_options(config)
+  seed = _seed(config.seed, _Purpose.AUGMENT)
+
+  def make(places: range, images: np.ndarray) -> list[int]:
+    records = split.read([int(order[i]) for i in places])
+    for i, record, out in zip(places, records, images, strict=True):
+      # A generator for each place: whoever draws before or beside.
+      rng = np.random.Generator(np.random.Philox(key=[seed, i]))
+      try:
+        preprocess.train(record["image"], rng, options, out)
+      except ValueError as e:
+        raise split.decode_error(record["index"], e) from e
+    return [record["label"] for record in records]
+
+  def finish(images: np.ndarray, labels: list[int]) -> loader.Batch:
+    return {"image": images, "label": np.array(labels, np.int32)}
+
   return loader.Loader(
-    pieces, numbers, config.data.prefetch_batches, config.data.workers
+    (
+      range(n * length, (n + 1) * length)
+      for n in itertools.count(start_step * count + p, count)
+    ),
+    make,
+    finish,
+    (length, *config_lib.image_size(config)),
+    config.data.threads,
+    config.data.prefetch_batches,
   )
 
 
@@ -235,31 +199,15 @@ def eval_batches(
   config: config_lib.Config,
   process_index: int | None = None,
   process_count: int | None = None,
-) -> loader.Loader:
-  """This host's parts of batches that hold every example exactly once.
-
-  The last batch is filled up with examples whose `mask` is False, so that all
-  hosts see equally many batches of equal size.
-
-  Args:
-    split: to be evaluated.
-    config: the run's.
-    process_index: p, this host; None: as JAX says.
-    process_count: P; None: as JAX says.
-
-  Returns:
-    An iterator over `image` uint8 `[B / P, H, W, 3]`, `label` int32, `mask`
-    bool `[B / P]`. Its `next` raises UserError if a record can't be decoded.
-  """
-  p = jax.process_index() if process_index is None else process_index
-  count = jax.process_count() if process_count is None else process_count
-  examples = _Evaluate(
-    split, config_lib.image_size(config), config.data.eval_short_side
-  )
-  pieces = loader.Pieces(
-    examples, config.batch_size // count, config.data.threads, masked=True
-  )
-  batches = -(-len(split) // config.batch_size)
-  return loader.Loader(
-    pieces, range(p, batches * count, count), config.data.prefetch_batches
+) -> loader.Loader[loader.Batch]:
+  """`evaluate.batches` with the config's image size and batch size."""
+  return evaluate.batches(
+    split,
+    config_lib.image_size(config),
+    config.data.eval_short_side,
+    config.batch_size,
+    config.data.threads,
+    config.data.prefetch_batches,
+    process_index,
+    process_count,
   )

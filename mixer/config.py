@@ -135,14 +135,10 @@ KEYS: dict[str, tuple[Any, str]] = {
     256,
     "resize to this before the central crop; 0: no crop, squeeze the image",
   ),
-  "data.threads": (
-    16,
-    "decoding threads of a host (of each worker, if any)",
-  ),
-  "data.workers": (0, "decoding processes of a host; 0: threads alone"),
+  "data.threads": (16, "decoding threads of a process"),
   "data.prefetch_batches": (
     2,
-    "batches made ahead (by each worker, if any): what bounds host memory",
+    "batches made ahead: what bounds host memory",
   ),
   "loss.name": ("softmax", "cross-entropy: softmax or sigmoid"),
   "loss.label_smoothing": (0.0, "share of a label given to all classes"),
@@ -269,7 +265,6 @@ def default() -> Config:
 FREE_KEYS = (
   "data.data_dir",
   "data.threads",
-  "data.workers",
   "data.prefetch_batches",
   "steps_per_dispatch",
   "log_every",

@@ -11,9 +11,74 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mixer import sharding, train_step
+from mixer import loader, preprocess, sharding, train_step
+from mixer.datasets import split as split_lib
 
 Batches = Iterable[dict[str, np.ndarray]]
+
+
+def batches(
+  split: split_lib.Split,
+  image_size: tuple[int, int],
+  short_side: int,
+  batch_size: int,
+  threads: int = 16,
+  prefetch: int = 2,
+  process_index: int | None = None,
+  process_count: int | None = None,
+) -> loader.Loader[loader.Batch]:
+  """This host's parts of batches that hold every example exactly once.
+
+  The last batch is filled up with black images whose `mask` is False, so that
+  all hosts see equally many batches of equal size.
+
+  Args:
+    split: to be evaluated.
+    image_size: (height, width), see `preprocess.evaluation`.
+    short_side: likewise.
+    batch_size: B, of all P hosts together.
+    threads: that decode.
+    prefetch: batches made ahead.
+    process_index: p, this host; None: as JAX says.
+    process_count: P; None: as JAX says.
+
+  Returns:
+    An iterator over `image` uint8 `[B / P, H, W, 3]`, `label` int32, `mask`
+    bool `[B / P]`. Its `next` raises UserError if a record can't be decoded.
+  """
+  p = jax.process_index() if process_index is None else process_index
+  count = jax.process_count() if process_count is None else process_count
+  length = batch_size // count
+  places = range(len(split))
+
+  def make(some: range, images: np.ndarray) -> list[int]:
+    records = split.read(some)
+    for record, out in zip(records, images, strict=True):
+      try:
+        out[...] = preprocess.evaluation(
+          record["image"], image_size, short_side
+        )
+      except ValueError as e:
+        raise split.decode_error(record["index"], e) from e
+    return [record["label"] for record in records]
+
+  def finish(images: np.ndarray, labels: list[int]) -> loader.Batch:
+    label = np.zeros(length, np.int32)
+    label[: len(labels)] = labels
+    mask = np.arange(length) < len(labels)
+    return {"image": images, "label": label, "mask": mask}
+
+  return loader.Loader(
+    (
+      places[first + p * length : first + (p + 1) * length]
+      for first in range(0, len(split), batch_size)
+    ),
+    make,
+    finish,
+    (length, *image_size),
+    threads,
+    prefetch,
+  )
 
 
 def _one_late(
@@ -52,7 +117,7 @@ def evaluate(
   Args:
     model: its functions.
     params: to be evaluated.
-    batches: this host's, of `input_pipeline.eval_batches`.
+    batches: this host's, of the function of this name.
     mesh: of all devices.
     interrupt: called before each batch; may raise.
     take: is given what `examples` yields, of the same pass.

@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from mixer import runtime, sharding, train_step, trained
+from mixer import loader, runtime, sharding, train_step, trained
 from mixer.errors import UserError
-from mixer.prediction import batching, inputs, results
+from mixer.prediction import inputs, results
 
 Prediction = results.Prediction
 Features = results.Features
@@ -31,6 +31,8 @@ _PER_DEVICE = 32
 _TOPS = (10, 100, 1_000, 10_000)
 # Of the images of a large batch, up to which a call goes in small ones.
 _FEW = 1 / 4
+# Batches made ahead of the one that is computed.
+_AHEAD = 2
 _Result = TypeVar("_Result", Prediction, Features)
 
 
@@ -153,7 +155,8 @@ class Predictor:
     wished = _PER_DEVICE * devices
     if batch_size is not None:
       wished = _whole("batch_size", batch_size)
-    self._few, self.batch_size = batching.sizes(wished, devices)
+    # Each is compiled for once. A single image doesn't pay for many.
+    self._few, self.batch_size = devices, -(-wished // devices) * devices
     self._params = jax.device_put(model.params, sharding.replicated(self._mesh))
     self._made: dict[int, train_step.Inference] = {}
 
@@ -253,19 +256,36 @@ class Predictor:
         "there is no image: expected at least one, and the list is empty."
       )
     size = self._few if len(first) <= few else self.batch_size
-    batches = batching.batches(
-      itertools.chain(first, named),
-      size,
-      self.model.image_size,
-      lambda image: inputs.fit(image, self.model),
+    every = itertools.chain(first, named)
+    batches = loader.Loader(
+      iter(lambda: list(itertools.islice(every, size)), []),
+      self._make,
+      lambda images, rows: (images, rows),
+      (size, *self.model.image_size),
       os.cpu_count() or 1,
+      _AHEAD,
     )
     return self._rows(step, batches, result)
+
+  def _make(
+    self, named: list[tuple[str, Any]], images: np.ndarray
+  ) -> list[tuple[str, str]]:
+    """Fits some images; gives what to call each, and why it can't be used."""
+    found = []
+    for (name, image), out in zip(named, images, strict=True):
+      problem = ""
+      try:
+        out[...] = inputs.fit(image, self.model)
+      except ValueError as e:
+        out[...] = 0
+        problem = str(e)
+      found.append((name, problem))
+    return found
 
   def _rows(
     self,
     step: Callable[[Any, train_step.Batch], Any],
-    batches: Iterator[batching.Batch],
+    batches: Iterator[tuple[np.ndarray, list[tuple[str, str]]]],
     result: Callable[[str, str, Any, int], _Result],
   ) -> Iterator[_Result]:
     # Each batch is read after the next one has been started, so that the
@@ -274,15 +294,13 @@ class Predictor:
     for batch in itertools.chain(batches, (None,)):
       started = None
       if batch is not None:
-        mask = np.ones(len(batch.images), np.bool_)
-        arrays = {"image": batch.images, "mask": mask}
+        images, names = batch
+        arrays = {"image": images, "mask": np.ones(len(images), np.bool_)}
         arrays = sharding.put_batch(self._mesh, arrays)
-        started = batch, step(self._params, arrays)
+        started = names, step(self._params, arrays)
       if pending is not None:
-        done, rows = pending[0], jax.device_get(pending[1])
-        for k, (name, problem) in enumerate(
-          zip(done.sources, done.problems, strict=True)
-        ):
+        rows = jax.device_get(pending[1])
+        for k, (name, problem) in enumerate(pending[0]):
           yield result(name, problem, rows, k)
       pending = started
 

@@ -51,7 +51,6 @@ _NUMBERS = {
   "data.affine_translate": (0, 1, 0.1),
   "data.eval_short_side": (0, 10**5, 256),
   "data.threads": (1, 1000, 16),
-  "data.workers": (0, 1000, 0),
   "data.prefetch_batches": (1, 1000, 2),
   "loss.label_smoothing": (0, 1, 0.1),
   "loss.mixup": (0, 1000, 0.5),

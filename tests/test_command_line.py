@@ -144,7 +144,7 @@ def test_without_a_config_it_is_for_main_to_say(parse):
     ("optim.warmup_steps", "schedule.warmup"),
     ("model.size", "image_size"),
     ("num_epochs", "total"),
-    ("data.num_workers", "data.workers"),
+    ("data.num_threads", "data.threads"),
     ("mixup_alpha", "loss.mixup"),
     ("grad_clip_norm", "optimizer.clip_norm"),
     ("Dropout_rate", "model.dropout"),

@@ -362,7 +362,6 @@ _RANGES: dict[str, tuple[tuple, tuple]] = {
   "data.affine_translate": ((-0.1, 1.0), (0.0, 0.9)),
   "data.eval_short_side": ((223, -1), (224, 256, 0)),
   "data.threads": ((0, -1, 2**32), (1,)),
-  "data.workers": ((-1, 2**32), (0, 4)),
   "data.prefetch_batches": ((0, -1), (1, 8)),
   "loss.name": (("hinge", ""), ("softmax", "sigmoid")),
   "loss.label_smoothing": ((-0.1, 1.0), (0.0, 0.5)),

@@ -47,40 +47,23 @@ def expected(train_split, smoke_config):
   return [digest(b) for b in batches]
 
 
-@pytest.mark.parametrize("hosts", [2, 4, 8])
-def test_batches_are_the_same_on_any_number_of_hosts(
-  train_split, smoke_config, expected, hosts
+@pytest.mark.parametrize(
+  ("hosts", "start", "threads"),
+  [(2, 0, 16), (8, 0, 16), (1, 3, 1), (4, 1, 7)],
+)
+def test_batches_are_a_function_of_seed_number_and_size(
+  train_split, smoke_config, expected, hosts, start, threads
 ):
-  batches = global_batches(train_split, smoke_config, hosts)
-  assert [digest(b) for b in batches] == expected
-
-
-@pytest.mark.parametrize("start", [1, 3, 4])
-@pytest.mark.parametrize("hosts", [1, 2])
-def test_batches_are_the_same_from_any_start(
-  train_split, smoke_config, expected, start, hosts
-):
+  smoke_config.data.threads = threads
   batches = global_batches(
     train_split, smoke_config, hosts, start, STEPS - start
   )
   assert [digest(b) for b in batches] == expected[start:]
-
-
-@pytest.mark.parametrize("threads", [1, 7])
-def test_batches_are_the_same_with_any_number_of_threads(
-  train_split, smoke_config, expected, threads
-):
-  smoke_config.data.threads = threads
-  batches = global_batches(train_split, smoke_config, 1)
-  assert [digest(b) for b in batches] == expected
-
-
-def test_seeds_and_batch_sizes_make_other_batches(
-  train_split, smoke_config, expected
-):
+  # The bytes that all versions have made.
+  assert expected[0][:12] == "e5edafb2d2ea"
   smoke_config.seed = 1
-  other = global_batches(train_split, smoke_config, 1)
-  assert not {digest(b) for b in other} & set(expected)
+  (other,) = global_batches(train_split, smoke_config, 1, steps=1)
+  assert digest(other) not in expected
 
 
 def test_epochs_hold_every_example_once_in_another_order(
@@ -99,21 +82,13 @@ def test_epochs_hold_every_example_once_in_another_order(
   )
 
 
-def test_shapes_and_types(train_split, smoke_config):
-  batch = next(input_pipeline.train_batches(train_split, smoke_config, 0, 1, 4))
-  assert batch["image"].shape == (8, 16, 16, 3)
-  assert batch["image"].dtype == np.uint8
-  assert batch["label"].shape == (8,)
-  assert batch["label"].dtype == np.int32
-
-
 @pytest.mark.parametrize("hosts", [1, 2, 4])
-# Every size up to one more than a batch: the last hosts may have none at all.
-@pytest.mark.parametrize("size,batch_size", [(n, 8) for n in range(1, 10)])
+# The last hosts may have no example at all.
+@pytest.mark.parametrize("size", [1, 3, 8, 9])
 def test_evaluation_covers_every_example_once(
-  train_split, smoke_config, hosts, size, batch_size
+  train_split, smoke_config, hosts, size
 ):
-  smoke_config.batch_size = batch_size
+  smoke_config.batch_size = batch_size = 8
   part = split_lib.dataclasses.replace(train_split, indices=np.arange(size))
   per_host = [
     list(input_pipeline.eval_batches(part, smoke_config, p, hosts))
@@ -125,6 +100,9 @@ def test_evaluation_covers_every_example_once(
   for n in range(counts.pop()):
     for batches in per_host:
       batch = batches[n]
+      assert batch["image"].shape == (batch_size // hosts, 16, 16, 3)
+      assert batch["image"].dtype == np.uint8
+      assert batch["label"].dtype == np.int32
       assert batch["mask"].shape == (batch_size // hosts,)
       labels.extend(batch["label"][batch["mask"]])
       images.extend(batch["image"][batch["mask"]])
@@ -150,17 +128,11 @@ class Damaged:
 
 
 @pytest.mark.parametrize(
-  "evaluation,workers", [(True, 0), (False, 0), (False, 1)]
+  "make", [input_pipeline.eval_batches, input_pipeline.train_batches]
 )
-def test_a_damaged_record_is_named(
-  train_split, smoke_config, evaluation, workers
-):
-  smoke_config.data.workers = workers
+def test_a_damaged_record_is_named(train_split, smoke_config, make):
   split = split_lib.dataclasses.replace(
     train_split, source=Damaged(train_split.source, 77)
-  )
-  make = (
-    input_pipeline.eval_batches if evaluation else input_pipeline.train_batches
   )
   with pytest.raises(
     UserError, match="data set digits, split train, record 77 can't be decoded"
@@ -183,18 +155,3 @@ def test_fewshot_is_opened_where_the_config_names_it(smoke_config):
   smoke_config.fewshot.shots = (1000,)
   with pytest.raises(UserError, match=r"1000 are asked for.*fewshot\.shots"):
     input_pipeline.open_fewshot(smoke_config)
-
-
-@pytest.mark.parametrize(
-  "workers",
-  [
-    4,
-    *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3)),
-  ],
-)
-def test_workers_make_the_same_batches(
-  train_split, smoke_config, expected, workers
-):
-  smoke_config.data.workers = workers
-  batches = global_batches(train_split, smoke_config, 1)
-  assert [digest(b) for b in batches] == expected

@@ -20,7 +20,6 @@ from mixer.errors import UserError
 _OWN = (
   "data.data_dir",
   "data.threads",
-  "data.workers",
   "data.prefetch_batches",
 )
 

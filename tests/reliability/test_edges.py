@@ -100,40 +100,6 @@ def test_a_folder_that_vanishes_is_told(data_dir, tmp_path, what, undisturbed):
     assert checkpoints.committed(workdir)
 
 
-@pytest.mark.slow
-def test_a_killed_data_worker_is_told_and_nothing_is_lost(
-  data_dir, tmp_path, undisturbed
-):
-  workdir = tmp_path / "run"
-  # At rest, with its workers waiting for room.
-  more = ["--config.data.workers=2"]
-  run = test_phases.start(
-    data_dir, workdir, at.COMPILE, 12, "SIGSTOP", more=more
-  )
-  (process,) = run.processes
-  for line in process.stdout:
-    if line.startswith("at "):
-      break
-  children = subprocess.run(
-    ["ps", "--no-headers", "-o", "pid,args", "--ppid", str(process.pid)],
-    capture_output=True,
-    text=True,
-    check=True,
-  ).stdout
-  workers = [
-    int(line.split()[0])
-    for line in children.splitlines()
-    if "loader.work" in line
-  ]
-  assert workers, children
-  for worker in workers:
-    os.kill(worker, signal.SIGKILL)
-  process.send_signal(signal.SIGCONT)
-  assert run.wait()[0] not in (stop.DONE, stop.PREEMPTED), run.err
-  assert checkpoints.committed(workdir)
-  test_phases.finish(data_dir, workdir, undisturbed(1))
-
-
 _CLOCK = """
 import sys, time
 shift = 0.0
