@@ -10,23 +10,25 @@ user can mend.
 
 # First of all, so that a signal is heard while the rest is imported; then the
 # flags, so that what is wrong with them, and --help, is answered at once.
-from mixer import initial, stop, train_step
+import sys
+
+from mixer import stop
 
 if __name__ == "__main__":
   stop.listen()
 
-from mixer import command_line, run_flags
+from mixer import cli
 
 if __name__ == "__main__":
-  run_flags.parse("train.py")
+  _ARGS = cli.parser("train.py", __doc__).read(sys.argv[1:])
 
+import argparse
 import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app
 from etils import epath
 from jax.sharding import Mesh
 
@@ -36,11 +38,13 @@ from mixer import config as config_lib
 from mixer import (
   durations,
   evaluate,
+  initial,
   nonfinite,
   provenance,
   reporter,
   runtime,
   sharding,
+  train_step,
 )
 from mixer import workdir as workdir_lib
 from mixer.cluster import gate, hosts
@@ -345,10 +349,10 @@ def _say(sentence: str) -> None:
     stop.say(sentence)
 
 
-def main(argv: Sequence[str]) -> int:
-  """Runs the command line; returns the exit code."""
-  return run_flags.command(argv, "train.py", train)
+def main(args: argparse.Namespace) -> int:
+  """Trains as the command line says; returns the exit code."""
+  return cli.run(lambda args: cli.train(args, train), args)
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=command_line.parsed)
+  sys.exit(main(_ARGS))  # pyright: ignore[reportPossiblyUnboundVariable]

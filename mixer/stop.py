@@ -74,7 +74,7 @@ def say(text: object, to: TextIO | None = None, end: str = "\n") -> None:
 def interrupting() -> Iterator[None]:
   """Lets signals raise KeyboardInterrupt with their name, once.
 
-  A second Ctrl-C ends the process at once.
+  A second Ctrl-C ends the process at once. After `listen` nothing is changed.
   """
 
   def stop(number: int, frame: FrameType | None) -> None:
@@ -85,7 +85,8 @@ def interrupting() -> Iterator[None]:
     raise KeyboardInterrupt(signal.Signals(number).name)
 
   before: dict[int, Any] = {}
-  if threading.current_thread() is threading.main_thread():
+  main = threading.current_thread() is threading.main_thread()
+  if main and not _listening:
     before = {s: signal.signal(s, stop) for s in _wanted()}
   try:
     yield

@@ -12,7 +12,7 @@ from etils import epath
 from hypothesis import HealthCheck, given, settings
 
 from configs import smoke
-from mixer import command_line, metrics
+from mixer import cli, metrics
 from mixer import config as config_lib
 from mixer import workdir as workdir_lib
 from mixer.errors import UserError
@@ -300,7 +300,7 @@ def test_a_store_that_refuses_is_one_sentence(store, workdir, capsys):
     raise object_store.Failure(403, "Permission denied on bucket")
 
   store.fail = refuse
-  assert command_line.run(lambda: print(finding.committed(workdir))) == 1
+  assert cli.run(lambda _: print(finding.committed(workdir))) == 1
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith("error: Google Cloud Storage can't be used: ")
   assert "gcloud auth application-default login" in line

@@ -14,36 +14,34 @@ weights are, module by module, and what differs in config, metrics and
 provenance.
 """
 
-# First of all, so that a wrong flag and --help are answered at once.
-from mixer.commands import arguments
-
-if __name__ == "__main__":
-  arguments.inspect().parse_args()
+from __future__ import annotations
 
 import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
-import numpy as np
+from etils import epy
 
-from mixer import (
-  command_line,
-  metrics,
-  model_metadata,
-  npz,
-  provenance,
-  released,
-  runtime,
-  text,
-  weights,
-)
-from mixer import config as config_lib
+from mixer import text
 from mixer.errors import UserError
-from mixer.insight import kernels
-from mixer.storage import finding, saved
+
+with epy.lazy_imports():
+  import numpy as np
+
+  from mixer import config as config_lib
+  from mixer import (
+    metrics,
+    model_metadata,
+    npz,
+    provenance,
+    released,
+    runtime,
+    weights,
+  )
+  from mixer.insight import kernels
+  from mixer.storage import finding, saved
 
 _METADATA = (
   *("config", "resolved", "class_names", "origin", "environment", "history"),
@@ -51,7 +49,25 @@ _METADATA = (
 # That differs of any two runs, and says little: in JSON alone.
 _NOISE = ("goodput/", "data/")
 
-Described = tuple[dict[str, Any], weights.Params]
+Described: TypeAlias = "tuple[dict[str, Any], weights.Params]"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the command's own."""
+  parser.add_argument(
+    "path",
+    metavar="CHECKPOINT",
+    help="workdir, WORKDIR/checkpoints/STEP, .npz file, or released name",
+  )
+  parser.add_argument(
+    "other", metavar="OTHER", nargs="?", help="to compare it with"
+  )
+  parser.add_argument(
+    "--parameters",
+    action="store_true",
+    help="list every parameter, and norms by module",
+  )
+  parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def describe(path: str) -> Described:
@@ -315,7 +331,7 @@ def _verified(about: Mapping[str, Any]) -> str:
   return f"{of}, all as saved"
 
 
-def run(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> None:
   """Does what the command line says.
 
   Raises:
@@ -340,12 +356,3 @@ def run(args: argparse.Namespace) -> None:
         f"checkpoint {about['path']} is damaged: {_verified(about)}. Take "
         "another one, or a copy."
       )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command line; returns the exit code."""
-  return command_line.tool(run, arguments.inspect().parse_args(argv))
-
-
-if __name__ == "__main__":
-  sys.exit(main())

@@ -14,6 +14,7 @@ from PIL import Image
 
 from configs import smoke
 from mixer import (
+  cli,
   model,
   model_metadata,
   npz,
@@ -21,7 +22,6 @@ from mixer import (
   trained,
   weights,
 )
-from mixer.commands import export
 from mixer.exporting import onnx_graph
 from tests import trained_files
 
@@ -43,7 +43,9 @@ def small(tmp_path_factory):
 
 
 def run_export(workdir, output, *more) -> int:
-  return export.main([f"--checkpoint={workdir}", f"--output={output}", *more])
+  return cli.main(
+    ["export", f"--checkpoint={workdir}", f"--output={output}", *more]
+  )
 
 
 def without(monkeypatch, *packages):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_st
 
 from configs import smoke
-from mixer import checkpoints, metrics, runtime, sharding, weights
+from mixer import checkpoints, cli, metrics, runtime, sharding, weights
 from mixer.commands import inspect
 from tests import trained_files
 from tests.storage import test_saved
@@ -88,7 +88,7 @@ def command(capsys):
   """Runs it; what it printed."""
 
   def go(*words, code=0):
-    assert inspect.main([*map(str, words)]) == code
+    assert cli.main(["inspect", *map(str, words)]) == code
     captured = capsys.readouterr()
     if code:
       assert captured.err.startswith("error: ") and "\n" in captured.err

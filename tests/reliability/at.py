@@ -22,12 +22,11 @@ if __name__ == "__main__":
   stop.listen()  # As train.py does before all else.
 
 import jax
-from absl import app
 from orbax.checkpoint._src.path import atomicity
 
 import input_pipeline
 import train
-from mixer import checkpoints, command_line, loader, reporter, runtime, sharding
+from mixer import checkpoints, cli, loader, reporter, runtime, sharding
 from mixer import workdir as workdir_lib
 from mixer.cluster import gate
 from mixer.report import making
@@ -116,7 +115,7 @@ def main() -> None:
     where, what, before = MOMENTS[moment]
     setattr(where, what, wrap(getattr(where, what), act, before))
   sys.argv = ["train.py", *sys.argv[6:]]
-  app.run(train.main, flags_parser=command_line.parse)
+  sys.exit(train.main(cli.parser("train.py").read(sys.argv[1:])))
 
 
 def own_process() -> int:
