@@ -31,9 +31,9 @@ with epy.lazy_imports():
   import numpy as np
 
   from mixer import config as config_lib
+  from mixer import metadata as metadata_lib
   from mixer import (
     metrics,
-    model_metadata,
     npz,
     provenance,
     released,
@@ -85,7 +85,7 @@ def describe(path: str) -> Described:
     "layout": "older names" if older else "current names",
   }
   num_classes = len(params.get("head", {}).get("bias", ()))
-  if known := model_metadata.read_beside(file, num_classes):
+  if known := metadata_lib.read_beside(file, num_classes):
     facts["class_names"] = known.class_ids
   return facts | _of_weights(params), params
 
