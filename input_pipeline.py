@@ -68,6 +68,10 @@ class Inputs:
     few = {"fewshot": task.identity} if task else {}
     return {**self.train_split.identity, **few}
 
+  def train_records(self, step: int) -> list[int]:
+    """See `train_records`."""
+    return train_records(self.train_split, self.config, step)
+
 
 def open_inputs(config: config_lib.Config) -> Inputs:
   """Refuses what can be refused before anything is allocated; opens the data.

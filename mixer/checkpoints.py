@@ -1,50 +1,45 @@
-"""Saves checkpoints: asynchronously, with digests, keeping those that are due.
+"""Checkpoints: what they hold, how they are saved, found, verified and read.
 
-Checkpoint N holds the state after N updates: `params` by themselves, so that
-weights can be loaded without the optimizer, the average as `ema`, and the rest
-as `training`. Orbax writes it in the background and marks it as committed at
-the very end; what has no such mark doesn't count.
+`WORKDIR/checkpoints/N` holds the state after N updates:
+
+  params    the weights by themselves, so that they load without an optimizer
+  ema       their average, where the run keeps one
+  training  the step and the optimizer's state
+  metadata  JSON: what train.py says of the run (config, resolved, class_names,
+            origin, environment, history, metrics_lines); `arrays`, the type,
+            shape and digest of every array; `arrays_sha256` of all that
+
+Orbax writes it in the background and marks it as committed at the very end;
+what has no such mark doesn't count. Paths may be those of an object store.
 """
 
 import concurrent.futures
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint.experimental.v1
 from etils import epath
 
-from mixer import durations, train_step
+from mixer import digests, distributed, durations, errors, files, weights
 from mixer import workdir as workdir_lib
-from mixer.cluster import hosts
-from mixer.errors import UserError
-from mixer.storage import (
-  digests,
-  finding,
-  inventory,
-  restoring,
-  retention,
-  saved,
-)
-from mixer.storage.finding import committed, locate
-from mixer.storage.saved import load_params
-
-__all__ = [
-  "Checkpoints",
-  "SaveError",
-  "committed",
-  "load_params",
-  "locate",
-  "restore_at",
-]
+from mixer.errors import UserError, first_line
 
 # Orbax's annotations don't fit its own classes.
 ocp: Any = orbax.checkpoint.experimental.v1
 
-
-_LONG = 10**9  # Seconds; thirty years.
+_METADATA = "_CHECKPOINT_METADATA"
+_COMMITTED = "commit_success.txt"  # Orbax writes it last.
+_UNFINISHED = ".orbax-checkpoint-tmp"  # In the names of what it is writing,
+_REMOVED = ".removed"  # and of what we are removing.
+_ARRAYS, _SHA256 = "arrays", "arrays_sha256"
+# Seconds: thirty years; and for the slowest host to read a checkpoint.
+_LONG, _READING = 10**9, 1800.0
 
 
 class SaveError(UserError):
@@ -53,58 +48,218 @@ class SaveError(UserError):
   at_once = True
 
 
-class Checkpoints:
-  """The checkpoints of one workdir.
+class Damaged(UserError):
+  """A checkpoint is not as it was saved."""
 
-  Use as a context manager: leaving it waits for a save under way. Of several
-  hosts, all have to make the same calls; the first alone moves and removes.
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+  """A checkpoint's metadata; `[type, shape, digest]` of every array by name."""
+
+  path: epath.Path
+  metadata: dict[str, Any]
+  arrays: dict[str, list[Any]]
+
+
+def directory(workdir: epath.PathLike) -> epath.Path:
+  """The folder of a workdir's checkpoints, absolute."""
+  path = workdir_lib.path(workdir) / "checkpoints"
+  return path if files.is_remote(path) else path.absolute()
+
+
+def committed(workdir: epath.PathLike) -> list[int]:
+  """The steps of the committed checkpoints in a workdir, in order."""
+  found = _steps_in(directory(workdir))
+  return sorted(int(d.name) for d in found if _is_committed(d))
+
+
+def locate(path: epath.PathLike) -> tuple[epath.Path, int]:
+  """The workdir and step of a path that names either; UserError if neither."""
+  workdir, step = workdir_lib.path(path), None
+  if workdir.parent.name == "checkpoints" and workdir.name.isdigit():
+    workdir, step = workdir.parent.parent, int(workdir.name)
+  found = committed(workdir)
+  if step is None and found:
+    step = found[-1]
+  if step not in found:
+    raise UserError(
+      f"there is no checkpoint in {path}: expected a workdir of train.py, or "
+      "WORKDIR/checkpoints/STEP; whole ones in "
+      f"{workdir}/checkpoints: {', '.join(map(str, found)) or 'none'}."
+    )
+  return workdir, step
+
+
+def best(scores: Mapping[int, float]) -> int | None:
+  """The step with the highest finite score; of several the newest."""
+  known = [(v, s) for s, v in scores.items() if np.isfinite(v)]
+  return max(known)[1] if known else None
+
+
+def header(where: epath.Path) -> Header:
+  """Reads all but the arrays; Damaged if that is not as it was saved."""
+  with _noticing_damage(where):
+    content = json.loads((where / _METADATA).read_text())["custom_metadata"]
+    if content.pop(_SHA256, None) != files.json_sha256(content):
+      raise ValueError("its metadata are not as they were saved")
+    return Header(where, content, content.pop(_ARRAYS))
+
+
+def _read(where: epath.Path, targets: dict[str, Any]) -> dict[str, Any]:
+  """Reads parts into trees of abstract or numpy arrays; verifies nothing."""
+  with _noticing_damage(where), _alone():
+    # One call for each part: of several in a call, Orbax leaves those after a
+    # part that fails waiting, and Python warns of them at any later time.
+    return {
+      name: ocp.load_checkpointables(where, {name: target})[name]
+      for name, target in targets.items()
+    }
+
+
+def _read_to_host(where: epath.Path, part: str) -> dict[str, Any]:
+  """A part as numpy arrays, under its name."""
+  with _noticing_damage(where), _alone():
+    tree = ocp.checkpointables_metadata(where).metadata[part]
+    target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), tree)
+  return _read(where, {part: target})
+
+
+def _changed(about: Header, found: dict[str, Any]) -> list[str]:
+  """The names of arrays in these parts that are not as they were saved."""
+  saved = {k: v[2] for k, v in about.arrays.items() if k.split("/")[0] in found}
+  return digests.different(digests.of(found), saved)
+
+
+def _refuse(about: Header, changed: list[str]) -> None:
+  if changed:
+    shown = weights.shorten(changed)
+    raise Damaged(f"checkpoint {about.path} is damaged: not as saved: {shown}")
+
+
+def _check_model(about: Header, targets: dict[str, Any]) -> None:
+  """Refuses a checkpoint that holds other arrays than the run's state.
+
+  Orbax itself loads an array of another shape without a word.
+  """
+  there: Any = {k: _kind(*about.arrays[k][:2]) for k in about.arrays}
+  here: Any = weights.flatten(targets)
+  here = {k: _kind(x.dtype, x.shape) for k, x in here.items()}
+  lines = weights.mismatches(there, here)
+  if lines:
+    raise UserError(
+      f"checkpoint {about.path} is of another model or optimizer: "
+      f"{weights.shorten(lines)}. Use the config that it was made with, or "
+      "start in another --workdir from its weights, by "
+      f"--config.init_from={about.path}."
+    )
+
+
+def _kind(dtype: Any, shape: Any) -> str:
+  return f"{np.dtype(dtype).name} {tuple(shape)}"
+
+
+def load_params(
+  path: epath.PathLike, *, averaged: bool = True, verify: bool = True
+) -> tuple[Any, dict[str, Any]]:
+  """Weights alone, as numpy arrays; their average where there is one.
+
+  Returns them with the metadata, and `step`, `path`, and `averaged`, whether
+  there is an average. UserError: nothing there, or not as it was saved.
+  """
+  workdir, step = locate(path)
+  where = directory(workdir) / str(step)
+  try:
+    about = header(where)
+    ema = any(name.startswith("ema/") for name in about.arrays)
+    part = "ema" if averaged and ema else "params"
+    found = _read_to_host(where, part)
+    if verify:
+      _refuse(about, _changed(about, found))
+  except Damaged as e:
+    others = [s for s in committed(workdir) if s != step]
+    take = f"take {where.parent / str(others[-1])}" if others else "take a copy"
+    raise UserError(f"{e}. Instead of it {take}.") from e
+  info = about.metadata | {"step": step, "path": str(where), "averaged": ema}
+  return found[part], info
+
+
+def verify(path: epath.PathLike) -> tuple[int, list[str]]:
+  """The number of arrays, and the names of those that are not as saved."""
+  workdir, step = locate(path)
+  about = header(directory(workdir) / str(step))
+  parts = sorted({name.split("/")[0] for name in about.arrays})
+  changed: list[str] = []
+  for part in parts:
+    changed += _changed(about, _read_to_host(about.path, part))
+  return len(about.arrays), changed
+
+
+def restore_at(workdir: epath.PathLike, step: int, abstract: Any) -> Any:
+  """The state of one checkpoint, verified; moves nothing."""
+  targets = _parts(abstract)
+  about = header(directory(workdir) / str(step))
+  _check_model(about, targets)
+  found = _read(about.path, targets)
+  _refuse(about, _changed(about, found))
+  return _state(abstract, found)
+
+
+def mend_config(workdir: epath.PathLike) -> str:
+  """Writes a damaged config.json anew, as the newest checkpoint has it.
+
+  Returns a sentence about it; "" if it is sound, or no checkpoint can tell.
+  """
+  try:
+    workdir_lib.read_config(workdir)
+  except workdir_lib.DamagedConfig:
+    with contextlib.suppress(UserError, KeyError):
+      path, step = locate(workdir)
+      found = header(directory(path) / str(step)).metadata
+      workdir_lib.write_config(path, found["config"], found["resolved"])
+      return (
+        f"{path}/config.json was damaged, and is written anew as checkpoint "
+        f"{step} has it."
+      )
+  except UserError:
+    pass
+  return ""
+
+
+class Checkpoints:
+  """The checkpoints of one run: saves in the background, keeps what is due.
+
+  A context manager: leaving it waits for a save under way. Of several hosts,
+  all have to make the same calls; the first alone moves and removes.
 
   Attributes:
-    directory: where they lie.
-    saving: the step of the newest save, None before the first.
+    directory: where they are.
     metadata: of the checkpoint that was restored, None if none was.
   """
 
   def __init__(
     self,
-    workdir: finding.Path,
+    workdir: epath.PathLike,
     keep: int = 1,
     *,
     keep_every: durations.Interval = 0,
-    best: Callable[[], Mapping[int, float]] | None = None,
-    tell: Callable[[str], None] = print,
+    scores: Callable[[], Mapping[int, float]] = dict,
   ):
-    """Opens or makes the directory; removes what a killed save has left.
+    """Makes the directory, or puts away what a killed save has left in it.
 
-    Beside those named here, the one that was restored stays: it has been read
-    and found whole, which is more than is known of younger ones.
-
-    Args:
-      workdir: of the run.
-      keep: how many stay, the newest ones.
-      keep_every: those at multiples of so many steps stay as well; 0: none.
-      best: gives a metric by step, higher is better, as far as it is known; of
-        the checkpoints there are, the best one stays as well.
-      tell: takes sentences for people.
-
-    Raises:
-      UserError: it can't be made.
+    Of committed ones these stay: the newest `keep`, those at multiples of
+    `keep_every` steps (0: none), the best by `scores` (by step, as far as they
+    are known), and the one that was restored, known to be whole.
     """
-    self.directory = finding.directory(workdir)
-    self.saving: int | None = None
+    self.directory = directory(workdir)
     self.metadata: dict[str, Any] | None = None
-    self._keep, self._keep_every = keep, keep_every
-    self._best = best or dict
-    self._tell = tell if jax.process_index() == 0 else lambda _: None
-    self._restored: int | None = None
+    self._keep, self._keep_every, self._scores = keep, keep_every, scores
+    self._remote = files.is_remote(self.directory)
+    self._saving = self._restored = None
     self._pending: concurrent.futures.Future[list[str]] | None = None
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
-    said, steps = hosts.on_first(
-      "checkpoints", lambda: (finding.tidy(self.directory), self._committed())
-    )
-    for sentence in said:
-      self._tell(sentence)
-    self._latest: int | None = max(steps, default=None)
+    for line in distributed.on_first("checkpoints", self._tidy):
+      distributed.say(line)
+    self._latest = max(self._committed(), default=None)
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -118,54 +273,43 @@ class Checkpoints:
     finally:
       self._thread.shutdown(wait=False)
 
+  def _committed(self) -> list[int]:
+    """As the first host sees them, on all."""
+    return distributed.on_first(
+      "checkpoints", lambda: committed(self.directory.parent)
+    )
+
   @property
   def latest(self) -> int | None:
     """The newest step that is committed, None if there is none."""
     self.wait()
     return self._latest
 
-  def save(
-    self, step: int, state: train_step.TrainState, metadata: dict[str, Any]
-  ) -> None:
-    """Starts a save; returns once the state may be donated.
-
-    Args:
-      step: updates done.
-      state: after them.
-      metadata: JSON, saved beside it.
-
-    Raises:
-      SaveError: this save or the one before it failed.
-    """
+  def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
+    """Starts a save; returns once the state, a dataclass, may be donated."""
     self.wait()
-    self.saving = step
+    self._saving = step
     first = jax.process_index() == 0
-    local = not workdir_lib.is_remote(self.directory)
     try:
-      if first and local and not self.directory.exists():
+      if first and not self._remote and not self.directory.exists():
         self.directory.mkdir()  # Its parent is there, or has vanished too.
-        self._tell(
+        distributed.say(
           f"{self.directory} had vanished, with what was in it, and was made "
           f"anew for the checkpoint of step {step}."
         )
       parts = _parts(state)
-      sealed = digests.seal(metadata, parts)
       with self._context():
         response = ocp.save_checkpointables_async(
-          self._path(step), parts, custom_metadata=sealed
+          self.directory / str(step),
+          parts,
+          custom_metadata=_sealed(metadata, parts),
         )
     except (OSError, ValueError) as e:
       raise self._failure(e) from e
-    metrics = dict(self._best()) if first else {}
+    scores = dict(self._scores()) if first else {}
     self._pending = self._thread.submit(
-      self._finish, step, response, list(parts), metrics
+      self._finish, step, response, list(parts), scores
     )
-
-  def _committed(self) -> list[int]:
-    return committed(self.directory.parent)
-
-  def _path(self, step: int) -> epath.Path:
-    return self.directory / str(step)
 
   def _context(self) -> Any:
     """How Orbax is to save."""
@@ -176,8 +320,7 @@ class Checkpoints:
       # Orbax waits by the time of day: should that jump by more, a sound save
       # would count as failed. `hang_seconds` bounds the wait.
       context.asynchronous.timeout_secs = _LONG
-    if workdir_lib.is_remote(self.directory):
-      # To rename a folder of an object store is to copy it bit by bit.
+    if self._remote:  # A rename there would copy it bit by bit.
       context.atomicity.mode = ocp.options.AtomicityMode.COMMIT_FILE
     return context
 
@@ -186,115 +329,130 @@ class Checkpoints:
     step: int,
     response: Any,
     parts: list[str],
-    metrics: Mapping[int, float],
+    scores: Mapping[int, float],
   ) -> list[str]:
     """In the background: waits for the commit, removes what is due."""
     response.result()
     if jax.process_index():
       return []
     # Orbax doesn't notice when it is all removed while being written.
-    there = [self._path(step) / part for part in parts]
-    gone = [path for path in there if not path.is_dir()]
-    if gone or not finding.is_committed(self._path(step)):
-      raise OSError(f"{(gone or [self._path(step)])[0]} has vanished")
-    sentences = []
-    try:
-      inventory.write(self._path(step))
-    except (OSError, UserError) as e:
-      sentences.append(
-        f"checkpoint {self._path(step)} is saved, but no list of its files: "
-        f"{finding.reason(e)}."
-      )
-    steps = self._committed()
-    kept = retention.kept(steps, self._keep, self._keep_every, metrics)
-    for old in sorted({*steps} - kept - {step, self._restored}):
+    path = self.directory / str(step)
+    gone = [path / part for part in parts if not (path / part).is_dir()]
+    if gone or not _is_committed(path):
+      raise OSError(f"{(gone or [path])[0]} has vanished")
+    steps = committed(self.directory.parent)
+    stay = {*steps[-self._keep :], step, self._restored}
+    stay |= {s for s in steps if durations.is_due(self._keep_every, s)}
+    stay.add(best({s: v for s, v in scores.items() if s in steps}))
+    lines = []
+    for old in sorted({*steps} - stay):
       try:
-        finding.remove(self._path(old))
+        _remove(self.directory / str(old))
       except OSError as e:
-        sentences.append(
-          f"checkpoint {self._path(old)} can't be removed: "
-          f"{finding.reason(e)}. It is left as it is."
+        lines.append(
+          f"checkpoint {self.directory / str(old)} can't be removed: "
+          f"{_reason(e)}. It is left as it is."
         )
-    return sentences
+    return lines
 
   def wait(self) -> None:
-    """Returns when the save under way is committed.
-
-    Raises:
-      SaveError: it failed.
-    """
+    """Returns when the save under way is committed; SaveError if it failed."""
     pending, self._pending = self._pending, None
     if pending is None:
       return
     try:
-      sentences = pending.result()
+      lines = pending.result()
     except Exception as e:
       raise self._failure(e) from e
-    self._latest = self.saving
-    for sentence in sentences:
-      self._tell(sentence)
+    self._latest = self._saving
+    for line in lines:
+      distributed.say(line)
 
   def _failure(self, error: Exception) -> SaveError:
     workdir = self.directory.parent
-    if not workdir_lib.is_remote(workdir) and not workdir.exists():
+    if not self._remote and not workdir.exists():
       return SaveError(workdir_lib.vanished(workdir))
     whole = []
     with contextlib.suppress(OSError):
-      whole = [s for s in self._committed() if s != self.saving]
+      whole = [s for s in committed(workdir) if s != self._saving]
     kept, then = "There is none yet.", "begins anew"
     if whole:
       kept = f"The newest whole one is that of step {whole[-1]}."
       then = "goes on from there"
     return SaveError(
-      f"the checkpoint of step {self.saving} could not be written to "
-      f"{self.directory}: {finding.reason(error)}. {kept} Mend the cause "
-      "(most often a full disk or missing rights) and start the same command "
-      f"again: it {then}."
+      f"the checkpoint of step {self._saving} could not be written to "
+      f"{self.directory}: {_reason(error)}. {kept} Mend the cause (most often "
+      "a full disk or missing rights) and start the same command again: it "
+      f"{then}."
     )
 
-  def restore(
-    self, abstract: train_step.TrainState
-  ) -> tuple[train_step.TrainState, int]:
-    """The newest state that is whole, laid out as `abstract` says.
+  def restore(self, abstract: Any) -> tuple[Any, int]:
+    """The newest state that is whole, laid out as `abstract` says; its step.
 
-    Damaged ones that are newer are told, and moved to `checkpoints.damaged`
-    beside the directory.
-
-    Returns:
-      The state, and its step.
-
-    Raises:
-      UserError: none is whole, or the newest is of another model.
+    Damaged ones that are newer are told, and moved to `checkpoints.damaged`.
+    Several hosts pass over the same ones: a step is taken only when all could
+    take it. UserError: one is of another model; or none is whole.
     """
     self.wait()
-    steps = hosts.on_first("checkpoints", self._committed)
-    found, step, self.metadata = restoring.newest_whole(
-      self.directory, steps, _parts(abstract), self._tell
+    targets = _parts(abstract)
+
+    def read(path: epath.Path) -> tuple[Header, dict[str, Any]]:
+      about = header(path)
+      _check_model(about, targets)
+      return about, _read(path, targets)
+
+    wrong: dict[int, Damaged] = {}
+    for step in reversed(self._committed()):
+      path = self.directory / str(step)
+      try:
+        about, found = _together(read, path)
+        # Of several hosts, all have to take part in it.
+        _together(_refuse, about, _changed(about, found))
+      except Damaged as e:
+        wrong[step] = e
+        continue
+      for old, error in wrong.items():
+        at = distributed.on_first(
+          "damaged", lambda old=old: _move_aside(self.directory / str(old))
+        )
+        distributed.say(
+          f"{error}. It is now in {at}; going on from checkpoint {step}."
+        )
+      self.metadata, self._latest, self._restored = about.metadata, step, step
+      return _state(abstract, found), step
+    raise UserError(
+      f"none of the checkpoints in {self.directory} is whole "
+      f"({'; '.join(map(str, wrong.values()))}). They are left as they are. "
+      "Put one from a copy in their place, or start in another --workdir."
     )
-    self._latest = self._restored = step
-    return _state(abstract, found), step
+
+  def _tidy(self) -> list[str]:
+    """Removes unfinished saves and removals, moves uncommitted steps aside."""
+    lines = []
+    try:
+      self.directory.mkdir(parents=True, exist_ok=True)
+      for path in _inside(self.directory):
+        if _UNFINISHED in path.name or path.name.endswith(_REMOVED):
+          path.rmtree()
+      for path in _steps_in(self.directory):
+        if not _is_committed(path):
+          at = "removed" if self._remote else f"now in {_move_aside(path)}"
+          lines.append(
+            f"{path} was never finished, or has lost its mark of that: it "
+            f"doesn't count as a checkpoint, and is {at}."
+          )
+          if self._remote:  # A killed save leaves it so.
+            path.rmtree()
+    except OSError as e:
+      raise UserError(
+        f"{self.directory} can't be prepared for checkpoints: {_reason(e)}. "
+        "Mend the cause (most often missing rights, or a file of that name), "
+        "or take another --workdir."
+      ) from e
+    return lines
 
 
-def restore_at(
-  workdir: finding.Path, step: int, abstract: train_step.TrainState
-) -> train_step.TrainState:
-  """The state of one checkpoint, verified; moves nothing.
-
-  Args:
-    workdir: of the run.
-    step: of the checkpoint.
-    abstract: how the state is to lie.
-
-  Raises:
-    UserError: it is damaged, or of another model.
-  """
-  parts = _parts(abstract)
-  found = saved.look(finding.directory(workdir) / str(step))
-  saved.check_same(found, parts)
-  return _state(abstract, saved.load(found, parts))
-
-
-def _parts(state: train_step.TrainState) -> dict[str, Any]:
+def _parts(state: Any) -> dict[str, Any]:
   """The state as the named parts that a checkpoint consists of."""
   fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
   fields = {k: v for k, v in fields.items() if v is not None}
@@ -302,9 +460,112 @@ def _parts(state: train_step.TrainState) -> dict[str, Any]:
   return parts | {"training": fields}
 
 
-def _state(
-  abstract: train_step.TrainState, parts: Mapping[str, Any]
-) -> train_step.TrainState:
+def _state(abstract: Any, parts: dict[str, Any]) -> Any:
   """The state of these parts."""
-  weights = {k: v for k, v in parts.items() if k != "training"}
-  return dataclasses.replace(abstract, **weights, **parts["training"])
+  own = {k: v for k, v in parts.items() if k != "training"}
+  return dataclasses.replace(abstract, **own, **parts["training"])
+
+
+def _sealed(metadata: dict[str, Any], parts: Any) -> dict[str, Any]:
+  """The metadata, what is known of every array, and a digest of all that."""
+  leaves, found = weights.flatten(parts), digests.of(parts)
+  arrays = {
+    k: [np.dtype(leaf.dtype).name, list(leaf.shape), found[k]]
+    for k, leaf in leaves.items()
+  }
+  content = metadata | {_ARRAYS: arrays}
+  return content | {_SHA256: files.json_sha256(content)}
+
+
+def _together(function: Callable[..., Any], *args: Any) -> Any:
+  """Calls a function on every host; what one refuses, all refuse."""
+  result, refusal = None, None
+  try:
+    result = function(*args)
+  except UserError as e:
+    refusal = [isinstance(e, Damaged), str(e)]
+  said = distributed.gather("reading a checkpoint", refusal, _READING)
+  for damaged, message in sorted(filter(None, said)):
+    raise (Damaged if damaged else UserError)(message, lines=True)
+  return result
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+  """Lets Orbax read without waiting for other hosts.
+
+  Each reads its own part of every array; whether all could is asked in
+  `_together`, where waiting has an end.
+  """
+  me = ocp.multihost.process_index()
+  context = ocp.Context()
+  context.multiprocessing.primary_host = me
+  context.multiprocessing.active_processes = {me}
+  with context:
+    yield
+
+
+@contextlib.contextmanager
+def _noticing_damage(where: epath.Path) -> Iterator[None]:
+  """Whatever reading raises means damage, but for too little memory."""
+  try:
+    yield
+  except Exception as e:
+    if errors.is_memory(e):
+      raise
+    message = f"checkpoint {where} is damaged: can't be read: {_reason(e)}"
+    raise Damaged(message) from e
+
+
+def _steps_in(folder: epath.Path) -> list[epath.Path]:
+  return [d for d in _inside(folder) if d.name.isdigit() and d.is_dir()]
+
+
+def _inside(folder: epath.Path) -> list[epath.Path]:
+  try:
+    return list(folder.iterdir())
+  except (FileNotFoundError, NotADirectoryError):
+    return []  # An object store has no empty folders.
+
+
+def _is_committed(path: epath.Path) -> bool:
+  return (path / _COMMITTED).exists()
+
+
+def _remove(path: epath.Path) -> None:
+  """Removes a checkpoint; a kill leaves it whole, or not counting."""
+  if files.is_remote(path):
+    (path / _COMMITTED).unlink(missing_ok=True)
+  else:
+    path = path.rename(path.with_name(path.name + _REMOVED))
+  path.rmtree()
+
+
+def _move_aside(path: epath.Path) -> str:
+  """Moves a checkpoint to `WORKDIR/checkpoints.damaged`; returns its place."""
+  folder = path.parent.with_name("checkpoints.damaged")
+  to, count = folder / path.name, 1
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    while to.exists():
+      count += 1
+      to = folder / f"{path.name}.{count}"
+    if files.is_remote(path):
+      for file in path.glob("**/*"):
+        if not file.is_dir():
+          file.copy(to / str(file.relative_to(path)))
+      _remove(path)
+    else:
+      path.rename(to)
+  except OSError as e:
+    raise UserError(
+      f"{path} is damaged and can't be moved to {to}: {_reason(e)}. Move it "
+      "away, or mend the rights; then start the same command again."
+    ) from e
+  return os.fspath(to)
+
+
+def _reason(error: BaseException) -> str:
+  """An error in one line; Orbax says this at the end of a long one."""
+  full = "No space left on device"
+  return full if full in str(error) else first_line(error)

@@ -1,19 +1,19 @@
-"""Where numbers go: metrics.jsonl, TensorBoard, the terminal.
+"""The records of a run: metrics.jsonl and TensorBoard files.
 
 A line of metrics.jsonl is a JSON object of a step and numbers. Its last field,
-`check`, has the number of the line and a CRC-32 of what stands before it: a
-line that is damaged or gone shows. Files from before there was one have none.
+`check`, has the number of the line and a CRC-32 of the rest: a line that is
+damaged or gone shows.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
 import json
 import math
 import pathlib
-import re
 import socket
-import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -22,35 +22,18 @@ from typing import Any
 import jax
 from etils import epath
 
-from mixer import files, stop
-from mixer import workdir as workdir_lib
+from mixer import files, lock
 from mixer.errors import UserError
-from mixer.storage import uploading
 
 FILE = "metrics.jsonl"
 _LARGEST = 1 << 30  # Bytes; some 3 million records.
-_CHECKED = re.compile(rb'(\{.*), "check": "([0-9]{1,15}) ([0-9a-f]{8})"\}')
-_BEGIN = b'{"step": '
+# Seconds between two uploads to an object store, and between two flushes of
+# what TensorBoard reads.
+_UPLOAD, _FLUSH = 30.0, 10.0
 _MEND = (
   "Mend the cause and start the same command again: it goes on from the newest "
   "checkpoint."
 )
-
-
-def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
-  """The records of a run that are whole, in order."""
-  return list(examine(workdir).records.values())
-
-
-def scores(records: Iterable[dict[str, Any]], name: str) -> dict[int, float]:
-  """A metric by step, so that more is better; none for the name "".
-
-  Args:
-    records: of `read`.
-    name: of the metric; a loss is turned round. What isn't finite is left out.
-  """
-  sign = -1.0 if name.endswith("loss") else 1.0
-  return {r["step"]: sign * r[name] for r in records if r.get(name) is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +42,29 @@ class Found:
 
   Attributes:
     records: that are whole, by the number of their line from 0, in order.
-    changed: lines that are none, but for a last one that was cut off.
-    damage: a sentence about those, and about lines that are gone; or "".
+    damage: a sentence about lines that are damaged or gone; or "".
+    changed: whether there are damaged lines, but for a last one cut off.
   """
 
   records: dict[int, dict[str, Any]]
-  changed: int
   damage: str
+  changed: bool
+
+
+def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
+  """The records of a run that are whole, in order."""
+  return list(examine(workdir).records.values())
+
+
+def scores(records: Iterable[dict[str, Any]], name: str) -> dict[int, float]:
+  """A metric by step, so that more is better: a loss is negated.
+
+  Args:
+    records: of `read`.
+    name: of the metric; none have "". What isn't finite is left out.
+  """
+  sign = -1.0 if name.endswith("loss") else 1.0
+  return {r["step"]: sign * r[name] for r in records if r.get(name) is not None}
 
 
 def examine(workdir: epath.PathLike, least: int = 0) -> Found:
@@ -84,72 +83,36 @@ def examine(workdir: epath.PathLike, least: int = 0) -> Found:
   except UserError as e:
     if not isinstance(e.__cause__, FileNotFoundError):
       raise
-  *lines, last = data.split(b"\n")
-  if b"}" in last or not _BEGIN.startswith(last[: len(_BEGIN)]):
-    lines.append(last)  # Else it was cut off by a kill.
-  lines = [line for line in lines if line.strip()]
-  records = dict(sorted(r for r in map(_checked, lines) if r))
-  if not records and not least and b'"check"' not in data:
-    found = [r for r in map(_record, lines) if r]
-    records = dict(enumerate(found))
-  changed = len(lines) - len(records)
+  *lines, _ = data.split(b"\n")  # A last one without its end was cut off.
+  records = dict(sorted(r for r in map(_parse, lines) if r))
   count = max([least - 1, *records]) + 1
-  gone = [n for n in range(count) if n not in records]
-  what = ""
-  if gone:
-    lines_gone = f"{len(gone):,} are damaged or gone ({_list(gone)})"
-    what = f"of {count:,} lines {lines_gone}"
-  elif changed:
-    what = f"{changed:,} of its lines hold no record"
-  return Found(records, changed, what and f"{path}: {what}; they are left out.")
-
-
-def _checked(line: bytes) -> tuple[int, dict[str, Any]] | None:
-  """A line's number and record, if it is as it was written."""
-  parts = _CHECKED.fullmatch(line.strip())
-  if parts is None or _crc(parts[2] + parts[1]) != parts[3].decode():
-    return None
-  record = _record(parts[1] + b"}")
-  return (int(parts[2]), record) if record else None
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-  """The record of a line without a check, if it can be one."""
-  try:
-    found = json.loads(line)
-  except (ValueError, RecursionError):
-    return None
-  sound = (
-    isinstance(found, dict)
-    and type(found.get("step")) is int
-    and all(v is None or isinstance(v, int | float) for v in found.values())
+  gone = [n + 1 for n in range(count) if n not in records]
+  changed = len(records) < len(lines)
+  if not gone and not changed:
+    return Found(records, "", False)
+  shown = ", ".join(f"{n:,}" for n in gone[:5]) + ", ..." * (len(gone) > 5)
+  return Found(
+    records,
+    f"{path}: {len(gone) or 'some'} of {max(count, len(lines)):,} lines are "
+    f"damaged or gone ({shown or 'at the end'}); they are left out.",
+    changed,
   )
-  return found if sound else None
 
 
 def _line(number: int, record: dict[str, Any]) -> str:
   text = json.dumps(record)[:-1]
-  crc = _crc(f"{number}{text}".encode())
-  return f'{text}, "check": "{number} {crc}"}}\n'
+  crc = zlib.crc32(f"{number}{text}".encode())
+  return f'{text}, "check": "{number} {crc:08x}"}}'
 
 
-def _crc(data: bytes) -> str:
-  return f"{zlib.crc32(data):08x}"
-
-
-def _list(numbers: Iterable[int], most: int = 5) -> str:
-  """Lines, counted from 1, for a sentence: `3, 7 to 9`."""
-  spans = [
-    [n for _, n in group]
-    for _, group in itertools.groupby(
-      enumerate(numbers, 1), lambda pair: pair[1] - pair[0]
-    )
-  ]
-  shown = [
-    f"{s[0] + 1:,}" + (f" to {s[-1] + 1:,}" if len(s) > 1 else "")
-    for s in spans[:most]
-  ]
-  return ", ".join(shown + ["..."] * (len(spans) > most))
+def _parse(line: bytes) -> tuple[int, dict[str, Any]] | None:
+  """A line's number and record, if it is as `_line` made it."""
+  try:
+    record = json.loads(line)
+    number = int(record.pop("check").split()[0])
+    return (number, record) if _line(number, record).encode() == line else None
+  except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    return None
 
 
 class Writer:
@@ -157,11 +120,6 @@ class Writer:
 
   A run that goes on from step N first drops the records after N, which it
   will write again: so the file reads as if nothing had happened.
-
-  On a local disk a record is there as soon as it is written. Nothing can be
-  appended to an object: there the files are kept here and uploaded whole, now
-  and then and in `flush`. Only what a resume makes again anyway is lost if
-  `flush` is called before every save.
 
   Attributes:
     records: from the first step on.
@@ -171,37 +129,31 @@ class Writer:
   """
 
   def __init__(self, workdir: epath.PathLike, start_step: int, least: int = 0):
-    """Opens the files.
-
-    Args:
-      workdir: of the run.
-      start_step: updates done.
-      least: lines written until then, as far as is known.
-
-    Raises:
-      UserError: the workdir takes no files.
-    """
+    """Opens the files; `least` lines were written, as the checkpoint knows."""
     self._active = jax.process_index() == 0
     found = examine(workdir, least)
     kept = {n: r for n, r in found.records.items() if r["step"] <= start_step}
     self.records = list(kept.values())
     self.dropped = [r for n, r in found.records.items() if n not in kept]
-    if not found.damage:  # Else numbers stay: what is gone shows for ever.
-      kept = dict(enumerate(self.records))
     self.lines = max([least - 1, *kept]) + 1
     self.damage = found.damage
     if not self._active:
       return
     self._path = epath.Path(workdir) / FILE
-    if found.changed:
-      self.damage += f" The file as it was is {self._set_aside()}."
-    with self._telling():
-      self._place = uploading.place(epath.Path(workdir))
-      path = self._place.local / FILE
-      with files.atomic_write(path, "w", _MEND) as f:
-        f.writelines(_line(n, r) for n, r in kept.items())
-      self._file = open(path, "a")
-      self._board = _Board(self._place.local / "tensorboard", start_step)
+    with self._failing_clearly():
+      if found.changed:
+        names = (f"{FILE}.damaged.{n}" for n in itertools.count(1))
+        aside = map(self._path.with_name, names)
+        aside = next(path for path in aside if not path.exists())
+        self._path.copy(aside)
+        self.damage += f" The file as it was is {aside}."
+      remote = files.is_remote(workdir)
+      self._uploads = _Uploads(epath.Path(workdir)) if remote else None
+      folder = pathlib.Path(self._uploads.folder if self._uploads else workdir)
+      with files.atomic_write(folder / FILE, "w", _MEND) as f:
+        f.writelines(f"{_line(n, r)}\n" for n, r in kept.items())
+      self._file = open(folder / FILE, "a")
+      self._board = _TensorBoard(folder / "tensorboard", start_step)
 
   def has(self, step: int, name: str) -> bool:
     """Whether a record of that step with that metric is there."""
@@ -225,11 +177,12 @@ class Writer:
     self.lines += 1
     if not self._active:
       return
-    with self._telling():
-      self._file.write(_line(self.lines - 1, record))
+    with self._failing_clearly():
+      self._file.write(f"{_line(self.lines - 1, record)}\n")
       self._file.flush()
       self._board.write(step, values)
-      self._place.keep_up()
+      if self._uploads:
+        self._uploads.keep_up()
 
   def flush(self) -> None:
     """Returns when all is where it is kept; call it before every save.
@@ -237,66 +190,54 @@ class Writer:
     Raises:
       UserError: the disk or the store doesn't take it.
     """
-    if not self._active:
-      return
-    with self._telling():
-      self._board.flush()
-      self._place.catch_up()
+    if self._active:
+      with self._failing_clearly():
+        self._board.flush()
+        if self._uploads:
+          self._uploads.catch_up()
 
   def close(self) -> None:
     """Flushes and closes the files."""
     if self._active:
-      for end in (self._board.close, self._file.close, self._place.close):
-        # `write` and `flush` have told of what is full or out of reach: what
-        # they said comes first.
-        with contextlib.suppress(*workdir_lib.failures(self._path)):
-          end()
-
-  def _set_aside(self) -> epath.Path:
-    """Copies the file; one that is there already stays."""
-    names = (f"{FILE}.damaged.{n}" for n in itertools.count(1))
-    to = next(p for p in map(self._path.with_name, names) if not p.exists())
-    with self._telling():
-      self._path.copy(to)
-    return to
+      for opened in (self._board, self._file, self._uploads):
+        # What is full or out of reach `write` and `flush` have told.
+        with contextlib.suppress(*files.failures(self._path)):
+          if opened:
+            opened.close()
 
   @contextlib.contextmanager
-  def _telling(self) -> Iterator[None]:
+  def _failing_clearly(self) -> Iterator[None]:
     try:
       yield
-    except workdir_lib.failures(self._path) as e:
+    except files.failures(self._path) as e:
       raise UserError(
-        f"metrics can't be written to {self._path}: {workdir_lib.reason(e)}. "
-        f"{_MEND}"
+        f"metrics can't be written to {self._path}: {files.reason(e)}. {_MEND}"
       ) from e
 
 
-class _Board:
-  """TensorBoard's event file.
+class _TensorBoard:
+  """Its event file, written in the caller's thread.
 
-  Written in the caller's thread: that of tensorboardX's SummaryWriter dies of
-  a full disk, and training then waits for it forever.
+  The thread of tensorboardX's SummaryWriter dies of a full disk, and training
+  then waits for it forever.
   """
 
-  def __init__(self, directory: pathlib.Path, start_step: int):
+  def __init__(self, folder: pathlib.Path, start_step: int):
     # Imported late: it takes a while, and reading records doesn't need it.
-    from tensorboardX import record_writer
+    import tensorboardX
     from tensorboardX.proto import event_pb2, summary_pb2
 
     events: Any = event_pb2  # Generated: no checker sees into it.
     summaries: Any = summary_pb2
     self._event, self._summary = events.Event, summaries.Summary
-    session = events.SessionLog
-    directory.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     # Unlike those of an earlier start, even one in the same second.
-    name = f"{time.time():.6f}.{socket.gethostname()}"
-    self._file = record_writer.RecordWriter(
-      str(directory / f"events.out.tfevents.{name}")
-    )
+    name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+    self._file = tensorboardX.RecordWriter(str(folder / name))
     self._flushed = time.monotonic()
     self._add(file_version="brain.Event:2")
     # TensorBoard then forgets the steps that are written again.
-    log = session(status=session.START)
+    log = events.SessionLog(status=events.SessionLog.START)
     self._add(step=start_step + 1, session_log=log)
 
   def write(self, step: int, values: dict[str, float]) -> None:
@@ -305,7 +246,7 @@ class _Board:
       self._summary.Value(tag=k, simple_value=v) for k, v in values.items()
     ]
     self._add(step=step, summary=self._summary(value=pairs))
-    if time.monotonic() - self._flushed > 10:
+    if time.monotonic() - self._flushed > _FLUSH:
       self.flush()
 
   def flush(self) -> None:
@@ -322,73 +263,61 @@ class _Board:
     self._file.close()
 
 
-# The share of the time from which on waiting for data is worth a word.
-_WAITING = 0.05
+class _Uploads:
+  """Copies of growing files in an object store, to which nothing is appended.
 
-
-class Terminal:
-  """Progress for people: one live line on a terminal, plain lines in a file.
-
-  Only the first host prints.
+  What the thread can't upload now and then is tried again the next time; what
+  `catch_up` can't upload is an error.
   """
 
-  def __init__(self, total: int):
-    self._total = total
-    self._live = sys.stdout.isatty()
-    self._active = jax.process_index() == 0
-    self._last = 0.0
-    self._open = False
+  def __init__(self, workdir: epath.Path):
+    self._workdir = workdir
+    self._temporary = tempfile.TemporaryDirectory(prefix="mixer-")
+    self.folder = pathlib.Path(self._temporary.name)
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, "upload")
+    self._upload = concurrent.futures.Future[None]()
+    self._upload.set_result(None)
+    self._last = time.monotonic()
+    self._stored: dict[str, lock.StoredFile] = {}
 
-  def say(self, text: str) -> None:
-    """A line that stays."""
-    if self._active:
-      end = "\r\x1b[K" if self._open else ""
-      stop.say(f"{end}{text}")
-      self._open = False
+  def keep_up(self) -> None:
+    """Starts an upload if the last is over, and long ago."""
+    if time.monotonic() - self._last > _UPLOAD and self._upload.done():
+      self._start()
 
-  def end(self) -> None:
-    """Leaves the live line as it is and goes below it."""
-    if self._active and self._open:
-      stop.say("")
-      self._open = False
+  def catch_up(self) -> None:
+    """Returns when all that was written has arrived."""
+    concurrent.futures.wait([self._upload])
+    self._start()
+    self._upload.result()
 
-  def progress(
-    self, step: int, values: dict[str, float], *, logged: bool
-  ) -> None:
-    """Step, loss, speed and time left.
+  def close(self) -> None:
+    """Catches up and ends."""
+    try:
+      self.catch_up()
+    finally:
+      self._thread.shutdown()
+      self._temporary.cleanup()
 
-    Args:
-      step: updates done.
-      values: named as in metrics.jsonl.
-      logged: whether they have been written as a record too; a file gets a
-        line only then.
-    """
-    if not self._active:
-      return
-    if self._live:
-      now = time.monotonic()
-      if now - self._last > 0.1 or logged:
-        self._last = now
-        stop.say(f"\r\x1b[K{self._line(step, values)}", end="")
-        self._open = True
-    elif logged:
-      stop.say(self._line(step, values))
+  def _start(self) -> None:
+    self._last = time.monotonic()
+    # Read at once: the thread must not see a line that is half written.
+    found = {
+      str(path.relative_to(self.folder)): path.read_bytes()
+      for path in sorted(self.folder.rglob("*"))
+      if path.is_file()
+    }
+    self._upload = self._thread.submit(self._send, found)
 
-  def _line(self, step: int, values: dict[str, float]) -> str:
-    width = len(str(self._total))
-    parts = [f"step {step:{width}d}/{self._total}"]
-    parts.append(f"loss {values['train/loss']:.4f}")
-    speed = values.get("train/images_per_second")
-    if speed:
-      parts.append(f"{speed:,.0f} images/s")
-    if "train/mfu" in values:
-      parts.append(f"MFU {values['train/mfu']:.1%}")
-    if values.get("data/wait", 0) >= _WAITING:
-      parts.append(f"waits for data {values['data/wait']:.0%}")
-    if "train/seconds_per_step" in values:
-      left = (self._total - step) * values["train/seconds_per_step"]
-      parts.append(f"{duration(left)} left")
-    return "  ".join(parts)
+  def _send(self, found: dict[str, bytes]) -> None:
+    for name, data in found.items():
+      if name not in self._stored:
+        self._stored[name] = lock.StoredFile(self._workdir / name)
+        self._stored[name].read()
+      # If it was written but the answer got lost, it reads as it should.
+      file = self._stored[name]
+      if not file.write(data) and file.read() != data:
+        raise OSError("another run writes there, too")
 
 
 def duration(seconds: float) -> str:

@@ -1,65 +1,167 @@
-"""What a running training tells: losses one step late, speed, evaluations."""
+"""What a running training reports: losses one step late, speed, time, NaNs."""
 
 import contextlib
 import math
+import shlex
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 from etils import epath
 
 from mixer import config as config_lib
-from mixer import durations, goodput, loader, metrics, train_step
-from mixer.datasets import split as split_lib
+from mixer import durations, files, loader, metrics, stop, train_step
+from mixer import workdir as workdir_lib
 from mixer.errors import UserError
 from mixer.planning import hardware
 
+# What a run's wall time goes into. `step` is all that is not something else:
+# the loop waits for the devices.
+KINDS = {
+  "start": "start",
+  "compile": "first update, with compilation",
+  "data": "waiting for data",
+  "step": "updates",
+  "evaluation": "evaluation",
+  "saving": "saving, as far as updates waited for it",
+  "lost": "lost to restarts",
+}
+_PREFIX = "goodput/"
+# The share of the time from which on waiting for data is worth a word.
+_WAITING = 0.05
+# Of a batch's records, how many a sentence names.
+_SHOWN = 6
 
-class NotFinite(Exception):
-  """A metric became NaN or infinite.
 
-  Attributes:
-    step: the update in which it did.
-    name: of the metric.
-    value: its value.
-    skipped: how many updates in a row were skipped for it, with this one.
+class NotFinite(UserError):
+  """Loss or gradient became NaN or infinite; `what` says which, and where."""
+
+  what = ""
+
+
+class Goodput:
+  """Seconds of wall time by kind, over all starts of a run.
+
+  Each record of metrics.jsonl has them as they stand, so that a start knows
+  what was spent before it, and what in vain.
   """
 
-  def __init__(self, step: int, name: str, value: float, skipped: int = 0):
-    super().__init__(f"{name} is {value} at step {step}")
-    self.step, self.name, self.value = step, name, value
-    self.skipped = skipped
+  def __init__(
+    self,
+    began: float,
+    kept: Sequence[Mapping[str, Any]] = (),
+    dropped: Sequence[Mapping[str, Any]] = (),
+  ):
+    """Goes on from records: `kept`, and `dropped` that were made in vain."""
+    before, spent = _newest(kept), _newest([*kept, *dropped])
+    self._seconds = {kind: before.get(kind, 0.0) for kind in KINDS}
+    lost = sum(spent.values()) - sum(before.values())
+    self._seconds["lost"] += max(0.0, lost)
+    self._open = ["start"]
+    self._since = began
 
-
-class Stopwatch:
-  """Time of training alone, since it was last read."""
-
-  def __init__(self):
-    self._start = time.perf_counter()
-    self._step = 0
-    self._paused = 0.0
+  def begin(self) -> None:
+    """The start is over; what is nothing else counts as updates from now."""
+    self.seconds()
+    self._open[0] = "step"
 
   @contextlib.contextmanager
-  def pause(self) -> Iterator[None]:
-    """What happens inside (evaluating, saving) doesn't count."""
-    start = time.perf_counter()
+  def spend(self, kind: str) -> Iterator[None]:
+    """What happens inside counts as of that kind, unless of another inside."""
+    self.seconds()
+    self._open.append(kind)
     try:
       yield
     finally:
-      self._paused += time.perf_counter() - start
+      self.seconds()
+      self._open.pop()
 
-  def restart(self, step: int) -> None:
-    """Starts anew, `step` updates done."""
-    self._start, self._step, self._paused = time.perf_counter(), step, 0.0
+  def seconds(self) -> dict[str, float]:
+    """By kind, up to now."""
+    now = time.monotonic()
+    self._seconds[self._open[-1]] += now - self._since
+    self._since = now
+    return dict(self._seconds)
 
-  def steps(self, step: int) -> int:
-    """Since it was restarted; at least 1."""
-    return max(step - self._step, 1)
+  def record(self) -> dict[str, float]:
+    """The same, named as in metrics.jsonl."""
+    return {_PREFIX + k: round(v, 3) for k, v in self.seconds().items()}
 
-  def seconds_per_step(self, step: int) -> float:
-    """Since it was restarted."""
-    passed = time.perf_counter() - self._start - self._paused
-    return max(passed, 1e-9) / self.steps(step)
+  def table(self) -> str:
+    """For people: seconds and shares, the largest first."""
+    seconds = self.seconds()
+    total = sum(seconds.values())
+    lines = [f"{'seconds':>12}  share  spent on"]
+    for kind, value in sorted(seconds.items(), key=lambda item: -item[1]):
+      if value:
+        lines.append(f"{value:12.1f}  {value / total:5.1%}  {KINDS[kind]}")
+    return "\n".join([*lines, f"{total:12.1f}         in all"])
+
+
+def _newest(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """The seconds by kind in the last record that has them."""
+  for record in reversed(records):
+    found = {
+      k.removeprefix(_PREFIX): v
+      for k, v in record.items()
+      if k.startswith(_PREFIX)
+    }
+    if found:
+      return found
+  return {}
+
+
+class Terminal:
+  """Progress on the first host: a live line on a terminal, else plain lines."""
+
+  def __init__(self, total: int):
+    self._total = total
+    self._live = sys.stdout.isatty()
+    self._last = 0.0
+    self._open = False
+
+  def say(self, text: str = "") -> None:
+    """A line that stays, in place of the live one."""
+    if jax.process_index() == 0:
+      stop.say(("\r\x1b[K" if self._open else "") + text)
+    self._open = False
+
+  def end(self) -> None:
+    """Leaves the live line as it is and goes below it."""
+    if self._open:
+      stop.say("")
+    self._open = False
+
+  def progress(
+    self, step: int, values: dict[str, float], *, logged: bool
+  ) -> None:
+    """Step, loss, speed and time left; to a file only what is `logged`."""
+    if jax.process_index() or not (self._live or logged):
+      return
+    if not self._live:
+      stop.say(self._line(step, values))
+    elif logged or time.monotonic() - self._last > 0.1:
+      self._last, self._open = time.monotonic(), True
+      stop.say(f"\r\x1b[K{self._line(step, values)}", end="")
+
+  def _line(self, step: int, values: dict[str, float]) -> str:
+    width = len(str(self._total))
+    parts = [
+      f"step {step:{width}d}/{self._total}",
+      f"loss {values['train/loss']:.4f}",
+    ]
+    if "train/images_per_second" in values:
+      parts.append(f"{values['train/images_per_second']:,.0f} images/s")
+    if "train/mfu" in values:
+      parts.append(f"MFU {values['train/mfu']:.1%}")
+    if values.get("data/wait", 0) >= _WAITING:
+      parts.append(f"waits for data {values['data/wait']:.0%}")
+    if "train/seconds_per_step" in values:
+      left = (self._total - step) * values["train/seconds_per_step"]
+      parts.append(f"{metrics.duration(left)} left")
+    return "  ".join(parts)
 
 
 class Reporter:
@@ -70,54 +172,59 @@ class Reporter:
 
   Attributes:
     writer: of the records.
-    terminal: for further lines.
-    loader: whose timing is told; None for none.
+    say: prints a line that stays.
     goodput: where the time went.
-    on_skipped: called with what was not finite, when an update was skipped
-      for it.
+    loader: whose timing is told, once there is one.
   """
 
   def __init__(
     self,
     workdir: epath.Path,
-    config: config_lib.Config,
-    plan: durations.Plan,
-    trainer: train_step.Trainer,
+    inputs: Any,
+    model: Any,
     start_step: int,
     began: float,
-    lines: int = 0,
+    before: Mapping[str, Any],
   ):
+    """Opens the files.
+
+    Args:
+      workdir: of the run.
+      inputs: of `input_pipeline.open_inputs`.
+      model: the Flax module, for the FLOP of an update.
+      start_step: updates done.
+      began: when this start began, as `time.monotonic` says.
+      before: metadata of the checkpoint that it goes on from.
+    """
+    lines = before.get("metrics_lines", 0)
     self.writer = metrics.Writer(workdir, start_step, lines)
-    self.goodput = goodput.Goodput(
-      began, self.writer.records, self.writer.dropped
-    )
-    self.on_skipped: Callable[[NotFinite], None] = lambda _: None
-    self._keep_best = config.keep_best
-    self._skip_limit = config.nonfinite_limit
-    self._skipped = 0
-    self.terminal = metrics.Terminal(plan.total)
-    if self.writer.damage:
-      self.terminal.say(self.writer.damage)
+    self.goodput = Goodput(began, self.writer.records, self.writer.dropped)
     self.loader: loader.Loader | None = None
-    self._plan = plan
-    self._batch_size = config.batch_size
-    self._flops = train_step.update_flop(trainer.model, config)
+    self._workdir, self._inputs = workdir, inputs
+    self._config, self._plan = inputs.config, inputs.plan
+    self._terminal = Terminal(self._plan.total)
+    self.say = self._terminal.say
+    if self.writer.damage:
+      self.say(self.writer.damage)
+    self._skipped = 0
+    self._flops = train_step.update_flop(model, self._config)
     peak = hardware.peak(jax.devices()[0].device_kind)
     self._peak = peak and peak * jax.device_count()
-    self._watch = Stopwatch()
     self._start = start_step
-    self._pending: tuple[int, int, train_step.Metrics] | None = None
+    # Where speed was measured last: the step, and seconds of training.
+    self._measured = (start_step, 0.0)
+    self._pending: tuple[int, int, Mapping[str, jax.Array]] | None = None
     self._speed: dict[str, float] = {}
 
   def update(
-    self, step: int, values: train_step.Metrics, count: int = 1
+    self, step: int, values: Mapping[str, jax.Array], count: int = 1
   ) -> None:
-    """Takes an update's metrics, still being computed; reads those before.
+    """Takes metrics, still being computed; reads those before.
 
     Args:
       step: updates done.
       values: scalars; of several updates `[count]`.
-      count: how many updates they are of; the last is `step`.
+      count: of updates, the last is `step`.
 
     Raises:
       NotFinite: in those before.
@@ -126,61 +233,40 @@ class Reporter:
     self._pending = (step, count, values)
 
   def settle(self) -> None:
-    """Reads what hasn't been read.
-
-    Raises:
-      NotFinite: loss or gradient.
-    """
+    """Reads what hasn't been read; NotFinite as `nonfinite` wants it."""
     if self._pending is None:
       return
     (last, count, pending), self._pending = self._pending, None
     found = jax.device_get(pending)
-    before = last - count
     for i in range(count):
       values = {
         f"train/{k}": (v if count == 1 else v[i]).item()
         for k, v in found.items()
       }
-      self._tell(before + 1 + i, values, before)
+      self._report(last - count + 1 + i, values, first=last - count)
 
-  def _tell(self, step: int, values: dict[str, float], before: int) -> None:
-    """Tells of one update, of those after `before` that were sent together."""
+  def _report(self, step: int, values: dict[str, float], first: int) -> None:
+    """Reports one update, of those after `first` that were sent together."""
     logged = step in (1, self._plan.total) or durations.is_due(
       self._plan.log_every, step
     )
-    if before == self._start:
-      self._watch.restart(step)  # The first updates include compilation.
-      if self.loader:
-        self.loader.timing()
+    if first == self._start:  # The first updates include compilation.
+      self._measure(step)
+      self._speed = {}
     elif logged:
       self._measure(step)
     if logged:
       self.writer.write(step, values | self._speed | self.goodput.record())
-    self.terminal.progress(step, values | self._speed, logged=logged)
+    self._terminal.progress(step, values | self._speed, logged=logged)
     self._check_finite(step, values)
 
-  def _check_finite(self, step: int, values: dict[str, float]) -> None:
-    """Raises at a broken update; or tells, where it has been skipped."""
-    broken = [
-      name
-      for name in ("train/loss", "train/grad_norm")
-      if not math.isfinite(values[name])
-    ]
-    if not broken:
-      self._skipped = 0
-      return
-    skipped = "train/skipped" in values
-    self._skipped += skipped
-    error = NotFinite(step, broken[0], values[broken[0]], self._skipped)
-    if not skipped or self._skipped > self._skip_limit:
-      raise error
-    self.on_skipped(error)
-
   def _measure(self, step: int) -> None:
-    steps = self._watch.steps(step)
-    seconds = self._watch.seconds_per_step(step)
-    self._watch.restart(step)
-    rate = self._batch_size / seconds
+    """Speed of training alone, since it was measured last."""
+    spent = self.goodput.seconds()
+    training = spent["data"] + spent["step"]
+    (before, then), self._measured = self._measured, (step, training)
+    seconds = max(training - then, 1e-9) / max(step - before, 1)
+    rate = self._config.batch_size / seconds
     self._speed = {
       "train/images_per_second": rate,
       "train/seconds_per_step": seconds,
@@ -189,26 +275,98 @@ class Reporter:
       timing = self.loader.timing()
       # Images of this host alone, and the share of the time that it waited.
       self._speed["data/images_per_second"] = timing.images_per_second
-      self._speed["data/wait"] = timing.waited / (seconds * steps)
+      self._speed["data/wait"] = timing.waited / max(training - then, 1e-9)
     if self._peak:
       self._speed["train/mfu"] = rate * self._flops / self._peak
 
-  @contextlib.contextmanager
-  def pause(self, kind: str) -> Iterator[None]:
-    """What happens inside is no training: goodput has it as of that kind."""
-    with self._watch.pause(), self.goodput.spend(kind):
-      yield
+  def _check_finite(self, step: int, values: dict[str, float]) -> None:
+    """Raises NotFinite at a broken update; or says so, where it was skipped."""
+    broken = [
+      name
+      for name in ("train/loss", "train/grad_norm")
+      if not math.isfinite(values[name])
+    ]
+    if not broken:
+      self._skipped = 0
+      return
+    what = f"{broken[0]} is {values[broken[0]]} at step {step}"
+    blame = self._blame(step, broken[0], values[broken[0]])
+    self._skipped += "train/skipped" in values
+    c, o, limit = (
+      self._config,
+      self._config.optimizer,
+      self._config.nonfinite_limit,
+    )
+    if 0 < self._skipped <= limit:
+      self.say(f"{what}: skipped. {blame}")
+      return
+    skipped = f" The {limit} updates before it were skipped." * bool(
+      self._skipped
+    )
+    ways = [
+      f"lower optimizer.learning_rate ({o.learning_rate:g})",
+      f"lower optimizer.clip_norm ({o.clip_norm:g})"
+      if o.clip_norm
+      else "clip gradients by optimizer.clip_norm=1",
+      f"lower optimizer.sam_rho ({o.sam_rho:g})" * bool(o.sam_rho),
+      f"lengthen schedule.warmup ({c.schedule.warmup})",
+      "try model.dtype=float32" * (c.model.dtype != "float32"),
+    ]
+    go_on = (
+      f"skip more of them in a row, by --config.nonfinite_limit={10 * limit}."
+      if c.nonfinite == "skip"
+      else "go on without such updates, by --config.nonfinite=skip."
+    )
+    error = NotFinite(
+      f"{what}: training stops there.{skipped} All checkpoints are from before "
+      f"it. {blame}\nIn a new --workdir (--config.init_from={self._workdir} "
+      f"takes the weights of the newest checkpoint): "
+      f"{', or '.join(filter(None, ways))}. With the same command: {go_on}",
+      lines=True,
+    )
+    error.what = what
+    raise error
+
+  def _blame(self, step: int, name: str, value: float) -> str:
+    """Writes WORKDIR/nonfinite/STEP.json; returns sentences about it."""
+    path = self._workdir / "nonfinite" / f"{step}.json"
+    command = (
+      f"python -m mixer replay {shlex.quote(str(self._workdir))} --step={step}"
+    )
+    data, records = self._config.data, self._inputs.train_records(step)
+    kept = f"all {len(records)} in {path}"
+    if jax.process_index() == 0:
+      content = {
+        "step": step,
+        "metric": name,
+        "value": str(value),
+        "data": data.name,
+        "split": data.train_split,
+        "records": records,
+        "replay": command,
+      }
+      try:
+        path.parent.mkdir(exist_ok=True)
+        workdir_lib.write_json(path, content)
+      except (UserError, *files.failures(path)) as e:
+        kept = f"{path} can't be written: {files.reason(e)}"
+    shown = ", ".join(map(str, records[:_SHOWN]))
+    shown += ", ..." * (len(records) > _SHOWN)
+    return (
+      f"Its batch had records {shown} of {data.name}, {data.train_split} "
+      f"({kept}). Look where it breaks: {command}"
+    )
 
   def evaluation(self, step: int, values: dict[str, float]) -> None:
     """Writes an evaluation's record and line."""
     self.writer.write(step, values)
     self.writer.flush()
     shown = [f"{k} {v:.4f}" for k, v in values.items() if k != "eval/examples"]
-    self.terminal.say(f"step {step}: " + "  ".join(shown))
+    self.say(f"step {step}: " + "  ".join(shown))
 
   def scores(self) -> dict[int, float]:
     """As of `metrics.scores`, for the config's `keep_best`."""
-    return metrics.scores(self.writer.records, self._keep_best)
+    return metrics.scores(self.writer.records, self._config.keep_best)
 
   def is_best(self, step: int) -> bool:
     """Whether no earlier evaluation was as good; never without `keep_best`."""
@@ -218,32 +376,29 @@ class Reporter:
 
   def account(self, step: int) -> None:
     """Writes where the time went, as a record; and the table for people."""
-    # What can't be written has been told of: that comes first.
+    # What can't be written has been told: that comes first.
     with contextlib.suppress(UserError):
       self.writer.write(step, self.goodput.record())
       self.writer.flush()
-    self.terminal.say(self.goodput.table())
+    self.say(self.goodput.table())
 
   def close(self) -> None:
     """Ends the live line, closes the files."""
-    self.terminal.end()
+    self._terminal.end()
     self.writer.close()
 
 
-def describe(
-  config: config_lib.Config,
-  trainer: train_step.Trainer,
-  train_split: split_lib.Split,
-  eval_split: split_lib.Split,
+def header(
+  config: config_lib.Config, params: Any, train_split: Any, eval_split: Any
 ) -> str:
-  """The lines that a run starts with."""
-  count = sum(x.size for x in jax.tree.leaves(trainer.abstract.params))
+  """The lines that a run starts with; `params` may be abstract."""
+  count = sum(x.size for x in jax.tree.leaves(params))
   device = jax.devices()[0]
   height, width = config_lib.image_size(config)
   size = height if height == width else f"{height} x {width}"
   return (
     f"Mixer {config.model.variant} at {size} px, "
-    f"{trainer.num_classes} classes, {count / 1e6:,.2f} M parameters, "
+    f"{len(train_split.class_names)} classes, {count / 1e6:,.2f} M parameters, "
     f"{config.model.dtype}\n"
     f"{config.data.name}: {len(train_split):,} images to train on "
     f"({train_split.expression}), {len(eval_split):,} to evaluate on "

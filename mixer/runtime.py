@@ -1,86 +1,75 @@
-"""Between the process and the program: platform, memory, versions."""
+"""JAX's platform and caches; what a run runs on: versions, source, machine."""
 
 import ctypes
-import faulthandler
+import functools
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
 import pathlib
 import pkgutil
 import platform as platform_lib
-import sys
-import threading
-import time
+import subprocess
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import absl.logging
 import jax
 
-from mixer import __version__, stop
-from mixer.cluster import distributed
+from mixer import __version__
 from mixer.errors import UserError
 
+_ROOT = pathlib.Path(__file__).parent.parent
 # XLA's CPU backend may fuse matmuls through YNNPACK, which in jaxlib 0.10.2
-# can return wrong values (jax issue 39103): we keep it off. XLA reads the
-# variable when the backend starts.
+# can return wrong values (jax issue 39103): off, unless the user sets it.
 _CPU_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
+_LIBRARIES = (
+  *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain"),
+  *("numpy", "pillow", "tensorflow-datasets"),
+)
 
 
-def set_xla_flags() -> None:
-  """Turns off the XLA features that we don't trust; call before any array.
-
-  A flag that the user has set stays as it is. Where libtpu is installed all
-  are left alone: it reads the same variable and needn't know the same flags.
-  """
-  flags = os.environ.get("XLA_FLAGS", "")
-  tpu = importlib.util.find_spec("libtpu") is not None
-  if "ynn_fusion_type" not in flags and not tpu:
-    os.environ["XLA_FLAGS"] = f"{flags} {_CPU_FLAG}".strip()
-
-
-def start(
-  platform: str = "", request: distributed.Request | None = None
-) -> None:
-  """Starts JAX on the platform that the user asked for.
-
-  Args:
-    platform: "cpu", "gpu", "tpu", or "" for the best that is there.
-    request: whether there are other processes; None: there are none.
+def start(platform: str = "") -> None:
+  """Starts JAX on "cpu", "gpu", "tpu", or "" for the best that is there.
 
   Raises:
-    UserError: JAX finds no such device, or the other processes don't come.
+    UserError: JAX finds no such device.
   """
+  configure(platform)
+  find_devices(platform)
+
+
+def configure(platform: str) -> None:
+  """What has to be set before JAX starts."""
   set_xla_flags()
   if _is_cpu_alone(platform):
     keep_freed_memory()
   if platform:
     jax.config.update("jax_platforms", {"gpu": "cuda"}.get(platform, platform))
-  if request is not None:
-    distributed.start(request)
-  _find_devices(platform)
   _keep_compiled()
 
 
 def start_as_library() -> None:
-  """Starts JAX for a program that isn't ours, and decides little for it.
-
-  Memory is its own affair, and so is a compilation cache that it has set; a
-  backend that it has started keeps its flags.
-
-  Raises:
-    UserError: JAX finds no device.
-  """
+  """As `start` for another's program: keeps its memory and cache settings."""
   set_xla_flags()
-  _find_devices("")
+  find_devices("")
   if jax.config.values["jax_compilation_cache_dir"] is None:
     _keep_compiled()
 
 
-def _find_devices(platform: str) -> None:
+def set_xla_flags() -> None:
+  """Turns off the XLA feature that we don't trust."""
+  flags = os.environ.get("XLA_FLAGS", "")
+  # libtpu reads the same variable and needn't know the same flags.
+  tpu = importlib.util.find_spec("libtpu") is not None
+  if "ynn_fusion_type" not in flags and not tpu:
+    os.environ["XLA_FLAGS"] = f"{flags} {_CPU_FLAG}".strip()
+
+
+def find_devices(platform: str) -> None:
+  """Starts JAX's backend; UserError if there is no such device."""
   try:
-    # Without a word from the user JAX falls back to the CPU, with a warning
-    # of its own where an accelerator is there but fails to start.
     jax.devices()
   except (RuntimeError, AssertionError) as e:
     asked = platform or os.environ.get("JAX_PLATFORMS", "")
@@ -95,7 +84,7 @@ def _find_devices(platform: str) -> None:
 
 
 def _keep_compiled() -> None:
-  """Keeps what is compiled for other processes."""
+  """Keeps what is compiled for later processes."""
   cache = os.environ.get(
     "JAX_COMPILATION_CACHE_DIR",
     str(pathlib.Path("~/.cache/mixer/xla").expanduser()),
@@ -110,20 +99,16 @@ def _is_cpu_alone(platform: str) -> bool:
   asked = platform or os.environ.get("JAX_PLATFORMS", "")
   if asked:
     return asked == "cpu"
-  installed = (m.name for m in pkgutil.iter_modules())
-  return not any(
-    name == "libtpu" or (name.startswith("jax_") and "plugin" in name)
-    for name in installed
-  )
+  names = [m.name for m in pkgutil.iter_modules()]
+  plugins = [n for n in names if n.startswith("jax_") and "plugin" in n]
+  return not plugins and "libtpu" not in names
 
 
 def keep_freed_memory() -> None:
-  """Lets glibc's malloc keep what is freed, in place of returning it.
+  """Lets glibc's malloc keep what is freed; call before JAX starts.
 
   XLA's CPU backend allocates its temporaries anew in every step; fetching
-  those pages from the kernel each time takes a good part of it (docs/log.md).
-  Does nothing where malloc is another. Call before JAX starts: its threads
-  would have heaps of their own by then.
+  those pages from the kernel takes a good part of it (docs/log.md).
   """
   try:
     mallopt = ctypes.CDLL(None).mallopt
@@ -137,28 +122,47 @@ def keep_freed_memory() -> None:
   mallopt(top_pad, 64 * 2**20)
 
 
+def quiet_libraries() -> None:
+  """Silences libraries: what they log as errors are exceptions here too."""
+  absl.logging.set_verbosity(absl.logging.FATAL)
+  warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
 def versions() -> dict[str, str]:
   """Of Python, this code and the libraries that results depend on."""
-  names = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "grain",
-    "numpy",
-    "pillow",
-    "tensorflow-datasets",
-  )
+  own = {"mixer": __version__, "python": platform_lib.python_version()}
+  return own | {n: importlib.metadata.version(n) for n in _LIBRARIES}
+
+
+@functools.cache
+def code() -> dict[str, str]:
+  """A hash of each source file that training runs, by its path."""
+  files = [_ROOT / "train.py", _ROOT / "input_pipeline.py"]
+  files += sorted((_ROOT / "mixer").rglob("*.py"))
   return {
-    "mixer": __version__,
-    "python": platform_lib.python_version(),
-  } | {n: importlib.metadata.version(n) for n in names}
+    str(f.relative_to(_ROOT)): hashlib.sha256(f.read_bytes()).hexdigest()[:16]
+    for f in files
+    if f.is_file()
+  }
+
+
+@functools.cache
+def _commit() -> str:
+  """The Git commit of the checkout; "" where there is none."""
+  if not (_ROOT / ".git").exists():
+    return ""
+  command = ["git", "-C", str(_ROOT), "rev-parse", "--short=12", "HEAD"]
+  try:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+  except (OSError, subprocess.TimeoutExpired):
+    return ""
+  return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def environment() -> dict[str, Any]:
-  """What this run runs on, for its log and its checkpoints."""
+  """What runs and on what, for checkpoints and reports."""
   device = jax.devices()[0]
+  source = "".join(f"{name} {sha}\n" for name, sha in sorted(code().items()))
   return {
     "platform": device.platform,
     "device_kind": device.device_kind,
@@ -168,62 +172,33 @@ def environment() -> dict[str, Any]:
     "cpu_count": os.cpu_count(),
     "xla_flags": os.environ.get("XLA_FLAGS", ""),
     "versions": versions(),
+    "source": hashlib.sha256(source.encode()).hexdigest()[:16],
+    "commit": _commit(),
   }
 
 
-# Seconds that a thread can't come too late by itself.
-_SUSPENDED = 10.0
-_STDERR = 2  # The descriptor: what `sys.stderr` is may be anything.
+def history(
+  before: Mapping[str, Any] | None, step: int, origin: str
+) -> dict[str, Any]:
+  """What checkpoints keep of where they come from.
 
+  Args:
+    before: metadata of the checkpoint that this start goes on from, if any.
+    step: updates done before this start.
+    origin: what this start says that it starts from.
 
-class Hangs:
-  """Ends the process when it isn't heard of for too long.
-
-  It says where every thread is, and exits with `stop.LOST`.
+  Returns:
+    `origin` of the first start; `environment` of this one; and `history`: for
+    each change of environment the `steps` at which starts in it began, and the
+    `origin` and `environment` of the first of them.
   """
-
-  def __init__(self, seconds: float):
-    """Starts looking.
-
-    Args:
-      seconds: for which it may be silent; 0: for ever.
-    """
-    self._seconds = seconds
-    self._heard = time.monotonic()
-    self._ended = threading.Event()
-    if seconds:
-      threading.Thread(target=self._look, name="hangs", daemon=True).start()
-
-  def heard(self) -> None:
-    """Something has gone on."""
-    self._heard = time.monotonic()
-
-  def end(self) -> None:
-    """Looks no more."""
-    self._ended.set()
-
-  def _look(self) -> None:
-    pause = min(1.0, self._seconds / 4)
-    before = time.monotonic()
-    while not self._ended.wait(pause):
-      now = time.monotonic()
-      # All was suspended, this thread too (Ctrl-Z): that is no hang.
-      if now - before > pause + _SUSPENDED:
-        self._heard = now
-      before = now
-      if now - self._heard > self._seconds:
-        print(
-          f"\nnothing has gone on for {self._seconds:g} s (hang_seconds); what "
-          "the threads are at:",
-          file=sys.stderr,
-        )
-        faulthandler.dump_traceback(_STDERR)
-        stop.exit_at_once(stop.LOST)
-
-
-def quiet_libraries() -> None:
-  """Keeps our own lines readable: no third-party chatter."""
-  # What they log as an error reaches us as an exception too, and Orbax logs
-  # one failed save with ten tracebacks.
-  absl.logging.set_verbosity(absl.logging.FATAL)
-  warnings.filterwarnings("ignore", category=DeprecationWarning)
+  now = environment()
+  entries = list((before or {}).get("history", ()))
+  if entries and entries[-1]["environment"] == now:
+    # A thousand preemptions are one entry.
+    last = entries.pop()
+    entries.append(last | {"steps": [*last["steps"], step]})
+  else:
+    entries.append({"steps": [step], "origin": origin, "environment": now})
+  origin = entries[0]["origin"]
+  return {"origin": origin, "environment": now, "history": entries}

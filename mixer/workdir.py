@@ -1,7 +1,7 @@
-"""The workdir: where it may lie, whose it is, and the config it was made with.
+"""The workdir: its path, and the config and data that it was made with.
 
-It lies on a local disk or in a bucket of Google Cloud Storage; `epath` reads
-and writes both.
+It is on a local disk or in a bucket of Google Cloud Storage; `epath` reads and
+writes both.
 """
 
 import importlib.util
@@ -9,35 +9,39 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 import fsspec.config
-import jax
 from etils import epath
 
 from mixer import config as config_lib
-from mixer import drift, files
+from mixer import files, text
 from mixer.errors import UserError, first_line
 
 CONFIG = "config.json"
-# What its `resolved` has of numbers.
-_COUNTS = ("total", "train_examples", "eval_examples", "num_classes")
+# What --allow_change calls the data set's identity: no key of the config.
+DATA_SET = "data_set"
 
 # With TensorFlow around, epath would go through it, and import it for that.
 os.environ.setdefault("EPATH_USE_TF", "false")
 
+is_remote = files.is_remote
+failures = files.failures
 
-def path(text: epath.PathLike) -> epath.Path:
+
+class DamagedConfig(UserError):
+  """config.json is there, and not as it was written."""
+
+
+def path(written: epath.PathLike) -> epath.Path:
   """A folder or file, local or gs://, from what a user has written.
 
   Raises:
-    UserError: it lies where nothing can be written to, or what is needed for
-      it isn't installed.
+    UserError: another store, or what is needed for it isn't installed.
   """
-  written = os.fspath(text)
-  scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", written)
-  if scheme is None:
+  written = os.fspath(written)
+  if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", written):
     return epath.Path(written).expanduser()
   if not re.match(r"gs://[^/]+", written):
     raise UserError(
@@ -49,24 +53,15 @@ def path(text: epath.PathLike) -> epath.Path:
       f"{written} needs gcsfs, which is not installed: make setup-gcs, or "
       'pip install -e ".[gcs]".'
     )
-  # Its memory of what lies in a folder knows nothing of what others write, not
+  # Its memory of what is in a folder knows nothing of what others write, not
   # even TensorStore in this process.
   options = fsspec.config.conf.setdefault("gcs", {})
   options.setdefault("use_listings_cache", False)
   return epath.Path(written)
 
 
-is_remote = files.is_remote
-failures = files.failures
-reason = files.reason
-
-
 def make(workdir: epath.PathLike) -> None:
-  """Makes the folder, where a folder is a thing.
-
-  Raises:
-    UserError: it can't be made.
-  """
+  """Makes the folder, where a folder is a thing."""
   if is_remote(workdir):
     return  # To gcsfs it would mean: make the bucket.
   try:
@@ -77,7 +72,6 @@ def make(workdir: epath.PathLike) -> None:
 
 def not_writable(workdir: epath.PathLike, error: Exception) -> UserError:
   """The error of a workdir that takes no files."""
-  where = os.fspath(workdir)
   advice = "name a folder that can, or one that doesn't exist yet."
   if is_remote(workdir):
     advice = (
@@ -85,7 +79,8 @@ def not_writable(workdir: epath.PathLike, error: Exception) -> UserError:
       "application-default login; the role Storage Object User)?"
     )
   return UserError(
-    f"--workdir={where} can't be written to ({reason(error)}); {advice}"
+    f"--workdir={os.fspath(workdir)} can't be written to "
+    f"({files.reason(error)}); {advice}"
   )
 
 
@@ -105,94 +100,158 @@ def write_json(where: epath.PathLike, content: Any) -> None:
     f.write(json.dumps(content, indent=2) + "\n")
 
 
+def write_config(
+  workdir: epath.PathLike, config: dict[str, Any], resolved: dict[str, Any]
+) -> None:
+  """Writes config.json: the config as JSON, and what it comes to.
+
+  Args:
+    workdir: of the run.
+    config: the run's, whole.
+    resolved: durations in steps, numbers of examples and classes, the data
+      set's identity.
+  """
+  content = {"config": config, "resolved": resolved}
+  write_json(epath.Path(workdir) / CONFIG, files.sealed(content))
+
+
 def read_config(workdir: epath.PathLike) -> dict[str, Any]:
-  """What `claim` wrote: `{"config": ..., "resolved": ...}`.
+  """`{"config": ..., "resolved": ...}`, as it was written.
 
   Raises:
-    UserError: no workdir of ours.
+    UserError: no workdir of ours; `DamagedConfig` if it isn't as written.
   """
-  path = epath.Path(workdir) / CONFIG
-  advice = (
-    "Where there is a checkpoint, the next start of train.py writes it anew; "
-    "else restore it from a copy, or start again in an empty --workdir."
-  )
+  where, keys = epath.Path(workdir) / CONFIG, ("config", "resolved")
   try:
-    keys = ("config", "resolved")
-    content = files.read_sealed(path, "the config of a run", keys)
+    found = files.read_sealed(where, "the config of a run", keys)
+    config_lib.from_json(found["config"], found["resolved"])
+    return found
   except UserError as e:
     if isinstance(e.__cause__, FileNotFoundError | NotADirectoryError):
       raise UserError(
         f"{workdir} is not a workdir of train.py: it has no {CONFIG}."
       ) from None
-    raise UserError(f"{e} {advice}") from e
-  try:
-    found = {k: dict(content[k]) for k in keys}
-    config_lib.from_json(found["config"], found["resolved"])
-    wrong = [k for k in _COUNTS if type(found["resolved"].get(k, 0)) is not int]
-    if wrong:
-      raise TypeError(f"resolved.{wrong[0]} is no number")
+    if isinstance(e.__cause__, OSError):
+      raise
+    why = str(e).rstrip(".")
   except (LookupError, TypeError, ValueError, AttributeError) as e:
-    raise UserError(
-      f"{path} is not what train.py writes there ({first_line(e)}). {advice}"
-    ) from e
-  return found
+    why = f"{where} is not what train.py writes there ({first_line(e)})"
+  raise DamagedConfig(
+    f"{why}. Where there is a checkpoint, the next start of train.py writes it "
+    "anew; else restore it from a copy, or start again in an empty --workdir."
+  )
 
 
-def write_config(workdir: epath.PathLike, content: dict[str, Any]) -> None:
-  """Writes what `read_config` reads."""
-  write_json(epath.Path(workdir) / CONFIG, files.sealed(content))
-
-
-def claim(
+def check(
   workdir: epath.PathLike,
   config: dict[str, Any],
   resolved: dict[str, Any],
-  allow: Iterable[str] = (),
-  *,
-  step: int | None = 0,
-) -> list[str]:
-  """Makes the workdir this run's, or checks that it is.
-
-  Writes the whole config, and what was worked out from it, to `config.json`.
+  allow: Collection[str] = (),
+  step: int | None = None,
+) -> str:
+  """Checks that a run may have a workdir; makes it if it is missing.
 
   Args:
     workdir: may be missing, empty, or of an earlier start of the same run.
-    config: JSON form of the run's config.
-    resolved: what the config comes to: durations in steps, classes, the data
-      set's identity.
+    config: as for `write_config`.
+    resolved: the same.
     allow: keys, besides `config.FREE_KEYS`, that may differ from the config
-      that the workdir was made with; see `drift`.
-    step: of the newest checkpoint; None: there is nothing to go on with, and
-      another config may have it (after a mistake in the first).
+      that the workdir was made with; `data_set` for another data set.
+    step: of the newest checkpoint; None: there is none, so that any config may
+      have it.
 
   Returns:
-    Sentences for people about what has changed.
+    A sentence about what has changed, or "".
 
   Raises:
-    UserError: it can't be made, is somebody else's, or its config differs.
+    UserError: it can't be written to, is somebody else's, or its config
+      differs.
   """
-  new = {"config": config, "resolved": resolved}
-  workdir = epath.Path(workdir)
   make(workdir)
+  workdir = epath.Path(workdir)
   try:
     # The folder must take files: better said now than at the first save.
     probe = workdir / f".probe.{uuid.uuid4().hex}"
     probe.write_text("probe")
-    names = {p.name for p in workdir.iterdir()} - {probe.name}
     probe.unlink()
+    names = sorted(p.name for p in workdir.iterdir() if p.name[0] != ".")
   except failures(workdir) as e:
     raise not_writable(workdir, e) from e
-  sentences = []
-  if CONFIG in names:
-    if step is not None:
-      old = read_config(workdir)
-      sentences = drift.check(str(workdir), old, new, tuple(allow), step)
-  elif {n for n in names if not n.startswith(".")}:
-    shown = ", ".join(sorted(names)[:5])
+  if names and CONFIG not in names:
     raise UserError(
-      f"--workdir={workdir} holds files ({shown}) but no {CONFIG}, so it is "
-      "not a workdir of train.py; name another folder or an empty one."
+      f"--workdir={workdir} holds files ({', '.join(names[:5])}) but no "
+      f"{CONFIG}, so it is not a workdir of train.py; name another folder or "
+      "an empty one."
     )
-  if jax.process_index() == 0:
-    write_config(workdir, new)
-  return sentences
+  if step is None:
+    return ""
+  old = read_config(workdir)
+  changed = _differences(old, {"config": config, "resolved": resolved})
+  known = {DATA_SET, *changed, *config_lib.flatten(config)}
+  if unknown := [key for key in allow if key not in known]:
+    near = config_lib.near(unknown[0])
+    meant = f"; did you mean --allow_change={near}?" if near else "."
+    raise UserError(
+      f"--allow_change={unknown[0]}: that is no key of the config{meant}"
+    )
+  refused = [line for key in changed.keys() - {*allow} for line in changed[key]]
+  if refused:
+    what = "data set" if changed.keys() - {*allow} == {DATA_SET} else "config"
+    raise UserError(
+      f"--workdir={workdir} was made with another {what}:\n  "
+      + "\n  ".join(map(text.printable, sorted(refused)))
+      + "\nUse the old one, or another --workdir; to go on with the new values "
+      f"all the same, add --allow_change={','.join(sorted(changed))}.",
+      lines=True,
+    )
+  if resolved["total"] < step:
+    raise UserError(
+      f"total={config['total']!r} comes to {resolved['total']:,} steps, and "
+      f"the run in --workdir={workdir} has done {step:,}. Make it longer, or "
+      "start another --workdir."
+    )
+  if not changed:
+    return ""
+  lines = [text.printable(line) for key in changed for line in changed[key]]
+  return (
+    f"from step {step:,} on with {', '.join(lines)}: schedules, epochs and "
+    "the order of the examples are those of the new values."
+  )
+
+
+def _differences(
+  old: dict[str, Any], new: dict[str, Any]
+) -> dict[str, list[str]]:
+  """Lines about what differs, by what --allow_change calls it."""
+  lines = config_lib.differences(old["config"], new["config"])
+  changed = {k: [v] for k, v in lines.items() if k not in config_lib.FREE_KEYS}
+  sets = data_set_differences(old, new)
+  if sets:
+    changed[DATA_SET] = sets
+  if not changed:  # Then what follows from them can still differ.
+    a, b = (
+      {k: v for k, v in start["resolved"].items() if k != DATA_SET}
+      for start in (old, new)
+    )
+    changed = {
+      f"resolved.{k}": [f"resolved.{v}"]
+      for k, v in config_lib.differences(a, b).items()
+      if k not in config_lib.FREE_KEYS
+    }
+  return changed
+
+
+def data_set_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+  """A line for each part of the data set's identity that is known and differs.
+
+  Args:
+    old: as of `read_config`.
+    new: the same.
+  """
+  a, b = (start["resolved"].get(DATA_SET, {}) for start in (old, new))
+  # Groups that one lacks follow from the config, as few-shot evaluation does.
+  a, b = ({k: v for k, v in x.items() if k in y} for x, y in ((a, b), (b, a)))
+  a, b = config_lib.flatten(a), config_lib.flatten(b)
+  unknown = {k for k, v in (*a.items(), *b.items()) if v == ""}
+  lines = config_lib.differences(a, b)
+  return [f"{DATA_SET}.{v}" for k, v in lines.items() if k not in unknown]

@@ -1,14 +1,19 @@
 """States for the tests of checkpoints: real ones, and tiny ones."""
 
 import pathlib
+import shutil
 from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint.experimental.v1
 
 from configs import smoke
 from mixer import checkpoints, sharding, train_step
 from tests import updates
+
+# Orbax's annotations don't fit its own classes.
+ocp: Any = orbax.checkpoint.experimental.v1
 
 
 def make_trainer(devices=8, num_classes=10, **optimizer) -> train_step.Trainer:
@@ -96,3 +101,22 @@ def save_tiny(workdir: pathlib.Path, *steps: int):
 def listing(workdir: pathlib.Path) -> list[str]:
   """What lies among the checkpoints."""
   return sorted(p.name for p in (workdir / "checkpoints").iterdir())
+
+
+def rewrite(checkpoint: pathlib.Path, change) -> None:
+  """Other arrays in place of those that were saved, written as they were."""
+  found = ocp.checkpointables_metadata(checkpoint)
+  on_host = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), found.metadata)
+  parts = ocp.load_checkpointables(checkpoint, on_host)
+  change(parts)
+  shutil.rmtree(checkpoint)
+  ocp.save_checkpointables(
+    checkpoint, parts, custom_metadata=found.custom_metadata
+  )
+
+
+def flip(path: pathlib.Path, bit: int = 2) -> None:
+  """Flips a bit in the middle of a file."""
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1 << bit
+  path.write_bytes(bytes(content))

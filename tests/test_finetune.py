@@ -13,6 +13,7 @@ from configs import smoke
 from mixer import (
   checkpoints,
   initial,
+  model_metadata,
   npz,
   resolution,
   sharding,
@@ -20,9 +21,6 @@ from mixer import (
   trained,
 )
 from mixer import config as config_lib
-from mixer import (
-  metadata as metadata_lib,
-)
 from mixer.errors import UserError
 from tests import updates
 
@@ -186,12 +184,12 @@ def test_a_file_may_be_named(pretrained, tmp_path):
   with pytest.raises(UserError, match="don't say which classes .*=new"):
     origin_of(tmp_path / "weights.npz", init_head="keep")
   known = trained.load(str(pretrained[0] / "plain")).metadata
-  metadata_lib.write_beside(tmp_path / "weights.npz", known)
+  model_metadata.write_beside(tmp_path / "weights.npz", known)
   kept = origin_of(tmp_path / "weights.npz", init_head="keep")
   assert_same(kept.params, params)
   assert known.class_ids is not None
   others = known.class_ids[::-1]
-  metadata_lib.write_beside(
+  model_metadata.write_beside(
     tmp_path / "weights.npz", dataclasses.replace(known, class_ids=others)
   )
   with pytest.raises(UserError, match="a head for other classes than .*=new"):

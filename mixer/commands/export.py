@@ -20,7 +20,11 @@ nothing is kept, and the exit code is 1. All this runs on the CPU, unless
 --platform names another.
 """
 
-from __future__ import annotations
+# First of all, so that a wrong flag and --help are answered at once.
+from mixer.commands import arguments
+
+if __name__ == "__main__":
+  arguments.export().parse_args()
 
 import argparse
 import sys
@@ -28,64 +32,18 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from etils import epy
+import jax
 
-from mixer import flags
-
-with epy.lazy_imports():
-  import jax
-
-  from mixer import runtime, trained
-  from mixer.exporting import (
-    npz_file,
-    onnx_file,
-    packages,
-    placing,
-    stablehlo,
-    timm_weights,
-    verification,
-  )
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-  """Adds the command's own."""
-  flags.add_model(parser)
-  parser.set_defaults(platform="cpu")
-  parser.add_argument(
-    "--averaged",
-    action=argparse.BooleanOptionalAction,
-    default=True,
-    help="take the average of the weights where the run kept one",
-  )
-  parser.add_argument(
-    "--to",
-    choices=("npz", "timm", "onnx", "stablehlo"),
-    default="npz",
-    help="npz: a file as the released ones; timm: a folder that timm loads, or "
-    "FILE.safetensors of weights alone; onnx: a file for ONNX runtimes, uint8 "
-    "pixels in; stablehlo: a program for JAX on any device, in a folder with "
-    "its weights, or FILE.stablehlo with them inside",
-  )
-  parser.add_argument(
-    *("-o", "--output"),
-    required=True,
-    metavar="PATH",
-    help="a file, or a new folder",
-  )
-  parser.add_argument(
-    "--images",
-    nargs="+",
-    default=(),
-    metavar="IMAGE",
-    help="files to compare on, in place of random images",
-  )
-  parser.add_argument(
-    "--platforms",
-    type=flags.some_of(("cpu", "cuda", "rocm", "tpu")),
-    default=("cpu", "cuda", "tpu"),
-    metavar="NAMES",
-    help="that a stablehlo program is for; cpu,cuda,tpu",
-  )
+from mixer import command_line, runtime, trained
+from mixer.exporting import (
+  npz_file,
+  onnx_file,
+  packages,
+  placing,
+  stablehlo,
+  timm_weights,
+  verification,
+)
 
 
 class _Target(NamedTuple):
@@ -102,15 +60,20 @@ class _Target(NamedTuple):
   packages: tuple[str, ...] = ()
 
 
-def _target(to: str) -> _Target:
-  match to:
-    case "timm":
-      return _Target(".safetensors", timm_weights.MEMBERS, ("safetensors",))
-    case "onnx":
-      return _Target(".onnx", (), ("onnx",))
-    case "stablehlo":
-      return _Target(".stablehlo", stablehlo.MEMBERS, ("flatbuffers",))
-  return _Target(".npz")
+_TARGETS = {
+  "npz": _Target(".npz"),
+  "timm": _Target(
+    ".safetensors",
+    timm_weights.MEMBERS,
+    ("safetensors",),
+  ),
+  "onnx": _Target(".onnx", (), ("onnx",)),
+  "stablehlo": _Target(
+    ".stablehlo",
+    stablehlo.MEMBERS,
+    ("flatbuffers",),
+  ),
+}
 
 
 def export(
@@ -123,7 +86,7 @@ def export(
   """Writes what `to` names, and compares.
 
   Args:
-    to: of --to.
+    to: of `_TARGETS`.
     model: any.
     place: where.
     images: to compare on, as files are: paths, or arrays of any size.
@@ -146,13 +109,13 @@ def export(
   return outcome
 
 
-def main(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
   """Does what the command line says.
 
   Raises:
     UserError: something that the user can mend.
   """
-  target = _target(args.to)
+  target = _TARGETS[args.to]
   with placing.place(args.output, target.suffix, target.members) as place:
     if target.packages:
       packages.load(*target.packages)
@@ -184,3 +147,13 @@ def main(args: argparse.Namespace) -> None:
 
 def _wrapped(text: str) -> str:
   return textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command line; returns the exit code."""
+  args = arguments.export().parse_args(argv)
+  return command_line.tool(run, args)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

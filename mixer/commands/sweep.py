@@ -12,32 +12,32 @@ Each run has a folder in the workdir, as train.py makes it: `lr_0.003`, ...,
 `final`. `sweep.json` has the table. The same command goes on where it stopped.
 """
 
-from __future__ import annotations
+# First of all, so that a signal is heard while the rest is imported; then the
+# flags, so that what is wrong with them, and --help, is answered at once.
+from mixer import stop
 
-import argparse
+if __name__ == "__main__":
+  stop.listen()
+
+from mixer import command_line, run_flags
+
+if __name__ == "__main__":
+  run_flags.parse("-m mixer sweep")
+
 import dataclasses
 import math
 from collections.abc import Sequence
 
-from etils import epy
+import jax
+from absl import app
+from etils import epath
 
-from mixer import cli, flags, stop
+import input_pipeline
+import train
+from mixer import config as config_lib
+from mixer import reporter
+from mixer import workdir as workdir_lib
 from mixer.errors import UserError
-
-with epy.lazy_imports():
-  import jax
-  from etils import epath
-
-  import input_pipeline
-  import train
-  from mixer import config as config_lib
-  from mixer import reporter
-  from mixer import workdir as workdir_lib
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-  """Adds the command's own: those of train.py."""
-  flags.add_run(parser)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,10 +134,8 @@ def _try(
     values = train.train(
       changed, workdir / f"lr_{learning_rate:g}", allow_change
     )
-  except UserError as e:
-    if not isinstance(e.__cause__, reporter.NotFinite):
-      raise
-    print(f"diverged: {e.__cause__}", flush=True)
+  except reporter.NotFinite as e:
+    print(f"diverged: {e.what}", flush=True)
     return Trial(learning_rate, None)
   return Trial(learning_rate, values["eval/accuracy"])
 
@@ -185,8 +183,10 @@ def run(
   print("\n" + table(config, trials, last))
 
 
-def main(args: argparse.Namespace) -> None:
-  """Does what the command line says."""
-  flags.checkout("mixer sweep")
-  stop.listen()
-  cli.train(args, run)
+def main(argv: Sequence[str]) -> int:
+  """Runs the command line; returns the exit code."""
+  return run_flags.command(argv, "-m mixer sweep", run)
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=command_line.parsed)

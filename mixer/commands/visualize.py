@@ -12,93 +12,35 @@ shows, and what was left out and why. A file that can't be read is told of on
 stderr; the rest goes on, and the exit code is 1.
 """
 
-from __future__ import annotations
+# First of all, so that a wrong flag and --help are answered at once.
+from mixer.commands import arguments
+
+if __name__ == "__main__":
+  arguments.visualize()
 
 import argparse
 import importlib.util
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 
-from etils import epy
+import numpy as np
 
-from mixer import files, flags, stop, text
-from mixer.errors import UserError
-
-with epy.lazy_imports():
-  import numpy as np
-
-  from mixer import predictor, preprocess, trained
-  from mixer.datasets import split as split_lib
-  from mixer.insight import figures, kernels
-  from mixer.prediction import finding
-
-
-FIGURES = (
-  *("tokens", "stem", "distance"),  # Of weights alone.
-  *("receptive_field", "similarity", "saliency", "embedding"),
+from mixer import (
+  command_line,
+  files,
+  predictor,
+  preprocess,
+  stop,
+  text,
+  trained,
+  trained_flags,
 )
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-  """Adds the command's own."""
-  flags.add_model(parser, required=False)
-  add = parser.add_argument
-  add(
-    "paths",
-    nargs="*",
-    metavar="CHECKPOINT",
-    help="the model, as for --checkpoint; images may follow",
-  )
-  add("-o", "--output", required=True, metavar="DIR", help="for the figures")
-  add(
-    "--images",
-    nargs="+",
-    default=[],
-    metavar="IMAGE",
-    help="files, and folders with images; some of the run's evaluation split",
-  )
-  add(
-    "--figures",
-    type=flags.some_of(FIGURES),
-    default=list(FIGURES),
-    help=f"some of {','.join(FIGURES)}; all",
-  )
-  add(
-    "--examples",
-    type=flags.positive,
-    default=256,
-    help="how many images at most; 256",
-  )
-  add(
-    "--explain",
-    type=flags.positive,
-    default=6,
-    help="of how many the saliency is shown; 6",
-  )
-  add(
-    "--smooth",
-    type=flags.number(int, 0, 10**6),
-    default=16,
-    help="noisy copies for the saliency's gradient; 16; 0 for a plain one",
-  )
-  add(
-    "--embedding",
-    choices=("pca", "tsne", "umap"),
-    default="pca",
-    help="of features, beside PCA",
-  )
-  add("--data_dir", default="", help=flags.DATA_DIR)
-
-
-def take_words(args: argparse.Namespace) -> None:
-  """Of the words that are no flags, the first is the checkpoint, if none is."""
-  words = list(args.paths)
-  if args.checkpoint is None:
-    if not words:
-      raise UserError("the checkpoint is missing: name it first.")
-    args.checkpoint = words.pop(0)
-  args.images = words + args.images
+from mixer.datasets import split as split_lib
+from mixer.errors import UserError
+from mixer.insight import figures, kernels
+from mixer.prediction import finding
 
 
 def _of_files(
@@ -158,13 +100,12 @@ def _of_data(
   return figures.Images(np.stack(images), names, labels, "class")
 
 
-def main(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
   """Does what the command line says; returns the exit code.
 
   Raises:
     UserError: something that the user can mend.
   """
-  take_words(args)
   if args.embedding == "umap" and importlib.util.find_spec("umap") is None:
     raise UserError(
       "--embedding=umap needs a package that is not installed: python -m pip "
@@ -173,7 +114,7 @@ def main(args: argparse.Namespace) -> int:
   folder = pathlib.Path(args.output).expanduser()
   with files.writing(folder, "Name another folder with -o."):
     folder.mkdir(parents=True, exist_ok=True)
-  model = flags.load_model(args)
+  model = trained_flags.load(args)
   print(f"checkpoint    {model.origin}", flush=True)
   shown, problems, missing = None, [], ""
   if set(args.figures) - set(figures.OF_WEIGHTS):
@@ -212,3 +153,12 @@ def main(args: argparse.Namespace) -> int:
   if not written:
     raise UserError("no figure could be made; see above.")
   return stop.FAILED if problems else stop.DONE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command line; returns the exit code."""
+  return command_line.tool(run, arguments.visualize(argv))
+
+
+if __name__ == "__main__":
+  sys.exit(main())

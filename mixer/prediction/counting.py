@@ -7,9 +7,10 @@ from typing import TypeVar
 
 import tqdm
 
-from mixer import predictor, text
+from mixer import text
+from mixer.prediction import results
 
-_One = TypeVar("_One", predictor.Prediction, predictor.Features)
+_One = TypeVar("_One", results.Prediction, results.Features)
 
 
 class Counter:

@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from mixer import config as config_lib
-from mixer import goodput, metrics
+from mixer import metrics
 
 # Speed is that of so many records, the last ones.
 _RECENT = 20
@@ -124,7 +124,7 @@ def _accuracy(records: Records) -> str:
 
 def _time(records: Records) -> str:
   for record in reversed(records):
-    spent = [record.get(f"goodput/{kind}") or 0.0 for kind in goodput.KINDS]
+    spent = [v or 0.0 for k, v in record.items() if k.startswith("goodput/")]
     if any(spent):
       return f"{_seconds(sum(spent))} in all"
   return ""

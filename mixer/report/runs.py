@@ -10,7 +10,6 @@ from mixer import checkpoints, errors, metrics
 from mixer import workdir as workdir_lib
 from mixer.errors import UserError
 from mixer.report import facts, files
-from mixer.storage import finding, saved
 
 # Records that a browser still draws without a pause.
 _MOST = 20_000
@@ -109,7 +108,7 @@ def _checkpoint(
   step = None
   try:
     _, step = checkpoints.locate(path)
-    found = saved.look(finding.directory(path) / str(step), ())
+    found = checkpoints.header(checkpoints.directory(path) / str(step))
   except (UserError, *workdir_lib.failures(path)) as e:
     what = "there is no whole checkpoint yet"
     if step is not None:

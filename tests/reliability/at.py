@@ -4,8 +4,8 @@
 
 The NTH time that the process with that number comes to MOMENT, it sends itself
 SIGNAL; or it goes no further, if that is HANG, or its device's memory is full,
-if that is MEMORY. So a test says exactly where a
-run is hit, whatever the machine's speed.
+if that is MEMORY. So a test says exactly where a run is hit, whatever the
+machine's speed.
 """
 
 import functools
@@ -16,34 +16,43 @@ import sys
 import threading
 from typing import Any
 
-from mixer import initial, stop, train_step
+from mixer import stop
 
 if __name__ == "__main__":
   stop.listen()  # As train.py does before all else.
 
 import jax
+from absl import app
 from orbax.checkpoint._src.path import atomicity
 
 import input_pipeline
 import train
-from mixer import checkpoints, cli, loader, reporter, runtime, sharding
+from mixer import (
+  checkpoints,
+  command_line,
+  distributed,
+  initial,
+  loader,
+  reporter,
+  sharding,
+  train_step,
+)
 from mixer import workdir as workdir_lib
-from mixer.cluster import gate
 from mixer.report import making
 
 # Moment: (where, name of the function, before or after it).
 MOMENTS: dict[str, tuple[Any, str, bool]] = {
-  "start": (runtime, "start", True),
+  "start": (distributed, "start", True),
   "data": (input_pipeline, "open_splits", True),
-  "claim": (workdir_lib, "claim", False),
-  "gate": (gate, "pass_together", True),
+  "check": (workdir_lib, "check", False),
+  "gate": (distributed, "check_same", True),
   "init": (initial.Origin, "place", True),
   "restore": (checkpoints.Checkpoints, "restore", True),
   "batch": (loader.Loader, "__next__", True),
   "put": (sharding, "put_batch", True),
   "metrics": (reporter.Reporter, "update", True),
-  "evaluation": (train._Run, "_evaluated", True),
-  "evaluated": (train._Run, "_evaluated", False),
+  "evaluation": (train._Run, "evaluate", True),
+  "evaluated": (train._Run, "evaluate", False),
   "save": (checkpoints.Checkpoints, "save", True),
   "saving": (checkpoints.Checkpoints, "save", False),
   "commit": (atomicity.AtomicRenameTemporaryPath, "finalize", True),
@@ -59,27 +68,26 @@ COMPILE = "compile"
 
 def wrap(function: Any, act: Any, before: bool) -> Any:
   """The function, with something done before or after each call."""
-  if inspect.iscoroutinefunction(function):
 
-    async def wrapped(*args: Any, **kwargs: Any) -> Any:
-      if before:
-        act()
-      result = await function(*args, **kwargs)
-      if not before:
-        act()
-      return result
+  @functools.wraps(function)
+  def wrapped(*args: Any, **kwargs: Any) -> Any:
+    if before:
+      act()
+    result = function(*args, **kwargs)
+    if not before:
+      act()
+    return result
 
-  else:
+  @functools.wraps(function)
+  async def awaited(*args: Any, **kwargs: Any) -> Any:
+    if before:
+      act()
+    result = await function(*args, **kwargs)
+    if not before:
+      act()
+    return result
 
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-      if before:
-        act()
-      result = function(*args, **kwargs)
-      if not before:
-        act()
-      return result
-
-  return functools.wraps(function)(wrapped)
+  return awaited if inspect.iscoroutinefunction(function) else wrapped
 
 
 def main() -> None:
@@ -90,8 +98,9 @@ def main() -> None:
   def act() -> None:
     nonlocal count
     # Asked of the flags where JAX must not start yet.
+    own = [w for w in sys.argv if w.startswith("--process_id=")] or ["=0"]
     started = moment not in ("start", "data")
-    mine = jax.process_index() if started else own_process()
+    mine = jax.process_index() if started else int(own[0].partition("=")[2])
     if mine != int(process):
       return
     count += 1
@@ -115,15 +124,7 @@ def main() -> None:
     where, what, before = MOMENTS[moment]
     setattr(where, what, wrap(getattr(where, what), act, before))
   sys.argv = ["train.py", *sys.argv[6:]]
-  sys.exit(train.main(cli.parser("train.py").read(sys.argv[1:])))
-
-
-def own_process() -> int:
-  """From the flags."""
-  for word in sys.argv:
-    if word.startswith("--process_id="):
-      return int(word.partition("=")[2])
-  return 0
+  app.run(train.main, flags_parser=command_line.parse)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from absl import app
 
 import input_pipeline
 import train
-from mixer import cli, train_step
+from mixer import command_line, train_step
+from mixer.commands import replay
 
 
 def main() -> None:
@@ -43,9 +45,9 @@ def main() -> None:
   input_pipeline.train_batches = Poisoned
   train_step.training_inputs = poisoned
   if sys.argv[2] == "replay":
-    sys.exit(cli.main(["replay", *sys.argv[3:]]))
+    sys.exit(replay.main(sys.argv[3:]))
   sys.argv = ["train.py", *sys.argv[3:]]
-  sys.exit(train.main(cli.parser("train.py").read(sys.argv[1:])))
+  app.run(train.main, flags_parser=command_line.parse)
 
 
 if __name__ == "__main__":

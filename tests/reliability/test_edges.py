@@ -53,8 +53,8 @@ def test_a_hang_ends_with_every_threads_place(data_dir, tmp_path, undisturbed):
     data_dir, workdir, at.COMPILE, 12, "HANG", more=["--config.hang_seconds=5"]
   )
   assert run.wait() == [stop.LOST]
-  assert "nothing has gone on for 5 s (hang_seconds)" in run.err[0]
-  assert "at.py" in run.err[0] and "in _train" in run.err[0]
+  assert "no progress for 5 s (hang_seconds)" in run.err[0]
+  assert "at.py" in run.err[0] and "in train" in run.err[0]
   test_phases.finish(data_dir, workdir, undisturbed(1))
 
 

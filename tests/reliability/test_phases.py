@@ -22,7 +22,7 @@ ARGS = (
 SINGLE = [
   ("start", 1),
   ("data", 1),
-  ("claim", 1),
+  ("check", 1),
   ("gate", 1),
   ("init", 1),
   (at.COMPILE, 1),

@@ -1,0 +1,219 @@
+"""What an exported file says of its model besides the weights.
+
+ONNX and safetensors files have it inside, as strings, of which lists and
+numbers are JSON; a folder of StableHLO has it in info.json, and an .npz file in
+FILE.npz.json beside it.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mixer import files, npz, text
+from mixer.errors import UserError
+
+_LOSSES = ("softmax", "sigmoid")
+_CROP = "center"
+_DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+  """Classes, loss, and what is done to an image before.
+
+  Attributes:
+    image_size: (height, width) in pixels.
+    short_side: to which the shorter side is resized, by mean over areas, before
+      the central crop; 0 where images are squeezed to their size, bilinearly.
+    loss: that it was trained with, "softmax" or "sigmoid".
+    class_ids: of its outputs, in order; None where nobody knows.
+    class_names: the same, for people.
+    dtype: of activations and matmul operands; "" for what suits the file.
+  """
+
+  image_size: tuple[int, int]
+  short_side: int
+  loss: str
+  class_ids: tuple[str, ...] | None
+  class_names: tuple[str, ...] | None
+  dtype: str = ""
+
+  def preprocessing(self) -> str:
+    """What is to be done to a photo, in a sentence."""
+    height, width = self.image_size
+    first = f"squeeze to {height} x {width}, bilinearly"
+    if self.short_side:
+      first = (
+        f"resize the shorter side to {self.short_side} by mean over areas, "
+        f"crop the central {height} x {width}"
+      )
+    return (
+      f"RGB, {first} (height x width), uint8; the model itself scales them."
+    )
+
+  def to_json(self, **more: Any) -> dict[str, Any]:
+    """JSON values by name; without what nobody knows."""
+    height, width = self.image_size
+    found = {
+      "image_height": height,
+      "image_width": width,
+      "short_side": self.short_side,
+      "crop": _CROP,
+      "interpolation": _interpolation(self.short_side),
+      "preprocessing": self.preprocessing(),
+      "scores": self.loss,
+      "dtype": self.dtype or None,
+      "class_ids": self.class_ids,
+      "class_names": self.class_names,
+      **more,
+    }
+    return {k: v for k, v in found.items() if v is not None}
+
+  def to_strings(self, **more: str) -> dict[str, str]:
+    """The same as strings."""
+    return {
+      k: text.printable(v) if isinstance(v, str) else files.json_text(v)
+      for k, v in self.to_json(**more).items()
+    }
+
+
+def _interpolation(short_side: int) -> str:
+  return "area" if short_side else "bilinear"
+
+
+def parse(found: Mapping[str, Any], where: str) -> Metadata:
+  """Reads what `to_json` or `to_strings` gave.
+
+  Args:
+    found: by name; other names are passed over.
+    where: it comes from, for people.
+
+  Raises:
+    UserError: it isn't that, or asks for what isn't done here.
+  """
+
+  def value(name: str, kind: type | tuple[type, ...], default: Any) -> Any:
+    got = found.get(name, default)
+    if isinstance(got, str) and kind is not str:
+      try:
+        got = json.loads(got)
+      except (ValueError, RecursionError):
+        pass  # Told below.
+    if not isinstance(got, kind) or isinstance(got, bool):
+      raise UserError(f"{where} has {name}={_short(got)}, which can't be.")
+    return got
+
+  def one_of(name: str, choices: Sequence[str], default: str | None) -> str:
+    got = value(name, str, default)
+    if got not in choices:
+      raise UserError(
+        f"{where} has {name}={_short(got)}; expected {' or '.join(choices)}."
+      )
+    return got
+
+  def names(name: str) -> tuple[str, ...] | None:
+    got = value(name, (list, tuple), ())
+    if not all(isinstance(each, str) for each in got):
+      raise UserError(f"{where} has {name} that are not all text.")
+    return tuple(got) or None
+
+  size = tuple(value(f"image_{k}", int, None) for k in ("height", "width"))
+  short_side = value("short_side", int, None)
+  if min(size) < 1 or short_side < 0:
+    raise UserError(
+      f"{where} has images of {size[0]} x {size[1]} px out of a short side of "
+      f"{short_side}, which can't be."
+    )
+  one_of("crop", (_CROP,), _CROP)
+  interpolation = _interpolation(short_side)
+  one_of("interpolation", (interpolation,), interpolation)
+  class_ids, class_names = names("class_ids"), names("class_names")
+  if class_ids and len(class_names or class_ids) != len(class_ids):
+    raise UserError(
+      f"{where} has {len(class_ids):,} class_ids, and another number of "
+      "class_names."
+    )
+  return Metadata(
+    image_size=size,
+    short_side=short_side,
+    loss=one_of("scores", _LOSSES, None),
+    class_ids=class_ids or class_names,
+    class_names=class_names or class_ids,
+    dtype=one_of("dtype", ("", *_DTYPES), ""),
+  )
+
+
+def check(found: Metadata, wanted: Metadata, where: str) -> None:
+  """Refuses what was read back, unless it is what was written.
+
+  Raises:
+    UserError: it differs; names where.
+  """
+  wrong = [
+    field.name
+    for field in dataclasses.fields(Metadata)
+    if getattr(found, field.name) != getattr(wanted, field.name)
+  ]
+  if wrong:
+    raise UserError(
+      f"{where} doesn't say what was written to it: {', '.join(wrong)} differ. "
+      "Write it to another disk."
+    )
+
+
+def beside(path: pathlib.Path) -> pathlib.Path:
+  """Where the metadata of an .npz file is."""
+  return path.with_name(f"{path.name}.json")
+
+
+def write_beside(path: pathlib.Path, found: Metadata, **more: Any) -> None:
+  """Writes an .npz file's; it is bound to the weights that are in the file.
+
+  Raises:
+    UserError: it can't be written.
+  """
+  content = found.to_json(weights=npz.fingerprint(path), **more)
+  with files.atomic_write(beside(path), "w") as f:
+    f.write(files.json_text(files.sealed(content), indent=2) + "\n")
+
+
+def read_beside(path: pathlib.Path, num_classes: int) -> Metadata | None:
+  """An .npz file's; None where there is none.
+
+  Args:
+    path: of the .npz file.
+    num_classes: K, of its head; 0 without.
+
+  Raises:
+    UserError: it can't be read, or is of other weights.
+  """
+  place = beside(path)
+  if not place.exists():
+    return None
+  content = files.read_json(place, f"what mixer export says of {path}")
+  check = content.pop("sha256", None)  # One that somebody wrote has none.
+  if (check or "weights" in content) and check != files.json_sha256(content):
+    raise UserError(
+      f"{place} is damaged, or was changed by hand: its sha256 differs. Export "
+      "the model anew, or, to vouch for what it says, remove `sha256` and "
+      "`weights` from it."
+    )
+  if content.get("weights", "") not in ("", npz.fingerprint(path)):
+    raise UserError(
+      f"{place} was not written with the weights in {path}: export them anew, "
+      f"or, if it has nothing to do with them, remove {place}."
+    )
+  found = parse(content, str(place))
+  if found.class_ids and len(found.class_ids) != num_classes:
+    raise UserError(
+      f"{place} has {len(found.class_ids):,} classes, and {path} has "
+      f"{num_classes:,} outputs."
+    )
+  return found
+
+
+def _short(value: Any) -> str:
+  text = repr(value)
+  return text if len(text) <= 60 else f"{text[:57]}..."
