@@ -10,16 +10,19 @@ sentence on stderr where it is something that a user can mend.
 
 # First of all, so that a signal is heard while the rest is imported; then the
 # flags, so that what is wrong with them, and --help, is answered at once.
+import sys
+
 from mixer import stop
 
 if __name__ == "__main__":
   stop.listen()
 
-from mixer import command_line, run_flags
+from mixer import cli
 
 if __name__ == "__main__":
-  run_flags.parse("train.py")
+  _ARGS = cli.parser("train.py", __doc__).read(sys.argv[1:])
 
+import argparse
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Sequence
@@ -27,7 +30,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app
 from etils import epath
 from jax.sharding import Mesh
 
@@ -307,10 +309,10 @@ class _Run:
     )
 
 
-def main(argv: Sequence[str]) -> int:
-  """Runs the command line; returns the exit code."""
-  return run_flags.command(argv, "train.py", train)
+def main(args: argparse.Namespace) -> int:
+  """Trains as the command line says; returns the exit code."""
+  return cli.run(lambda args: cli.train(args, train), args)
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=command_line.parsed)
+  sys.exit(main(_ARGS))  # pyright: ignore[reportPossiblyUnboundVariable]

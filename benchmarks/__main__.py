@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 from benchmarks import common
-from mixer import command_line
+from mixer import cli
 from mixer.errors import UserError
 
 _SHORT = ("--rounds=1", "--seconds=0")
@@ -79,7 +79,7 @@ def main() -> int:
   parser.add_argument("--quick", action="store_true", help="tiny settings")
   parser.add_argument("--authors", type=pathlib.Path)
   parser.add_argument("--torch_python", default=sys.executable)
-  return command_line.tool(body, parser.parse_args())
+  return cli.run(body, parser.parse_args())
 
 
 if __name__ == "__main__":

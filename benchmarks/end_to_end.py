@@ -44,7 +44,7 @@ import input_pipeline
 import train
 from benchmarks import common
 from configs import demo_pretrain
-from mixer import command_line, durations, loader, metrics, sharding, train_step
+from mixer import cli, durations, loader, metrics, sharding, train_step
 from mixer import config as config_lib
 
 KINDS = ("bare", "ready", "whole")
@@ -268,7 +268,7 @@ def main() -> int:
   )
   parser.add_argument("--data_dir", default="runs/demo/data")
   parser.add_argument("--out", type=pathlib.Path, help="another file")
-  return command_line.tool(body, parser.parse_args())
+  return cli.run(body, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from PIL import Image
 from sklearn import datasets
 
 from benchmarks import common
-from mixer import command_line, jpeg
+from mixer import cli, jpeg
 from mixer.errors import UserError
 
 FILES = 96
@@ -176,7 +176,7 @@ def main() -> int:
   parser.add_argument("--tensorflow_python", default=sys.executable)
   parser.add_argument("--torch_python", default=sys.executable)
   parser.add_argument("--out", type=pathlib.Path, help="another file")
-  return command_line.tool(body, parser.parse_args())
+  return cli.run(body, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ import numpy as np
 
 from benchmarks import common, step
 from benchmarks.peer_process import PLAIN, Setting, contenders
-from mixer import command_line, npz, trained, validation, weights
+from mixer import cli, npz, trained, validation, weights
 from mixer import model as model_lib
 from mixer.errors import UserError
 from mixer.exporting import timm_weights
@@ -287,7 +287,7 @@ def main() -> int:
   parser.add_argument("--authors", type=pathlib.Path)
   parser.add_argument("--torch_python", default=sys.executable)
   parser.add_argument("--out", type=pathlib.Path, help="another .json file")
-  return command_line.tool(body, parser.parse_args())
+  return cli.run(body, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ import psutil
 from PIL import Image
 
 from benchmarks import common
-from mixer import command_line
+from mixer import cli
 from mixer.datasets import imagenet21k
 from mixer.errors import UserError
 
@@ -170,7 +170,7 @@ def main() -> int:
   parser.add_argument("--workers", type=int, default=common.cores())
   parser.add_argument("--scratch", help="where to work; needs 3 x the images")
   parser.add_argument("--out", type=pathlib.Path, help="another file")
-  return command_line.tool(body, parser.parse_args())
+  return cli.run(body, parser.parse_args())
 
 
 if __name__ == "__main__":

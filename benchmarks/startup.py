@@ -35,7 +35,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import common
-from mixer import command_line, metrics
+from mixer import cli, metrics
 from mixer.errors import UserError
 
 PHASES = (
@@ -230,7 +230,7 @@ def main() -> int:
   parser.add_argument("--dtype", choices=("float32", "bfloat16"))
   parser.add_argument("--rounds", type=int, default=3)
   parser.add_argument("--out", type=pathlib.Path, help="another file")
-  return command_line.tool(body, parser.parse_args())
+  return cli.run(body, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ import jax
 import numpy as np
 
 from benchmarks import common
-from mixer import command_line, durations, sharding, train_step, validation
+from mixer import cli, durations, sharding, train_step, validation
 from mixer import config as config_lib
 from mixer import model as model_lib
 from mixer.errors import UserError
@@ -303,7 +303,7 @@ def main() -> int:
     help="a setting to be timed in turn with the other --compare",
   )
   parser.add_argument("--out", type=pathlib.Path, help="another file")
-  return command_line.tool(body, parser.parse_args())
+  return cli.run(body, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -426,3 +426,16 @@ def near(key: str) -> str:
 def override(key: str, value: Any) -> str:
   """`--config.KEY=VALUE`, quoted where a shell needs it."""
   return f"--config.{key}={shlex.quote(str(value))}"
+
+
+def unknown(key: str) -> str:
+  """A sentence on a key that isn't there."""
+  inside = [k for k in KEYS if k.startswith(f"{key}.")]
+  if inside:
+    example = override(inside[0], KEYS[inside[0]][0])
+    return f"{key} is a group of keys; set one of them, as in {example}."
+  meant = f"did you mean {near(key)!r}? " if near(key) else ""
+  return (
+    f"the config has no key {shown(key)}; {meant}mixer/config.py lists them "
+    "all."
+  )

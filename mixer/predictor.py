@@ -3,59 +3,116 @@
 Images are a path, the bytes of a file, a file opened in binary mode, a Pillow
 image, a uint8 array [H, W], [H, W, 1] or [H, W, 3] (RGB), or many of those: a
 list, a stack [N, H, W, C], or any iterable, which is read a few batches ahead.
-They are turned upright as
-their EXIF data say, put on white ground where they are transparent, and then
-resized and cropped as for evaluation. Of an
-animation the first frame is taken (of a Pillow image the one it stands at).
+They are treated as evaluation treats a data set that is made from files: turned
+upright as their EXIF data say, put on white ground where they are transparent,
+resized and cropped. Of an animation the first frame is taken (of a Pillow image
+the one it stands at).
 """
 
+import dataclasses
 import functools
 import itertools
 import logging
 import operator
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from PIL import Image
 
-from mixer import loader, runtime, sharding, train_step, trained
-from mixer.errors import UserError
-from mixer.prediction import inputs, results
+from mixer import images as images_lib
+from mixer import (
+  loader,
+  metadata,
+  preprocess,
+  runtime,
+  sharding,
+  text,
+  train_step,
+  trained,
+)
+from mixer.datasets.preparation import inspection
+from mixer.errors import UserError, first_line
 
-Prediction = results.Prediction
-Features = results.Features
 _PER_DEVICE = 32
-# So many classes are always computed: another `top` needs no compilation.
-_TOPS = (10, 100, 1_000, 10_000)
-# Of the images of a large batch, up to which a call goes in small ones.
-_FEW = 1 / 4
 # Batches made ahead of the one that is computed.
 _AHEAD = 2
-_Result = TypeVar("_Result", Prediction, Features)
+# So many classes are always computed: another `top` needs no compilation.
+_TOPS = (10, 100, 1_000, 10_000)
+# What says how an image is to become what a model takes.
+Takes = trained.Trained | metadata.Metadata
+_AS_SEEN = inspection.Options(upright=True, white_ground=True)
+_EXPECTED = (
+  "a path, the bytes of an image file, a file opened in binary mode, a Pillow "
+  "image, or a uint8 array [H, W, 3]"
+)
+# The process in which a model was first put onto devices.
+_processes: list[int] = []
 
 
-def read(path: str | os.PathLike[str], model: inputs.Takes) -> np.ndarray:
-  """An image file as the model takes it.
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """The classes with the highest scores, the highest first.
 
-  It goes the way of a data set that is made from a folder: turned upright,
-  where its EXIF data say so, and then as in evaluation.
-
-  Args:
-    path: of the file.
-    model: that is to take it.
-
-  Returns:
-    uint8 [H, W, 3].
-
-  Raises:
-    UserError: it can't be read; says which and why.
+  Attributes:
+    source: the image's path; or its place among the images, as "images[3]".
+    names: of the classes, for people.
+    scores: probabilities of softmax, or sigmoids, each for itself, where the
+      model was trained with those.
+    indexes: of the model's outputs, from 0.
+    class_ids: of the classes as the data set names them, such as WordNet ids;
+      "" where nobody knows.
+    problem: why there are none, a sentence without its full stop; "" if there
+      are. Only `Predictor.stream` gives such; `predict` raises.
   """
-  try:
-    return inputs.fit(os.fspath(path), model)
-  except ValueError as e:
-    raise _refusal(os.fsdecode(path), str(e)) from e
+
+  source: str
+  names: tuple[str, ...] = ()
+  scores: tuple[float, ...] = ()
+  indexes: tuple[int, ...] = ()
+  class_ids: tuple[str, ...] = ()
+  problem: str = ""
+
+  def lines(self, width: int = 0) -> list[str]:
+    """A line for each class; the first begins with the source.
+
+    Args:
+      width: of the source's column, at least; all lines are indented so far.
+    """
+    source = text.printable(self.source)
+    if self.problem:
+      return [f"{source:<{width}}  {text.printable(self.problem)}"]
+    width = max(width, len(source))
+    labels = [source] + [""] * (len(self.names) - 1)
+    return [
+      f"{label:<{width}}  {score:6.3f}  {text.printable(name)}"
+      for label, score, name in zip(
+        labels, self.scores, self.names, strict=True
+      )
+    ]
+
+  def __str__(self) -> str:
+    return "\n".join(self.lines())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Features:
+  """What the head would see of an image.
+
+  Attributes:
+    source: as in `Prediction`.
+    values: pre-logits float32 [C]; NaN where there is a problem.
+    problem: as in `Prediction`.
+  """
+
+  source: str
+  values: np.ndarray
+  problem: str = ""
+
+
+_Result = TypeVar("_Result", Prediction, Features)
 
 
 def load(
@@ -67,8 +124,6 @@ def load(
   batch_size: int | None = None,
 ) -> "Predictor":
   """`mixer.load`."""
-  if batch_size is not None:
-    batch_size = _whole("batch_size", batch_size)
   _refuse_fork()
   runtime.start_as_library()
   model = trained.load(os.fspath(path), image_size, resize, dtype, averaged)
@@ -77,54 +132,34 @@ def load(
   return Predictor(model, batch_size)
 
 
-def _whole(name: str, value: Any) -> int:
-  """A whole number above 0.
+def fit(image: Any, takes: Takes) -> np.ndarray:
+  """An image as a model takes it.
+
+  Args:
+    image: one, see the module.
+    takes: what says how: a model, or what is known of one.
+
+  Returns:
+    uint8 [H, W, 3] of the model's image size, writable.
 
   Raises:
-    UserError: it is none.
+    ValueError: a sentence without its full stop that says why it can't be.
+  """
+  return preprocess.evaluation(
+    _pixels(image), takes.image_size, takes.short_side
+  )
+
+
+def read(path: str | os.PathLike[str], takes: Takes) -> np.ndarray:
+  """`fit` of an image file.
+
+  Raises:
+    UserError: it can't be used; says which and why.
   """
   try:
-    number = operator.index(value)
-  except TypeError:
-    number = 0
-  if number < 1:
-    raise UserError(f"{name}={value!r}: expected a whole number above 0.")
-  return number
-
-
-def _refuse_fork() -> None:
-  """Refuses what would wait for ever.
-
-  Raises:
-    UserError: this process was forked from one with a model on its devices.
-  """
-  if _is_forked():
-    raise UserError(
-      "this process was forked from one that had loaded a model, and JAX's "
-      "threads don't go along: it would hang. Start processes with "
-      "multiprocessing.get_context('spawn'); a loaded model can be handed to "
-      "them."
-    )
-
-
-# The process in which a model was first put onto devices.
-_started: dict[str, int] = {}
-
-
-def _again(model: trained.Trained, batch_size: int) -> "Predictor":
-  """What is unpickled, in another process."""
-  if _is_forked():
-    # A pool of processes would wait for ever for one that fails here: what is
-    # done with it fails.
-    predictor = Predictor.__new__(Predictor)
-    predictor.model, predictor.batch_size = model, batch_size
-    return predictor
-  runtime.start_as_library()
-  return Predictor(model, batch_size)
-
-
-def _is_forked() -> bool:
-  return os.getpid() != _started.get("process", os.getpid())
+    return fit(os.fspath(path), takes)
+  except ValueError as e:
+    raise _refusal(os.fsdecode(path), str(e)) from e
 
 
 class Predictor:
@@ -148,15 +183,14 @@ class Predictor:
         None for 32 on each.
     """
     _refuse_fork()
-    _started["process"] = os.getpid()
+    _processes.append(os.getpid())
     self.model = model
     self._mesh = sharding.make_mesh()
     devices = self._mesh.size
     wished = _PER_DEVICE * devices
     if batch_size is not None:
       wished = _whole("batch_size", batch_size)
-    # Each is compiled for once. A single image doesn't pay for many.
-    self._few, self.batch_size = devices, -(-wished // devices) * devices
+    self.batch_size = -(-wished // devices) * devices
     self._params = jax.device_put(model.params, sharding.replicated(self._mesh))
     self._made: dict[int, train_step.Inference] = {}
 
@@ -240,23 +274,21 @@ class Predictor:
 
   def _results(
     self,
-    step: Callable[[Any, train_step.Batch], Any],
+    step: Callable[..., Any],
     images: Any,
     result: Callable[[str, str, Any, int], _Result],
   ) -> Iterator[_Result]:
     """One for each image; checks what can be before the first is asked for."""
-    named = (
-      (inputs.source(image, place), image)
-      for place, image in enumerate(inputs.each(images))
-    )
-    few = max(1, int(self.batch_size * _FEW))
-    first = list(itertools.islice(named, few + 1))
+    numbered = enumerate(_each(images))
+    few = max(1, self.batch_size // 4)
+    first = list(itertools.islice(numbered, few + 1))
     if not first:
       raise UserError(
         "there is no image: expected at least one, and the list is empty."
       )
-    size = self._few if len(first) <= few else self.batch_size
-    every = itertools.chain(first, named)
+    # A few images don't pay for a large batch.
+    size = self._mesh.size if len(first) <= few else self.batch_size
+    every = itertools.chain(first, numbered)
     batches = loader.Loader(
       iter(lambda: list(itertools.islice(every, size)), []),
       self._make,
@@ -268,23 +300,27 @@ class Predictor:
     return self._rows(step, batches, result)
 
   def _make(
-    self, named: list[tuple[str, Any]], images: np.ndarray
+    self, numbered: Sequence[tuple[int, Any]], images: np.ndarray
   ) -> list[tuple[str, str]]:
-    """Fits some images; gives what to call each, and why it can't be used."""
+    """Fits some images; what to call each, and why it can't be used."""
     found = []
-    for (name, image), out in zip(named, images, strict=True):
-      problem = ""
+    for (place, image), out in zip(numbered, images, strict=True):
+      source, problem = f"images[{place}]", ""
+      name = getattr(image, "name", "") if hasattr(image, "read") else ""
+      if isinstance(image, (str, os.PathLike)):
+        source = os.fsdecode(image)
+      elif name and isinstance(name, (str, bytes)):
+        source = os.fsdecode(name)
       try:
-        out[...] = inputs.fit(image, self.model)
+        out[...] = fit(image, self.model)
       except ValueError as e:
-        out[...] = 0
-        problem = str(e)
-      found.append((name, problem))
+        out[...], problem = 0, str(e)
+      found.append((source, problem))
     return found
 
   def _rows(
     self,
-    step: Callable[[Any, train_step.Batch], Any],
+    step: Callable[..., Any],
     batches: Iterator[tuple[np.ndarray, list[tuple[str, str]]]],
     result: Callable[[str, str, Any, int], _Result],
   ) -> Iterator[_Result]:
@@ -294,10 +330,10 @@ class Predictor:
     for batch in itertools.chain(batches, (None,)):
       started = None
       if batch is not None:
-        images, names = batch
+        images, named = batch
         arrays = {"image": images, "mask": np.ones(len(images), np.bool_)}
         arrays = sharding.put_batch(self._mesh, arrays)
-        started = names, step(self._params, arrays)
+        started = named, step(self._params, arrays)
       if pending is not None:
         rows = jax.device_get(pending[1])
         for k, (name, problem) in enumerate(pending[0]):
@@ -319,8 +355,8 @@ class Predictor:
     if not self.model.num_classes:
       raise UserError(
         f"{self.model.source} has no head, so it predicts no classes; take a "
-        "model that was fine-tuned, or its features (--features in "
-        "mixer predict)."
+        "model that was fine-tuned, or its features (--features of `mixer "
+        "predict`)."
       )
 
   @functools.cached_property
@@ -331,6 +367,43 @@ class Predictor:
   @functools.cached_property
   def _ids(self) -> tuple[str, ...]:
     return self.model.class_ids or ("",) * self.model.num_classes
+
+
+def _again(model: trained.Trained, batch_size: int) -> Predictor:
+  """What is unpickled, in another process."""
+  if _is_forked():
+    # A pool of processes would wait for ever for one that fails here: what is
+    # done with it fails.
+    predictor = Predictor.__new__(Predictor)
+    predictor.model, predictor.batch_size = model, batch_size
+    return predictor
+  runtime.start_as_library()
+  return Predictor(model, batch_size)
+
+
+def _is_forked() -> bool:
+  return bool(_processes) and os.getpid() != _processes[0]
+
+
+def _refuse_fork() -> None:
+  """Refuses what would wait for ever."""
+  if _is_forked():
+    raise UserError(
+      "this process was forked from one that had loaded a model, and JAX's "
+      "threads don't go along: it would hang. Start processes with "
+      "multiprocessing.get_context('spawn'); a loaded model can be handed to "
+      "them."
+    )
+
+
+def _whole(name: str, value: Any) -> int:
+  try:
+    number = operator.index(value)
+  except TypeError:
+    number = 0
+  if number < 1:
+    raise UserError(f"{name}={value!r}: expected a whole number above 0.")
+  return number
 
 
 def _vector(source: str, problem: str, rows: Any, k: int) -> Features:
@@ -346,3 +419,62 @@ def _sound(one: _Result) -> _Result:
 
 def _refusal(source: str, problem: str) -> UserError:
   return UserError(f"{source} can't be used: {problem}.")
+
+
+def _each(images: Any) -> Iterator[Any]:
+  """One image after the other: of one, of a stack, or of many.
+
+  Raises:
+    UserError: nothing of the kind.
+  """
+  single = isinstance(images, (str, os.PathLike, Image.Image))
+  if single or _is_bytes(images) or hasattr(images, "read"):
+    return iter((images,))
+  if hasattr(images, "__array__"):
+    array = np.asarray(images)
+    if array.ndim == 1 and array.dtype.kind in "OU":  # A column of a table.
+      return iter(array.tolist())
+    return iter(array if array.ndim == 4 else (array,))
+  if isinstance(images, Iterable) and not isinstance(images, Mapping):
+    return iter(images)
+  raise UserError(
+    f"{type(images).__name__} is no image, nor many: expected {_EXPECTED}; or "
+    "a list of those."
+  )
+
+
+def _is_bytes(image: Any) -> bool:
+  return isinstance(image, (bytes, bytearray, memoryview))
+
+
+def _pixels(image: Any) -> np.ndarray:
+  """uint8 [H, W, 3], upright; to be used before the thread's next call."""
+  if isinstance(image, (str, os.PathLike)):
+    return _decoded(images_lib.read(image), os.fsdecode(image))
+  if _is_bytes(image):
+    return _decoded(bytes(image))
+  if isinstance(image, Image.Image):
+    return images_lib.of_pillow(image)
+  if hasattr(image, "read"):
+    try:
+      data = image.read(images_lib.MAX_BYTES + 1)  # One more is refused.
+    except (OSError, ValueError) as e:  # Text that is none, a closed file.
+      raise ValueError(f"the file can't be read: {first_line(e)}") from e
+    if not isinstance(data, bytes):
+      raise ValueError("the file gives text: open it in binary mode, 'rb'")
+    return _decoded(data)
+  if hasattr(image, "__array__"):
+    return images_lib.of_array(np.asarray(image))
+  raise ValueError(
+    f"a {type(image).__name__} is no image: expected {_EXPECTED}"
+  )
+
+
+def _decoded(data: bytes, name: str = "") -> np.ndarray:
+  found = inspection.inspect(data, name, _AS_SEEN)
+  if found.problem and found.kind not in inspection.USABLE:
+    raise ValueError(found.problem)
+  if found.kind == "dark":
+    where = text.printable(name or "an image")
+    logging.getLogger("mixer").warning("%s: %s", where, found.problem)
+  return inspection.decoded(found)

@@ -110,7 +110,10 @@ def _leave(name: str) -> NoReturn:
 
 @contextlib.contextmanager
 def interrupting() -> Iterator[None]:
-  """For commands: the first signal raises KeyboardInterrupt with its name."""
+  """Lets signals raise KeyboardInterrupt with their name, once.
+
+  A second Ctrl-C ends the process at once. After `listen` nothing is changed.
+  """
 
   def stop(number: int, frame: FrameType | None) -> None:
     for s in before:
@@ -120,7 +123,8 @@ def interrupting() -> Iterator[None]:
     raise KeyboardInterrupt(signal.Signals(number).name)
 
   before: dict[int, Any] = {}
-  if threading.current_thread() is threading.main_thread():
+  main = threading.current_thread() is threading.main_thread()
+  if main and not _listening:
     before = {s: signal.signal(s, stop) for s in _wanted()}
   try:
     yield

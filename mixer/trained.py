@@ -1,8 +1,8 @@
 """A trained model with all that evaluating it, or predicting with it, needs.
 
-From a run of ours everything comes from the checkpoint's own metadata; from an
-.npz file from what is beside it (`mixer.model_metadata`), from what is known of
-released files, or else from the weights themselves.
+From a run everything comes from the checkpoint's own metadata; from an .npz
+file from what is beside it (`mixer.metadata`), from what is known of released
+files, or else from the weights themselves.
 """
 
 import dataclasses
@@ -18,19 +18,17 @@ import numpy as np
 from mixer import (
   checkpoints,
   metrics,
-  model_metadata,
   released,
   resolution,
   weights,
 )
 from mixer import config as config_lib
+from mixer import metadata as metadata_lib
 from mixer import model as model_lib
 from mixer import workdir as workdir_lib
 from mixer.datasets import wordnet
 from mixer.errors import UserError, first_line
 
-# Lists of classes of the released heads; all others have ImageNet-1k's.
-_RELEASED = {"imagenet21k": "head"}
 # Of activations and matmul operands.
 DTYPES = ("float32", "bfloat16")
 # The paper's short side for its crop.
@@ -54,7 +52,7 @@ class Trained:
       nobody knows or there is no head.
     class_names: the same, for people.
     loss: that it was trained with, "softmax" or "sigmoid".
-    source: where it lies, for people.
+    source: where it is, for people.
     origin: the same, and what was done to it.
     config: of the run that it comes from; None for a file.
   """
@@ -83,19 +81,16 @@ class Trained:
     return (
       f"{self.source} doesn't say which classes its {self.num_classes:,} "
       "outputs are, so they are numbers. A workdir knows them, and so does a "
-      "file that mixer export writes, by FILE.npz.json beside it; a released "
+      "file that `mixer export` writes, by FILE.npz.json beside it; a released "
       "one is known by its name."
     )
 
   @property
-  def metadata(self) -> model_metadata.Metadata:
+  def metadata(self) -> metadata_lib.Metadata:
     """What goes along with its weights where it is exported."""
-    return model_metadata.Metadata(
-      self.image_size,
-      self.short_side,
-      self.loss,
-      self.class_ids,
-      self.class_names,
+    names = (f.name for f in dataclasses.fields(metadata_lib.Metadata))
+    return metadata_lib.Metadata(
+      **{k: getattr(self, k) for k in names if k != "dtype"}
     )
 
 
@@ -124,15 +119,18 @@ def load(
   Raises:
     UserError: nothing there, no sound weights, or a size that can't be.
   """
-  if method and method not in resolution.METHODS:
-    known = ", ".join(resolution.METHODS)
-    raise UserError(f"resize={method!r} is not known; expected one of {known}.")
-  if dtype and dtype not in DTYPES:
-    raise UserError(
-      f"dtype={dtype!r} is not known; expected one of {', '.join(DTYPES)}."
-    )
-  is_run = released.kind(path) == "checkpoint"
-  found = _of_run(path, averaged) if is_run else _of_file(path)
+  for name, value, known in (
+    ("resize", method, resolution.METHODS),
+    ("dtype", dtype, DTYPES),
+  ):
+    if value and value not in known:
+      raise UserError(
+        f"{name}={value!r} is not known; expected one of {', '.join(known)}."
+      )
+  if released.kind(path) == "checkpoint":
+    found = _of_run(path, averaged)
+  else:
+    found = _of_file(path)
   if image_size is not None:
     found, said = fitted(found, image_size, method)
     if said:
@@ -174,7 +172,8 @@ def _of_run(path: str, averaged: bool) -> Trained:
     class_ids = tuple(info["class_names"])
     size = config_lib.image_size(config)
     module = model_lib.plain(model_lib.from_config(config, len(class_ids)))
-    _check(module, params, size, where)
+    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    like = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
   except UserError:
     raise
   except Exception as e:  # A foreign config may raise anything.
@@ -182,6 +181,12 @@ def _of_run(path: str, averaged: bool) -> Trained:
       f"checkpoint {where} lacks the config and the class names that train.py "
       f"saves with it ({first_line(e)}); take another checkpoint."
     ) from e
+  if lines := weights.mismatches(weights.shapes(params), weights.shapes(like)):
+    raise UserError(
+      f"checkpoint {where} holds weights of another model than the config that "
+      f"was saved with it: {weights.shorten(lines)}. It was made by another "
+      "version of mixer, or is not whole; take another checkpoint."
+    )
   kept = ", averaged weights" if averaged and info["averaged"] else ""
   return Trained(
     module=module,
@@ -201,15 +206,15 @@ def _of_file(path: str) -> Trained:
   params = released.load(path)
   file = released.resolve(path)
   shape = weights.shape_of(params, f"the weights in {path}")
-  known = model_metadata.read_beside(file, shape.num_classes)
+  known = metadata_lib.read_beside(file, shape.num_classes)
   known = known or _of_weights(path, params, shape)
   height, width = known.image_size
   p = shape.patch_size
   if height % p or width % p or height * width != shape.num_tokens * p**2:
     raise UserError(
-      f"{model_metadata.beside(file)} says that images are {height} x {width} "
-      f"px, and the weights in {path} are for {shape.num_tokens} patches of "
-      f"{p} px."
+      f"the weights in {path} are for {shape.num_tokens} patches of {p} px, "
+      f"which images of {height} x {width} px don't have. What `mixer export` "
+      f"writes into {metadata_lib.beside(file).name} says the right size."
     )
   attributes = dataclasses.asdict(shape)
   attributes.pop("num_tokens")  # It follows from the image.
@@ -229,46 +234,23 @@ def _of_file(path: str) -> Trained:
 
 def _of_weights(
   path: str, params: weights.Params, shape: weights.Shape
-) -> model_metadata.Metadata:
+) -> metadata_lib.Metadata:
   """What can be known without metadata: of released files all."""
   side = math.isqrt(shape.num_tokens) * shape.patch_size
-  if side**2 != shape.num_tokens * shape.patch_size**2:
-    raise UserError(
-      f"the weights in {path} are for {shape.num_tokens} tokens, which no "
-      "square image has; those of another shape can be used from a workdir "
-      "of train.py, or as mixer export writes them, with FILE.npz.json."
-    )
   class_ids = None
   if name := released.name_of(path):
-    folder = name.split("/")[0]
-    class_ids = wordnet.classes(_RELEASED.get(folder, "imagenet1k"))
+    of_21k = name.startswith("imagenet21k/")
+    class_ids = wordnet.classes("head" if of_21k else "imagenet1k")
   loss = "softmax"
   if shape.num_classes and np.mean(params["head"]["bias"]) < _SIGMOID_BIAS:
     loss = "sigmoid"
-  return model_metadata.Metadata(
+  return metadata_lib.Metadata(
     image_size=(side, side),
     short_side=round(side * _SHORT_SIDE / _CROP),
     loss=loss,
     class_ids=class_ids,
     class_names=names_for_people(class_ids) if class_ids else None,
   )
-
-
-def _check(
-  module: model_lib.MlpMixer, params: Any, size: tuple[int, int], where: str
-) -> None:
-  """Refuses weights that are not the module's."""
-  images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-  variables = jax.eval_shape(module.init, jax.random.key(0), images)
-  lines = weights.mismatches(
-    weights.shapes(params), weights.shapes(variables["params"])
-  )
-  if lines:
-    raise UserError(
-      f"checkpoint {where} holds weights of another model than the config that "
-      f"was saved with it: {weights.shorten(lines)}. It was made by another "
-      "version of mixer, or is not whole; take another checkpoint."
-    )
 
 
 def fitted(
@@ -293,16 +275,16 @@ def fitted(
   shape = weights.shape_of(found.params, f"the weights in {found.origin}")
   change = resolution.plan(shape, size, method, old)
   params = resolution.resize(found.params, size, change.method, old)
-  t = weights.shape_of(params).tokens_mlp_dim
-  said = change.sentence(shape.tokens_mlp_dim)
   changed = dataclasses.replace(
     found,
-    module=found.module.clone(tokens_mlp_dim=t),
+    module=found.module.clone(
+      tokens_mlp_dim=weights.shape_of(params).tokens_mlp_dim
+    ),
     params=params,
     image_size=size,
     short_side=round(max(size) * found.short_side / max(old)),
   )
-  return changed, said
+  return changed, change.sentence(shape.tokens_mlp_dim)
 
 
 def names_for_people(class_ids: tuple[str, ...]) -> tuple[str, ...]:

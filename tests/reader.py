@@ -18,8 +18,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-from mixer import weights
-from mixer.commands import prepare
+from mixer import cli, weights
 from tests import conftest, trained_files
 from tests.datasets import test_imagenet2012, test_mnist
 from tests.datasets.preparation import tfrecords
@@ -93,7 +92,7 @@ class Kept:
     ]
     words += [f"--data_dir={self.data}"]
     with contextlib.redirect_stdout(io.StringIO()) as out:
-      assert prepare.main(words) == 0, out.getvalue()
+      assert cli.main(["prepare", *words]) == 0, out.getvalue()
     return self.data / name
 
   def released(self, name: str) -> None:

@@ -13,7 +13,6 @@ from configs import smoke
 from mixer import (
   checkpoints,
   initial,
-  model_metadata,
   npz,
   resolution,
   sharding,
@@ -21,6 +20,9 @@ from mixer import (
   trained,
 )
 from mixer import config as config_lib
+from mixer import (
+  metadata as metadata_lib,
+)
 from mixer.errors import UserError
 from tests import updates
 
@@ -184,12 +186,12 @@ def test_a_file_may_be_named(pretrained, tmp_path):
   with pytest.raises(UserError, match="don't say which classes .*=new"):
     origin_of(tmp_path / "weights.npz", init_head="keep")
   known = trained.load(str(pretrained[0] / "plain")).metadata
-  model_metadata.write_beside(tmp_path / "weights.npz", known)
+  metadata_lib.write_beside(tmp_path / "weights.npz", known)
   kept = origin_of(tmp_path / "weights.npz", init_head="keep")
   assert_same(kept.params, params)
   assert known.class_ids is not None
   others = known.class_ids[::-1]
-  model_metadata.write_beside(
+  metadata_lib.write_beside(
     tmp_path / "weights.npz", dataclasses.replace(known, class_ids=others)
   )
   with pytest.raises(UserError, match="a head for other classes than .*=new"):

@@ -18,7 +18,6 @@ from PIL import Image
 import mixer
 from mixer import errors, predictor, runtime, sharding, trained
 from mixer.datasets import wordnet
-from mixer.prediction import inputs
 from tests import conftest, reference, trained_files
 
 _SIDE, _CLASSES = 8, 25
@@ -44,7 +43,7 @@ def images():
 
 
 def by_numpy(model, images, head=True):
-  fitted = np.stack([inputs.fit(image, model) for image in images])
+  fitted = np.stack([predictor.fit(image, model) for image in images])
   scaled = fitted.astype(np.float64) / 127.5 - 1
   return reference.forward(model.params, scaled, head=head)
 
@@ -172,7 +171,7 @@ def test_forms_of_images(loaded, images, tmp_path):
   ]  # fmt: skip
   np.testing.assert_array_equal(
     predictor.read(path, loaded.model),
-    inputs.fit(array, loaded.model),
+    predictor.fit(array, loaded.model),
   )
 
 
@@ -199,7 +198,7 @@ def test_a_copy_for_another_process_says_the_same(loaded, images, monkeypatch):
   assert again.batch_size == loaded.batch_size
   np.testing.assert_array_equal(again.logits(images), loaded.logits(images))
   # In a forked process, where JAX would hang: a sentence, once it is used.
-  monkeypatch.setitem(predictor._started, "process", -1)
+  monkeypatch.setattr(predictor, "_processes", [-1])
   for one in (loaded, pickle.loads(pickled)):
     with pytest.raises(errors.UserError, match="'spawn'"):
       one.predict(images)

@@ -11,21 +11,14 @@ from typing import Any
 
 import jax
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
 from configs import mixer_b16_i21k, mixer_jft
-from mixer import command_line, durations, sharding, train_step, validation
+from mixer import cli, durations, sharding, train_step, validation
 from mixer import config as config_lib
 from mixer import model as model_lib
 from mixer.errors import UserError
 from mixer.planning import hardware
 from tests import conftest
-
-# ml_collections 1.1 loads config files that way.
-pytestmark = pytest.mark.filterwarnings(
-  r"ignore:the load_module\(\) method is deprecated:DeprecationWarning"
-)
 
 # What the first recipe sets, of all keys there are.
 _BASE = {
@@ -199,25 +192,16 @@ def test_seven_epochs_worth_of_examples():
 # The command line.
 
 
-def parse(monkeypatch, *arguments) -> Any:
-  values = flags.FlagValues()
-  monkeypatch.setattr(flags, "FLAGS", values)
-  argv = ["train.py", *arguments]
-  config_flags.DEFINE_config_file(
-    "config", None, flag_values=values, sys_argv=argv
-  )
-  sys.modules.pop("config_config", None)  # The last file that was loaded.
-  command_line.parse(argv)
-  return values["config"].value
+def parse(*words) -> Any:
+  return cli.parser("train.py").read(["--workdir=w", *words]).config
 
 
 @pytest.mark.parametrize("name", _CHANGES)
-@pytest.mark.parametrize("dashes", ["--config={}", "--config {}", "-config={}"])
-def test_recipes_from_the_command_line(monkeypatch, name, dashes):
+@pytest.mark.parametrize("dashes", ["--config={}", "--config {}"])
+def test_recipes_from_the_command_line(name, dashes):
   file, _, argument = name.partition(":")
   path = f"{conftest.ROOT}/configs/{file}.py" + (":" if argument else "")
   config = parse(
-    monkeypatch,
     *dashes.format(path + argument).split(),
     "--config.data.name=mine",
     "--config.total=1e9 examples",
@@ -229,12 +213,12 @@ def test_recipes_from_the_command_line(monkeypatch, name, dashes):
 
 @pytest.mark.parametrize("more", [(), ("--config.seed=3",)])
 @pytest.mark.parametrize("variant", ["S/8", "X", "h/14", "B/16 "])
-def test_a_model_that_the_paper_has_not(monkeypatch, capsys, variant, more):
+def test_a_model_that_the_paper_has_not(capsys, variant, more):
   with pytest.raises(UserError):
     mixer_jft.get_config(variant)
   argument = f"--config={conftest.ROOT}/configs/mixer_jft.py:{variant}"
   with pytest.raises(SystemExit) as caught:
-    parse(monkeypatch, argument, *more)
+    parse(argument, *more)
   assert caught.value.code == 1
   error = capsys.readouterr().err
   assert error.startswith("error: ") and error.count("\n") == 1
@@ -395,7 +379,7 @@ def test_the_smaller_batch_of_the_docs(monkeypatch):
   words = shlex.split(command.replace("\\\n", " "))
   words.remove("--workdir=DIR")
   words[0] = words[0].replace("configs/", f"{conftest.ROOT}/configs/")
-  config = parse(monkeypatch, *words)
+  config = parse(*words)
   validation.validate(config, 8)
   small = durations.plan(config, _SETS["imagenet21k"][0])
   large = durations.plan(recipe("mixer_b16_i21k"), _SETS["imagenet21k"][0])

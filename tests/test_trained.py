@@ -190,7 +190,7 @@ def test_metadata_of_other_weights_is_refused(tmp_path):
     ({"scores": "hinge"}, "scores='hinge'; expected softmax or sigmoid"),
     ({"interpolation": "bicubic"}, "expected area"),
     ({"image_width": "wide"}, "image_width='wide', which can't be"),
-    ({"image_width": 12}, "images are 8 x 12 px, and the weights"),
+    ({"image_width": 12}, "images of 8 x 12 px don.t have"),
     ({"short_side": -1}, "short side of -1"),
     ({"class_ids": "abc"}, "class_ids='abc'"),
     ({"class_ids": ["a"]}, "another number of class_names"),

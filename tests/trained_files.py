@@ -7,12 +7,14 @@ import numpy as np
 from mixer import (
   checkpoints,
   model,
-  model_metadata,
   train_step,
   trained,
   weights,
 )
 from mixer import config as config_lib
+from mixer import (
+  metadata as metadata_lib,
+)
 
 _NAMES = list("0123456789")
 
@@ -60,10 +62,10 @@ def npz(path, num_classes, bias=0.0, side=8, classes=None):
   if classes:
     loss = "sigmoid" if bias < -3 else "softmax"
     names = trained.names_for_people(tuple(classes))
-    found = model_metadata.Metadata(
+    found = metadata_lib.Metadata(
       (side, side), round(side * 256 / 224), loss, tuple(classes), names
     )
-    model_metadata.write_beside(path, found)
+    metadata_lib.write_beside(path, found)
   return flat
 
 

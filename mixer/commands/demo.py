@@ -8,32 +8,36 @@ the same from scratch, prints a table, draws demo.png, and checks that the
 numbers are what they should be. Started again, it goes on where it was.
 """
 
-# First of all, so that a signal is heard while the rest is imported, and
-# --help is answered at once.
-from mixer import stop
-from mixer.commands import arguments
+from __future__ import annotations
 
-if __name__ == "__main__":
-  stop.listen()
-  arguments.demo().parse_args()
-
+import argparse
 import contextlib
 import dataclasses
 import io
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
-import jax
-import numpy as np
+from etils import epy
 
-import input_pipeline
-import train
-from configs import demo_finetune, demo_pretrain
-from mixer import checkpoints, command_line, files, metrics, model, runtime
-from mixer import config as config_lib
+from mixer import files, flags, stop
+
+with epy.lazy_imports():
+  import jax
+  import numpy as np
+
+  import input_pipeline
+  import train
+  from configs import demo_finetune, demo_pretrain
+  from mixer import checkpoints, metrics, model, runtime
+  from mixer import config as config_lib
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the command's own."""
+  parser.add_argument("--workdir", default="runs/demo", type=pathlib.Path)
+
 
 # Labels a class (0: all of them) -> draws of them, that is runs.
 DRAWS = {5: 3, 10: 3, 25: 2, 0: 1}
@@ -262,21 +266,12 @@ def demo(workdir: pathlib.Path) -> list[str]:
   return check(fonts, rows)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command line; returns the exit code."""
-  args = arguments.demo().parse_args(argv)
-  failures: list[str] = []
-
-  def body() -> None:
-    runtime.quiet_libraries()
-    runtime.start()
-    failures.extend(demo(args.workdir))
-
-  code = command_line.run(body)
+def main(args: argparse.Namespace) -> int:
+  """Does what the command line says; returns the exit code."""
+  flags.checkout("mixer demo")
+  stop.listen()
+  runtime.start()
+  failures = demo(args.workdir)
   for failure in failures:
     print(f"not as it should be: {failure}", file=sys.stderr)
-  return stop.FAILED if failures else code
-
-
-if __name__ == "__main__":
-  sys.exit(main())
+  return stop.FAILED if failures else stop.DONE

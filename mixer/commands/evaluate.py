@@ -20,44 +20,82 @@ the data set knows that, its label, the prediction and its score. With
 --fewshot, ridge regression on frozen features takes the place of the head.
 """
 
-# First of all, so that a wrong flag and --help are answered at once.
-from mixer.commands import arguments
-
-if __name__ == "__main__":
-  arguments.evaluate().parse_args()
+from __future__ import annotations
 
 import argparse
 import contextlib
 import pathlib
 import re
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
-import numpy as np
+from etils import epy
 
-import input_pipeline
-from mixer import (
-  command_line,
-  evaluate,
-  evaluation_files,
-  fewshot,
-  outputs,
-  progress,
-  runtime,
-  sharding,
-  text,
-  train_step,
-  trained,
-  trained_flags,
-  workdir,
-)
-from mixer import config as config_lib
-from mixer import tally as tally_lib
-from mixer.datasets import split as split_lib
+from mixer import flags, text
 from mixer.errors import UserError
+
+with epy.lazy_imports():
+  import jax
+  import numpy as np
+
+  import input_pipeline
+  from mixer import config as config_lib
+  from mixer import (
+    evaluate,
+    evaluation_files,
+    fewshot,
+    outputs,
+    progress,
+    runtime,
+    sharding,
+    train_step,
+    trained,
+    workdir,
+  )
+  from mixer import tally as tally_lib
+  from mixer.datasets import split as split_lib
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the command's own."""
+  flags.add_model(parser)
+  add = parser.add_argument
+  add("--data", default="", help="data set, as TFDS names it; a run's own")
+  add("--split", default="", help="a run's own, else validation")
+  add("--data_dir", default="", help=flags.DATA_DIR)
+  add("--batch_size", type=flags.positive, help="over all devices")
+  add(
+    "--same_classes",
+    action="store_true",
+    help="outputs are the data set's classes, in order, whatever their names",
+  )
+  add("-o", "--output", default="", metavar="DIR", help="runs/evaluate/...")
+  add(
+    "--examples",
+    type=_table,
+    metavar="FILE",
+    help="list every example: file, label, prediction, score; .csv or .parquet",
+  )
+  few = parser.add_argument_group("few-shot").add_argument
+  few("--fewshot", action="store_true", help="ridge regression on features")
+  few("--train_split", default="train", help="labelled examples come from it")
+  few("--shots", type=_shots, default=(1, 5, 10, 25), help="as in 1,5,10,25")
+  few("--seeds", type=flags.positive, default=3, help="draws of each")
+  few("--l2", type=float, default=1024.0, help="weight of the ridge")
+
+
+def _shots(value: str) -> tuple[int, ...]:
+  return tuple(flags.positive(part) for part in value.split(","))
+
+
+def _table(value: str) -> str:
+  if pathlib.Path(value).suffix.lower() not in (".csv", ".parquet"):
+    raise argparse.ArgumentTypeError(
+      f"{value!r} ends in neither .csv nor .parquet"
+    )
+  return value
+
 
 _PER_DEVICE = 64
 
@@ -67,7 +105,7 @@ class _Evaluation:
 
   def __init__(self, args: argparse.Namespace):
     self.args = args
-    self.model = trained_flags.load(args)
+    self.model = flags.load_model(args)
     self.data, self.expression, self.data_dir = _data(args, self.model)
     self.split = self.open(self.expression)
     self.config = _config(self.model, args.batch_size)
@@ -207,7 +245,7 @@ def _by_features(this: _Evaluation) -> dict[str, Any]:
   return metrics
 
 
-def run(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> None:
   """Does what the command line says.
 
   Raises:
@@ -292,13 +330,3 @@ def _folder(this: _Evaluation) -> pathlib.Path:
       "folder with --output."
     ) from e
   return folder
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command line; returns the exit code."""
-  args = arguments.evaluate().parse_args(argv)
-  return command_line.tool(run, args)
-
-
-if __name__ == "__main__":
-  sys.exit(main())

@@ -20,11 +20,7 @@ nothing is kept, and the exit code is 1. All this runs on the CPU, unless
 --platform names another.
 """
 
-# First of all, so that a wrong flag and --help are answered at once.
-from mixer.commands import arguments
-
-if __name__ == "__main__":
-  arguments.export().parse_args()
+from __future__ import annotations
 
 import argparse
 import sys
@@ -32,18 +28,64 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
+from etils import epy
 
-from mixer import command_line, runtime, trained
-from mixer.exporting import (
-  npz_file,
-  onnx_file,
-  packages,
-  placing,
-  stablehlo,
-  timm_weights,
-  verification,
-)
+from mixer import flags
+
+with epy.lazy_imports():
+  import jax
+
+  from mixer import runtime, trained
+  from mixer.exporting import (
+    npz_file,
+    onnx_file,
+    packages,
+    placing,
+    stablehlo,
+    timm_weights,
+    verification,
+  )
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the command's own."""
+  flags.add_model(parser)
+  parser.set_defaults(platform="cpu")
+  parser.add_argument(
+    "--averaged",
+    action=argparse.BooleanOptionalAction,
+    default=True,
+    help="take the average of the weights where the run kept one",
+  )
+  parser.add_argument(
+    "--to",
+    choices=("npz", "timm", "onnx", "stablehlo"),
+    default="npz",
+    help="npz: a file as the released ones; timm: a folder that timm loads, or "
+    "FILE.safetensors of weights alone; onnx: a file for ONNX runtimes, uint8 "
+    "pixels in; stablehlo: a program for JAX on any device, in a folder with "
+    "its weights, or FILE.stablehlo with them inside",
+  )
+  parser.add_argument(
+    *("-o", "--output"),
+    required=True,
+    metavar="PATH",
+    help="a file, or a new folder",
+  )
+  parser.add_argument(
+    "--images",
+    nargs="+",
+    default=(),
+    metavar="IMAGE",
+    help="files to compare on, in place of random images",
+  )
+  parser.add_argument(
+    "--platforms",
+    type=flags.some_of(("cpu", "cuda", "rocm", "tpu")),
+    default=("cpu", "cuda", "tpu"),
+    metavar="NAMES",
+    help="that a stablehlo program is for; cpu,cuda,tpu",
+  )
 
 
 class _Target(NamedTuple):
@@ -60,20 +102,15 @@ class _Target(NamedTuple):
   packages: tuple[str, ...] = ()
 
 
-_TARGETS = {
-  "npz": _Target(".npz"),
-  "timm": _Target(
-    ".safetensors",
-    timm_weights.MEMBERS,
-    ("safetensors",),
-  ),
-  "onnx": _Target(".onnx", (), ("onnx",)),
-  "stablehlo": _Target(
-    ".stablehlo",
-    stablehlo.MEMBERS,
-    ("flatbuffers",),
-  ),
-}
+def _target(to: str) -> _Target:
+  match to:
+    case "timm":
+      return _Target(".safetensors", timm_weights.MEMBERS, ("safetensors",))
+    case "onnx":
+      return _Target(".onnx", (), ("onnx",))
+    case "stablehlo":
+      return _Target(".stablehlo", stablehlo.MEMBERS, ("flatbuffers",))
+  return _Target(".npz")
 
 
 def export(
@@ -86,7 +123,7 @@ def export(
   """Writes what `to` names, and compares.
 
   Args:
-    to: of `_TARGETS`.
+    to: of --to.
     model: any.
     place: where.
     images: to compare on, as files are: paths, or arrays of any size.
@@ -109,13 +146,13 @@ def export(
   return outcome
 
 
-def run(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> None:
   """Does what the command line says.
 
   Raises:
     UserError: something that the user can mend.
   """
-  target = _TARGETS[args.to]
+  target = _target(args.to)
   with placing.place(args.output, target.suffix, target.members) as place:
     if target.packages:
       packages.load(*target.packages)
@@ -147,13 +184,3 @@ def run(args: argparse.Namespace) -> None:
 
 def _wrapped(text: str) -> str:
   return textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command line; returns the exit code."""
-  args = arguments.export().parse_args(argv)
-  return command_line.tool(run, args)
-
-
-if __name__ == "__main__":
-  sys.exit(main())

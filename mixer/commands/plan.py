@@ -15,32 +15,47 @@ config can be changed as for train.py.
 takes a minute or more.
 """
 
-# First of all, so that a wrong flag and --help are answered at once.
-from mixer import command_line
-from mixer.commands import plan_flags
+from __future__ import annotations
 
-if __name__ == "__main__":
-  plan_flags.parse()
-
+import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
 from typing import Any
 
-import jax
-from absl import app, flags
+from etils import epy
 
-import input_pipeline
-from mixer import config as config_lib
-from mixer import durations, validation
-from mixer.datasets import catalog, locate
+from mixer import flags
 from mixer.errors import UserError
-from mixer.planning import compiling, formulas, hardware, plan_report
+
+with epy.lazy_imports():
+  import jax
+
+  import input_pipeline
+  from mixer import config as config_lib
+  from mixer import durations, validation
+  from mixer.datasets import catalog, locate
+  from mixer.planning import compiling, formulas, hardware, plan_report
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the command's own."""
+  add = parser.add_argument
+  add("--hardware", required=True, help="slice, such as v5e-64 or h100-8")
+  add("--examples", type=flags.positive, help="of the training split")
+  add("--classes", type=flags.positive, help="of the data set")
+  real = flags.number(float, 0, 1e9)
+  add("--price", type=real, help="dollars a chip and hour")
+  add("--cores", type=real, help="of each host")
+  add("--core_rate", type=real, help="images/s that one core decodes")
+  add("--compile", action="store_true", help="ask the real compiler too")
+  add("--json", action="store_true", help="for programs")
+  add("--formulas", action="store_true", help="print the formulas too")
+  flags.add_config(parser, "--hardware=SLICE")
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """What the command line asks for; see `plan_flags`."""
+  """What the command line asks for."""
 
   hardware: str
   examples: int | None = None
@@ -147,26 +162,20 @@ def _json(found: dict[str, Any], with_formulas: bool) -> str:
   return json.dumps(values, indent=2)
 
 
-def main(argv: Sequence[str]) -> int:
-  """Runs the command line; returns the exit code."""
-  values = flags.FLAGS
+def main(args: argparse.Namespace) -> None:
+  """Does what the command line says.
 
-  def body() -> None:
-    plan_flags.check(argv)
-    compiling.prepare()
-    jax.config.update("jax_platforms", "cpu")
-    given: dict[str, Any] = {
-      f.name: values[f.name].value for f in dataclasses.fields(Request)
-    }
-    request = Request(**given)
-    found = describe(values.config, request)
-    if values.json:
-      print(_json(found, values.formulas))
-    else:
-      print(_text(found, request, values.formulas))
-
-  return command_line.tool(body)
-
-
-if __name__ == "__main__":
-  app.run(main, flags_parser=command_line.parsed)
+  Raises:
+    UserError: something that the user can mend.
+  """
+  compiling.prepare()
+  jax.config.update("jax_platforms", "cpu")
+  given: dict[str, Any] = {
+    f.name: getattr(args, f.name) for f in dataclasses.fields(Request)
+  }
+  request = Request(**given)
+  found = describe(args.config, request)
+  if args.json:
+    print(_json(found, args.formulas))
+  else:
+    print(_text(found, request, args.formulas))

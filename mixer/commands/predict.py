@@ -1,4 +1,4 @@
-"""Says what is on images, or writes their features.
+r"""Says what is on images, or writes their features.
 
   python -m mixer predict --checkpoint=runs/my_set photo.jpg
   python -m mixer predict --checkpoint=imagenet1k/Mixer-B_16 DIR '*.png' --top=3
@@ -23,11 +23,7 @@ written is named FILE.partial until it is whole. Ctrl-C leaves that, with what
 was done, and exits with 130.
 """
 
-# First of all, so that a wrong flag and --help are answered at once.
-from mixer.commands import arguments
-
-if __name__ == "__main__":
-  arguments.predict().parse_args()
+from __future__ import annotations
 
 import argparse
 import os
@@ -36,10 +32,66 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from mixer import command_line, predictor, stop, text, trained_flags
-from mixer.errors import UserError
-from mixer.prediction import counting, feature_files, finding, formats, partial
+from etils import epy
 
+from mixer import cli, flags, stop, text
+from mixer.errors import UserError
+
+with epy.lazy_imports():
+  from mixer import predictor
+  from mixer.prediction import (
+    counting,
+    feature_files,
+    finding,
+    formats,
+    partial,
+  )
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the command's own."""
+  flags.add_model(parser)
+  parser.add_argument(
+    "images", nargs="*", metavar="IMAGE", help="a file, a folder, or a pattern"
+  )
+  parser.add_argument(
+    "--files",
+    default="",
+    metavar="LIST",
+    help="a file with the path of an image on each line; - for stdin",
+  )
+  parser.add_argument(
+    "--top", type=flags.positive, help=f"how many classes of each; {TOP}"
+  )
+  parser.add_argument(
+    "--format",
+    choices=("table", "json", "csv"),
+    default="",
+    help="json is an object a line (JSON Lines), csv a line a class; as the "
+    "suffix of --output says, else a table",
+  )
+  parser.add_argument(
+    *("-o", "--output"),
+    default="",
+    metavar="FILE",
+    help="write there in place of stdout; FILE.partial until it is whole",
+  )
+  parser.add_argument(
+    "--features",
+    default="",
+    metavar="FILE",
+    help="write pre-logits in place of classes: FILE.npy, with the paths in "
+    "FILE.csv, or FILE.parquet",
+  )
+  parser.add_argument(
+    "--batch_size",
+    type=flags.positive,
+    metavar="IMAGES",
+    help="at a time, over all devices; 32 on each",
+  )
+
+
+TOP = 5  # Classes of each image.
 # Beyond it a file's name pushes its line to the right.
 _WIDEST = 60
 _SCORES = {
@@ -49,7 +101,7 @@ _SCORES = {
 _SUFFIXES = {".json": "json", ".jsonl": "json", ".csv": "csv"}
 
 
-def run(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> int:
   """Does what the command line says; returns the exit code.
 
   Raises:
@@ -72,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     real = os.path.realpath(file) if os.path.islink(file) else file
     part = f"{real}.partial"
     kept = f"; they are in {part}" if file and os.path.exists(part) else ""
-    name, code = command_line.interruption(e)
+    name, code = cli.interruption(e)
     stop.say(
       f"{name}: stopped after {counter.done:,} of {len(paths):,} images{kept}",
       sys.stderr,
@@ -102,8 +154,8 @@ def _predict(
   kind = args.format or _SUFFIXES.get(suffix, "table")
   # Before the model is loaded: it may be refused.
   with partial.text(args.output, kind != "table") as write:
-    model = predictor.Predictor(trained_flags.load(args), args.batch_size)
-    said = model.stream(paths, args.top or arguments.TOP)
+    model = predictor.Predictor(flags.load_model(args), args.batch_size)
+    said = model.stream(paths, args.top or TOP)
     plain = kind == "table" and not args.output
     _describe(model, len(paths), sys.stdout if plain else sys.stderr)
     write(formats.header(kind))
@@ -116,7 +168,7 @@ def _write_features(
   args: argparse.Namespace, paths: Sequence[str], counter: counting.Counter
 ) -> None:
   with feature_files.open_file(args.features) as file:
-    model = predictor.Predictor(trained_flags.load(args), args.batch_size)
+    model = predictor.Predictor(flags.load_model(args), args.batch_size)
     rows = model.stream_features(paths)
     _describe(model, len(paths), sys.stderr, features=True)
     for one in counter.count(rows):
@@ -140,12 +192,3 @@ def _describe(
       print(f"classes       {model.model.unnamed}", file=to)
   if to is sys.stdout:
     print(flush=True)  # The table comes below.
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command line; returns the exit code."""
-  return command_line.tool(run, arguments.predict().parse_args(argv))
-
-
-if __name__ == "__main__":
-  sys.exit(main())

@@ -20,11 +20,9 @@ import os
 import pathlib
 import shlex
 import sys
-from collections.abc import Sequence
 from typing import Any
 
-from mixer import stop, text
-from mixer.datasets.preparation import prepare_flags
+from mixer import flags, stop, text
 from mixer.errors import UserError
 
 # The recipe that a set is for; any other is for fine-tuning.
@@ -35,6 +33,143 @@ _RECIPES = {
   "imagenet21k": "mixer_b16_i21k",
   "imagenet21k_p": "mixer_b16_i21k",
 }
+
+
+# Flags that are fields of `Options`, and those that have another name there.
+OPTIONS = (
+  "seed",
+  "drop_duplicates",
+  "short_side",
+  "quality",
+  "on_mislabelled",
+  "on_bad",
+  "max_bad",
+  "workers",
+  "restart",
+)
+RENAMED = {
+  "short_side": "resize",
+  "on_bad": "bad",
+  "on_mislabelled": "mislabelled",
+}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the command's own."""
+  add = parser.add_argument
+  add("set", nargs="?", metavar="NAME", help="NAME, NAME/CONFIG; see --list")
+  add("--list", action="store_true", help="the sets that are known by name")
+  add(
+    "--source",
+    action="append",
+    default=[],
+    metavar="PATH",
+    help="what you have of it: archives, a folder; may be given more than once",
+  )
+  add("--data_dir", default="", help=flags.DATA_DIR)
+  own = parser.add_argument_group(
+    "for files of yours (folder, imagenet21k and others that --list names)"
+  )
+  add = own.add_argument
+  add("--name", help="of the set that `folder` makes")
+  add("--classes", metavar="FILE", help="the classes, one a line, in order")
+  add(
+    "--resize",
+    dest="short_side",
+    type=flags.number(int, 0, 10**5),
+    default=0,
+    metavar="SHORT_SIDE",
+    help="make images with a longer short side so small; 0: keep every byte",
+  )
+  add(
+    "--quality",
+    type=flags.number(int, 1, 100),
+    default=95,
+    help="of JPEG, where images are encoded anew",
+  )
+  add(
+    "--upright",
+    action=argparse.BooleanOptionalAction,
+    help="turn images as their EXIF orientation says (folder does)",
+  )
+  add(
+    *("--bad", "--on_bad"),
+    dest="on_bad",
+    choices=("skip", "fail"),
+    default="skip",
+    help="what becomes of files that don't decode",
+  )
+  add(
+    "--max_bad",
+    type=flags.number(float, 0, 1),
+    default=0.1,
+    metavar="SHARE",
+    help="stop where more than this share of the files is bad",
+  )
+  add(
+    *("--mislabelled", "--on_mislabelled"),
+    dest="on_mislabelled",
+    choices=("keep", "skip", "fail"),
+    default="keep",
+    help="what becomes of a PNG that is called .jpg, and the like",
+  )
+  add(
+    "--drop_duplicates",
+    action="store_true",
+    help="of images with equal bytes keep one",
+  )
+  add(
+    "--accept_truncated",
+    action="store_true",
+    help="take what is there of a tar that breaks off",
+  )
+  add(
+    "--hold_out",
+    type=hold_out,
+    metavar="PARTS",
+    help="10%%, 5000, or validation=10%%,test=5%%, or none: of the images that "
+    "the source gives no split; of a folder exactly, and of each class",
+  )
+  add(
+    "--seed", type=flags.number(int, 0, 2**63), default=0, help="of that draw"
+  )
+  add(
+    "--workers",
+    type=flags.number(int, 0, 1000),
+    help="processes that look at images; one a core by default",
+  )
+  add(
+    "--restart",
+    action="store_true",
+    help="discard what a stopped preparation has done; prepare anew what is "
+    "there, which stays until then",
+  )
+
+
+def hold_out(text: str) -> dict[str, int | float]:
+  """Parses --hold_out: "10%", "5000" (of `validation`), "NAME=PART,...".
+
+  Raises:
+    ArgumentTypeError: it is something else.
+  """
+  if text == "none":
+    return {}
+  parts: dict[str, int | float] = {}
+  for item in text.split(","):
+    split, equals, amount = item.strip().rpartition("=")
+    split = split if equals else "validation"
+    try:
+      share = amount.endswith("%")
+      value = float(amount[:-1]) / 100 if share else int(amount)
+    except ValueError:
+      value = 0
+    if not split.isidentifier() or split in parts or value <= 0:
+      raise argparse.ArgumentTypeError(
+        f"{text} is no share or number of images, such as 10%, 5000 or "
+        "validation=5000,test=5000"
+      )
+    parts[split] = value
+  return parts
 
 
 def _prepare(args: argparse.Namespace) -> None:
@@ -87,9 +222,10 @@ def _refuse_options(args: argparse.Namespace, base: str) -> None:
   from mixer.datasets import catalog
   from mixer.datasets.preparation import tfds_sets
 
-  parser = prepare_flags.parser()
+  parser = flags.Parser("mixer prepare", None)
+  add_flags(parser)
   own = (
-    *prepare_flags.OPTIONS,
+    *OPTIONS,
     "name",
     "classes",
     "hold_out",
@@ -102,9 +238,9 @@ def _refuse_options(args: argparse.Namespace, base: str) -> None:
   if given and not catalog.known(args.set):
     tfds_sets.check(args.set, pathlib.Path())  # Says so.
   if given:
-    flags = [f"--{prepare_flags.RENAMED.get(o, o)}" for o in given]
+    words = [f"--{RENAMED.get(o, o)}" for o in given]
     raise UserError(
-      f"{', '.join(flags)}: only for what is prepared from files of yours "
+      f"{', '.join(words)}: only for what is prepared from files of yours "
       f"({', '.join(catalog.OWN)}), named by --source; {base} is prepared as "
       "it comes."
     )
@@ -186,7 +322,7 @@ def _own(args: argparse.Namespace, root: pathlib.Path) -> str:
   if not args.source and entry.files:
     # Where TFDS wants what was fetched by hand.
     args.source = [manual] if (manual / entry.files[0]).exists() else []
-  options = {k: getattr(args, k) for k in prepare_flags.OPTIONS}
+  options = {k: getattr(args, k) for k in OPTIONS}
   for name in ("hold_out", "upright"):
     if getattr(args, name) is not None:
       options[name] = getattr(args, name)
@@ -326,26 +462,21 @@ def _next_command(
   return f"python train.py {shlex.join(words)}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command line; returns the exit code."""
-  parser = prepare_flags.parser()
-  args = parser.parse_args(argv)
-  if not args.set and not args.list:
-    parser.error("name a data set, or --list")
-  from mixer import command_line, runtime
+def main(args: argparse.Namespace) -> None:
+  """Does what the command line says.
 
-  def body() -> None:
-    runtime.quiet_libraries()
-    if args.list:
-      from mixer.datasets.preparation import listing
+  Raises:
+    UserError: something that the user can mend.
+  """
+  if args.list:
+    from mixer.datasets.preparation import listing
 
-      print(listing.known_sets())
-    else:
-      _prepare(args)
-
+    print(listing.known_sets())
+    return
+  if not args.set:
+    raise UserError("name a data set, or --list.")
   try:
-    with stop.interrupting():
-      return command_line.run(body, args)
+    _prepare(args)
   except KeyboardInterrupt as e:
     # After a terminal's "^C".
     begin = "\n" if sys.stderr.isatty() else ""
@@ -354,7 +485,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop.say(f"{begin}{name}: stopped; {then}", sys.stderr)
     # Threads of a download would be waited for.
     stop.exit_at_once(stop.PREEMPTED)
-
-
-if __name__ == "__main__":
-  sys.exit(main())

@@ -11,37 +11,49 @@ On the hardware, software and number of devices of the run, every bit is as it
 was there.
 """
 
-# First of all, so that a wrong flag and --help are answered at once.
-from mixer.commands import arguments
-
-if __name__ == "__main__":
-  arguments.replay().parse_args()
+from __future__ import annotations
 
 import argparse
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import jax
-import numpy as np
+from etils import epy
 
-import input_pipeline
-from mixer import (
-  checkpoints,
-  command_line,
-  durations,
-  examine,
-  initial,
-  runtime,
-  sharding,
-  train_step,
-)
-from mixer import config as config_lib
-from mixer import workdir as workdir_lib
+from mixer import flags
 from mixer.errors import UserError
 from mixer.text import printable
+
+with epy.lazy_imports():
+  import jax
+  import numpy as np
+
+  import input_pipeline
+  from mixer import (
+    checkpoints,
+    durations,
+    examine,
+    initial,
+    runtime,
+    sharding,
+    train_step,
+  )
+  from mixer import config as config_lib
+  from mixer import workdir as workdir_lib
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the command's own."""
+  parser.add_argument("workdir", metavar="WORKDIR", help="of train.py")
+  parser.add_argument(
+    "--step", type=int, required=True, metavar="N", help="the update, from 1"
+  )
+  parser.add_argument("--data_dir", default="", help=flags.DATA_DIR)
+  parser.add_argument("--json", action="store_true", help="print all as JSON")
+  flags.add_platform(parser)
+
 
 _SHOWN = 8
 
@@ -165,17 +177,8 @@ def _line(words: str, values: Mapping[str, float]) -> str:
   return f"{words}: all finite, the largest {value:.4g} in {name}"
 
 
-def run(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> None:
   """Does what the command line says."""
   runtime.start(args.platform)
   found = replay(args.workdir, args.step, args.data_dir)
   print(json.dumps(found) if args.json else text(found, args.workdir))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command line; returns the exit code."""
-  return command_line.tool(run, arguments.replay().parse_args(argv))
-
-
-if __name__ == "__main__":
-  sys.exit(main())

@@ -14,39 +14,59 @@ checkpoint, if its data is prepared here; a run that has the accelerator to
 itself is left alone with --platform=cpu or --no-evaluate.
 """
 
-# First of all, so that a wrong flag and --help are answered at once.
-from mixer.commands import arguments
-
-if __name__ == "__main__":
-  arguments.report().parse_args()
+from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-from etils import epath
+from etils import epy
 
-import input_pipeline
-from mixer import (
-  checkpoints,
-  command_line,
-  errors,
-  outputs,
-  progress,
-  runtime,
-  sharding,
-  train_step,
-  trained,
-  workdir,
-)
-from mixer import files as files_lib
+from mixer import cli, errors, flags
 from mixer import text as text_lib
-from mixer.datasets import split as split_lib
 from mixer.errors import UserError
-from mixer.report import files, making, page, runs
+
+with epy.lazy_imports():
+  import jax
+  from etils import epath
+
+  import input_pipeline
+  from mixer import (
+    checkpoints,
+    outputs,
+    progress,
+    runtime,
+    sharding,
+    train_step,
+    trained,
+    workdir,
+  )
+  from mixer import files as files_lib
+  from mixer.datasets import split as split_lib
+  from mixer.report import files, making, page, runs
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the command's own."""
+  add = parser.add_argument
+  add("workdirs", nargs="+", metavar="WORKDIR", help="of train.py")
+  add(
+    "-o",
+    "--output",
+    default="",
+    metavar="FILE",
+    help="the page; WORKDIR/report.html, or report.html here for several runs",
+  )
+  add(
+    "--evaluate",
+    action=argparse.BooleanOptionalAction,
+    help="evaluate the newest checkpoint, or don't; if none, or an older one, "
+    "has been",
+  )
+  add("--data_dir", default="", help=flags.DATA_DIR)
+  flags.add_platform(parser)
+
 
 _PER_DEVICE = 64
 
@@ -190,7 +210,7 @@ def _read(
 def _sentence(error: BaseException, args: argparse.Namespace) -> str:
   """What an error says, on one line; of ours all, of others the beginning."""
   if isinstance(error, UserError):
-    text = command_line.own_flags(str(error), args)
+    text = cli.own_flags(str(error), args)
     return " ".join(text.split()).rstrip(".") + "."
   return f"{errors.first_line(error)}."
 
@@ -215,7 +235,7 @@ def _describe(run: Mapping[str, Any]) -> str:
   return "\n".join(map(text_lib.printable, lines))
 
 
-def run(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> None:
   """Does what the command line says.
 
   Raises:
@@ -235,13 +255,3 @@ def run(args: argparse.Namespace) -> None:
     print(_describe(found[-1]), flush=True)
   files.write(target, page.text(found))
   print(f"written to    {target}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command line; returns the exit code."""
-  args = arguments.report().parse_args(argv)
-  return command_line.tool(run, args)
-
-
-if __name__ == "__main__":
-  sys.exit(main())

@@ -12,32 +12,32 @@ Each run has a folder in the workdir, as train.py makes it: `lr_0.003`, ...,
 `final`. `sweep.json` has the table. The same command goes on where it stopped.
 """
 
-# First of all, so that a signal is heard while the rest is imported; then the
-# flags, so that what is wrong with them, and --help, is answered at once.
-from mixer import stop
+from __future__ import annotations
 
-if __name__ == "__main__":
-  stop.listen()
-
-from mixer import command_line, run_flags
-
-if __name__ == "__main__":
-  run_flags.parse("-m mixer sweep")
-
+import argparse
 import dataclasses
 import math
 from collections.abc import Sequence
 
-import jax
-from absl import app
-from etils import epath
+from etils import epy
 
-import input_pipeline
-import train
-from mixer import config as config_lib
-from mixer import reporter
-from mixer import workdir as workdir_lib
+from mixer import cli, flags, stop
 from mixer.errors import UserError
+
+with epy.lazy_imports():
+  import jax
+  from etils import epath
+
+  import input_pipeline
+  import train
+  from mixer import config as config_lib
+  from mixer import reporter
+  from mixer import workdir as workdir_lib
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the command's own: those of train.py."""
+  flags.add_run(parser)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,10 +183,8 @@ def run(
   print("\n" + table(config, trials, last))
 
 
-def main(argv: Sequence[str]) -> int:
-  """Runs the command line; returns the exit code."""
-  return run_flags.command(argv, "-m mixer sweep", run)
-
-
-if __name__ == "__main__":
-  app.run(main, flags_parser=command_line.parsed)
+def main(args: argparse.Namespace) -> None:
+  """Does what the command line says."""
+  flags.checkout("mixer sweep")
+  stop.listen()
+  cli.train(args, run)

@@ -12,35 +12,93 @@ shows, and what was left out and why. A file that can't be read is told of on
 stderr; the rest goes on, and the exit code is 1.
 """
 
-# First of all, so that a wrong flag and --help are answered at once.
-from mixer.commands import arguments
-
-if __name__ == "__main__":
-  arguments.visualize()
+from __future__ import annotations
 
 import argparse
 import importlib.util
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
 
-import numpy as np
+from etils import epy
 
-from mixer import (
-  command_line,
-  files,
-  predictor,
-  preprocess,
-  stop,
-  text,
-  trained,
-  trained_flags,
-)
-from mixer.datasets import split as split_lib
+from mixer import files, flags, stop, text
 from mixer.errors import UserError
-from mixer.insight import figures, kernels
-from mixer.prediction import finding
+
+with epy.lazy_imports():
+  import numpy as np
+
+  from mixer import predictor, preprocess, trained
+  from mixer.datasets import split as split_lib
+  from mixer.insight import figures, kernels
+  from mixer.prediction import finding
+
+
+FIGURES = (
+  *("tokens", "stem", "distance"),  # Of weights alone.
+  *("receptive_field", "similarity", "saliency", "embedding"),
+)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the command's own."""
+  flags.add_model(parser, required=False)
+  add = parser.add_argument
+  add(
+    "paths",
+    nargs="*",
+    metavar="CHECKPOINT",
+    help="the model, as for --checkpoint; images may follow",
+  )
+  add("-o", "--output", required=True, metavar="DIR", help="for the figures")
+  add(
+    "--images",
+    nargs="+",
+    default=[],
+    metavar="IMAGE",
+    help="files, and folders with images; some of the run's evaluation split",
+  )
+  add(
+    "--figures",
+    type=flags.some_of(FIGURES),
+    default=list(FIGURES),
+    help=f"some of {','.join(FIGURES)}; all",
+  )
+  add(
+    "--examples",
+    type=flags.positive,
+    default=256,
+    help="how many images at most; 256",
+  )
+  add(
+    "--explain",
+    type=flags.positive,
+    default=6,
+    help="of how many the saliency is shown; 6",
+  )
+  add(
+    "--smooth",
+    type=flags.number(int, 0, 10**6),
+    default=16,
+    help="noisy copies for the saliency's gradient; 16; 0 for a plain one",
+  )
+  add(
+    "--embedding",
+    choices=("pca", "tsne", "umap"),
+    default="pca",
+    help="of features, beside PCA",
+  )
+  add("--data_dir", default="", help=flags.DATA_DIR)
+
+
+def take_words(args: argparse.Namespace) -> None:
+  """Of the words that are no flags, the first is the checkpoint, if none is."""
+  words = list(args.paths)
+  if args.checkpoint is None:
+    if not words:
+      raise UserError("the checkpoint is missing: name it first.")
+    args.checkpoint = words.pop(0)
+  args.images = words + args.images
 
 
 def _of_files(
@@ -100,12 +158,13 @@ def _of_data(
   return figures.Images(np.stack(images), names, labels, "class")
 
 
-def run(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> int:
   """Does what the command line says; returns the exit code.
 
   Raises:
     UserError: something that the user can mend.
   """
+  take_words(args)
   if args.embedding == "umap" and importlib.util.find_spec("umap") is None:
     raise UserError(
       "--embedding=umap needs a package that is not installed: python -m pip "
@@ -114,7 +173,7 @@ def run(args: argparse.Namespace) -> int:
   folder = pathlib.Path(args.output).expanduser()
   with files.writing(folder, "Name another folder with -o."):
     folder.mkdir(parents=True, exist_ok=True)
-  model = trained_flags.load(args)
+  model = flags.load_model(args)
   print(f"checkpoint    {model.origin}", flush=True)
   shown, problems, missing = None, [], ""
   if set(args.figures) - set(figures.OF_WEIGHTS):
@@ -153,12 +212,3 @@ def run(args: argparse.Namespace) -> int:
   if not written:
     raise UserError("no figure could be made; see above.")
   return stop.FAILED if problems else stop.DONE
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command line; returns the exit code."""
-  return command_line.tool(run, arguments.visualize(argv))
-
-
-if __name__ == "__main__":
-  sys.exit(main())

@@ -10,10 +10,12 @@ from mixer import (
   __version__,
   block,
   digests,
-  model_metadata,
   npz,
   trained,
   weights,
+)
+from mixer import (
+  metadata as metadata_lib,
 )
 from mixer.errors import UserError
 from mixer.exporting import placing, verification
@@ -69,7 +71,7 @@ def export(
     )
   dtype = jnp.dtype(model.module.dtype).name
   metadata = dataclasses.replace(model.metadata, dtype=dtype)
-  model_metadata.write_beside(
+  metadata_lib.write_beside(
     place.part, metadata, mixer_version=__version__, source=model.origin
   )
   loading = (
@@ -77,7 +79,7 @@ def export(
     f'weights = dict(numpy.load("{place.path}", allow_pickle=False))'
   )
   again = trained.load(str(place.part))
-  model_metadata.check(again.metadata, model.metadata, str(place.path))
+  metadata_lib.check(again.metadata, model.metadata, str(place.path))
   comparison = verification.compare(
     verification.outputs(model, verification.batches(images, model)),
     verification.outputs(again, verification.batches(images, again)),
@@ -86,7 +88,7 @@ def export(
   )
   note = (
     f"Classes, loss and preprocessing are in "
-    f"{model_metadata.beside(place.path).name} beside it, where mixer reads "
+    f"{metadata_lib.beside(place.path).name} beside it, where mixer reads "
     "them; the two belong together."
   )
   return verification.Outcome(comparison, "", loading, (note,))

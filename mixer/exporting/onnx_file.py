@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from mixer import __version__, model_metadata, trained
+from mixer import __version__, trained
+from mixer import metadata as metadata_lib
 from mixer.exporting import onnx_graph, packages, placing, verification
 from mixer.files import writing
 
@@ -85,8 +86,8 @@ def _run(
     str(place.part), providers=["CPUExecutionProvider"]
   )
   said = session.get_modelmeta().custom_metadata_map
-  found = model_metadata.parse(said, str(place.path))
-  model_metadata.check(found, model.metadata, str(place.path))
+  found = metadata_lib.parse(said, str(place.path))
+  metadata_lib.check(found, model.metadata, str(place.path))
   names = [output.name for output in session.get_outputs()]
   rows = [
     session.run(names, {"images": batch})

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixer import __version__, files, model_metadata, npz, trained, weights
+from mixer import __version__, files, npz, trained, weights
+from mixer import metadata as metadata_lib
 from mixer import model as model_lib
 from mixer.errors import UserError
 from mixer.exporting import packages, placing, verification
@@ -145,7 +146,7 @@ _NOTES = (
 def _info_file(place: placing.Place) -> pathlib.Path:
   if place.is_folder:
     return place.part / _INFO
-  return model_metadata.beside(place.part)
+  return metadata_lib.beside(place.part)
 
 
 def _info(model: trained.Trained, platforms: Sequence[str]) -> str:
@@ -185,8 +186,8 @@ def _run(
 ) -> verification.Outputs:
   """As `loading` and the metadata say."""
   said = files.read_json(_info_file(place), "what is written there")
-  found = model_metadata.parse(said, f"the metadata for {place.path}")
-  model_metadata.check(
+  found = metadata_lib.parse(said, f"the metadata for {place.path}")
+  metadata_lib.check(
     dataclasses.replace(found, dtype=""), model.metadata, str(place.path)
   )
   file = place.part / _PROGRAM if place.is_folder else place.part

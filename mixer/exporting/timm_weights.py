@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mixer import __version__, model_metadata, trained, weights
+from mixer import __version__, trained, weights
+from mixer import metadata as metadata_lib
 from mixer.errors import UserError, first_line
 from mixer.exporting import npz_file, packages, placing, verification
 from mixer.files import writing
@@ -211,8 +212,8 @@ def export(
   except packages.MissingError as e:
     return verification.Outcome(None, str(e), lines, _NOTES)
   with safetensors.safe_open(file, "numpy") as opened:
-    found = model_metadata.parse(opened.metadata(), str(place.path))
-  model_metadata.check(found, model.metadata, str(place.path))
+    found = metadata_lib.parse(opened.metadata(), str(place.path))
+  metadata_lib.check(found, model.metadata, str(place.path))
   ours = verification.outputs(
     model, verification.batches(images, model), "float32"
   )

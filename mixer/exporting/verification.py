@@ -10,7 +10,6 @@ import numpy as np
 
 from mixer import predictor, preprocess, sharding, train_step, trained
 from mixer.errors import UserError
-from mixer.prediction import inputs
 
 # Images in one batch.
 _BATCH = 8
@@ -116,7 +115,7 @@ def random_images(size: tuple[int, int], seed: int = 0) -> list[np.ndarray]:
   ]
 
 
-def batches(images: Sequence[Any], takes: inputs.Takes) -> list[np.ndarray]:
+def batches(images: Sequence[Any], takes: predictor.Takes) -> list[np.ndarray]:
   """The first image alone, then more at once: two sizes of batch at least.
 
   Args:
@@ -131,7 +130,7 @@ def batches(images: Sequence[Any], takes: inputs.Takes) -> list[np.ndarray]:
     UserError: an image can't be used; says which and why.
   """
   fitted = [
-    predictor.read(i, takes) if isinstance(i, str) else inputs.fit(i, takes)
+    predictor.read(i, takes) if isinstance(i, str) else predictor.fit(i, takes)
     for i in images
   ]
   rest = fitted[1:] or (fitted[0], fitted[0])

@@ -272,7 +272,7 @@ def _saliency(model: trained.Trained, shown: Images, flags: Any) -> Drawn:
       "was fine-tuned."
     )
   chosen = kernels.evenly(len(shown.images), flags.explain).tolist()
-  images, names = shown.images[chosen], [shown.names[i] for i in chosen]
+  images, names = shown.images[chosen], [str(shown.names[i]) for i in chosen]
   found = saliency.explain(model, images, flags.smooth)
   tall = 1.8 * images.shape[1] / images.shape[2] + 0.35
   figure = Figure(figsize=(7, len(names) * tall + 1), layout="constrained")

@@ -7,10 +7,9 @@ from typing import TypeVar
 
 import tqdm
 
-from mixer import text
-from mixer.prediction import results
+from mixer import predictor, text
 
-_One = TypeVar("_One", results.Prediction, results.Features)
+_One = TypeVar("_One", predictor.Prediction, predictor.Features)
 
 
 class Counter:

@@ -15,9 +15,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from mixer import files, text
+from mixer import files, predictor, text
 from mixer.errors import UserError
-from mixer.prediction import formats, partial, results
+from mixer.prediction import formats, partial
 
 _ROW_GROUP = 4_096
 
@@ -54,7 +54,7 @@ class FeatureFile:
   files: list[partial.Partial]
   rows = 0
 
-  def write(self, one: results.Features) -> None:
+  def write(self, one: predictor.Features) -> None:
     """Adds a row.
 
     Raises:
@@ -64,7 +64,7 @@ class FeatureFile:
       self._write(one)
     self.rows += 1
 
-  def _write(self, one: results.Features) -> None:
+  def _write(self, one: predictor.Features) -> None:
     raise NotImplementedError
 
   def _end(self) -> None:
@@ -115,7 +115,7 @@ class _Npy(FeatureFile):
     self._table.write(formats.csv_line(["path", "error"]))
     self._channels = 0
 
-  def _write(self, one: results.Features) -> None:
+  def _write(self, one: predictor.Features) -> None:
     if not self.rows:
       self._channels = len(one.values)
       self._header(0)
@@ -151,9 +151,9 @@ class _Parquet(FeatureFile):
     self.files = [partial.Partial(path)]
     self._arrow = pyarrow
     self._writer: Any = None
-    self._waiting: list[results.Features] = []
+    self._waiting: list[predictor.Features] = []
 
-  def _write(self, one: results.Features) -> None:
+  def _write(self, one: predictor.Features) -> None:
     if self._writer is None:
       list_ = self._arrow.list_(self._arrow.float32(), len(one.values))
       text = self._arrow.string()

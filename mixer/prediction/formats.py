@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer.prediction import results
+from mixer import predictor
 
 NAMES = ("table", "json", "csv")
 _COLUMNS = ("path", "rank", "index", "class_id", "name", "score", "error")
@@ -19,7 +19,7 @@ def header(name: str) -> str:
   return ",".join(_COLUMNS) + "\n" if name == "csv" else ""
 
 
-def text(name: str, said: results.Prediction, width: int = 0) -> str:
+def text(name: str, said: predictor.Prediction, width: int = 0) -> str:
   """A prediction in a format, with the line's end.
 
   Args:
@@ -39,7 +39,7 @@ def text(name: str, said: results.Prediction, width: int = 0) -> str:
   return "" if said.problem else "\n".join(said.lines(width)) + "\n"
 
 
-def _json(said: results.Prediction) -> str:
+def _json(said: predictor.Prediction) -> str:
   rows = zip(said.indexes, said.class_ids, said.names, said.scores, strict=True)
   record = {
     "path": said.source,
@@ -52,7 +52,7 @@ def _json(said: results.Prediction) -> str:
   return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def _csv(said: results.Prediction) -> str:
+def _csv(said: predictor.Prediction) -> str:
   if said.problem:
     return csv_line([said.source, "", "", "", "", "", said.problem])
   rows = zip(said.indexes, said.class_ids, said.names, said.scores, strict=True)

@@ -21,7 +21,7 @@ def test_an_unknown_one(monkeypatch, capsys):
 def test_flags_are_understood(name, flags, monkeypatch):
   module = importlib.import_module(f"benchmarks.{name}")
   monkeypatch.setattr(sys, "argv", [name, *flags[name], "--out=there.json"])
-  monkeypatch.setattr(module.command_line, "tool", lambda _, args: args)
+  monkeypatch.setattr(module.cli, "run", lambda _, args: args)
   assert str(module.main().out) == "there.json"
 
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from configs import smoke
-from mixer.commands import predict
+from mixer import cli
 from tests import trained_files
 
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay"]
@@ -46,7 +46,7 @@ def photos(tmp_path_factory):
 def command(run, capfd):
   def go(*args, code=0, checkpoint=run):
     words = [f"--checkpoint={checkpoint}", *map(str, args)]
-    assert predict.main(words) == code
+    assert cli.main(["predict", *words]) == code
     return capfd.readouterr()
 
   return go

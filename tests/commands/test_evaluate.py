@@ -8,8 +8,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from mixer import fewshot, model, preprocess, runtime, trained
-from mixer.commands import evaluate
+from mixer import cli, fewshot, model, preprocess, runtime, trained
 from mixer.datasets import split as split_lib
 from mixer.datasets import wordnet
 from tests import trained_files
@@ -24,7 +23,7 @@ def command(capfd, tmp_path):
 
   def run(*args, code=0):
     out = tmp_path / "out"
-    assert evaluate.main([f"--output={out}", *map(str, args)]) == code
+    assert cli.main(["evaluate", f"--output={out}", *map(str, args)]) == code
     captured = capfd.readouterr()
     if code:
       assert captured.err.startswith("error: ")
@@ -280,7 +279,10 @@ def test_mistakes(imagenet, command, data_dir, flags, words):
 
 def test_no_place_for_results(run, command, tmp_path):
   (tmp_path / "out").touch()
-  assert evaluate.main([f"--checkpoint={run}", f"--output={tmp_path}/out"]) == 1
+  assert (
+    cli.main(["evaluate", f"--checkpoint={run}", f"--output={tmp_path}/out"])
+    == 1
+  )
 
 
 def test_same_classes_and_a_folder_of_its_own(
@@ -290,7 +292,7 @@ def test_same_classes_and_a_folder_of_its_own(
   monkeypatch.chdir(tmp_path)
   flags = ["--checkpoint=w.npz", "--data=digits", "--split=test[:9]"]
   flags += [f"--data_dir={data_dir}", "--same_classes"]
-  assert evaluate.main(flags) == 0
+  assert cli.main(["evaluate", *flags]) == 0
   out = capfd.readouterr().out
   folder = "runs/evaluate/w.npz-digits-test_9_-8x8-head"
   assert f"written to    {folder}\n" in out
@@ -314,6 +316,6 @@ def test_same_classes_and_a_folder_of_its_own(
 )
 def test_flags_that_cannot_be(flags, capsys):
   with pytest.raises(SystemExit) as e:
-    evaluate.main(["--checkpoint=x", *flags])
-  assert e.value.code == 2
-  assert "usage: python -m mixer evaluate" in capsys.readouterr().err
+    cli.main(["evaluate", "--checkpoint=x", *flags])
+  assert e.value.code == 1
+  assert "`mixer evaluate --help`" in capsys.readouterr().err

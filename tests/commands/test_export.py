@@ -14,14 +14,14 @@ from PIL import Image
 
 from configs import smoke
 from mixer import (
+  cli,
   model,
-  model_metadata,
   npz,
   predictor,
   trained,
   weights,
 )
-from mixer.commands import export
+from mixer import metadata as metadata_lib
 from mixer.exporting import onnx_graph
 from tests import trained_files
 
@@ -43,7 +43,9 @@ def small(tmp_path_factory):
 
 
 def run_export(workdir, output, *more) -> int:
-  return export.main([f"--checkpoint={workdir}", f"--output={output}", *more])
+  return cli.main(
+    ["export", f"--checkpoint={workdir}", f"--output={output}", *more]
+  )
 
 
 def without(monkeypatch, *packages):
@@ -105,9 +107,9 @@ def test_a_run_and_its_export_answer_alike_for_files(tmp_path):
 def test_metadata_that_is_not_as_written_is_noticed(
   run, tmp_path, capsys, monkeypatch
 ):
-  write = model_metadata.write_beside
+  write = metadata_lib.write_beside
   monkeypatch.setattr(
-    model_metadata,
+    metadata_lib,
     "write_beside",
     lambda path, found, **more: write(
       path, dataclasses.replace(found, short_side=17), **more
@@ -186,7 +188,7 @@ def test_stablehlo_in_a_folder(small, tmp_path, capsys):
   info = json.loads((output / "info.json").read_text())
   assert info["platforms"] == ["cpu", "tpu"]
   assert info["dtype"] == "bfloat16"
-  found = model_metadata.parse(info, "it")
+  found = metadata_lib.parse(info, "it")
   wanted = trained.load(str(small)).metadata
   assert found == dataclasses.replace(wanted, dtype="bfloat16")
 
@@ -202,7 +204,7 @@ def test_not_verified_is_said(small, tmp_path, capsys, monkeypatch):
   with safetensors.safe_open(output / "model.safetensors", "np") as file:
     said = file.metadata()
   assert said["format"] == "pt" and said["interpolation"] == "area"
-  found = model_metadata.parse(said, "it")
+  found = metadata_lib.parse(said, "it")
   assert found == trained.load(str(small)).metadata
 
 

@@ -1,51 +1,78 @@
-"""What `python -m mixer inspect` shows."""
+"""`python -m mixer inspect`: what it shows of a checkpoint, and of two."""
 
+import hashlib
 import json
 import shutil
+import struct
 
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as numpy_st
 
 from configs import smoke
-from mixer import (
-  checkpoints,
-  metrics,
-  runtime,
-  sharding,
-  stop,
-  train_step,
-  weights,
-)
+from mixer import checkpoints, cli, metrics, runtime, sharding, weights
 from mixer.commands import inspect
-from tests import states, test_description, trained_files, updates
+from tests import states, trained_files
 
 pytestmark = pytest.mark.usefixtures("untouched")
+_FORMATS = {"float32": "f", "float64": "d", "int32": "i", "uint8": "B"}
 
 
-def trained(workdir, ema_decay: float, step: int = 4):
-  """A workdir with one checkpoint; the state in it."""
-  config = smoke.get_config()
-  config.optimizer.ema_decay = ema_decay
-  trainer = train_step.Trainer(config, updates.PLAN, 10, sharding.make_mesh())
-  state = trainer.init()
-  if ema_decay:
-    state = state.replace(ema=jax.tree.map(lambda x: x * 2 + 1, state.ema))
-  metadata = {
-    "class_names": list("0123456789"),
-    "config": {"seed": 0},
-    "resolved": {"total": 20},
-  } | runtime.history(None, 0, "starting from random weights")
-  with checkpoints.Checkpoints(workdir) as c:
-    c.save(step, state, metadata)
-  return state
+def by_the_docstring(params) -> str:
+  """The digest, byte by byte, from what `digest` promises."""
+  text = b""
+  for name, leaf in sorted(weights.flatten(params).items()):
+    leaf = np.asarray(leaf)
+    text += f"{name} {leaf.dtype.name} {leaf.shape}".encode() + b"\0"
+    values = leaf.ravel(order="C").tolist()
+    text += struct.pack(f"<{len(values)}{_FORMATS[leaf.dtype.name]}", *values)
+  return hashlib.sha256(text).hexdigest()
+
+
+_ARRAYS = st.sampled_from(sorted(_FORMATS)).flatmap(
+  lambda name: numpy_st.arrays(
+    name, numpy_st.array_shapes(min_dims=0, max_dims=3, max_side=3)
+  )
+)
+_NAMES = st.text("abcX_0", min_size=1, max_size=4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(_NAMES, st.dictionaries(_NAMES, _ARRAYS), min_size=1))
+def test_the_digest_is_what_its_docstring_says(params):
+  expected = by_the_docstring(params)
+  turned = {
+    group: {
+      name: np.asarray(x, x.dtype.newbyteorder(">"), order="F")
+      for name, x in reversed(leaves.items())
+    }
+    for group, leaves in reversed(params.items())
+  }
+  assert inspect.digest(params) == inspect.digest(turned) == expected
+
+
+def test_the_digest_is_the_same_wherever_arrays_are():
+  value = np.arange(8, dtype=np.float32)
+  mesh = sharding.make_mesh()
+  for where in (sharding.replicated(mesh), sharding.batch(mesh)):
+    placed = {"a": jax.device_put(value, where)}
+    assert inspect.digest(placed) == by_the_docstring({"a": value})
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
   """A workdir with an average and metrics; the state in it."""
   workdir = tmp_path_factory.mktemp("run")
-  state = trained(workdir, 0.9)
+
+  def about(metadata):
+    metadata |= runtime.history(None, 0, "starting from random weights")
+
+  config = smoke.get_config()
+  config.optimizer.ema_decay = 0.9
+  state = trained_files.save(workdir, config, about)
   w = metrics.Writer(workdir, 0)
   w.write(2, {"train/loss": 2.0, "eval/accuracy": 0.25})
   w.write(4, {"train/loss": 1.0})
@@ -54,151 +81,163 @@ def run(tmp_path_factory):
   return workdir, state
 
 
-def test_json(run, capsys):
+@pytest.fixture
+def command(capsys):
+  """Runs it; what it printed."""
+
+  def go(*words, code=0):
+    assert cli.main(["inspect", *map(str, words)]) == code
+    captured = capsys.readouterr()
+    if code:
+      assert captured.err.startswith("error: ") and "\n" in captured.err
+      return captured.out + captured.err
+    return captured.out
+
+  return go
+
+
+def test_json_has_everything(run, command):
   workdir, state = run
-  assert inspect.main([str(workdir), "--json"]) == 0
-  got = json.loads(capsys.readouterr().out)
-  params = jax.device_get(state.params)
-  leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(params)]
-  norm = np.sqrt(sum(np.sum(x**2) for x in leaves))
+  got = json.loads(command(workdir, "--json"))
+  flat = weights.flatten(jax.device_get(state.params))
+  leaves = [np.asarray(x, np.float64).ravel() for x in flat.values()]
+  norm = np.linalg.norm(np.concatenate(leaves))
   assert got.pop("norm") == pytest.approx(norm, rel=1e-12)
-  assert got.pop("modules").keys() >= {"stem", "MixerBlock_1/token_mixing"}
+  module = got.pop("modules")["MixerBlock_1/token_mixing"]
+  name = "MixerBlock_1/token_mixing/"
+  own = [np.ravel(x) for k, x in flat.items() if k.startswith(name)]
+  own = np.concatenate(own).astype(np.float64)
+  assert module["parameters"] == own.size
+  assert module["norm"] == pytest.approx(np.linalg.norm(own))
+  assert module["largest"] == np.abs(own).max()
+  assert got.pop("config")["model"]["variant"] == "S/4"
   assert got == {
     "path": str(workdir / "checkpoints" / "4"),
     "model": "2 blocks, C 32, T 16, F 64, patches of 4 px, 16 tokens",
     "step": 4,
     "parameters": sum(x.size for x in leaves),
     "finite": True,
-    "sha256": test_description.by_the_docstring(params),
-    "sha256_ema": test_description.by_the_docstring(jax.device_get(state.ema)),
+    "sha256": by_the_docstring(state.params),
+    "sha256_ema": by_the_docstring(state.ema),
     "digests": len(jax.tree.leaves(state)),
     "not_as_saved": [],
-    "shapes": {k: list(v) for k, v in weights.shapes(state.params).items()},
+    "shapes": {k: list(x.shape) for k, x in flat.items()},
     "metrics": {"step": 4, "train/loss": 1.0, "eval/accuracy": 0.25},
-    "config": {"seed": 0},
     "resolved": {"total": 20},
     "class_names": list("0123456789"),
     **runtime.history(None, 0, "starting from random weights"),
   }
 
 
-def test_text(run, capsys):
+def test_text(run, command):
   workdir, state = run
-  assert inspect.main([str(workdir / "checkpoints" / "4")]) == 0
-  out = capsys.readouterr().out
-  for label, tree in (("sha256", state.params), ("sha256_ema", state.ema)):
-    sha = test_description.by_the_docstring(jax.device_get(tree))
-    assert f"{label:<12}{sha}" in out
+  out = command(workdir / "checkpoints" / "4")
+  assert f"sha256      {by_the_docstring(state.params)}\n" in out
   assert "step        4 of 20\n" in out
-  assert f"jax {jax.__version__}" in out
+  assert f"jax {jax.__version__}" in out and "starting from random" in out
+  assert "config      batch_size: 32\n" in out and "seed: " not in out
   # A screen of it; every parameter only where that is asked for.
-  assert "stem/kernel" not in out and out.count("\n") < 40
+  assert "stem/kernel" not in out and out.count("\n") < 50
   assert "eval/accuracy" in out and "0.25" in out
   assert "NOT ALL FINITE" not in out
   count = len(jax.tree.leaves(state))
   assert f"digests     {count} arrays, all as saved\n" in out
-  assert inspect.main([str(workdir), "--parameters"]) == 0
-  more = capsys.readouterr().out
+  more = command(workdir, "--parameters")
   assert more.startswith(out)
-  assert "stem/kernel" in more and "(4, 4, 3, 32)" in more
+  (line,) = [x for x in more.splitlines() if x.startswith("stem/kernel ")]
+  mean = np.mean(state.params["stem"]["kernel"])
+  assert "(4, 4, 3, 32)" in line and f"{mean:.3g}" in line
 
 
-def test_arrays_that_are_not_as_saved(run, tmp_path, capsys):
+def test_arrays_that_are_not_as_saved(run, tmp_path, command):
   shutil.copytree(run[0] / "checkpoints", tmp_path / "checkpoints")
   checkpoint = tmp_path / "checkpoints" / "4"
 
   def change(parts):
-    bias = np.array(parts["training"]["opt_state"][1]["mu"]["head"]["bias"])
+    bias = np.array(parts["ema"]["head"]["bias"])
     bias[3] += 1
-    parts["training"]["opt_state"][1]["mu"]["head"]["bias"] = bias
+    parts["ema"]["head"]["bias"] = bias
 
   states.rewrite(checkpoint, change)
   for more in ([], ["--json"]):
-    assert inspect.main([str(tmp_path), *more]) == 1
-    captured = capsys.readouterr()
-    assert captured.err.startswith(f"error: checkpoint {checkpoint} is damaged")
-    assert "NOT AS SAVED: training/opt_state/1/mu/head/bias" in captured.err
-    name = '"training/opt_state/1/mu/head/bias"' if more else "NOT AS SAVED"
-    assert name in captured.out
+    out = command(tmp_path, *more, code=1)
+    assert f"error: checkpoint {checkpoint} is damaged" in out
+    assert "NOT AS SAVED: ema/head/bias" in out
 
 
-def test_without_average_or_metrics(tmp_path, capsys):
-  trained(tmp_path, 0.0, step=0)
-  assert inspect.main([str(tmp_path), "--json"]) == 0
-  got = json.loads(capsys.readouterr().out)
-  assert "sha256_ema" not in got
-  assert (got["metrics"], got["step"]) == ({}, 0)
+def test_weights_that_are_not_finite(run, tmp_path, command):
+  params = jax.device_get(run[1].params)
+  kernel = params["head"]["kernel"] + np.float32("nan")
+  params = {**params, "head": {**params["head"], "kernel": kernel}}
+  with checkpoints.Checkpoints(tmp_path) as c:
+    c.save(1, run[1].replace(params=params, ema=None), {})
+  out = command(tmp_path)
+  assert "NOT ALL FINITE" in out
+  assert "sha256_ema" not in out and "metrics" not in out
 
 
-def test_a_broken_state_is_pointed_out(tmp_path, capsys):
-  state = trained(tmp_path / "good", 0.0)
-  head = {"kernel": state.params["head"]["kernel"] + np.float32("nan")}
-  params = dict(state.params) | {"head": dict(state.params["head"]) | head}
-  with checkpoints.Checkpoints(tmp_path / "bad") as c:
-    c.save(1, state.replace(params=params), {})
-  assert inspect.main([str(tmp_path / "bad")]) == 0
-  assert "NOT ALL FINITE" in capsys.readouterr().out
+def test_nothing_there(run, tmp_path, command):
+  for more in ([], ["--json"]):
+    out = command(tmp_path, *more, code=1)
+    assert out.startswith(f"error: there is no checkpoint in {tmp_path}")
+  out = command(run[0] / "checkpoints" / "3", code=1)
+  assert "checkpoints: 4." in out
+  out = command(tmp_path / "none.npz", code=1)
+  assert "there are no weights at" in out
 
 
-@pytest.mark.parametrize("more", [[], ["--json"]], ids=["text", "json"])
-def test_nothing_there(tmp_path, capsys, more):
-  assert inspect.main([str(tmp_path), *more]) == stop.FAILED == 1
-  captured = capsys.readouterr()
-  assert captured.out == ""
-  assert captured.err.startswith(f"error: there is no checkpoint in {tmp_path}")
-  assert captured.err.count("\n") == 1
-
-
-def test_a_step_that_is_not_there(run, capsys):
-  path = run[0] / "checkpoints" / "3"
-  assert inspect.main([str(path)]) == 1
-  assert "checkpoints: 4." in capsys.readouterr().err
-
-
-def test_a_file_of_weights(tmp_path, capsys):
-  trained_files.npz(tmp_path / "own.npz", 10)
-  assert inspect.main([str(tmp_path / "own.npz")]) == 0
-  out = capsys.readouterr().out
+def test_a_file_of_weights_alone_and_beside_a_run(run, tmp_path, command):
+  path = tmp_path / "own.npz"
+  flat = trained_files.npz(path, 10)
+  out = command(path)
   assert "model       2 blocks, C 8, T 6, F 12, patches of 4 px" in out
   assert "current names" in out
   assert "\nstep " not in out and "digests" not in out
+  got = json.loads(command(path, "--json"))
+  content = path.read_bytes()
+  assert got["file_sha256"] == hashlib.sha256(content).hexdigest()
+  assert got["bytes"] == len(content)
+  assert got["sha256"] == by_the_docstring(weights.unflatten(flat))
+  out = command(run[0], path)
+  assert "in a, not so in b: stem/kernel is (4, 4, 3, 32) there and" in out
 
 
-def test_two(run, tmp_path, capsys):
-  """A run beside a copy of it with another rate and one changed weight."""
+def test_a_run_beside_another(run, tmp_path, command):
   workdir, state = run
-  config = {"seed": 1, "optimizer": {"learning_rate": 0.5}}
   bias = np.array(state.params["head"]["bias"])
   bias[3] += 1
   head = dict(state.params["head"]) | {"bias": jax.numpy.asarray(bias)}
   changed = state.replace(params=dict(state.params) | {"head": head})
+  config = {"seed": 1, "optimizer": {"own": 0.5}}
+  environment = {"versions": runtime.versions() | {"jax": "1"}, "host": "h"}
   with checkpoints.Checkpoints(tmp_path) as c:
-    c.save(9, changed, {"config": config, "class_names": ["a"]})
-  paths = [str(workdir), str(tmp_path)]
-  assert inspect.main(paths) == 0
-  out = capsys.readouterr().out
-  assert "config seed: 0 -> 1\n" in out
-  assert "config optimizer.learning_rate: (none) -> 0.5\n" in out
-  assert "step: 4 -> 9\n" in out
-  assert "metrics eval/accuracy: 0.25 -> (none)\n" in out
+    about = {"config": config, "environment": environment}
+    c.save(9, changed, about)
+  out = command(workdir, tmp_path)
+  for line in (
+    "config seed: 0 -> 1",
+    "config optimizer.own: (none) -> 0.5",
+    "step: 4 -> 9",
+    "metrics eval/accuracy: 0.25 -> (none)",
+    f"environment jax: {jax.__version__} -> 1",
+  ):
+    assert f"{line}\n" in out
+  assert "environment numpy" not in out
   (line,) = [x for x in out.splitlines() if x.startswith("head ")]
   assert line.split()[-1] == "0.3%" and line.split()[-2] == "1"
-  assert inspect.main([*paths, "--json"]) == 0
-  got = json.loads(capsys.readouterr().out)
+  got = json.loads(command(workdir, tmp_path, "--json"))
   assert not got["same_weights"] and got["shapes"] == []
-  assert got["modules"]["stem"] == {
-    "relative": 0.0,
-    "cosine": pytest.approx(1),
-    "largest": 0.0,
-    "changed": 0.0,
+  a, b = (
+    np.concatenate([np.ravel(x["bias"]), np.ravel(x["kernel"])]).astype(float)
+    for x in (state.params["head"], head)
+  )
+  norm = np.linalg.norm
+  assert got["modules"]["head"] == {
+    "relative": pytest.approx(norm(b - a) / norm(a)),
+    "cosine": pytest.approx(a @ b / norm(a) / norm(b)),
+    "largest": pytest.approx(1),
+    "changed": pytest.approx(np.mean(a != b)),
   }
-  assert inspect.main([str(workdir), str(workdir)]) == 0
-  out = capsys.readouterr().out
+  assert got["modules"]["stem"]["changed"] == 0
+  out = command(workdir, workdir)
   assert out.endswith("\n\nThe weights are the same to the bit.\n")
-
-
-def test_two_models(run, tmp_path, capsys):
-  trained_files.npz(tmp_path / "own.npz", 10)
-  assert inspect.main([str(run[0]), str(tmp_path / "own.npz")]) == 0
-  out = capsys.readouterr().out
-  assert "in a, not so in b: stem/kernel is (4, 4, 3, 32) there and" in out

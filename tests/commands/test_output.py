@@ -13,10 +13,8 @@ import pytest
 from PIL import Image
 
 from configs import smoke
-from mixer import npz
-from mixer.commands import evaluate, inspect, predict, prepare, visualize
-from tests import conftest, trained_files
-from tests.commands import test_arguments
+from mixer import cli, npz
+from tests import conftest, test_cli, trained_files
 
 # A name that clears the terminal, goes back to the line's start, forges a line
 # and isn't UTF-8; one that ASCII lacks.
@@ -36,7 +34,7 @@ def shell(command, **environment):
   )
 
 
-@pytest.mark.parametrize("command", test_arguments._COMMANDS)
+@pytest.mark.parametrize("command", test_cli.COMMANDS)
 @pytest.mark.parametrize(
   ("where", "why"),
   [("/dev/full", "No space left on device"), ("&-", "it is closed")],
@@ -112,13 +110,16 @@ def test_predict(streams, tmp_path):
   (tmp_path / "photos" / f"0{EVIL}").touch()
   args = [f"--checkpoint={tmp_path / 'w.npz'}", str(tmp_path / "photos")]
   said = streams()
-  assert predict.main([*args, "--top=1"]) == 1
+  assert cli.main(["predict", *args, "--top=1"]) == 1
   out, err = (harmless(s.text()) for s in said)
   shown = ASCII[said[0].encoding == "ascii"]
   assert SHOWN in out and shown in out
   assert re.search(rf"(?m)^error: .*0{re.escape(SHOWN)}: .*0 bytes", err)
   # Data are for programs.
-  assert predict.main([*args, "--top=1", f"--output={tmp_path / 'a.csv'}"]) == 1
+  assert (
+    cli.main(["predict", *args, "--top=1", f"--output={tmp_path / 'a.csv'}"])
+    == 1
+  )
   text = (tmp_path / "a.csv").read_bytes().decode("utf-8", "surrogateescape")
   rows = csv.DictReader(io.StringIO(text, newline=""))
   assert {os.path.basename(r["path"]) for r in rows} == {
@@ -126,11 +127,11 @@ def test_predict(streams, tmp_path):
   }
 
 
-@pytest.mark.parametrize("tool", [predict, prepare], ids=["predict", "prepare"])
-def test_a_file_that_looks_like_a_flag(tool, capsys):
-  words = ["--checkpoint=c"] if tool is predict else []
+@pytest.mark.parametrize("name", ["predict", "prepare"])
+def test_a_file_that_looks_like_a_flag(name, capsys):
+  words = ["--checkpoint=c"] if name == "predict" else []
   with pytest.raises(SystemExit):
-    tool.main([*words, f"-{EVIL}".replace(" ", "_")])
+    cli.main([name, *words, f"-{EVIL}".replace(" ", "_")])
   shown = f"-{SHOWN}".replace(" ", "_")
   assert shown in harmless(capsys.readouterr().err)
 
@@ -144,8 +145,8 @@ def test_prepare(streams, tmp_path):
   args = ["folder", "--name=evil", f"--source={photos}", "--workers=0"]
   args += [f"--data_dir={tmp_path / 'data'}"]
   said = streams()
-  assert prepare.main([*args, "--bad=fail"]) == 1
-  assert prepare.main([*args, "--max_bad=1", "--restart"]) == 0
+  assert cli.main(["prepare", *args, "--bad=fail"]) == 1
+  assert cli.main(["prepare", *args, "--max_bad=1", "--restart"]) == 0
   out, err = (harmless(s.text()) for s in said)
   assert ASCII[said[0].encoding == "ascii"] in out
   assert "2 classes: " in out
@@ -171,8 +172,10 @@ def evil_run(tmp_path_factory, data_dir):
 def test_names_of_a_checkpoint(streams, evil_run):
   tmp_path = evil_run
   said = streams()
-  assert inspect.main([str(tmp_path)]) == 0
-  assert evaluate.main([f"--checkpoint={tmp_path}", "--batch_size=8"]) == 1
+  assert cli.main(["inspect", str(tmp_path)]) == 0
+  assert (
+    cli.main(["evaluate", f"--checkpoint={tmp_path}", "--batch_size=8"]) == 1
+  )
   out, err = (harmless(s.text()) for s in said)
   assert SHOWN in out
   assert err.splitlines()[-1].startswith("error: the checkpoint ")
@@ -183,7 +186,7 @@ def test_names_in_figures(capsys, tmp_path, evil_run):
   image(tmp_path / f"$\\frac{EVIL}", 9)
   args = [str(evil_run), "-o", str(tmp_path / "out"), "--figures=saliency"]
   args += ["--smooth=0", "--explain=1", "--images", str(tmp_path)]
-  assert visualize.main(args) == 0
+  assert cli.main(["visualize", *args]) == 0
   assert "saliency.png" in harmless(capsys.readouterr().out)
 
 
@@ -195,9 +198,9 @@ def test_a_full_disk(name, tmp_path, monkeypatch, capsys, digits_run):
   (folder / name).symlink_to("/dev/full")
   args = [f"--checkpoint={digits_run}", f"--output={folder}"]
   if name == "tokens.png":
-    assert visualize.main([*args, "--figures=tokens"]) == 1
+    assert cli.main(["visualize", *args, "--figures=tokens"]) == 1
   else:
-    assert evaluate.main([*args, "--batch_size=8"]) == 1
+    assert cli.main(["evaluate", *args, "--batch_size=8"]) == 1
   err = capsys.readouterr().err.splitlines()[-1]
   assert err.startswith(f"error: {folder / name} can't be written: No space")
 

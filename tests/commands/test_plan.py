@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from configs import finetune, mixer_b16_i21k, mixer_jft, smoke
-from mixer import config
-from mixer.commands import plan, prepare
+from mixer import cli, config
+from mixer.commands import plan
 from mixer.errors import UserError
 from mixer.planning import compiling, plan_report
 from tests.conftest import ROOT
@@ -73,8 +73,8 @@ def test_json_with_formulas(tmp_path):
 @pytest.mark.parametrize(
   ("args", "what"),
   [
-    ((), "name a recipe and what it is to run on"),
-    (("--config=configs/smoke.py",), "name a recipe and what it is to run on"),
+    ((), "required: --hardware"),
+    (("--config=configs/smoke.py",), "required: --hardware"),
     (("--config=configs/smoke.py", "--hardware=v5e-8", "x"), "'x' is no flag"),
     (
       ("--config=configs/smoke.py", "--hardware=v5e-8", "--price=-1"),
@@ -130,8 +130,9 @@ def test_a_prepared_set_is_asked(tmp_path):
     pixels = np.full((8, 8, 3), 20 * k, np.uint8)
     Image.fromarray(pixels).save(path)
   data = tmp_path / "data"
-  done = prepare.main(
+  done = cli.main(
     [
+      "prepare",
       "folder",
       "--name=cifar10",  # Other than the set that is published.
       f"--source={tmp_path / 'source'}",

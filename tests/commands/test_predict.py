@@ -11,8 +11,7 @@ from PIL import Image
 
 import input_pipeline
 from configs import smoke
-from mixer import predictor, sharding, train_step, trained
-from mixer.commands import prepare
+from mixer import cli, predictor, sharding, train_step, trained
 from mixer.datasets import shipped
 from mixer.datasets import split as split_lib
 from mixer.prediction import finding
@@ -84,7 +83,7 @@ def test_files_are_treated_as_a_data_set_made_of_them_is(run, photos, tmp_path):
   os.symlink(photos, source / "only")
   flags = ["folder", "--name=photos", f"--source={source}"]
   flags += ["--hold_out=none", "--workers=0", f"--data_dir={tmp_path}/data"]
-  assert prepare.main(flags) == 0
+  assert cli.main(["prepare", *flags]) == 0
   split = split_lib.open_split("photos", "train", f"{tmp_path}/data")
   assert len(split) == 11
   found.config.batch_size = 16

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from mixer import predictor, trained
-from mixer.prediction import inputs
 from tests import conftest, trained_files
 from tests.commands import predict_fixtures
 
@@ -115,7 +114,7 @@ def test_refused_before_anything_is_read(
   command, photos, monkeypatch, flags, sentence
 ):
   monkeypatch.setattr(trained, "load", None)
-  monkeypatch.setattr(inputs, "fit", None)
+  monkeypatch.setattr(predictor, "fit", None)
   assert sentence in command(photos, *flags, code=1).err
 
 
@@ -138,13 +137,13 @@ def test_checkpoints_of_other_models(command, photos, tmp_path):
 def test_a_file_that_vanishes_meanwhile(command, photos, tmp_path, monkeypatch):
   path = tmp_path / "gone.png"
   path.write_bytes((photos / "00.png").read_bytes())
-  fit = inputs.fit
+  fit = predictor.fit
 
   def vanish(image, model):
     path.unlink(missing_ok=True)
     return fit(image, model)
 
-  monkeypatch.setattr(inputs, "fit", vanish)
+  monkeypatch.setattr(predictor, "fit", vanish)
   got = command(path, photos / "00.png", "--format=json", code=1)
   first, second = map(json.loads, got.out.splitlines())
   assert "No such file" in first["error"] and second["predictions"]

@@ -19,11 +19,10 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from mixer import preprocess
+from mixer import cli, preprocess
 from mixer.commands import prepare
 from mixer.datasets import catalog, locate
 from mixer.datasets import split as split_lib
-from mixer.datasets.preparation import prepare_flags
 from tests.conftest import ROOT
 from tests.datasets import (
   prepared,
@@ -73,7 +72,9 @@ def run(capfd, tmp_path):
   """Runs the command in this process; its files go to tmp_path/data."""
 
   def run(*args: str, code: int = 0) -> tuple[str, str]:
-    assert prepare.main([*args, f"--data_dir={tmp_path / 'data'}"]) == code
+    assert (
+      cli.main(["prepare", *args, f"--data_dir={tmp_path / 'data'}"]) == code
+    )
     out, err = capfd.readouterr()
     assert "Traceback" not in err
     if code:
@@ -306,7 +307,7 @@ def test_names_that_stdout_has_no_letters_for(tmp_path, monkeypatch, encoding):
   out = io.TextIOWrapper(io.BytesIO(), encoding)
   monkeypatch.setattr(sys, "stdout", out)
   flags = ["folder", "--name=x", f"--source={root}", "--workers=0"]
-  assert prepare.main([*flags, f"--data_dir={tmp_path / 'data'}"]) == 0
+  assert cli.main(["prepare", *flags, f"--data_dir={tmp_path / 'data'}"]) == 0
   out.flush()
   said = out.buffer.getvalue()
   assert rb"\u732b" in said and b"train.py --config" in said
@@ -498,7 +499,7 @@ def test_a_shipped_set(run, tmp_path):
 
 
 def test_the_list(capsys):
-  assert prepare.main(["--list"]) == 0
+  assert cli.main(["prepare", "--list"]) == 0
   out = capsys.readouterr().out
   for entry in catalog.ENTRIES.values():
     assert re.search(f"^{entry.name} +{re.escape(entry.what)}$", out, re.M)
@@ -553,7 +554,6 @@ def test_what_it_refuses(run, args, what):
 @pytest.mark.parametrize(
   "args",
   [
-    [],
     ["folder", "--bad=maybe"],
     ["folder", "--resize=-1"],
     ["folder", "--hold_out=0"],
@@ -564,8 +564,8 @@ def test_what_it_refuses(run, args, what):
 )
 def test_wrong_flags(args, capsys):
   with pytest.raises(SystemExit) as caught:
-    prepare.main(args)
-  assert caught.value.code == 2
+    cli.main(["prepare", *args])
+  assert caught.value.code == 1
   assert "error: " in capsys.readouterr().err
 
 
@@ -579,7 +579,7 @@ def test_wrong_flags(args, capsys):
   ],
 )
 def test_hold_out(text, parts):
-  assert prepare_flags.hold_out(text) == parts
+  assert prepare.hold_out(text) == parts
 
 
 def start(*args: str) -> subprocess.Popen:

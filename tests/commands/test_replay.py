@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import train
-from mixer import metrics, stop
+from mixer import cli, metrics, stop
 from mixer.commands import replay
 from mixer.datasets import stored
 from mixer.errors import UserError
@@ -59,7 +59,7 @@ def test_another_data_set_is_refused(finished, data_dir, tmp_path):
 
 
 def test_it_is_told_in_words(finished, capsys):
-  assert replay.main([str(finished), "--step=5", "--platform=cpu"]) == 0
+  assert cli.main(["replay", str(finished), "--step=5", "--platform=cpu"]) == 0
   out = capsys.readouterr().out
   assert f"update 5 of {finished}, made again from checkpoint 4" in out
   assert "every one of the 32 losses is finite" in out
@@ -77,12 +77,12 @@ def test_nothing_in_the_workdir_changes(finished):
 
 @pytest.mark.parametrize("step", [0, 13])
 def test_an_update_that_was_not_is_refused(finished, step, capsys):
-  assert replay.main([str(finished), f"--step={step}"]) == stop.FAILED
+  assert cli.main(["replay", str(finished), f"--step={step}"]) == stop.FAILED
   assert "has the updates 1 to 12" in capsys.readouterr().err
 
 
 def test_what_is_no_workdir_is_refused(tmp_path, capsys):
-  assert replay.main([str(tmp_path), "--step=1"]) == stop.FAILED
+  assert cli.main(["replay", str(tmp_path), "--step=1"]) == stop.FAILED
   assert "not a workdir of train.py" in capsys.readouterr().err
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import input_pipeline
-from mixer import evaluate, metrics, sharding, train_step, trained
+from mixer import cli, evaluate, metrics, sharding, train_step, trained
 from mixer import workdir as workdir_lib
 from mixer.commands import report
 from mixer.datasets import split as split_lib
@@ -24,7 +24,7 @@ def command(capfd):
   """Runs the command; what it printed."""
 
   def run(*args, code=0):
-    assert report.main([str(a) for a in args]) == code
+    assert cli.main(["report", *map(str, args)]) == code
     captured = capfd.readouterr()
     if code:
       assert captured.err.startswith("error: ")

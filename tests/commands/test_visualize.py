@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from configs import smoke
+from mixer import cli
 from mixer import model as model_lib
-from mixer.commands import arguments, visualize
+from mixer.commands import visualize
 from mixer.insight import kernels
 from tests import trained_files
 
@@ -36,7 +37,7 @@ def command(tmp_path, capfd):
 
   def go(*words, code=0):
     out = tmp_path / "out"
-    assert visualize.main([*map(str, words), "-o", str(out)]) == code
+    assert cli.main(["visualize", *map(str, words), "-o", str(out)]) == code
     said = capfd.readouterr()
     names = sorted(p.name for p in out.iterdir())
     listed = re.findall(r"(?m)^  (\w+)\.png, \.svg +\S", said.out)
@@ -53,7 +54,7 @@ def test_everything_from_a_run(digits_run, command):
   said, files = command(digits_run, *words)
   assert set(files) == {
     *("tokens_block0", "tokens_block1", "embedding_pca"),
-    *set(arguments.FIGURES) - {"embedding"},
+    *set(visualize.FIGURES) - {"embedding"},
   }
   assert "8 looked at" in said.out and not said.err
   assert "left out" not in said.out
@@ -89,7 +90,7 @@ def test_what_can_be_made_of_other_models(
   found = re.findall(r"(?m)^left out: ([\w, ]+): ", said.out)
   assert {name for line in found for name in line.split(", ")} == left_out
   kinds = {name.removesuffix("_pca") for name in files}
-  assert kinds >= set(arguments.FIGURES) - left_out
+  assert kinds >= set(visualize.FIGURES) - left_out
   # Of a pyramid what comes before its first step.
   assert ("tokens_block0" in files) == ("tokens" in files)
   assert ("tokens" in files) == (
@@ -162,19 +163,24 @@ def test_a_data_set_that_is_not_there(tmp_path, command):
 def test_mistakes_are_told_first(tmp_path, capfd, monkeypatch):
   (tmp_path / "file").write_text("mine")
   monkeypatch.setattr(model_lib, "from_config", None)  # Nothing is loaded.
-  assert visualize.main(["nowhere", "-o", str(tmp_path / "file")]) == 1
+  assert cli.main(["visualize", "nowhere", "-o", str(tmp_path / "file")]) == 1
   assert "can't be written" in capfd.readouterr().err
   monkeypatch.setattr(visualize.importlib.util, "find_spec", lambda name: None)
-  assert visualize.main(["x", "-o", str(tmp_path), "--embedding=umap"]) == 1
+  words = ["x", "-o", str(tmp_path), "--embedding=umap"]
+  assert cli.main(["visualize", *words]) == 1
   assert "python -m pip install umap-learn" in capfd.readouterr().err
+  assert cli.main(["visualize", "-o", "out"]) == 1
+  assert "the checkpoint is missing" in capfd.readouterr().err
   for words, sentence in (
-    (["-o", "out"], "the checkpoint is missing"),
     (["run"], "required: -o"),
-    (["run", "-o", "out", "--figures=tokens,heads"], "'heads' is none of"),
+    (
+      ["run", "-o", "out", "--figures=tokens,heads"],
+      "expected some of to",
+    ),
     (["run", "-o", "out", "--examples=0"], "no whole number above 0"),
   ):
     with pytest.raises(SystemExit):
-      visualize.main(words)
+      cli.main(["visualize", *words])
     assert sentence in capfd.readouterr().err
 
 
@@ -184,5 +190,6 @@ def test_the_checkpoint_is_a_flag_or_the_first_word():
     ["run", "--images", "a.jpg", "b", "-o", "out"],
     ["--checkpoint=run", "-o", "out", "a.jpg", "b"],
   ):
-    args = arguments.visualize(words)
+    args = cli.parser("visualize").read(words)
+    visualize.take_words(args)
     assert (args.checkpoint, args.images) == ("run", ["a.jpg", "b"])

@@ -8,8 +8,8 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
 
+from mixer import cli
 from mixer.datasets import catalog, vtab
-from mixer.datasets.preparation import prepare_flags
 from mixer.errors import UserError
 
 OF_TFDS = [
@@ -121,7 +121,7 @@ def test_the_commands_parse(name, data_dir):
   command = catalog.how_to(name, data_dir).split("`")[1]
   words = shlex.split(command)
   assert words[:4] == ["python", "-m", "mixer", "prepare"]
-  args = prepare_flags.parser().parse_args(words[4:])
+  args = cli.parser("prepare").read(words[4:])
   assert args.data_dir == data_dir
   assert args.set == (name if catalog.known(name) else "folder")
   assert (args.set == "folder") == bool(args.name)

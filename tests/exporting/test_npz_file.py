@@ -35,7 +35,7 @@ def test_what_is_beside_it_is_read_again(tmp_path, short_side):
   assert again.class_names[3] == "kind 3" and again.unnamed == ""
   # Without that it is of numbers, and says so.
   (tmp_path / "w.npz.json").unlink()
-  with pytest.raises(UserError, match="FILE.npz.json"):
+  with pytest.raises(UserError, match="into w.npz.json"):
     trained.load(str(tmp_path / "w.npz"))
 
 

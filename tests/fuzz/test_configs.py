@@ -12,10 +12,8 @@ import sys
 
 import numpy as np
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
-from mixer import command_line, durations, validation
+from mixer import cli, durations, validation
 from mixer import config as config_lib
 from mixer import text as text_lib
 from mixer.errors import UserError
@@ -83,17 +81,10 @@ def _override(known, rng):
   return f"{dashes}{key}={value}"
 
 
-def _parsed(monkeypatch, recipe, overrides):
+def _parsed(recipe, overrides):
   """The config, as train.py has it; SystemExit where it is refused."""
-  values = flags.FlagValues()
-  argv = ["train.py", f"--config={conftest.ROOT}/configs/{recipe}", *overrides]
-  monkeypatch.setattr(flags, "FLAGS", values)
-  config_flags.DEFINE_config_file(
-    "config", None, flag_values=values, sys_argv=argv
-  )
-  sys.modules.pop("config_config", None)  # The last file that was loaded.
-  command_line.parse(argv)
-  return values["config"].value
+  words = [f"--config={conftest.ROOT}/configs/{recipe}", *overrides]
+  return cli.parser("train.py").read(["--workdir=w", *words]).config
 
 
 def _memory():
@@ -105,7 +96,7 @@ def _memory():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::SyntaxWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_a_sentence_or_a_config(monkeypatch, capsys):
+def test_a_sentence_or_a_config(capsys):
   rng = np.random.default_rng(15)
   known = {k: v for k, (v, _) in config_lib.KEYS.items()}
   words = b"model=B/16,dataset=pets,size=224x320"
@@ -121,7 +112,7 @@ def test_a_sentence_or_a_config(monkeypatch, capsys):
     before = _memory()
     faulthandler.dump_traceback_later(_SECONDS, exit=True, file=sys.__stderr__)
     try:
-      config = _parsed(monkeypatch, recipe, overrides)
+      config = _parsed(recipe, overrides)
       validation.validate(config, devices)
       plan = durations.plan(config, examples)
     except SystemExit as e:

@@ -17,12 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixer import preprocess
+from mixer import predictor, preprocess
 from mixer.datasets.preparation import inspection
-from mixer.prediction import inputs
-from tests import test_images
+from tests import test_images, test_inputs
 from tests.fuzz import mutations
-from tests.prediction import test_inputs
 
 _INPUTS = 10_000
 _MEMORY, _SECONDS = 2 << 30, 60
@@ -111,7 +109,7 @@ def _check(data: bytes, rng: np.random.Generator) -> bool:
   if not seen.problem or seen.kind in inspection.USABLE:
     stored = preprocess.decode(seen.data)
     assert stored.shape == (seen.height, seen.width, 3)
-  predicted = _answer(inputs.fit, data, test_inputs.Model())
+  predicted = _answer(predictor.fit, data, test_inputs.model())
   assert isinstance(predicted, str) != good
   return good
 

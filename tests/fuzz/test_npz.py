@@ -16,7 +16,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from mixer import model_metadata, npz, trained, weights
+from mixer import metadata as metadata_lib
+from mixer import npz, trained, weights
 from mixer.errors import UserError
 from tests import trained_files
 from tests.fuzz import mutations
@@ -104,14 +105,14 @@ def test_damage_is_told_or_changes_nothing(tmp_path):
 def test_damaged_metadata_is_told_or_changes_nothing(tmp_path):
   path, beside = tmp_path / "weights.npz", tmp_path / "weights.npz.json"
   trained_files.npz(path, 5, classes=["Käse", "b", "c", "d", "e"])
-  wanted, seed = model_metadata.read_beside(path, 5), beside.read_bytes()
+  wanted, seed = metadata_lib.read_beside(path, 5), beside.read_bytes()
   rng = np.random.default_rng(16)
   told = 0
   for i in range(_INPUTS):
     beside.write_bytes(mutations.mutated(seed, rng, [seed]))
     with _bounded(i):
       try:
-        found = model_metadata.read_beside(path, 5)
+        found = metadata_lib.read_beside(path, 5)
       except UserError as e:
         told += 1
         assert str(beside) in str(e), f"input {i}"

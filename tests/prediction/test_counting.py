@@ -3,13 +3,14 @@ import sys
 import numpy as np
 import pytest
 
-from mixer.prediction import counting, results
+from mixer import predictor
+from mixer.prediction import counting
 
 
 def features(count):
   for k in range(count):
     problem = "it is cut off" if k == 1 else ""
-    yield results.Features(f"{k}.jpg", np.zeros(2, np.float32), problem)
+    yield predictor.Features(f"{k}.jpg", np.zeros(2, np.float32), problem)
 
 
 def test_counting(capsys):

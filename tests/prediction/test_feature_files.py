@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from mixer import errors
-from mixer.prediction import feature_files, results
+from mixer import errors, predictor
+from mixer.prediction import feature_files
 
 
 def rows(count, channels=5):
@@ -17,9 +17,9 @@ def rows(count, channels=5):
     values = rng.normal(size=channels).astype(np.float32)
     if k % 10 == 3:
       values = np.full(channels, np.nan, np.float32)
-      yield results.Features(f"{k}, ä.jpg", values, "it is cut off")
+      yield predictor.Features(f"{k}, ä.jpg", values, "it is cut off")
     else:
-      yield results.Features(f"{k}, ä.jpg", values)
+      yield predictor.Features(f"{k}, ä.jpg", values)
 
 
 def write(path, count):

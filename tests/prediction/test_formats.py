@@ -8,7 +8,8 @@ import hypothesis
 import numpy as np
 from hypothesis import strategies as st
 
-from mixer.prediction import formats, results
+from mixer import predictor
+from mixer.prediction import formats
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 _SCORE = st.floats(0, 1, width=32)
@@ -17,7 +18,7 @@ _SCORE = st.floats(0, 1, width=32)
 @st.composite
 def predictions(draw):
   if draw(st.booleans()):
-    return results.Prediction(draw(_TEXT), problem=draw(_TEXT) or "damaged")
+    return predictor.Prediction(draw(_TEXT), problem=draw(_TEXT) or "damaged")
   rows = draw(
     st.lists(
       st.tuples(_TEXT, _SCORE, st.integers(0, 99), _TEXT),
@@ -26,7 +27,7 @@ def predictions(draw):
     )
   )
   columns = (tuple(column) for column in zip(*rows, strict=True))
-  return results.Prediction(draw(_TEXT), *columns)
+  return predictor.Prediction(draw(_TEXT), *columns)
 
 
 @hypothesis.given(st.lists(predictions(), max_size=3))
@@ -74,13 +75,13 @@ def test_json_is_an_object_a_line(said):
 
 def test_scores_are_short_and_exact():
   score = float(np.float32(0.1))
-  one = results.Prediction("a", ("b",), (score,), (0,), ("n1",))
+  one = predictor.Prediction("a", ("b",), (score,), (0,), ("n1",))
   assert '"score": 0.1}' in formats.text("json", one)
   assert formats.text("csv", one) == "a,1,0,n1,b,0.1,\n"
 
 
 def test_table():
-  one = results.Prediction("a", ("b", "c"), (0.5, 0.25), (0, 1), ("", ""))
+  one = predictor.Prediction("a", ("b", "c"), (0.5, 0.25), (0, 1), ("", ""))
   assert formats.text("table", one, 3) == "a     0.500  b\n      0.250  c\n"
-  assert formats.text("table", results.Prediction("a", problem="bad")) == ""
+  assert formats.text("table", predictor.Prediction("a", problem="bad")) == ""
   assert formats.header("table") == formats.header("json") == ""

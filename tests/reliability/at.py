@@ -22,14 +22,13 @@ if __name__ == "__main__":
   stop.listen()  # As train.py does before all else.
 
 import jax
-from absl import app
 from orbax.checkpoint._src.path import atomicity
 
 import input_pipeline
 import train
 from mixer import (
   checkpoints,
-  command_line,
+  cli,
   distributed,
   initial,
   loader,
@@ -124,7 +123,7 @@ def main() -> None:
     where, what, before = MOMENTS[moment]
     setattr(where, what, wrap(getattr(where, what), act, before))
   sys.argv = ["train.py", *sys.argv[6:]]
-  app.run(train.main, flags_parser=command_line.parse)
+  sys.exit(train.main(cli.parser("train.py").read(sys.argv[1:])))
 
 
 if __name__ == "__main__":

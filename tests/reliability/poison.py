@@ -11,12 +11,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from absl import app
 
 import input_pipeline
 import train
-from mixer import command_line, train_step
-from mixer.commands import replay
+from mixer import cli, train_step
 
 
 def main() -> None:
@@ -45,9 +43,9 @@ def main() -> None:
   input_pipeline.train_batches = Poisoned
   train_step.training_inputs = poisoned
   if sys.argv[2] == "replay":
-    sys.exit(replay.main(sys.argv[3:]))
+    sys.exit(cli.main(["replay", *sys.argv[3:]]))
   sys.argv = ["train.py", *sys.argv[3:]]
-  app.run(train.main, flags_parser=command_line.parse)
+  sys.exit(train.main(cli.parser("train.py").read(sys.argv[1:])))
 
 
 if __name__ == "__main__":

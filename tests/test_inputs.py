@@ -1,6 +1,5 @@
 """Every form of an image becomes what evaluation sees of it."""
 
-import dataclasses
 import io
 import os
 import pathlib
@@ -13,17 +12,14 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from mixer import errors, preprocess
+from mixer import errors, metadata, predictor, preprocess
 from mixer.datasets.preparation import inspection
-from mixer.prediction import inputs
 
 _AS_SEEN = inspection.Options(upright=True, white_ground=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class Model:
-  image_size: tuple[int, int] = (20, 24)
-  short_side: int = 30
+def model(size=(20, 24), short_side=30):
+  return metadata.Metadata(size, short_side, "softmax", None, None)
 
 
 def pixels(height, width, seed=0):
@@ -94,7 +90,7 @@ def check(data):
   found = inspection.inspect(data, "", _AS_SEEN)
   if found.problem:
     with pytest.raises(ValueError, match=".") as e:
-      inputs.fit(data, Model())
+      predictor.fit(data, model())
     assert str(e.value) == found.problem
     return
   twice = preprocess.decode(found.data)
@@ -102,7 +98,7 @@ def check(data):
   assert once.dtype == np.uint8
   np.testing.assert_array_equal(once, twice)
   want = preprocess.evaluation(found.data, (20, 24), 30)
-  np.testing.assert_array_equal(inputs.fit(data, Model()), want)
+  np.testing.assert_array_equal(predictor.fit(data, model()), want)
 
 
 # Pillow's, of odd metadata.
@@ -169,7 +165,7 @@ def test_all_forms_of_an_image_are_one(png):
     np.asfortranarray(array),
     array[::-1, ::-1][::-1, ::-1],
   ):
-    got = inputs.fit(form, Model())
+    got = predictor.fit(form, model())
     np.testing.assert_array_equal(got, want)
     assert got.flags.writeable and not np.shares_memory(got, array)
 
@@ -178,7 +174,7 @@ def test_all_forms_of_an_image_are_one(png):
 def test_an_array_is_left_alone(short_side):
   array = pixels(24, 24)
   kept = array.copy()
-  got = inputs.fit(array, Model((24, 24), short_side))
+  got = predictor.fit(array, model((24, 24), short_side))
   np.testing.assert_array_equal(got, kept)
   got[:] = 0
   np.testing.assert_array_equal(array, kept)
@@ -188,9 +184,9 @@ def test_grey_arrays():
   grey = pixels(41, 63)[..., 0]
   file = io.BytesIO()
   Image.fromarray(grey).save(file, "PNG")
-  want = inputs.fit(file.getvalue(), Model())
+  want = predictor.fit(file.getvalue(), model())
   for form in (grey, grey[..., None], np.stack([grey] * 3, -1)):
-    np.testing.assert_array_equal(inputs.fit(form, Model()), want)
+    np.testing.assert_array_equal(predictor.fit(form, model()), want)
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
@@ -204,10 +200,10 @@ def test_pillow_images_are_turned_upright(kind, turn):
   ))  # fmt: skip
   image = Image.open(file)
   upright = np.asarray(ImageOps.exif_transpose(Image.open(file)))
-  want = inputs.fit(upright, Model()).astype(int)
-  np.testing.assert_array_equal(inputs.fit(image, Model()), want)
+  want = predictor.fit(upright, model()).astype(int)
+  np.testing.assert_array_equal(predictor.fit(image, model()), want)
   # Of a turned JPEG's file the pixels are encoded once more.
-  of_file = inputs.fit(file.getvalue(), Model())
+  of_file = predictor.fit(file.getvalue(), model())
   assert np.abs(of_file - want).mean() < (3 if kind == "JPEG" else 1e-9)
 
 
@@ -221,7 +217,7 @@ def test_pillow_images_of_other_modes(mode):
   file = io.BytesIO()
   pil.save(file, "TIFF" if mode == "CMYK" else "PNG")
   np.testing.assert_array_equal(
-    inputs.fit(pil, Model()), inputs.fit(file.getvalue(), Model())
+    predictor.fit(pil, model()), predictor.fit(file.getvalue(), model())
   )
 
 
@@ -232,16 +228,19 @@ def test_the_first_frame_of_an_animation():
   still = io.BytesIO()
   frames[0].save(still, "GIF")
   np.testing.assert_array_equal(
-    inputs.fit(file.getvalue(), Model()), inputs.fit(still.getvalue(), Model())
+    predictor.fit(file.getvalue(), model()),
+    predictor.fit(still.getvalue(), model()),
   )
 
 
 def test_sizes_at_the_edge():
-  dot = inputs.fit(np.full((1, 1, 3), 77, np.uint8), Model())
+  dot = predictor.fit(np.full((1, 1, 3), 77, np.uint8), model())
   assert (dot == 77).all()
   done, wide = cv2.imencode(".jpg", np.full((30, 20_000, 3), 50, np.uint8))
   assert done
-  assert np.abs(inputs.fit(wide.tobytes(), Model()).astype(int) - 50).max() < 3
+  assert (
+    np.abs(predictor.fit(wide.tobytes(), model()).astype(int) - 50).max() < 3
+  )
 
 
 @pytest.mark.parametrize(
@@ -265,25 +264,25 @@ def test_sizes_at_the_edge():
 )
 def test_what_is_no_image_is_refused(image, problem):
   with pytest.raises(ValueError, match=problem):
-    inputs.fit(image, Model())
+    predictor.fit(image, model())
 
 
 def test_a_truncated_file_opened_by_pillow_is_refused(png):
   image = Image.open(io.BytesIO(png.read_bytes()[:1000]))
   with pytest.raises(ValueError, match="cannot decode the image: .*trunc"):
-    inputs.fit(image, Model())
+    predictor.fit(image, model())
 
 
 def test_a_folder_and_a_file_without_permission(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match="Is a directory"):
-    inputs.fit(tmp_path, Model())
+    predictor.fit(tmp_path, model())
 
   def refuse(*args, **kwargs):
     raise PermissionError(13, "Permission denied")
 
   monkeypatch.setattr("builtins.open", refuse)
   with pytest.raises(ValueError, match="Permission denied"):
-    inputs.fit("a.jpg", Model())
+    predictor.fit("a.jpg", model())
 
 
 def test_a_pipe_and_a_huge_file_are_refused(tmp_path):
@@ -292,9 +291,9 @@ def test_a_pipe_and_a_huge_file_are_refused(tmp_path):
     f.truncate(20 << 30)
   tracemalloc.start()
   with pytest.raises(ValueError, match="no regular file"):
-    inputs.fit(tmp_path / "pipe.jpg", Model())
+    predictor.fit(tmp_path / "pipe.jpg", model())
   with pytest.raises(ValueError, match="21,474,836,480 bytes"):
-    inputs.fit(tmp_path / "huge.jpg", Model())
+    predictor.fit(tmp_path / "huge.jpg", model())
   assert tracemalloc.get_traced_memory()[1] < 1e6
   tracemalloc.stop()
 
@@ -305,7 +304,7 @@ def test_pillow_images_of_other_formats_are_not_decoded(monkeypatch):
   image = Image.open(file)
   monkeypatch.setattr(image, "load", None)
   with pytest.raises(ValueError, match="EPS image, not decoded here; give im"):
-    inputs.fit(image, Model())
+    predictor.fit(image, model())
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
@@ -315,12 +314,12 @@ def test_transparent_pillow_images_lie_on_white(mode):
     image.info["transparency"] = image.getpixel((0, 0))
   else:
     image.putalpha(0)
-  assert (inputs.fit(image, Model()) >= 254).all()
+  assert (predictor.fit(image, model()) >= 254).all()
 
 
 def test_a_dark_file_is_told(tmp_path, caplog):
   Image.fromarray(np.full((30, 30), 99, np.uint16)).save(tmp_path / "a.png")
-  assert not inputs.fit(tmp_path / "a.png", Model()).any()
+  assert not predictor.fit(tmp_path / "a.png", model()).any()
   (said,) = caplog.messages
   assert said.startswith(f"{tmp_path}/a.png: black: the upper 8 bits")
 
@@ -328,20 +327,14 @@ def test_a_dark_file_is_told(tmp_path, caplog):
 def test_one_and_many():
   one = pixels(5, 6)
   for single in ("a", pathlib.Path("a"), b"a", Image.fromarray(one), one):
-    assert len(list(inputs.each(single))) == 1
-    assert len(list(inputs.each([single]))) == 1
-  assert len(list(inputs.each(np.zeros((7, 5, 6, 3), np.uint8)))) == 7
-  assert len(list(inputs.each(np.zeros((7, 5, 6, 1), np.uint8)))) == 7
-  assert list(inputs.each(iter("ab"))) == ["a", "b"]
-  assert list(inputs.each(np.array(["a", "b"]))) == ["a", "b"]
-  assert len(list(inputs.each(np.array([b"a", "b"], object)))) == 2
-  endless = inputs.each(one for _ in iter(int, 1))
+    assert len(list(predictor._each(single))) == 1
+    assert len(list(predictor._each([single]))) == 1
+  assert len(list(predictor._each(np.zeros((7, 5, 6, 3), np.uint8)))) == 7
+  assert len(list(predictor._each(np.zeros((7, 5, 6, 1), np.uint8)))) == 7
+  assert list(predictor._each(iter("ab"))) == ["a", "b"]
+  assert list(predictor._each(np.array(["a", "b"]))) == ["a", "b"]
+  assert len(list(predictor._each(np.array([b"a", "b"], object)))) == 2
+  endless = predictor._each(one for _ in iter(int, 1))
   assert next(endless) is one
   with pytest.raises(errors.UserError, match="int is no image, nor many"):
-    inputs.each(3)
-
-
-def test_what_images_are_called():
-  assert inputs.source("a/b.jpg", 3) == "a/b.jpg"
-  assert inputs.source(pathlib.Path("a/b.jpg"), 3) == "a/b.jpg"
-  assert inputs.source(b"a", 3) == "images[3]"
+    predictor._each(3)

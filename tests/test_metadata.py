@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from mixer import model_metadata, npz
+from mixer import metadata as metadata_lib
+from mixer import npz
 
 
 def metadata(*names):
-  return model_metadata.Metadata((8, 16), 0, "softmax", names, names, "")
+  return metadata_lib.Metadata((8, 16), 0, "softmax", names, names, "")
 
 
 _NAMES = st.lists(st.text(st.characters(codec=None)), min_size=1, max_size=3)
@@ -25,18 +26,18 @@ def test_any_names_go_through_strings_and_json(names):
   strings = found.to_strings(source="runs/\udcff")
   for text in (*strings.values(), *strings):
     text.encode()  # As protocol buffers and safetensors need it.
-  assert model_metadata.parse(strings, "it") == found
-  assert model_metadata.parse(
-    json.loads(json.dumps(found.to_json())), "it"
-  ) == (found)
+  assert metadata_lib.parse(strings, "it") == found
+  assert metadata_lib.parse(json.loads(json.dumps(found.to_json())), "it") == (
+    found
+  )
 
 
 def test_any_names_lie_beside_an_npz(tmp_path):
   path = tmp_path / "w.npz"
   npz.write(path, {"head/bias": np.zeros(3, np.float32)})
   found = metadata("b\u00e4r", "a\n\x1b", "\udcff\ud800")
-  model_metadata.write_beside(path, found)
-  assert model_metadata.read_beside(path, 3) == found
+  metadata_lib.write_beside(path, found)
+  assert metadata_lib.read_beside(path, 3) == found
   assert "bär" in pathlib.Path(f"{path}.json").read_text("utf-8")
 
 

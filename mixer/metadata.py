@@ -1,22 +1,23 @@
-"""What an exported file says of its model besides the weights.
+"""What is known of a model besides its weights: classes, loss, preprocessing.
 
 ONNX and safetensors files have it inside, as strings, of which lists and
 numbers are JSON; a folder of StableHLO has it in info.json, and an .npz file in
 FILE.npz.json beside it.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mixer import files, npz, text
 from mixer.errors import UserError
 
-_LOSSES = ("softmax", "sigmoid")
 _CROP = "center"
-_DTYPES = ("float32", "bfloat16")
+_LOSSES = ("softmax", "sigmoid")
+_DTYPES = ("", "float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Metadata:
   class_names: tuple[str, ...] | None
   dtype: str = ""
 
-  def preprocessing(self) -> str:
-    """What is to be done to a photo, in a sentence."""
+  def to_json(self, **more: Any) -> dict[str, Any]:
+    """JSON values by name; without what nobody knows."""
     height, width = self.image_size
     first = f"squeeze to {height} x {width}, bilinearly"
     if self.short_side:
@@ -49,20 +50,14 @@ class Metadata:
         f"resize the shorter side to {self.short_side} by mean over areas, "
         f"crop the central {height} x {width}"
       )
-    return (
-      f"RGB, {first} (height x width), uint8; the model itself scales them."
-    )
-
-  def to_json(self, **more: Any) -> dict[str, Any]:
-    """JSON values by name; without what nobody knows."""
-    height, width = self.image_size
     found = {
       "image_height": height,
       "image_width": width,
       "short_side": self.short_side,
       "crop": _CROP,
       "interpolation": _interpolation(self.short_side),
-      "preprocessing": self.preprocessing(),
+      "preprocessing": f"RGB, {first} (height x width), uint8; the model "
+      "itself scales them.",
       "scores": self.loss,
       "dtype": self.dtype or None,
       "class_ids": self.class_ids,
@@ -94,54 +89,45 @@ def parse(found: Mapping[str, Any], where: str) -> Metadata:
     UserError: it isn't that, or asks for what isn't done here.
   """
 
-  def value(name: str, kind: type | tuple[type, ...], default: Any) -> Any:
+  def value(name: str, kind: Any, default: Any = None) -> Any:
     got = found.get(name, default)
     if isinstance(got, str) and kind is not str:
-      try:
+      with contextlib.suppress(ValueError, RecursionError):
         got = json.loads(got)
-      except (ValueError, RecursionError):
-        pass  # Told below.
     if not isinstance(got, kind) or isinstance(got, bool):
-      raise UserError(f"{where} has {name}={_short(got)}, which can't be.")
+      raise UserError(f"{where} has {name}={got!r:.60}, which can't be.")
     return got
 
-  def one_of(name: str, choices: Sequence[str], default: str | None) -> str:
-    got = value(name, str, default)
-    if got not in choices:
-      raise UserError(
-        f"{where} has {name}={_short(got)}; expected {' or '.join(choices)}."
-      )
-    return got
-
-  def names(name: str) -> tuple[str, ...] | None:
-    got = value(name, (list, tuple), ())
-    if not all(isinstance(each, str) for each in got):
-      raise UserError(f"{where} has {name} that are not all text.")
-    return tuple(got) or None
-
-  size = tuple(value(f"image_{k}", int, None) for k in ("height", "width"))
-  short_side = value("short_side", int, None)
+  size = value("image_height", int), value("image_width", int)
+  short_side = value("short_side", int)
   if min(size) < 1 or short_side < 0:
     raise UserError(
       f"{where} has images of {size[0]} x {size[1]} px out of a short side of "
       f"{short_side}, which can't be."
     )
-  one_of("crop", (_CROP,), _CROP)
-  interpolation = _interpolation(short_side)
-  one_of("interpolation", (interpolation,), interpolation)
-  class_ids, class_names = names("class_ids"), names("class_names")
-  if class_ids and len(class_names or class_ids) != len(class_ids):
+  own = _interpolation(short_side)
+  loss, dtype = value("scores", str), value("dtype", str, "")
+  for name, got, allowed in (
+    ("crop", value("crop", str, _CROP), (_CROP,)),
+    ("interpolation", value("interpolation", str, own), (own,)),
+    ("scores", loss, _LOSSES),
+    ("dtype", dtype, _DTYPES),
+  ):
+    if got not in allowed:
+      raise UserError(
+        f"{where} has {name}={got!r:.60}; expected {' or '.join(allowed)}."
+      )
+  ids, names = (
+    tuple(value(k, (list, tuple), ())) for k in ("class_ids", "class_names")
+  )
+  if not all(isinstance(each, str) for each in (*ids, *names)):
+    raise UserError(f"{where} has class_ids or class_names that are no text.")
+  if ids and names and len(ids) != len(names):
     raise UserError(
-      f"{where} has {len(class_ids):,} class_ids, and another number of "
-      "class_names."
+      f"{where} has {len(ids):,} class_ids, and another number of class_names."
     )
   return Metadata(
-    image_size=size,
-    short_side=short_side,
-    loss=one_of("scores", _LOSSES, None),
-    class_ids=class_ids or class_names,
-    class_names=class_names or class_ids,
-    dtype=one_of("dtype", ("", *_DTYPES), ""),
+    size, short_side, loss, ids or names or None, names or ids or None, dtype
   )
 
 
@@ -151,15 +137,12 @@ def check(found: Metadata, wanted: Metadata, where: str) -> None:
   Raises:
     UserError: it differs; names where.
   """
-  wrong = [
-    field.name
-    for field in dataclasses.fields(Metadata)
-    if getattr(found, field.name) != getattr(wanted, field.name)
-  ]
-  if wrong:
+  if found != wanted:
+    a, b = dataclasses.asdict(found), dataclasses.asdict(wanted)
+    wrong = ", ".join(k for k in a if a[k] != b[k])
     raise UserError(
-      f"{where} doesn't say what was written to it: {', '.join(wrong)} differ. "
-      "Write it to another disk."
+      f"{where} doesn't say what was written to it: {wrong} differ. Write it "
+      "to another disk."
     )
 
 
@@ -212,8 +195,3 @@ def read_beside(path: pathlib.Path, num_classes: int) -> Metadata | None:
       f"{num_classes:,} outputs."
     )
   return found
-
-
-def _short(value: Any) -> str:
-  text = repr(value)
-  return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,229 @@
+"""The command `mixer`: its subcommands, and how any of them ends.
+
+A subcommand is a module of `mixer.commands` with a docstring, which is its
+help, `add_flags(parser)` and `main(args)`, which returns the exit code.
+"""
+
+import argparse
+import contextlib
+import difflib
+import importlib
+import re
+import signal
+import sys
+import traceback
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from mixer import files, flags, stop
+from mixer import text as text_lib
+from mixer.errors import UserError, first_line
+
+if typing.TYPE_CHECKING:
+  from etils import epath
+
+  from mixer import config as config_lib
+
+COMMANDS = {
+  "prepare": "Prepares a data set for training.",
+  "sweep": "Chooses a learning rate on held-out data, then trains.",
+  "evaluate": "Evaluates a trained model on a data set.",
+  "predict": "Classifies images, or writes their features.",
+  "export": "Writes a trained model to a file that other programs take.",
+  "inspect": "Shows what a checkpoint holds, or how two differ.",
+  "report": "Makes a page about a run, or one that compares several.",
+  "visualize": "Looks inside a trained Mixer: figures of weights and features.",
+  "replay": "Makes one update of a run again, and says where it breaks.",
+  "plan": "Predicts memory, communication, time and cost of a run.",
+  "demo": "Pre-trains and fine-tunes a small model on data that ships with it.",
+}
+_HELP = """MLP-Mixer (arXiv 2105.01601) in JAX: mixer COMMAND ...
+
+{}
+
+`mixer COMMAND --help` lists a command's flags. In a checkout, training is
+`python train.py --config=configs/smoke.py --workdir=DIR`."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+  """Runs a command line.
+
+  Args:
+    words: of it, behind the program's name; None for the process's own.
+
+  Returns:
+    The exit code.
+
+  Raises:
+    SystemExit: after --help, or a sentence on what is wrong with the flags.
+  """
+  name, *rest = (sys.argv[1:] if words is None else words) or ["--help"]
+  if name in ("-h", "--help", "help"):
+    lines = [f"  {name:<11}{what}" for name, what in COMMANDS.items()]
+    return run(lambda _: print(_HELP.format("\n".join(lines))))
+  if name not in COMMANDS:
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    said = f"error: there is no command {text_lib.printable(name)}; " + (
+      f"did you mean `mixer {near[0]}`?" if near else "`mixer` lists them."
+    )
+    stop.say(said, sys.stderr)
+    return stop.FAILED
+  args = parser(name).read(rest)
+  return run(_module(name).main, args)
+
+
+def _module(name: str) -> Any:
+  return importlib.import_module(f"mixer.commands.{name}")
+
+
+def parser(name: str, description: str | None = None) -> flags.Parser:
+  """The parser of a command's flags.
+
+  Args:
+    name: of `COMMANDS`, or train.py.
+    description: of train.py, for its help.
+  """
+  if name == "train.py":
+    found = flags.Parser("python train.py", description)
+    flags.add_run(found)
+  else:
+    found = flags.Parser(f"mixer {name}", _module(name).__doc__)
+    _module(name).add_flags(found)
+  return found
+
+
+def train(
+  args: argparse.Namespace,
+  work: "Callable[[config_lib.Config, epath.Path, list[str]], object]",
+) -> None:
+  """Starts JAX and, with several processes, meets the others; then works.
+
+  Args:
+    args: with the flags of `flags.add_run`.
+    work: takes the config, the workdir and the keys that may change.
+  """
+  from mixer import distributed
+  from mixer import workdir as workdir_lib
+
+  distributed.start(
+    args.platform,
+    args.cluster,
+    args.coordinator_address,
+    args.num_processes,
+    args.process_id,
+    args.heartbeat_seconds,
+  )
+  try:
+    work(args.config, workdir_lib.path(args.workdir), args.allow_change)
+  except stop.Preempted:
+    distributed.end()  # All stop: the first may not leave before the last.
+    raise
+  distributed.end()
+
+
+def run(
+  work: Callable[[argparse.Namespace], int | None],
+  args: argparse.Namespace | None = None,
+) -> int:
+  """Does a command's work; what stops it is said in a sentence.
+
+  Args:
+    work: takes `args`; returns the exit code, None for 0.
+    args: the command's flags.
+
+  Returns:
+    The exit code.
+  """
+  with text_lib.safe_output() as out:
+    try:
+      if out.error:
+        raise out.error
+      code = _run(work, args or argparse.Namespace())
+      out.flush()
+      if not code and out.error and out.error.errno not in stop.CLOSED:
+        raise out.error  # `stop.say` went on, as there was work to do.
+      return code
+    except OSError as e:
+      if e is not out.error:
+        raise
+      out.give_up()
+      if not isinstance(e, BrokenPipeError):  # As of `... | head`.
+        stop.say(f"error: stdout can't be written: {e.strerror}.", sys.stderr)
+      return stop.FAILED
+
+
+def _run(
+  work: Callable[[argparse.Namespace], int | None], args: argparse.Namespace
+) -> int:
+  try:
+    if vars(args):  # Else it only prints help.
+      from mixer import runtime
+
+      runtime.quiet_libraries()
+    with _store(), stop.interrupting():
+      return work(args) or stop.DONE
+  except stop.Preempted as e:
+    stop.say(e, sys.stderr)
+    return stop.PREEMPTED
+  except KeyboardInterrupt as e:
+    name, code = interruption(e)
+    stop.say(f"{name}: stopped", sys.stderr)
+    return code
+  except UserError as e:
+    from mixer import distributed
+
+    message = own_flags(str(e), args)
+    stop.say(f"error: {message}", sys.stderr)
+    distributed.end_failed(e, message)
+    if e.at_once:
+      stop.exit_at_once(stop.FAILED)
+    return stop.FAILED
+  except Exception as e:
+    from mixer import distributed
+
+    if not distributed.several():
+      raise
+    traceback.print_exc()
+    distributed.end_failed(e, f"{type(e).__name__}: {e}")
+    return stop.FAILED
+
+
+def interruption(error: KeyboardInterrupt) -> tuple[str, int]:
+  """The signal that ended a command, for people, and the exit code."""
+  number = signal.Signals[error.args[0]] if error.args else signal.SIGINT
+  name = "Ctrl-C" if number == signal.SIGINT else number.name
+  return name, 128 + number
+
+
+# What a key of the config is called where a flag has another name.
+_FLAGS = {"eval_split": "split", "init_resize": "resize"}
+
+
+def own_flags(message: str, args: argparse.Namespace) -> str:
+  """Advice for a run, with the flags that this command has in their place."""
+
+  def own(match: re.Match[str]) -> str:
+    name = _FLAGS.get(match[1], match[1])
+    return f"--{name}=" if hasattr(args, name) else match[0]
+
+  if hasattr(args, "config"):
+    return message
+  return re.sub(r"--config\.(?:\w+\.)*(\w+)=", own, message)
+
+
+@contextlib.contextmanager
+def _store() -> Iterator[None]:
+  """Makes a sentence of an object store's errors, wherever they come up."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as e:
+    if not files.of_store(e):
+      raise
+    raise UserError(
+      f"Google Cloud Storage can't be used: {first_line(e)}. Is there a "
+      "network, is the name of the bucket right, and may you use it (gcloud "
+      "auth application-default login)?"
+    ) from e
