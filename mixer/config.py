@@ -1,12 +1,14 @@
-"""The config: its keys with their defaults.
+"""The config: every key with its default, its range and its meaning.
 
 A recipe in `configs/` starts from `default()` and sets what it changes; the
-command line overrides single keys (`--config.batch_size=64`).
-`mixer.validation` refuses what cannot work; `mixer.durations` turns durations
-into steps.
+command line overrides single keys (`--config.batch_size=64`). `KEYS` is the
+one place where a key is defined: its help, its check, and whether a resumed run
+may change it come from there. `mixer.validation` refuses what cannot work.
 """
 
+import dataclasses
 import difflib
+import json
 import shlex
 from collections.abc import Mapping
 from typing import Any, TypeAlias
@@ -15,277 +17,281 @@ import ml_collections
 
 # ml_collections.ConfigDict; what its attributes hold defies static types.
 Config: TypeAlias = Any
-GROUPS = (Mapping, ml_collections.ConfigDict)
-
 
 # The value of `init_from` in a recipe that wants weights to be named.
 UNNAMED = "?"
 
-# Every key, its default and its meaning. Durations are strings: "300 epochs",
-# "10000 steps", "1281167 examples", or, of the whole run, "5%".
-KEYS: dict[str, tuple[Any, str]] = {
-  "seed": (0, "of the run's random numbers"),
-  "batch_size": (4096, "examples per update, over all devices"),
-  "total": ("300 epochs", "length of training"),
-  "image_size": (
-    224,
-    "pixels, training and evaluation: side, or height if image_width is not 0",
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+  """A key of the config.
+
+  Attributes:
+    default: its type is the key's type.
+    meaning: in a few words, for --help.
+    choices: all values that it can have; () if there are others.
+    least: of a number, the smallest value.
+    below: of a number, what it is smaller than.
+    free: a resumed run may change it: numbers and their meaning stay.
+  """
+
+  default: Any
+  meaning: str
+  choices: tuple[str, ...] = ()
+  least: float = 0
+  below: float = 0
+  free: bool = False
+
+
+def _choice(meaning: str, *choices: str, free: bool = False) -> Key:
+  """The first choice is the default."""
+  return Key(choices[0], meaning, choices, free=free)
+
+
+def _number(
+  default: float, least: float, below: float, meaning: str, free: bool = False
+) -> Key:
+  return Key(default, meaning, (), least, below, free)
+
+
+_FLOAT = 3.4e38  # Beyond it float32 has only infinity.
+_SEED = 2**32
+_MANY = 10**9
+
+# Durations are strings: "300 epochs", "10000 steps", "1281167 examples" or, of
+# the whole run, "5%".
+KEYS: dict[str, Key] = {
+  "seed": _number(0, 0, _SEED, "seed of all random numbers"),
+  "batch_size": _number(4096, 1, 10**7, "examples per update, on all devices"),
+  "total": Key("300 epochs", "length of training"),
+  "image_size": _number(
+    224, 1, 10**4, "pixels: side, or height if image_width is not 0"
   ),
-  "image_width": (0, "pixels; 0: as image_size"),
-  "init_from": (
+  "image_width": _number(0, 0, 10**4, "pixels; 0: square images"),
+  "init_from": Key(
     "",
-    "weights that training starts from: a workdir of ours, a checkpoint in it, "
-    "a released .npz file or its name (imagenet21k/Mixer-B_16); empty: random",
+    "initial weights: a workdir, a checkpoint in it, an .npz file or the name "
+    "of a released one (imagenet21k/Mixer-B_16); empty: random",
   ),
-  "init_head": (
-    "new",
-    "head of those weights: a new one, kernel zero; or keep theirs",
+  "init_head": _choice(
+    "head of the initial weights: a new one with a zero kernel, or theirs",
+    *("new", "keep"),
   ),
-  "init_resize": (
-    "",
-    "weights of another resolution: tiles (the paper's, integer factors), "
-    "interleaved, resample (any size); empty: tiles where they fit",
+  "init_resize": _choice(
+    "how initial weights of another resolution are fitted: tiles (the paper's, "
+    "integer factors), interleaved, or resample (any size); empty: tiles where "
+    "they fit",
+    *("", "tiles", "interleaved", "resample"),
   ),
-  "model.variant": ("B/16", "S, B, L or H, and the patch size in pixels"),
-  "model.num_blocks": (0, "0: as the variant says"),
-  "model.hidden_dim": (0, "C, channels; 0: as the variant says"),
-  "model.tokens_mlp_dim": (0, "the paper's D_S; 0: as the variant says"),
-  "model.channels_mlp_dim": (0, "the paper's D_C; 0: as the variant says"),
-  "model.dropout": (0.0, "share of an MLP's activations that is dropped"),
-  "model.stochastic_depth": (
-    0.0,
-    "share of the last block's branches that is dropped; linear over depth "
-    "from 0",
+  "model.variant": Key("B/16", "S, B, L or H, and the patch size in pixels"),
+  "model.num_blocks": _number(0, 0, 1000, "0: as in the variant"),
+  "model.hidden_dim": _number(0, 0, 10**5, "C, channels; 0: as in the variant"),
+  "model.tokens_mlp_dim": _number(
+    0, 0, 10**5, "the paper's D_S; 0: as in the variant"
   ),
-  "model.head_bias": (0.0, "initial bias of the head"),
-  "model.dtype": (
-    "bfloat16",
-    "of activations and matmul operands; or float32",
+  "model.channels_mlp_dim": _number(
+    0, 0, 10**6, "the paper's D_C; 0: as in the variant"
   ),
-  # This and the next change neither the model nor its parameters.
-  "model.layout": (
-    "",
-    "of the activations: token_major, [S, B, C], or batch_major, [B, S, C]; "
-    "empty: as suits the devices",
+  "model.dropout": _number(0.0, 0, 1, "dropout rate inside the MLPs"),
+  "model.stochastic_depth": _number(
+    0.0, 0, 1, "drop rate of the last block; grows linearly from 0 over depth"
   ),
-  "model.remat": (
-    "none",
-    "what the backward pass computes again, for less memory: none, "
-    "pre_activations (all but those and the residual stream) or block",
+  "model.head_bias": _number(0.0, -1000, 1000, "initial bias of the head"),
+  "model.dtype": _choice(
+    "type of activations and matmul operands", "bfloat16", "float32"
+  ),
+  "model.layout": _choice(
+    "order of the activations' axes: token_major is [S, B, C], batch_major "
+    "[B, S, C]; empty: as suits the devices",
+    *("", "token_major", "batch_major"),
+    free=True,
+  ),
+  "model.remat": _choice(
+    "what the backward pass recomputes to save memory: nothing, all but the "
+    "pre-activations and the residual stream, or whole blocks",
+    *("none", "pre_activations", "block"),
+    free=True,
   ),
   # Appendix A.1 of the paper: docs/experiments.md.
-  "model.token_mixing": (
-    "shared",
-    "one MLP for all channels (shared), or untied",
+  "model.token_mixing": _choice(
+    "one token MLP for all channels, or one for each", "shared", "untied"
   ),
-  "model.token_groups": (
-    1,
-    "G, neighbouring channels that a token MLP sees at once",
+  "model.token_groups": _number(
+    1, 1, 10**5, "G, neighbouring channels that a token MLP sees at once"
   ),
-  "model.group_projection": (
-    False,
-    "or groups of G learned views of the channels",
+  "model.group_projection": Key(
+    False, "group G learned views of all channels, not neighbouring channels"
   ),
-  "model.pyramid_blocks": (
-    (),
-    "blocks, from 0, whose token mixing leaves fewer tokens",
+  "model.pyramid_blocks": Key(
+    (), "blocks, counted from 0, whose token mixing reduces the tokens"
   ),
-  "model.pyramid_tokens": ((), "the number that each of those leaves"),
-  "data.name": ("imagenet21k", "data set, as mixer prepare names it"),
-  "data.data_dir": (
-    "",
-    "where data sets lie; empty: TFDS's own default, ~/tensorflow_datasets",
+  "model.pyramid_tokens": Key((), "number of tokens after each of those"),
+  "data.name": Key("imagenet21k", "data set, as `mixer prepare` names it"),
+  "data.data_dir": Key(
+    "", "where data sets are; empty: ~/tensorflow_datasets, as TFDS", free=True
   ),
-  "data.train_split": ("train", "TFDS split expression, as train[:98%]"),
-  "data.eval_split": (
-    "validation",
-    "likewise; auto: test, or where none is validation",
+  "data.train_split": Key("train", "TFDS split expression, as train[:98%]"),
+  "data.eval_split": Key(
+    "validation", "likewise; auto: test, or validation if there is no test"
   ),
-  "data.examples_per_class": (
-    0,
-    "train on that many examples of each class, drawn by data.subset_seed; 0: "
-    "on all",
+  "data.examples_per_class": _number(
+    0, 0, _MANY, "train on this number of examples of each class; 0: on all"
   ),
-  "data.subset_seed": (0, "of that draw"),
-  "data.crop": (
-    "inception",
-    "for training: inception (random area and aspect) or resize",
+  "data.subset_seed": _number(0, 0, _SEED, "seed of their selection"),
+  "data.crop": _choice(
+    "for training: random area and aspect, or the whole image resized",
+    *("inception", "resize"),
   ),
-  "data.crop_area_min": (
-    0.05,
-    "smallest share of the area that a crop keeps",
+  "data.crop_area_min": _number(
+    0.05, 0, 1, "smallest share of the image's area in a crop"
   ),
-  "data.flip": (True, "left to right, every second image"),
-  "data.randaugment_layers": (0, "operations per image; 0: no RandAugment"),
-  "data.randaugment_magnitude": (10, "their strength"),
+  "data.flip": Key(True, "flip every second image left to right"),
+  "data.randaugment_layers": _number(
+    0, 0, 100, "operations per image; 0: no RandAugment"
+  ),
+  "data.randaugment_magnitude": _number(10, 0, 31, "their strength"),
   # Section 3.4 of the paper.
-  "data.permute": (
-    "",
-    "a fixed permutation of the patches and of the pixels inside a patch "
-    "(patches), or of all pixels (pixels); empty: none",
+  "data.permute": _choice(
+    "a fixed permutation of all images: of patches and of the pixels in a "
+    "patch, or of all pixels; empty: none",
+    *("", "patches", "pixels"),
   ),
-  "data.permute_seed": (0, "of that permutation"),
-  "data.affine_degrees": (0.0, "light random affine: rotation up to +- this"),
-  "data.affine_scale": (0.0, "likewise: scale up to 1 +- this"),
-  "data.affine_translate": (
-    0.0,
-    "likewise: translation up to +- this share of the side",
+  "data.permute_seed": _number(0, 0, _SEED, "seed of the permutation"),
+  "data.affine_degrees": _number(
+    0.0, 0, 181, "random affine map: rotation by up to +- this"
   ),
-  "data.eval_short_side": (
+  "data.affine_scale": _number(
+    0.0, 0, 1, "random affine map: scale up to 1 +- this"
+  ),
+  "data.affine_translate": _number(
+    0.0, 0, 1, "random affine map: shift by up to +- this share of the side"
+  ),
+  "data.eval_short_side": _number(
     256,
-    "resize to this before the central crop; 0: no crop, squeeze the image",
+    *(0, 10**5),
+    "for evaluation, resize the short side to this and crop the centre; 0: "
+    "resize the whole image",
   ),
-  "data.threads": (16, "decoding threads of a process"),
-  "data.prefetch_batches": (
-    2,
-    "batches made ahead: what bounds host memory",
+  "data.threads": _number(16, 1, 1000, "decoding threads", free=True),
+  "data.prefetch_batches": _number(
+    2, 1, 1000, "batches made ahead, which bound host memory", free=True
   ),
-  "loss.name": ("softmax", "cross-entropy: softmax or sigmoid"),
-  "loss.label_smoothing": (0.0, "share of a label given to all classes"),
-  "loss.mixup": (0.0, "p of Beta(p, p); 0: no mixup"),
-  "optimizer.name": ("adamw", "or sgd"),
-  "optimizer.learning_rate": (1e-3, "the highest of the schedule"),
-  "optimizer.weight_decay": (
-    0.0,
-    "times the learning rate; on kernels alone",
+  "loss.name": _choice("cross-entropy", "softmax", "sigmoid"),
+  "loss.label_smoothing": _number(
+    0.0, 0, 1, "share of the label given to all classes"
   ),
-  "optimizer.b1": (0.9, "Adam's"),
-  "optimizer.b2": (0.999, "Adam's"),
-  "optimizer.eps": (1e-8, "Adam's"),
-  "optimizer.momentum": (0.9, "SGD's"),
-  "optimizer.clip_norm": (1.0, "of the whole gradient; 0: no clipping"),
-  "optimizer.ema_decay": (
-    0.0,
-    "evaluate an average of the weights; 0: no average",
+  "loss.mixup": _number(0.0, 0, 1000, "p of Beta(p, p); 0: no mixup"),
+  "optimizer.name": _choice("the optimizer", "adamw", "sgd"),
+  "optimizer.learning_rate": _number(
+    1e-3, 0, _FLOAT, "the highest of the schedule"
   ),
-  "optimizer.accumulate": (
-    1,
-    "micro-batches that an update's batch is cut into: the same update, made "
-    "with less memory",
+  "optimizer.weight_decay": _number(
+    0.0, 0, _FLOAT, "multiplied by the learning rate; for kernels only"
   ),
-  "optimizer.sam_rho": (
-    0.0,
-    "radius of Sharpness-Aware Minimization; 0: without it",
+  "optimizer.b1": _number(0.9, 0, 1, "Adam's"),
+  "optimizer.b2": _number(0.999, 0, 1, "Adam's"),
+  "optimizer.eps": _number(1e-8, 0, _FLOAT, "Adam's"),
+  "optimizer.momentum": _number(0.9, 0, 1, "SGD's"),
+  "optimizer.clip_norm": _number(
+    1.0, 0, _FLOAT, "largest norm of the whole gradient; 0: no clipping"
   ),
-  "optimizer.train": (
-    "all",
-    "or head, a linear probe: all else stays as it is",
+  "optimizer.ema_decay": _number(
+    0.0, 0, 1, "evaluate a moving average of the weights; 0: no average"
   ),
-  "optimizer.lr_factors": (
+  "optimizer.accumulate": _number(
+    1, 1, 10**7, "micro-batches per update: the same update in less memory"
+  ),
+  "optimizer.sam_rho": _number(
+    0.0, 0, _FLOAT, "radius of Sharpness-Aware Minimization; 0: without it"
+  ),
+  "optimizer.train": _choice(
+    "train all weights, or the head (a linear probe)", "all", "head"
+  ),
+  "optimizer.lr_factors": Key(
     (),
-    "pairs (pattern, factor): the first pattern that matches the whole name of "
-    'a parameter ("head/.*") multiplies its learning rate; 0 leaves it as it '
-    "is",
+    "pairs (pattern, factor): the first pattern that matches a parameter's "
+    'whole name ("head/.*") multiplies its learning rate; 0 freezes it',
   ),
-  "schedule.warmup": ("10000 steps", "linear, from 0"),
-  "schedule.decay": (
-    "linear",
-    "to 0 at the end: linear, cosine or constant",
+  "schedule.warmup": Key("10000 steps", "linear, from 0"),
+  "schedule.decay": _choice(
+    "of the learning rate, to 0 at the end", "linear", "cosine", "constant"
   ),
-  # What mixer sweep tries.
-  "sweep.learning_rates": ((), "tried by mixer sweep"),
-  "sweep.train_split": (
-    "",
-    "trained on to choose; the last run takes data.*_split",
+  "sweep.learning_rates": Key((), "those that `mixer sweep` tries", free=True),
+  "sweep.train_split": Key(
+    "", "what their runs train on; the last run takes data.*_split", free=True
   ),
-  "sweep.eval_split": ("", "chosen by accuracy on it"),
-  "steps_per_dispatch": (
-    1,
-    "updates that are sent to the devices together: for models so small that "
-    "starting an update takes as long as making it",
+  "sweep.eval_split": Key("", "their accuracy on it decides", free=True),
+  "steps_per_dispatch": _number(
+    1, 1, 10**4, "updates sent to the devices at once: for tiny models", True
   ),
-  "log_every": ("50 steps", "between records of metrics; 0: none"),
-  "eval_every": ("1 epochs", "beside the evaluation at the end; 0: none"),
-  "checkpoint_every": (
-    "1 epochs",
-    "beside the checkpoint at the end; 0: none",
+  "log_every": Key("50 steps", "interval of metrics; 0: never", free=True),
+  "eval_every": Key(
+    "1 epochs", "interval of evaluations; 0: only at the end", free=True
   ),
-  "keep_checkpoints": (3, "the newest that stay"),
-  "keep_every": (
-    "",
-    "those at multiples of this duration stay too; empty: none",
+  "checkpoint_every": Key(
+    "1 epochs", "interval of checkpoints; 0: only at the end", free=True
   ),
-  "keep_best": (
-    "",
-    "and the best by this metric (eval/accuracy), which an evaluation saves "
-    "and predict, evaluate and export take; empty: none",
+  "keep_checkpoints": _number(3, 1, _MANY, "newest checkpoints to keep", True),
+  "keep_every": Key(
+    "", "keep those at multiples of this duration as well", free=True
   ),
-  "report": (True, "write report.html at the end"),
-  "sharding.zero1": (
+  "keep_best": _choice(
+    "keep the best by this metric as well: each evaluation that improves it "
+    "saves, and predict, evaluate and export take it",
+    *("", "eval/accuracy", "eval/accuracy_top5", "eval/loss"),
+    free=True,
+  ),
+  "report": Key(True, "write report.html at the end", free=True),
+  "sharding.zero1": Key(
     True,
-    "split the optimizer's state and the average of the weights over all "
-    "devices (ZeRO-1, arXiv 1910.02054)",
+    "split optimizer state and averaged weights over all devices (ZeRO-1)",
+    free=True,
   ),
-  "sharding.fsdp": (
-    1,
-    "devices that share one copy of the weights (FSDP); 1: each has its own",
+  "sharding.fsdp": _number(
+    1, 1, 10**6, "devices that share one copy of the weights (FSDP)", True
   ),
-  "sharding.min_size": (
-    65_536,
-    "arrays of fewer elements are whole on every device",
+  "sharding.min_size": _number(
+    65_536, 1, 10**18, "smaller arrays, in elements, are never split", True
   ),
-  "sharding.reduce_dtype": (
-    "float32",
-    "kernels' gradients are summed over devices so",
+  "sharding.reduce_dtype": _choice(
+    "type in which kernels' gradients are summed over devices",
+    *("float32", "bfloat16"),
   ),
-  "nonfinite": (
-    "stop",
-    "at a NaN or infinity: stop, or skip that update and go on",
+  "nonfinite": _choice(
+    "at a NaN or infinity, stop, or skip the update", "stop", "skip", free=True
   ),
-  "nonfinite_limit": (10, "updates skipped in a row at most"),
-  "hang_seconds": (
-    1800,
-    "a run that makes no progress for so long is ended; 0: never",
+  "nonfinite_limit": _number(
+    10, 1, _MANY, "most updates skipped in a row", True
   ),
-  "fewshot.name": ("", "data set; empty: no few-shot evaluation"),
-  "fewshot.train_split": ("train", "labelled examples come from it"),
-  "fewshot.eval_split": ("test", "accuracy is of it"),
-  "fewshot.shots": ((1, 5, 10, 25), "labelled examples a class"),
-  "fewshot.seeds": (3, "draws of them; their mean is reported"),
-  "fewshot.l2": (1024.0, "weight of the ridge"),
+  "hang_seconds": _number(
+    1800, 0, _MANY, "end a run without progress after this; 0: never", True
+  ),
+  "fewshot.name": Key("", "data set; empty: no few-shot evaluation"),
+  "fewshot.train_split": Key("train", "labelled examples are from it"),
+  "fewshot.eval_split": Key("test", "accuracy is on it"),
+  "fewshot.shots": Key((1, 5, 10, 25), "labelled examples per class"),
+  "fewshot.seeds": _number(3, 1, 1000, "draws of them, averaged"),
+  "fewshot.l2": _number(1024.0, 0, _FLOAT, "weight of the ridge"),
 }
+# Those that a resumed run may change.
+FREE_KEYS = tuple(name for name, key in KEYS.items() if key.free)
 
 
 def default() -> Config:
-  """All keys there are, with their defaults."""
+  """A new config of all keys with their defaults."""
   config: Config = ml_collections.ConfigDict()
-  for key, (value, _) in KEYS.items():
-    *groups, name = key.split(".")
-    place = config
-    for group in groups:
-      if group not in place:
-        place[group] = ml_collections.ConfigDict()
-      place = place[group]
-    place[name] = value
+  for name, key in KEYS.items():
+    _set(config, name, key.default)
   return config
 
 
-# Keys that change neither the numbers nor their meaning: a resumed run may
-# differ in them from its first start.
-FREE_KEYS = (
-  "data.data_dir",
-  "data.threads",
-  "data.prefetch_batches",
-  "steps_per_dispatch",
-  "log_every",
-  "eval_every",
-  "checkpoint_every",
-  "keep_checkpoints",
-  "keep_every",
-  "keep_best",
-  "report",
-  "model.layout",
-  "model.remat",
-  "sharding.zero1",
-  "sharding.fsdp",
-  "sharding.min_size",
-  "nonfinite",
-  "nonfinite_limit",
-  "hang_seconds",
-  "sweep.learning_rates",
-  "sweep.train_split",
-  "sweep.eval_split",
-)
+def _set(config: Config, name: str, value: Any) -> None:
+  *groups, last = name.split(".")
+  for group in groups:
+    if group not in config:
+      config[group] = ml_collections.ConfigDict()
+    config = config[group]
+  config[last] = value
 
 
 def image_size(config: Config) -> tuple[int, int]:
@@ -294,7 +300,7 @@ def image_size(config: Config) -> tuple[int, int]:
 
 
 def changed(config: Config, values: Mapping[str, Any]) -> Config:
-  """A copy with other values, as of `flatten`."""
+  """A copy with other values, named as by `flatten`."""
   copy: Config = ml_collections.ConfigDict(config)
   copy = copy.copy_and_resolve_references()
   copy.update_from_flattened_dict(values)
@@ -302,13 +308,13 @@ def changed(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def flatten(config: Config) -> dict[str, Any]:
-  """`{"model.variant": "B/16", ...}` from a nested config."""
+  """`{"model.variant": "B/16", ...}` from a nested config; lists for tuples."""
   flat: dict[str, Any] = {}
   for key, value in config.items():
-    if isinstance(value, GROUPS):
+    if isinstance(value, Mapping | ml_collections.ConfigDict):
       flat |= {f"{key}.{k}": v for k, v in flatten(value).items()}
     else:
-      flat[key] = _plain(value)
+      flat[key] = _lists(value)
   return flat
 
 
@@ -322,58 +328,63 @@ def differences(old: Config, new: Config) -> dict[str, str]:
   }
 
 
-def to_json(config: Config) -> dict[str, object]:
+def to_json(config: Config) -> dict[str, Any]:
   """The config as plain JSON values."""
-  return {
-    key: to_json(value) if isinstance(value, GROUPS) else _plain(value)
-    for key, value in config.items()
-  }
+  return json.loads(json.dumps(config.to_dict()))
 
 
 def from_json(stored: Mapping[str, Any], resolved: Mapping[str, Any]) -> Config:
-  """The config of a run; keys that are younger have their defaults.
+  """The config of a run; keys added since have their defaults.
 
   Args:
     stored: as of `to_json`.
-    resolved: what config.json tells beside it.
+    resolved: what config.json holds beside it.
   """
   config = default()
-  known = flatten(config)
-  for key, value in flatten(stored).items():
-    if key not in known:
-      continue  # Gone since.
-    *groups, last = key.split(".")
-    place = config
-    for group in groups:
-      place = place[group]
-    place[last] = _tuples(value)
-  if isinstance(config.model.remat, bool):  # As it was at first.
-    config.model.remat = "block" if config.model.remat else "none"
-  # Of weights that the run had fitted to its resolution.
+  for name, value in flatten(stored).items():
+    if name in KEYS:
+      _set(config, name, _tuples(value))
+  # Of weights that the run fitted to its resolution.
   if resolved.get("tokens_mlp_dim"):
     config.model.tokens_mlp_dim = resolved["tokens_mlp_dim"]
   return config
 
 
 def _tuples(value: Any) -> Any:
-  """Tuples for the lists that JSON has made of them, at any depth."""
+  """Tuples for lists, at any depth."""
   return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _plain(value: Any) -> Any:
-  """Lists for tuples, at any depth: what JSON makes of them."""
-  if isinstance(value, tuple | list):
-    return [_plain(v) for v in value]
-  return value
+def _lists(value: Any) -> Any:
+  """Lists for tuples, at any depth, as in JSON."""
+  return [*map(_lists, value)] if isinstance(value, tuple | list) else value
 
 
 def shown(value: Any) -> str:
-  """A value for a sentence: its `repr`, shortened."""
+  """A value for a message: its `repr`, shortened."""
   try:
     text = repr(value)
   except ValueError:  # An int of thousands of digits.
     return f"a number of {value.bit_length():,} bits"
   return text if len(text) <= 100 else f"{text[:60]}... ({len(text):,} long)"
+
+
+def override(key: str, value: Any) -> str:
+  """`--config.KEY=VALUE`, quoted where a shell needs it."""
+  return f"--config.{key}={shlex.quote(str(value))}"
+
+
+def unknown(key: str) -> str:
+  """A sentence on a key that doesn't exist."""
+  inside = [k for k in KEYS if k.startswith(f"{key}.")]
+  if inside:
+    example = override(inside[0], KEYS[inside[0]].default)
+    return f"{key} is a group of keys; set one of them, as in {example}."
+  meant = f"did you mean {near(key)!r}? " if near(key) else ""
+  return (
+    f"the config has no key {shown(key)}; {meant}mixer/config.py lists them "
+    "all."
+  )
 
 
 # What people call keys that have other names here.
@@ -397,45 +408,24 @@ _SYNONYMS = {
 
 
 def near(key: str) -> str:
-  """The key that is most likely meant by one that isn't there; "" if none is.
+  """The existing key that another name most likely means; "" if none.
 
-  By its last name, an abbreviation ("lr"), a synonym or a part of the name,
-  in its own group first; else by its letters.
+  By its last name, a synonym, an abbreviation ("lr"), similar letters, or a
+  part of the name; keys of its own group first.
   """
-  known = list(KEYS)
   group, _, last = key.lower().replace("-", "_").rpartition(".")
-  known.sort(key=lambda k: (k.rpartition(".")[0] != group, len(k)))
-
-  def names(k: str) -> tuple[str, str]:
-    name = k.rpartition(".")[2]
-    return name, "".join(word[0] for word in name.split("_"))
-
-  exact = [k for k in known if last in names(k)]
-  parts = [
-    k
-    for k in known
-    if min(len(last), len(names(k)[0])) > 3
-    and (names(k)[0] in last or last in names(k)[0])
+  known = sorted(KEYS, key=lambda k: (k.rpartition(".")[0] != group, len(k)))
+  names = {k: k.rpartition(".")[2] for k in known}
+  same = [k for k in known if names[k] == last]
+  synonym = [_SYNONYMS[last]] if last in _SYNONYMS else []
+  short = [
+    k for k in known if "".join(w[0] for w in names[k].split("_")) == last
   ]
   alike = difflib.get_close_matches(key, known, n=1)
-  synonym = [_SYNONYMS[last]] if last in _SYNONYMS else []
-  found = [k for k in exact if names(k)[0] == last] or synonym
-  return [*found, *exact, *alike, *parts, ""][0]
-
-
-def override(key: str, value: Any) -> str:
-  """`--config.KEY=VALUE`, quoted where a shell needs it."""
-  return f"--config.{key}={shlex.quote(str(value))}"
-
-
-def unknown(key: str) -> str:
-  """A sentence on a key that isn't there."""
-  inside = [k for k in KEYS if k.startswith(f"{key}.")]
-  if inside:
-    example = override(inside[0], KEYS[inside[0]][0])
-    return f"{key} is a group of keys; set one of them, as in {example}."
-  meant = f"did you mean {near(key)!r}? " if near(key) else ""
-  return (
-    f"the config has no key {shown(key)}; {meant}mixer/config.py lists them "
-    "all."
-  )
+  part = [
+    k
+    for k in known
+    if min(len(last), len(names[k])) > 3
+    and (names[k] in last or last in names[k])
+  ]
+  return [*same, *synonym, *short, *alike, *part, ""][0]

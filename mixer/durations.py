@@ -1,4 +1,4 @@
-"""Durations: steps, epochs, examples, shares of the whole; all become steps."""
+"""Durations: steps, epochs, examples or shares of the run; all become steps."""
 
 import dataclasses
 import re
@@ -7,9 +7,17 @@ from fractions import Fraction
 from mixer import config as config_lib
 from mixer.errors import UserError
 
-# Steps between one event and the next: exact, so that two halves of a run end
-# with it; 0 for never.
+# Steps between two events, exact, so that halves of a run end with it; 0: never
 Interval = int | Fraction
+# Keys of intervals: "" and 0 mean never.
+INTERVALS = ("log_every", "eval_every", "checkpoint_every", "keep_every")
+
+_UNITS = ("steps", "epochs", "examples", "%")
+_DURATION = re.compile(
+  r"\s*([0-9]+(?:_[0-9]+)*\.?[0-9]*(?:e[0-9]{1,2})?)\s*(\S*)\s*"
+)
+_LONGEST = 40  # Characters.
+_MOST = 2**31 - 1  # Updates are counted in 32 bits.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +32,7 @@ class Plan:
   keep_every: Interval = 0
 
   def to_json(self) -> dict[str, int | float]:
-    """All of it; intervals that are no whole steps rounded as floats are."""
+    """All of it; fractions as floats."""
     found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
     return {
       k: int(v) if v.denominator == 1 else float(v) for k, v in found.items()
@@ -32,9 +40,9 @@ class Plan:
 
 
 def _passed(every: Interval, step: int) -> int:
-  """How many times it was due in the updates 1 to `step`.
+  """Number of events in the updates 1 to `step`.
 
-  The k-th time is at the step that is nearest to k intervals, of two the later.
+  Event k is at the step nearest to k intervals, of two the later.
   """
   if not every:
     return 0
@@ -42,16 +50,15 @@ def _passed(every: Interval, step: int) -> int:
 
 
 def is_due(every: Interval, step: int) -> bool:
-  """Whether what happens at that interval happens after update `step`."""
+  """Whether an event of that interval is after update `step`."""
   return step > 0 and _passed(every, step) > _passed(every, step - 1)
 
 
 def at_once(plan: Plan, step: int, most: int) -> int:
-  """How many updates after `step` are dispatched together: `most`, or 1.
+  """Number of updates to dispatch together after `step`: `most`, or 1.
 
-  It is `most` from multiples of it on, unless something is due between them. So
-  it depends on the step alone, and a run that was interrupted goes on as it
-  would have.
+  It is `most` at its multiples, unless an event falls between them; so it
+  depends on the step alone, and a resumed run repeats it.
 
   Args:
     plan: of the run.
@@ -64,23 +71,8 @@ def at_once(plan: Plan, step: int, most: int) -> int:
   return 1 if step % most or due else most
 
 
-# Keys of which "" and 0 mean never.
-INTERVALS = ("log_every", "eval_every", "checkpoint_every", "keep_every")
-_UNITS = ("steps", "epochs", "examples", "%")
-_DURATION = re.compile(
-  r"\s*([0-9]+(?:_[0-9]+)*\.?[0-9]*(?:e[0-9]{1,2})?)\s*(\S*)\s*"
-)
-_LONGEST = 40  # Characters.
-# Updates are counted in 32 bits.
-_MOST = 2**31 - 1
-
-
 def parse(key: str, text: str) -> tuple[Fraction, str]:
-  """Reads a duration: "5 epochs" -> (5, "epochs"); no unit means steps.
-
-  Args:
-    key: of the config, for the message.
-    text: its value.
+  """Reads the duration of a key: "5 epochs" -> (5, "epochs"); or steps.
 
   Raises:
     UserError: not a number and a unit.
@@ -98,11 +90,21 @@ def parse(key: str, text: str) -> tuple[Fraction, str]:
   return Fraction(match.group(1).replace("_", "")), unit
 
 
+def check(config: config_lib.Config) -> None:
+  """Refuses what is no duration.
+
+  Raises:
+    UserError: names the key.
+  """
+  for key in ("total", "schedule.warmup", *filter(config.get, INTERVALS)):
+    parse(key, config[key])
+
+
 def plan(config: config_lib.Config, num_examples: int) -> Plan:
-  """Turns the config's durations into steps.
+  """Turns a valid config's durations into steps.
 
   Args:
-    config: a valid config.
+    config: of the run.
     num_examples: of the training split.
 
   Raises:

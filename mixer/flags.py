@@ -66,7 +66,7 @@ class Parser(argparse.ArgumentParser):
     near = difflib.get_close_matches(name, own, n=1, cutoff=0.75)
     key = config_lib.near(name.lstrip("-")) if "--config" in known else ""
     if not near and key:
-      near = [config_lib.override(key, config_lib.KEYS[key][0])]
+      near = [config_lib.override(key, config_lib.KEYS[key].default)]
     return f"there is no flag {name}" + (
       f"; did you mean {near[0]}?" if near else ""
     )
@@ -207,13 +207,14 @@ def add_config(parser: argparse.ArgumentParser, beside: str) -> None:
     help="the recipe; --config.KEY=VALUE overrides a key",
   )
   group = parser.add_argument_group("keys of the config, with their defaults")
-  for key, (default, meaning) in config_lib.KEYS.items():
+  for name, key in config_lib.KEYS.items():
+    choices = " or ".join(filter(None, key.choices))
     group.add_argument(
-      f"--config.{key}",
-      type=_value(key, default),
+      f"--config.{name}",
+      type=_value(name, key.default),
       default=argparse.SUPPRESS,
-      metavar=shlex.quote(str(default)),
-      help=meaning.replace("%", "%%"),
+      metavar=shlex.quote(str(key.default)),
+      help=f"{key.meaning}{choices and f' ({choices})'}".replace("%", "%%"),
     )
 
 

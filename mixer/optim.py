@@ -117,43 +117,11 @@ def _scale(config: config_lib.Config, updates: Any) -> Any:
   return jax.tree_util.tree_map_with_path(scale, updates)
 
 
-def check_factors(config: config_lib.Config) -> None:
-  """Refuses `optimizer.lr_factors` that are no pairs of pattern and factor.
-
-  Raises:
-    UserError: names what is wrong.
-  """
-  for pair in config.optimizer.lr_factors:
-    wrong = _wrong(pair)
-    if wrong:
-      raise UserError(
-        f"{_KEY} has {config_lib.shown(pair)}, {wrong}; write it as in "
-        f"{_EXAMPLE}."
-      )
-
-
-def _wrong(pair: object) -> str:
-  """What is wrong with a pair of pattern and factor; "" if nothing is."""
-  if not isinstance(pair, tuple | list) or len(pair) != 2:
-    return "which is no pair of a pattern and a factor"
-  pattern, value = pair
-  if not isinstance(pattern, str):
-    return "whose first is no pattern"
-  is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  if not is_number or not 0 <= value < 3.4e38:  # Finite in float32.
-    return "whose second should be a number of at least 0"
-  try:
-    re.compile(pattern)
-  except (re.error, OverflowError, RecursionError) as e:
-    return f"whose first is no regular expression ({e})"
-  return ""
-
-
 def check_names(config: config_lib.Config, names: Iterable[str]) -> None:
   """Refuses `optimizer.lr_factors` that don't fit a model.
 
   Args:
-    config: of `check_factors`.
+    config: a valid one.
     names: of all parameters.
 
   Raises:

@@ -1,117 +1,14 @@
-"""Refuses a config that cannot work, in sentences."""
+"""Refuses a config that cannot work, in sentences that say what would."""
 
 import math
+import re
+from collections.abc import Iterable
+from typing import Any
 
-from mixer import block, durations, optim
 from mixer import config as config_lib
+from mixer import durations
 from mixer import model as model_lib
 from mixer.errors import UserError
-
-_CHOICES = {
-  "init_head": ("new", "keep"),
-  "init_resize": ("", "tiles", "interleaved", "resample"),
-  "model.dtype": ("bfloat16", "float32"),
-  "model.layout": ("", *block.LAYOUTS),
-  "model.remat": block.REMAT,
-  "model.token_mixing": ("shared", "untied"),
-  "data.permute": model_lib.PERMUTATIONS,
-  "data.crop": ("inception", "resize"),
-  "loss.name": ("softmax", "sigmoid"),
-  "optimizer.name": ("adamw", "sgd"),
-  "optimizer.train": ("all", "head"),
-  "schedule.decay": ("linear", "cosine", "constant"),
-  "keep_best": ("", "eval/accuracy", "eval/accuracy_top5", "eval/loss"),
-  "nonfinite": ("stop", "skip"),
-  "sharding.reduce_dtype": ("float32", "bfloat16"),
-}
-# Beyond it float32 has infinity alone.
-_FLOAT = 3.4e38
-# Every number there is: (at least, below, an example).
-_NUMBERS = {
-  "seed": (0, 2**32, 0),
-  "batch_size": (1, 10**7, 64),
-  "image_size": (1, 10**4, 224),
-  "image_width": (0, 10**4, 224),
-  "model.num_blocks": (0, 1000, 12),
-  "model.hidden_dim": (0, 10**5, 768),
-  "model.tokens_mlp_dim": (0, 10**5, 384),
-  "model.channels_mlp_dim": (0, 10**6, 3072),
-  "model.dropout": (0, 1, 0.1),
-  "model.stochastic_depth": (0, 1, 0.1),
-  "model.head_bias": (-1000, 1000, -10),
-  "model.token_groups": (1, 10**5, 4),
-  "data.permute_seed": (0, 2**32, 0),
-  "data.examples_per_class": (0, 10**9, 10),
-  "data.subset_seed": (0, 2**32, 0),
-  "data.crop_area_min": (0, 1, 0.05),
-  "data.randaugment_layers": (0, 100, 2),
-  "data.randaugment_magnitude": (0, 31, 15),
-  "data.affine_degrees": (0, 181, 10),
-  "data.affine_scale": (0, 1, 0.1),
-  "data.affine_translate": (0, 1, 0.1),
-  "data.eval_short_side": (0, 10**5, 256),
-  "data.threads": (1, 1000, 16),
-  "data.prefetch_batches": (1, 1000, 2),
-  "loss.label_smoothing": (0, 1, 0.1),
-  "loss.mixup": (0, 1000, 0.5),
-  "optimizer.learning_rate": (0, _FLOAT, 1e-3),
-  "optimizer.weight_decay": (0, _FLOAT, 0.1),
-  "optimizer.b1": (0, 1, 0.9),
-  "optimizer.b2": (0, 1, 0.999),
-  "optimizer.eps": (0, _FLOAT, 1e-8),
-  "optimizer.momentum": (0, 1, 0.9),
-  "optimizer.clip_norm": (0, _FLOAT, 1),
-  "optimizer.ema_decay": (0, 1, 0.9999),
-  "optimizer.accumulate": (1, 10**7, 4),
-  "optimizer.sam_rho": (0, _FLOAT, 0.1),
-  "steps_per_dispatch": (1, 10**4, 8),
-  "keep_checkpoints": (1, 10**9, 3),
-  "sharding.fsdp": (1, 10**6, 1),
-  "sharding.min_size": (1, 10**18, 65_536),
-  "nonfinite_limit": (1, 10**9, 10),
-  "hang_seconds": (0, 10**9, 1800),
-  "fewshot.seeds": (1, 1000, 3),
-  "fewshot.l2": (0, _FLOAT, 1024),
-}
-
-
-def _check_keys(
-  config: config_lib.Config, schema: config_lib.Config, prefix: str = ""
-) -> None:
-  """Refuses unknown, missing and ill-typed keys."""
-  for key in config:
-    if key not in schema:
-      near = config_lib.near(prefix + key)
-      meant = f" (did you mean {near}?)" if near else ""
-      raise UserError(
-        f"{prefix}{key} is not a key of the config{meant}; there are: "
-        f"{', '.join(sorted(schema))}."
-      )
-  for key, expected in schema.items():
-    name = prefix + key
-    if key not in config:
-      raise UserError(
-        f"the config has no {name}; start it from mixer.config.default(), "
-        f"where it is {expected!r}."
-      )
-    value = config[key]
-    if isinstance(expected, config_lib.GROUPS):
-      if not isinstance(value, config_lib.GROUPS):
-        raise UserError(
-          f"{name}={config_lib.shown(value)} should be a group of keys."
-        )
-      _check_keys(value, expected, name + ".")
-      continue
-    kinds = {float: (float, int), tuple: (tuple, list)}
-    allowed = kinds.get(type(expected), (type(expected),))
-    if not isinstance(value, allowed) or (
-      isinstance(value, bool) and not isinstance(expected, bool)
-    ):
-      raise UserError(
-        f"{name}={config_lib.shown(value)} should be of type "
-        f"{type(expected).__name__}, as in "
-        f"{config_lib.override(name, expected)}."
-      )
 
 
 def validate(config: config_lib.Config, num_devices: int) -> None:
@@ -124,43 +21,83 @@ def validate(config: config_lib.Config, num_devices: int) -> None:
   Raises:
     UserError: names the key and a valid value.
   """
-  _check_keys(config, config_lib.default())
-  for key in ("total", "schedule.warmup"):
-    durations.parse(key, config[key])
-  for key in filter(config.get, durations.INTERVALS):
-    durations.parse(key, config[key])
-  for key, allowed in _CHOICES.items():
-    if config[key] not in allowed:
+  flat = config_lib.flatten(config)
+  for name in flat:
+    if name not in config_lib.KEYS:
+      raise UserError(config_lib.unknown(name))
+  for name, key in config_lib.KEYS.items():
+    if name not in flat:
       raise UserError(
-        f"{key}={config_lib.shown(config[key])} is not known; it can be "
-        + " or ".join(f"--config.{key}={a}" for a in allowed)
-        + "."
+        f"the config has no {name}; start it from mixer.config.default(), "
+        f"where it is {key.default!r}."
       )
-  for key in _NUMBERS:
-    _check_number(key, config[key])
+    _check_value(name, flat[name], key)
+  durations.check(config)
   for rate in config.sweep.learning_rates:
-    _check_number("optimizer.learning_rate", rate, "sweep.learning_rates")
-  optim.check_factors(config)
-  _check_together(config, num_devices)
+    _check_number("sweep.learning_rates", rate, "optimizer.learning_rate")
+  for pair in config.optimizer.lr_factors:
+    _check_factor(pair)
+  _check_devices(config, num_devices)
+  _check_sizes(config)
+  _check_together(config)
   _check_token_mixing(config)
 
 
-def _check_number(key: str, value: object, among: str = "") -> None:
-  """Refuses what is out of a key's range, or NaN.
-
-  Args:
-    key: in `_NUMBERS`.
-    value: a number, or one of the values of another key.
-    among: that key.
-  """
-  low, high, example = _NUMBERS[key]
-  is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  if not is_number or not low <= value < high:
-    example = f"({example},)" if among else example
-    below = f"{high:,}" if isinstance(high, int) else f"{high:g}"
+def _check_value(name: str, value: Any, key: config_lib.Key) -> None:
+  """Refuses another type than the default's, and what is out of range."""
+  kind = type(key.default)
+  allowed = {float: (float, int), tuple: list}.get(kind, kind)
+  if not isinstance(value, allowed) or (
+    isinstance(value, bool) and kind is not bool
+  ):
     raise UserError(
-      f"{among or key}={config_lib.shown(value)} should be at least {low} and "
-      f"below {below}, as in {config_lib.override(among or key, example)}."
+      f"{name}={config_lib.shown(value)} should be of type {kind.__name__}, as "
+      f"in {config_lib.override(name, key.default)}."
+    )
+  if key.choices and value not in key.choices:
+    wrong = f"{name}={config_lib.shown(value)} is not known"
+    raise _refusal(wrong, name, key.choices)
+  if key.below:
+    _check_number(name, value, name)
+
+
+def _check_number(name: str, value: Any, like: str) -> None:
+  """Refuses what is out of the range of the key `like`, NaN too."""
+  key = config_lib.KEYS[like]
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  if not is_number or not key.least <= value < key.below:
+    below = f"{key.below:,}" if isinstance(key.below, int) else key.below
+    example = key.default if name == like else (key.default,)
+    raise UserError(
+      f"{name}={config_lib.shown(value)} should be at least {key.least} and "
+      f"below {below}, as in {config_lib.override(name, example)}."
+    )
+
+
+def _refusal(wrong: str, key: str, values: Iterable[object]) -> UserError:
+  """Says what is wrong, and which values of the key work."""
+  ways = [f"--config.{key}={value}" for value in values]
+  return UserError(f"{wrong}; use {' or '.join(ways)}.")
+
+
+def _check_factor(pair: Any) -> None:
+  """Refuses an item of `optimizer.lr_factors` that is no pattern and factor."""
+  wrong = ""
+  if not isinstance(pair, tuple | list) or len(pair) != 2:
+    wrong = "which is no pair of a pattern and a factor"
+  elif not isinstance(pair[0], str):
+    wrong = "whose first is no pattern"
+  elif type(pair[1]) not in (int, float) or not 0 <= pair[1] < 3.4e38:
+    wrong = "whose second should be a number of at least 0"
+  else:
+    try:
+      re.compile(pair[0])
+    except (re.error, OverflowError, RecursionError) as e:
+      wrong = f"whose first is no regular expression ({e})"
+  if wrong:
+    raise UserError(
+      f"optimizer.lr_factors has {config_lib.shown(pair)}, {wrong}; write it "
+      "as in --config.optimizer.lr_factors=\"(('head/.*', 10.0),)\"."
     )
 
 
@@ -170,129 +107,133 @@ def _divisors(number: int) -> list[int]:
   return sorted({*low, *(number // n for n in low)})
 
 
-def _check_together(config: config_lib.Config, num_devices: int) -> None:
-  """Refuses settings that contradict one another."""
-  b = config.batch_size
-  if b % num_devices:
-    near = [max(1, b // num_devices) * num_devices]
-    near.append(near[0] + num_devices)
-    raise UserError(
-      f"batch_size={b} can't be divided among {num_devices} devices; use "
-      + " or ".join(f"--config.batch_size={n}" for n in near)
-      + "."
+def _multiples(number: int, of: int) -> tuple[int, int]:
+  """The nearest multiples on both sides, above 0."""
+  below = max(1, number // of) * of
+  return below, below + of
+
+
+def _check_devices(config: config_lib.Config, num_devices: int) -> None:
+  """Refuses a batch that can't be divided among devices."""
+  batch, parts = config.batch_size, config.optimizer.accumulate
+  if batch % num_devices:
+    raise _refusal(
+      f"batch_size={batch} can't be divided among {num_devices} devices",
+      "batch_size",
+      _multiples(batch, num_devices),
     )
-  parts, each = config.optimizer.accumulate, b // num_devices
+  each = batch // num_devices
   if each % parts:
     divisors = _divisors(each)
     near = [max(n for n in divisors if n < parts)]
-    near += [n for n in divisors if n > parts][:1]
-    raise UserError(
+    raise _refusal(
       f"optimizer.accumulate={parts} doesn't divide the {each} examples that "
-      f"each of {num_devices} devices has of batch_size={b}; use "
-      + " or ".join(f"--config.optimizer.accumulate={n}" for n in near)
-      + "."
+      f"each of {num_devices} devices has of batch_size={batch}",
+      "optimizer.accumulate",
+      near + [n for n in divisors if n > parts][:1],
     )
-  if parts > 1 and config.sharding.reduce_dtype == "bfloat16":
-    raise UserError(
-      f"optimizer.accumulate={parts} adds gradients up in float32, and so they "
-      "are summed over devices, and sharding.reduce_dtype='bfloat16'; use "
-      "--config.sharding.reduce_dtype=float32 or "
-      "--config.optimizer.accumulate=1."
+  shared = config.sharding.fsdp
+  if num_devices % shared:
+    raise _refusal(
+      f"sharding.fsdp={shared} doesn't divide the {num_devices} devices",
+      "sharding.fsdp",
+      _divisors(num_devices)[:4],
     )
-  n = config.sharding.fsdp
-  if num_devices % n:
-    near = _divisors(num_devices)
-    raise UserError(
-      f"sharding.fsdp={n} doesn't divide the {num_devices} devices; use "
-      + " or ".join(f"--config.sharding.fsdp={d}" for d in near[:4])
-      + "."
-    )
-  spec = model_lib.parse_variant(config.model.variant)
-  patch, size = spec.patch_size, config_lib.image_size(config)
+
+
+def _check_sizes(config: config_lib.Config) -> None:
+  """Refuses images that can't be cut into patches, or cropped."""
+  patch = model_lib.parse_variant(config.model.variant).patch_size
   for key in ("image_size", "image_width"):
     if config[key] % patch:
-      near = [max(1, config[key] // patch) * patch]
-      near.append(near[0] + patch)
-      raise UserError(
+      raise _refusal(
         f"{key}={config[key]} can't be divided into patches of {patch} pixels "
-        f"(model.variant={config.model.variant}); use "
-        + " or ".join(f"--config.{key}={n}" for n in near)
-        + "."
+        f"(model.variant={config.model.variant})",
+        key,
+        _multiples(config[key], patch),
       )
-  side = max(size)
-  if 0 < config.data.eval_short_side < side:
+  height, width = config_lib.image_size(config)
+  side, short_side = max(height, width), config.data.eval_short_side
+  if 0 < short_side < side:
     raise UserError(
-      f"data.eval_short_side={config.data.eval_short_side} is smaller than "
-      f"the central crop, {size[0]} x {size[1]} px (image_size); use "
+      f"data.eval_short_side={short_side} is smaller than the central crop, "
+      f"{height} x {width} px (image_size); use "
       f"--config.data.eval_short_side={side} or more."
     )
-  if config.loss.name == "sigmoid" and config.loss.label_smoothing:
-    raise UserError(
+
+
+def _check_together(config: config_lib.Config) -> None:
+  """Refuses settings that contradict one another."""
+  loss, optimizer = config.loss, config.optimizer
+  half = config.sharding.reduce_dtype == "bfloat16"
+  for wrong, sentence in (
+    (
+      optimizer.accumulate > 1 and half,
+      f"optimizer.accumulate={optimizer.accumulate} sums gradients in float32, "
+      "over devices too, and sharding.reduce_dtype='bfloat16'; use "
+      "--config.sharding.reduce_dtype=float32 or "
+      "--config.optimizer.accumulate=1.",
+    ),
+    (
+      loss.name == "sigmoid" and loss.label_smoothing,
       "loss.label_smoothing is defined for the softmax loss and "
       "loss.name='sigmoid'; use --config.loss.label_smoothing=0 or "
-      "--config.loss.name=softmax."
-    )
-  if config.optimizer.name == "sgd" and config.optimizer.weight_decay:
-    raise UserError(
+      "--config.loss.name=softmax.",
+    ),
+    (
+      optimizer.name == "sgd" and optimizer.weight_decay,
       "optimizer.weight_decay is the decoupled decay of AdamW and "
       "optimizer.name='sgd'; use --config.optimizer.weight_decay=0 or "
-      "--config.optimizer.name=adamw."
-    )
-  if config.init_head == "keep" and not config.init_from:
-    raise UserError(
+      "--config.optimizer.name=adamw.",
+    ),
+    (
+      config.init_head == "keep" and not config.init_from,
       "init_head='keep' and init_from='': there is no head to keep; name the "
-      "weights by --config.init_from=PATH, or use --config.init_head=new."
-    )
+      "weights by --config.init_from=PATH, or use --config.init_head=new.",
+    ),
+  ):
+    if wrong:
+      raise UserError(sentence)
   shots = config.fewshot.shots
   numbers = all(type(s) is int and 0 < s < 10**6 for s in shots)
   if not numbers or (config.fewshot.name and not shots):
     raise UserError(
       f"fewshot.shots={config_lib.shown(shots)} should be numbers of examples, "
-      "as in "
-      '--config.fewshot.shots="(1, 5, 10, 25)".'
+      'as in --config.fewshot.shots="(1, 5, 10, 25)".'
     )
 
 
 def _check_token_mixing(config: config_lib.Config) -> None:
   """Refuses groups and pyramids that don't fit the model."""
-  m = config.model
-  spec = model_lib.parse_variant(m.variant)
+  m, spec = config.model, model_lib.parse_variant(config.model.variant)
   channels = m.hidden_dim or spec.hidden_dim
   if channels % m.token_groups:
-    near = max(g for g in _divisors(channels) if g < m.token_groups)
-    raise UserError(
+    raise _refusal(
       f"model.token_groups={m.token_groups} doesn't divide the model's "
-      f"{channels} channels; use --config.model.token_groups={near}."
+      f"{channels} channels",
+      "model.token_groups",
+      [max(g for g in _divisors(channels) if g < m.token_groups)],
     )
   blocks, tokens = list(m.pyramid_blocks), list(m.pyramid_tokens)
-  example = (
-    'as in --config.model.pyramid_blocks="(2, 5)" '
-    '--config.model.pyramid_tokens="(98, 49)"'
-  )
-  for key, values in (("blocks", blocks), ("tokens", tokens)):
-    # Beyond 32 bits they are none that a model could have.
-    if not all(type(v) is int and abs(v) < 2**31 for v in values):
-      raise UserError(
-        f"model.pyramid_{key}={config_lib.shown(values)} should be whole "
-        f"numbers, {example}."
-      )
-  shown = f"model.pyramid_blocks={config_lib.shown(blocks)}"
-  shown_tokens = f"model.pyramid_tokens={config_lib.shown(tokens)}"
-  if len(blocks) != len(tokens):
-    raise UserError(
-      f"{shown} and {shown_tokens} should be equally long, {example}."
-    )
   depth = m.num_blocks or spec.num_blocks
-  if blocks != sorted({*blocks} & {*range(depth)}):
-    raise UserError(
-      f"{shown} should be rising numbers of blocks; the model has 0 to "
-      f"{depth - 1}."
-    )
   height, width = config_lib.image_size(config)
-  before = [height // spec.patch_size * (width // spec.patch_size), *tokens]
-  if any(not 0 < b < a for a, b in zip(before, tokens, strict=False)):
+  first = height // spec.patch_size * (width // spec.patch_size)
+  # Beyond 32 bits no model could have them.
+  numbers = all(type(v) is int and abs(v) < 2**31 for v in (*blocks, *tokens))
+  if (
+    not numbers
+    or len(blocks) != len(tokens)
+    or blocks != sorted({*blocks} & {*range(depth)})
+    or any(
+      not 0 < b < a for a, b in zip([first, *tokens], tokens, strict=False)
+    )
+  ):
     raise UserError(
-      f"{shown_tokens} should fall from block to block; the model starts with "
-      f"{before[0]} tokens (images of {height} x {width}, "
-      f"patches of {spec.patch_size} pixels)."
+      f"model.pyramid_blocks={config_lib.shown(blocks)} and "
+      f"model.pyramid_tokens={config_lib.shown(tokens)} should be equally "
+      f"long: rising numbers of blocks, of 0 to {depth - 1}, and falling "
+      f"numbers of tokens, below the {first} of the model's start (images "
+      f"of {height} x {width}, patches of {spec.patch_size} pixels), as in "
+      '--config.model.pyramid_blocks="(2, 5)" '
+      '--config.model.pyramid_tokens="(98, 49)".'
     )

@@ -114,14 +114,14 @@ def test_a_group_is_no_key(read):
 )
 def test_an_ill_typed_override_names_key_value_and_type(read, key, value):
   said = read(SMOKE, f"--config.{key}={value}")
-  default = config_lib.KEYS[key][0]
+  default = config_lib.KEYS[key].default
   kind = type(default).__name__
   assert said.startswith(
     f"argument --config.{key}: {value!r} is not of type {kind}; write it as in "
   )
   example = said.rstrip(".").split("write it as in ")[1]
   config = read(SMOKE, example.replace("'", "")).config
-  assert config_lib.flatten(config)[key] == config_lib._plain(default)
+  assert config_lib.flatten(config)[key] == config_lib._lists(default)
 
 
 _RECIPE = """from mixer import config as config_lib

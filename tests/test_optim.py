@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import smoke
-from mixer import durations, optim, weights
+from mixer import durations, optim, validation, weights
 from mixer.errors import UserError
 
 
@@ -285,7 +285,7 @@ _NAMES = ("head/bias", "head/kernel", "stem/bias", "stem/kernel")
 def test_factors_that_are_refused(factors, sentence):
   config = changed(lr_factors=factors)
   with pytest.raises(UserError) as caught:
-    optim.check_factors(config)
+    validation.validate(config, 1)
     optim.check_names(config, _NAMES)
   message = str(caught.value)
   assert message.startswith("optimizer.lr_factors") and sentence in message
@@ -298,7 +298,7 @@ def test_factors_that_are_refused(factors, sentence):
 )
 def test_factors_that_are_taken(factors):
   config = changed(lr_factors=factors)
-  optim.check_factors(config)
+  validation.validate(config, 1)
   optim.check_names(config, _NAMES)
 
 

@@ -98,7 +98,7 @@ def _memory():
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_sentence_or_a_config(capsys):
   rng = np.random.default_rng(15)
-  known = {k: v for k, (v, _) in config_lib.KEYS.items()}
+  known = {name: key.default for name, key in config_lib.KEYS.items()}
   words = b"model=B/16,dataset=pets,size=224x320"
   accepted = 0
   for i in range(_INPUTS):
