@@ -16,8 +16,7 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from mixer import files, flags, stop
-from mixer import text as text_lib
+from mixer import errors, files, flags, stop
 from mixer.errors import UserError, first_line
 
 if typing.TYPE_CHECKING:
@@ -64,7 +63,7 @@ def main(words: Sequence[str] | None = None) -> int:
     return run(lambda _: print(_HELP.format("\n".join(lines))))
   if name not in COMMANDS:
     near = difflib.get_close_matches(name, COMMANDS, n=1)
-    said = f"error: there is no command {text_lib.printable(name)}; " + (
+    said = f"error: there is no command {errors.printable(name)}; " + (
       f"did you mean `mixer {near[0]}`?" if near else "`mixer` lists them."
     )
     stop.say(said, sys.stderr)
@@ -135,7 +134,7 @@ def run(
   Returns:
     The exit code.
   """
-  with text_lib.safe_output() as out:
+  with errors.safe_output() as out:
     try:
       if out.error:
         raise out.error

@@ -23,7 +23,7 @@ import jax
 from jax._src import distributed, hardware_utils
 
 from mixer import config as config_lib
-from mixer import errors, runtime, stop, text
+from mixer import errors, runtime, stop
 from mixer.errors import UserError, first_line
 
 CLUSTERS = ("auto", "none", "explicit", "slurm", "gke", "tpu")
@@ -333,7 +333,7 @@ def check_same(config: config_lib.Config, more: Mapping[str, Any]) -> None:
     shown = lines[:20] + [f"and {rest} more"] * (rest > 0)
     raise UserError(
       "the processes of this run differ, so none of them starts:\n  "
-      + "\n  ".join(map(text.printable, shown))
+      + "\n  ".join(map(errors.printable, shown))
       + "\nGive all of them the same code, libraries, data and command line.",
       lines=True,
     )

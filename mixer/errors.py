@@ -1,15 +1,31 @@
-"""The one exception that is meant for the user's eyes; others in its words."""
+"""`UserError`; foreign text made safe to show on a terminal or in a log."""
 
-from mixer import text
+import codecs
+import contextlib
+import errno
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+# Control characters, invisible ones and those that turn the direction of
+# writing, line separators, halves of surrogate pairs (bytes of a file's name
+# that are no text), tags. The joiners of scripts and emojis are left.
+_UNSAFE = re.compile(
+  "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e"
+  "\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
+# What a line of progress begins with, or moves to another bar: it may stay.
+_PROGRESS = re.compile("(?:\x1b\\[A)+\\Z|(?:\r|\x1b\\[K)*")
 
 
 class UserError(Exception):
   """Something that the user can mend, said in sentences.
 
   The message says what is wrong, where, what was expected, and the command or
-  the key that mends it. `train.py` and the tools print it without a traceback
-  and exit non-zero; every other exception is a defect of ours and keeps its
-  traceback.
+  the key that mends it. Commands print it without a traceback and exit with 1;
+  every other exception is a defect and keeps its traceback.
 
   Attributes:
     at_once: the process ends without waiting for its threads.
@@ -18,19 +34,19 @@ class UserError(Exception):
   at_once = False
 
   def __init__(self, message: str = "", *, lines: bool = False):
-    """Makes the message safe to show: names in it may be anybody's.
+    """Escapes the message: names in it may be anybody's.
 
     Args:
       message: sentences.
-      lines: it has several lines, and what is foreign in it is safe already.
+      lines: newlines stay; what is foreign in it is safe already.
     """
-    super().__init__(text.printable(message, keep="\n" if lines else ""))
+    super().__init__(printable(message, keep="\n" if lines else ""))
 
 
 def first_line(error: BaseException) -> str:
-  """What an error says, for use within a sentence: without a full stop."""
+  """The first line of an error's message, for a sentence: no full stop."""
   lines = str(error).strip().splitlines() or [repr(error)]
-  return text.printable(lines[0][:300].rstrip("."))
+  return printable(lines[0][:300].rstrip("."))
 
 
 def is_memory(error: BaseException) -> bool:
@@ -39,3 +55,117 @@ def is_memory(error: BaseException) -> bool:
   return isinstance(error, MemoryError) or (
     device and "RESOURCE_EXHAUSTED" in str(error)
   )
+
+
+def printable(text: object, keep: str = "") -> str:
+  r"""Escapes characters that affect more of a terminal or log than their place.
+
+  A newline becomes a backslash and an n, an escape `\x1b`, a byte of a file's
+  name that is no text `\udce9`; those in `keep` stay.
+  """
+  return _UNSAFE.sub(
+    lambda m: m[0] if m[0] in keep else ascii(m[0])[1:-1], str(text)
+  )
+
+
+def _bytes_of_names(error: UnicodeError) -> tuple[bytes, int]:
+  """Undoes `surrogateescape`; "?" for surrogates that stand for no byte."""
+  assert isinstance(error, UnicodeEncodeError)
+  code = ord(error.object[error.start])
+  byte = bytes([code - 0xDC00]) if 0xDC80 <= code <= 0xDCFF else b"?"
+  return byte, error.start + 1
+
+
+# For `str.encode`: names of files come out as the bytes that they are.
+NAMES = "mixer.names"
+codecs.register_error(NAMES, _bytes_of_names)
+
+
+class Output:
+  """stdout or stderr, with control characters escaped; wraps the stream.
+
+  Newlines, tabs and the start of a line of progress stay. `error` is what
+  writing has raised; if `quiet`, it is not raised, as there is nowhere to say.
+  """
+
+  def __init__(self, stream: TextIO, quiet: bool = False):
+    self._stream, self._quiet = stream, quiet
+    self.error: OSError | None = None
+
+  def write(self, text: str) -> int:
+    begin = _PROGRESS.match(text)
+    end = begin.end() if begin else 0
+    safe = text[:end] + printable(text[end:], keep="\n\t")
+    encoding = self._stream.encoding or "utf-8"
+    safe = safe.encode(encoding, "backslashreplace").decode(encoding)
+    self._try(lambda: self._stream.write(safe))
+    return len(text)
+
+  def write_exactly(self, text: str) -> None:
+    """Writes data: on a terminal as `write`, else the very bytes of names."""
+    self.flush()
+    if self._stream.isatty() or not hasattr(self._stream, "buffer"):
+      self.write(text)
+    else:
+      data = text.encode("utf-8", NAMES)
+      self._try(lambda: self._stream.buffer.write(data))
+    self.flush()
+
+  def flush(self) -> None:
+    self._try(self._stream.flush)
+
+  def give_up(self) -> None:
+    """Sends what is left, and all that comes, to /dev/null."""
+    with contextlib.suppress(OSError, ValueError):  # It may be no file.
+      nowhere = os.open(os.devnull, os.O_WRONLY)
+      os.dup2(nowhere, self._stream.fileno())
+      os.close(nowhere)
+
+  def _try(self, action: Callable[[], object]) -> None:
+    try:
+      action()
+    except OSError as e:
+      self.error = e
+      if not self._quiet:
+        raise
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def safe_output() -> Iterator[Output]:
+  """Sends stdout and stderr through `Output`; yields stdout.
+
+  Where stdout is closed (`>&-`), its `error` says so.
+  """
+  before = sys.stdout, sys.stderr
+  if isinstance(sys.stdout, Output):
+    yield sys.stdout
+    return
+  occupy()
+  with open(os.devnull, "w") as nowhere:
+    out = Output(before[0] or nowhere)
+    err = Output(before[1] or nowhere, quiet=True)
+    if before[0] is None:
+      out.error = OSError(errno.EBADF, "it is closed")
+    sys.stdout, sys.stderr = out, err
+    try:
+      yield out
+    finally:
+      for stream in (out, err):
+        try:
+          stream.flush()
+        except OSError:  # Else Python would complain of it at the end.
+          stream.give_up()
+      sys.stdout, sys.stderr = before
+
+
+def occupy() -> None:
+  """Opens descriptors 0 to 2 where they are closed.
+
+  Else the next file opened gets one, and what libraries print goes into it.
+  """
+  while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+    pass
+  os.close(number)

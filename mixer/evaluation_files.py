@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from mixer import files, text
+from mixer import errors, files
 from mixer import tally as tally_lib
 
 # Up to so many classes the matrix is written whole, and drawn.
@@ -119,7 +119,7 @@ def examples(
 
   def add(rows: Sequence[Sequence[Any]]) -> None:
     # Arrow's strings are UTF-8, names of files needn't be.
-    rows = [(i, text.printable(f), *more) for i, f, *more in rows]
+    rows = [(i, errors.printable(f), *more) for i, f, *more in rows]
     columns = dict(zip(_EXAMPLE, zip(*rows, strict=True), strict=True))
     table.write_table(pyarrow.table(columns, schema=schema))
 
@@ -161,7 +161,7 @@ def _draw(file: IO[bytes], matrix: np.ndarray, names: Sequence[str]) -> None:
     )
     axes.set(xlabel="predicted", ylabel="true")
     if named:
-      places, shown = np.arange(len(names)), [*map(text.printable, names)]
+      places, shown = np.arange(len(names)), [*map(errors.printable, names)]
       axes.set_xticks(places, shown, rotation=90)
       axes.set_yticks(places, shown)
     figure.colorbar(drawn, ax=axes, label="share of the true class")

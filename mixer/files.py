@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read with mistrust."""
+"""Local and gs:// files: written whole or not at all, read with care."""
 
 import contextlib
 import errno
@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Collection, Iterator
 from typing import IO, Any
 
-from mixer import text as text_lib
+from mixer import errors
 from mixer.errors import UserError, first_line
 
 # Bytes of the JSON files that are read here; a report's pictures are in one.
@@ -37,27 +37,19 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 
 
 def failures(path: str | os.PathLike[str]) -> tuple[type[Exception], ...]:
-  """What reading and writing there may raise, through no fault of ours."""
-  # What an object store's libraries raise has no common base.
+  """Exceptions of reading and writing there that are no defects."""
+  # Those of an object store's libraries have no common base.
   return (Exception,) if is_remote(path) else (OSError,)
 
 
 def reason(error: BaseException) -> str:
-  """An error in some words, without a full stop."""
+  """An error in a few words, without a full stop."""
   return getattr(error, "strerror", None) or first_line(error)
 
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str], advice: str = "") -> Iterator[None]:
-  """Makes a sentence of what the disk says.
-
-  Args:
-    path: what is written.
-    advice: sentences for the end, as what to do once the disk is mended.
-
-  Raises:
-    UserError: it refuses.
-  """
+  """Turns errors of writing `path` into a UserError that ends in `advice`."""
   expected = failures(path)
   try:
     yield
@@ -77,18 +69,14 @@ def writing(path: str | os.PathLike[str], advice: str = "") -> Iterator[None]:
 
 
 def make_parent(path: str | os.PathLike[str]) -> None:
-  """Makes the folder that a command's output goes to, if there is none.
-
-  Raises:
-    UserError: it can't be made.
-  """
+  """Makes the folder of a command's output; UserError if it can't."""
   if not is_remote(path):
     with writing(path):
       os.makedirs(os.path.dirname(os.path.realpath(path)), exist_ok=True)
 
 
 def in_place(path: str | os.PathLike[str]) -> bool:
-  """Whether it can't be replaced: a device, a pipe, an open descriptor."""
+  """Whether it is a device, a pipe or an open descriptor: not replaceable."""
   if _descriptor(path) is not None:
     return True
   try:
@@ -107,72 +95,60 @@ def _descriptor(path: str | os.PathLike[str]) -> int | None:
 def atomic_write(
   path: str | os.PathLike[str], mode: str = "wb", advice: str = ""
 ) -> Iterator[IO[Any]]:
-  """Opens a file that is there whole or not at all: the one writer.
+  """Yields a file that is there whole or not at all: the one writer.
 
-  A regular file is written beside its place, brought to the disk, and put
-  there when the block ends without an exception; until then an older one
-  stays. Of a link it is the target that is replaced, and it keeps the mode that
-  it had. A device, a pipe, and what is open already (/dev/stdout) are written
-  in place. An object in a store is written at once.
+  A regular file is written beside its place, synced, and put there when the
+  block ends without an exception; until then an older one stays. Of a link the
+  target is replaced; modes are kept. A device, a pipe and an open descriptor
+  (/dev/stdout) are written in place, an object in a store at once.
 
   Args:
     path: local or gs://.
-    mode: "wb", or "w" for UTF-8, in which bytes of file names that are no text
-      come out as they are.
-    advice: sentences for the end of what is raised.
-
-  Yields:
-    The file.
+    mode: "wb", or "w" for UTF-8, in which names of files keep their bytes.
+    advice: sentences for the end of the error.
 
   Raises:
     UserError: it can't be written; also for an OSError within the block.
   """
-  if mode not in ("w", "wb"):
-    raise ValueError(f"mode {mode!r}: expected w or wb")
+  with contextlib.ExitStack() as stack:
+    if is_remote(path):
+      file: Any = io.BytesIO()
+    else:
+      stack.enter_context(writing(path, advice))
+      opened = open_in_place(path) if in_place(path) else _replacing(path)
+      file = stack.enter_context(opened)
+    out = file
+    if mode == "w":
+      out = io.TextIOWrapper(
+        file, "utf-8", errors.NAMES, newline="", write_through=True
+      )
+    yield out
   if is_remote(path):
     from etils import epath  # Slow to import, and only needed here.
 
-    content = io.BytesIO()
-    out = content if mode == "wb" else _as_text(content)
-    yield out
     with writing(path, advice):
-      epath.Path(path).write_bytes(content.getvalue())
-    return
-  with writing(path, advice):
-    if in_place(path):
-      with open_in_place(path) as f:
-        out = f if mode == "wb" else _as_text(f)
-        yield out
-    else:
-      yield from _replaced(os.path.realpath(path), mode)
-
-
-def _as_text(file: IO[bytes]) -> IO[str]:
-  # It closes the file with its last reference: hold one.
-  return io.TextIOWrapper(
-    file, "utf-8", text_lib.NAMES, newline="", write_through=True
-  )
+      epath.Path(path).write_bytes(file.getvalue())
 
 
 def open_in_place(path: str | os.PathLike[str]) -> IO[bytes]:
-  """Opens what is there; a descriptor that is open goes on where it is."""
+  """Opens it for writing; an open descriptor continues where it is."""
   number = _descriptor(path)
   # Opened anew, what /dev/stdout leads to would begin at its start.
   return open(path if number is None else os.dup(number), "wb")
 
 
-def _replaced(path: str, mode: str) -> Iterator[IO[Any]]:
-  folder, name = os.path.split(path)
+@contextlib.contextmanager
+def _replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+  folder, name = os.path.split(target := os.path.realpath(path))
   part = os.path.join(folder, f".{name[:40]}.{secrets.token_hex(4)}.part")
   try:
     with open(part, "xb") as f:
       with contextlib.suppress(OSError):
-        os.fchmod(f.fileno(), stat.S_IMODE(os.stat(path).st_mode))
-      out = f if mode == "wb" else _as_text(f)
-      yield out
+        os.fchmod(f.fileno(), stat.S_IMODE(os.stat(target).st_mode))
+      yield f
       f.flush()
       os.fsync(f.fileno())
-    os.replace(part, path)
+    os.replace(part, target)
   finally:
     with contextlib.suppress(OSError):
       os.unlink(part)
@@ -180,7 +156,7 @@ def _replaced(path: str, mode: str) -> Iterator[IO[Any]]:
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-  """Waits until a folder's names are on the disk, if that can be waited for."""
+  """Waits until a folder's names are on the disk, where that is possible."""
   with contextlib.suppress(OSError):
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -192,12 +168,12 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
 def read_bytes(
   path: str | os.PathLike[str], what: str, limit: int = _LARGEST
 ) -> bytes:
-  """Reads a regular file that has at most `limit` bytes.
+  """Reads a regular file of at most `limit` bytes.
 
   Args:
     path: local or gs://.
-    what: it should be, for a sentence: "the config of a run".
-    limit: bytes.
+    what: it should be, for a message: "the config of a run".
+    limit: in bytes.
 
   Raises:
     UserError: it isn't there, isn't such a file, or can't be read.
@@ -216,7 +192,6 @@ def read_bytes(
       if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path} is no regular file; expected {what}.")
       _check_size(path, what, status.st_size, limit)
-      # Memory is taken for what is asked for, whatever comes.
       return f.read(status.st_size)
   except UserError:
     raise
@@ -243,7 +218,7 @@ def _check_size(
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-  """JSON for people: only what is no text (bytes of names) is escaped."""
+  """JSON for people: only bytes of names that are no text are escaped."""
   text = json.dumps(value, ensure_ascii=False, indent=indent)
   return _SURROGATE.sub(lambda m: ascii(m[0])[1:-1], text)
 
@@ -251,16 +226,7 @@ def json_text(value: Any, indent: int | None = None) -> str:
 def read_json(
   path: str | os.PathLike[str], what: str, limit: int = _LARGEST
 ) -> dict[str, Any]:
-  """The JSON object in a file.
-
-  Args:
-    path: local or gs://.
-    what: it should be, for a sentence: "the config of a run".
-    limit: bytes that it may have.
-
-  Raises:
-    UserError: as for `read_bytes`; or it is no UTF-8, no JSON, no object.
-  """
+  """The JSON object in a file; arguments and errors as of `read_bytes`."""
   data = read_bytes(path, what, limit)
   try:
     found = json.loads(data.decode("utf-8-sig"))
@@ -276,7 +242,7 @@ def read_json(
 
 
 def json_sha256(content: Any) -> str:
-  """Of a JSON value, however it is laid out."""
+  """SHA-256 of a JSON value, independent of its layout."""
   # As it comes back from a file: lists for tuples, strings for keys.
   content = json.loads(json.dumps(content))
   text = json.dumps(content, sort_keys=True)
@@ -284,19 +250,14 @@ def json_sha256(content: Any) -> str:
 
 
 def sealed(content: dict[str, Any]) -> dict[str, Any]:
-  """A JSON object with a check of its own, for `read_sealed`."""
+  """A JSON object with its own SHA-256, for `read_sealed`."""
   return content | {_CHECK: json_sha256(content)}
 
 
 def read_sealed(
   path: str | os.PathLike[str], what: str, keys: Collection[str]
 ) -> dict[str, Any]:
-  """As `read_json`, of what `sealed` has made; older files have no check.
-
-  Args:
-    path: local or gs://.
-    what: it should be, for a sentence: "the config of a run".
-    keys: that it has, these and no others.
+  """As `read_json`, of what `sealed` made, with exactly these keys.
 
   Raises:
     UserError: as for `read_json`; or it isn't as it was written.
@@ -311,7 +272,7 @@ def read_sealed(
 
 
 def of_store(error: BaseException) -> bool:
-  """Whether it comes of an object store: its network, its rights, its rules."""
+  """Whether an error was raised by the libraries of an object store."""
   frames = traceback.walk_tb(error.__traceback__)
   names = (frame.f_globals.get("__name__", "") for frame, _ in frames)
   return any(f"{name}.".startswith(_STORES) for name in names)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from mixer import config as config_lib
-from mixer import text
+from mixer import errors
 from mixer.errors import UserError
 
 if typing.TYPE_CHECKING:
@@ -74,8 +74,8 @@ class Parser(argparse.ArgumentParser):
   def error(self, message: str) -> NoReturn:
     """Ends with a sentence; names in it may be anybody's."""
     end = "" if message.endswith((".", "?")) else "."
-    message = text.printable(message)
-    with text.safe_output():
+    message = errors.printable(message)
+    with errors.safe_output():
       help = f"`{self.prog} --help` lists all flags."
       print(f"error: {message}{end} {help}", file=sys.stderr)
     self.exit(1)

@@ -30,7 +30,7 @@ from typing import Any
 import psutil
 from etils import epath
 
-from mixer import distributed, files, text
+from mixer import distributed, errors, files
 from mixer import workdir as workdir_lib
 from mixer.errors import UserError
 
@@ -378,7 +378,9 @@ def _parse(record: bytes) -> dict[str, Any]:
 
 
 def _name(owner: dict[str, Any]) -> str:
-  return text.printable(owner.get("name") or "a process that can't be made out")
+  return errors.printable(
+    owner.get("name") or "a process that can't be made out"
+  )
 
 
 def _is_alive(owner: dict[str, Any]) -> bool | None:

@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from mixer import files, npz, text
+from mixer import errors, files, npz
 from mixer.errors import UserError
 
 _CROP = "center"
@@ -69,7 +69,7 @@ class Metadata:
   def to_strings(self, **more: str) -> dict[str, str]:
     """The same as strings."""
     return {
-      k: text.printable(v) if isinstance(v, str) else files.json_text(v)
+      k: errors.printable(v) if isinstance(v, str) else files.json_text(v)
       for k, v in self.to_json(**more).items()
     }
 

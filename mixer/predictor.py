@@ -22,17 +22,17 @@ import jax
 import numpy as np
 from PIL import Image
 
-from mixer import images as images_lib
 from mixer import (
+  errors,
   loader,
   metadata,
   preprocess,
   runtime,
   sharding,
-  text,
   train_step,
   trained,
 )
+from mixer import images as images_lib
 from mixer.datasets.preparation import inspection
 from mixer.errors import UserError, first_line
 
@@ -81,13 +81,13 @@ class Prediction:
     Args:
       width: of the source's column, at least; all lines are indented so far.
     """
-    source = text.printable(self.source)
+    source = errors.printable(self.source)
     if self.problem:
-      return [f"{source:<{width}}  {text.printable(self.problem)}"]
+      return [f"{source:<{width}}  {errors.printable(self.problem)}"]
     width = max(width, len(source))
     labels = [source] + [""] * (len(self.names) - 1)
     return [
-      f"{label:<{width}}  {score:6.3f}  {text.printable(name)}"
+      f"{label:<{width}}  {score:6.3f}  {errors.printable(name)}"
       for label, score, name in zip(
         labels, self.scores, self.names, strict=True
       )
@@ -475,6 +475,6 @@ def _decoded(data: bytes, name: str = "") -> np.ndarray:
   if found.problem and found.kind not in inspection.USABLE:
     raise ValueError(found.problem)
   if found.kind == "dark":
-    where = text.printable(name or "an image")
+    where = errors.printable(name or "an image")
     logging.getLogger("mixer").warning("%s: %s", where, found.problem)
   return inspection.decoded(found)

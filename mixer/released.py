@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any, BinaryIO, Literal
 
-from mixer import files, model, npz, progress, text, weights
+from mixer import errors, files, model, npz, progress, weights
 from mixer.errors import UserError, first_line
 
 NAMES = {
@@ -281,4 +281,4 @@ def _receive(
 
 
 def _say(message: str) -> None:
-  print(text.printable(message), file=sys.stderr, flush=True)
+  print(errors.printable(message), file=sys.stderr, flush=True)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
-from mixer import text as text_lib
+from mixer import errors
 
 # Exit codes, documented in README.md.
 DONE, FAILED, PREEMPTED = 0, 1, 42
@@ -82,7 +82,7 @@ def listen() -> None:
   global _listening
   if _listening:
     return
-  text_lib.occupy()
+  errors.occupy()
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
   # Python's handlers never run while the main thread is inside XLA; this

@@ -16,7 +16,7 @@ import fsspec.config
 from etils import epath
 
 from mixer import config as config_lib
-from mixer import files, text
+from mixer import errors, files
 from mixer.errors import UserError, first_line
 
 CONFIG = "config.json"
@@ -199,7 +199,7 @@ def check(
     what = "data set" if changed.keys() - {*allow} == {DATA_SET} else "config"
     raise UserError(
       f"--workdir={workdir} was made with another {what}:\n  "
-      + "\n  ".join(map(text.printable, sorted(refused)))
+      + "\n  ".join(map(errors.printable, sorted(refused)))
       + "\nUse the old one, or another --workdir; to go on with the new values "
       f"all the same, add --allow_change={','.join(sorted(changed))}.",
       lines=True,
@@ -212,7 +212,7 @@ def check(
     )
   if not changed:
     return ""
-  lines = [text.printable(line) for key in changed for line in changed[key]]
+  lines = [errors.printable(line) for key in changed for line in changed[key]]
   return (
     f"from step {step:,} on with {', '.join(lines)}: schedules, epochs and "
     "the order of the examples are those of the new values."

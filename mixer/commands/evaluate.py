@@ -32,7 +32,7 @@ from typing import Any
 
 from etils import epy
 
-from mixer import flags, text
+from mixer import errors, flags
 from mixer.errors import UserError
 
 with epy.lazy_imports():
@@ -266,14 +266,14 @@ def main(args: argparse.Namespace) -> None:
   if model.short_side:
     crop = f"out of a short side of {model.short_side}"
   print(
-    f"checkpoint    {text.printable(model.origin)}\n"
+    f"checkpoint    {errors.printable(model.origin)}\n"
     f"model         {count:,} parameters, {model.num_classes:,} outputs, "
     f"{np.dtype(model.module.dtype).name}\n"
     f"data set      {this.data}, {this.expression}: {len(split):,} examples, "
     f"{len(split.class_names):,} classes\n"
     f"images        {height} x {width} px, {crop}"
     + (
-      f"\nclasses       {text.printable(found.sentence)}"
+      f"\nclasses       {errors.printable(found.sentence)}"
       if found.sentence
       else ""
     ),

@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 
 from etils import epy
 
-from mixer import text
+from mixer import errors
 from mixer.errors import UserError
 
 with epy.lazy_imports():
@@ -331,7 +331,7 @@ def _print_both(a: str, b: str, found: Mapping[str, Any]) -> None:
 
 
 def _say(line: str) -> None:
-  print(text.printable(line, keep="\n"))
+  print(errors.printable(line, keep="\n"))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

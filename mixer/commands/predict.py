@@ -34,7 +34,7 @@ from typing import TextIO
 
 from etils import epy
 
-from mixer import cli, flags, stop, text
+from mixer import cli, errors, flags, stop
 from mixer.errors import UserError
 
 with epy.lazy_imports():
@@ -110,7 +110,7 @@ def main(args: argparse.Namespace) -> int:
   _check(args)
   paths, empty = finding.find(args.images, args.files)
   for name in empty:
-    said = text.printable(f"error: {name}: there is no image")
+    said = errors.printable(f"error: {name}: there is no image")
     print(said, file=sys.stderr)
   file = args.features or args.output
   # On a terminal the results show by themselves how far it is.

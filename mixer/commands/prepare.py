@@ -22,7 +22,7 @@ import shlex
 import sys
 from typing import Any
 
-from mixer import flags, stop, text
+from mixer import errors, flags, stop
 from mixer.errors import UserError
 
 # The recipe that a set is for; any other is for fine-tuning.
@@ -404,7 +404,7 @@ def _summary(args: argparse.Namespace, name: str, root: pathlib.Path) -> None:
     return
   names = found.class_names(label)
   few = ", ".join(names if len(names) <= 6 else [*names[:3], "...", names[-1]])
-  print(text.printable(f"  {len(names):,} classes: {few}"))
+  print(errors.printable(f"  {len(names):,} classes: {few}"))
   if "train" not in sizes:
     print("  it has no split `train`: for evaluation only")
     return

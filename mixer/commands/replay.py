@@ -23,8 +23,7 @@ from typing import Any
 from etils import epy
 
 from mixer import flags
-from mixer.errors import UserError
-from mixer.text import printable
+from mixer.errors import UserError, printable
 
 with epy.lazy_imports():
   import jax

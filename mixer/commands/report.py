@@ -24,7 +24,6 @@ from typing import Any
 from etils import epy
 
 from mixer import cli, errors, flags
-from mixer import text as text_lib
 from mixer.errors import UserError
 
 with epy.lazy_imports():
@@ -232,7 +231,7 @@ def _describe(run: Mapping[str, Any]) -> str:
     inside.append(f"{count} figures of weights")
   lines = [f"{run['name']}: {', '.join(parts)}", f"  {', '.join(inside)}"]
   lines += [f"  note: {note}" for note in run["notes"]]
-  return "\n".join(map(text_lib.printable, lines))
+  return "\n".join(map(errors.printable, lines))
 
 
 def main(args: argparse.Namespace) -> None:

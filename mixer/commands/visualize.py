@@ -22,7 +22,7 @@ import sys
 
 from etils import epy
 
-from mixer import files, flags, stop, text
+from mixer import errors, files, flags, stop
 from mixer.errors import UserError
 
 with epy.lazy_imports():
@@ -185,7 +185,7 @@ def main(args: argparse.Namespace) -> int:
     except UserError as e:
       missing = str(e)
   for problem in problems:
-    print(text.printable(f"error: {problem}"), file=sys.stderr)
+    print(errors.printable(f"error: {problem}"), file=sys.stderr)
   if shown is not None and not len(shown.images):
     shown, missing = None, "none of the images can be read."
   if shown:

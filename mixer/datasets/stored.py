@@ -20,7 +20,7 @@ from typing import Any
 
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
-from mixer import files, text
+from mixer import errors, files
 from mixer.errors import UserError, first_line
 
 INFO = "dataset_info.json"
@@ -376,7 +376,7 @@ def _each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
 
 @functools.cache  # Once, though several splits may be opened.
 def _warn(sentence: str) -> None:
-  print(f"warning: {text.printable(sentence)}", file=sys.stderr, flush=True)
+  print(f"warning: {errors.printable(sentence)}", file=sys.stderr, flush=True)
 
 
 def _json(path: pathlib.Path, what: str) -> dict[str, Any]:

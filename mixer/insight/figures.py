@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib import colors, rcParams, ticker
 from matplotlib.figure import Figure
 
-from mixer import files, text, trained
+from mixer import errors, files, trained
 from mixer.errors import UserError
 from mixer.insight import activations, kernels, saliency
 
@@ -69,7 +69,7 @@ def save(figure: Figure, folder: pathlib.Path, name: str) -> None:
 def _title(figure: Figure, model: trained.Trained, *lines: str) -> None:
   """Writes the lines above it, then the model and where it is."""
   height, width = model.image_size
-  source = text.printable(model.source)
+  source = errors.printable(model.source)
   source = source if len(source) < 70 else f"...{source[-67:]}"
   name = f"{kernels.model_name(model.params)}, {height} x {width} px"
   most = int(figure.get_figwidth() * 15)
@@ -347,7 +347,7 @@ def _class_names(model: trained.Trained) -> Sequence[str]:
 
 
 def _short(name: str, most: int) -> str:
-  name = text.printable(name)
+  name = errors.printable(name)
   return name if len(name) <= most else f"{name[: most - 3]}..."
 
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import tqdm
 
-from mixer import predictor, text
+from mixer import errors, predictor
 
 _One = TypeVar("_One", predictor.Prediction, predictor.Features)
 
@@ -43,7 +43,7 @@ class Counter:
       for one in those:
         if one.problem:
           self.failed += 1
-          said = text.printable(f"error: {one.source}: {one.problem}")
+          said = errors.printable(f"error: {one.source}: {one.problem}")
           bar.write(said, sys.stderr)
         yield one
         self.done += 1

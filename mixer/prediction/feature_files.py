@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from mixer import files, predictor, text
+from mixer import errors, files, predictor
 from mixer.errors import UserError
 from mixer.prediction import formats, partial
 
@@ -110,7 +110,7 @@ class _Npy(FeatureFile):
       )
     self._table = open(
       self.files[1].part, "w", newline="", encoding="utf-8",
-      errors=text.NAMES,
+      errors=errors.NAMES,
     )  # fmt: skip
     self._table.write(formats.csv_line(["path", "error"]))
     self._channels = 0

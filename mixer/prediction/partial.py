@@ -7,8 +7,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from mixer import files
-from mixer import text as text_lib
+from mixer import errors, files
 
 
 class Partial:
@@ -95,7 +94,7 @@ def text(path: str, exact: bool = False) -> Iterator[Callable[[str], None]]:
     UserError: the disk refuses, here or in the function.
   """
   if not path:
-    with text_lib.safe_output() as out:
+    with errors.safe_output() as out:
       at_once = functools.partial(print, end="", flush=True)
       yield out.write_exactly if exact else at_once
     return
@@ -107,7 +106,7 @@ def text(path: str, exact: bool = False) -> Iterator[Callable[[str], None]]:
 
     def write(piece: str) -> None:
       with files.writing(file.path):
-        out.write(piece.encode("utf-8", text_lib.NAMES))
+        out.write(piece.encode("utf-8", errors.NAMES))
         out.flush()
 
     yield write

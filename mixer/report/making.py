@@ -8,7 +8,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from mixer import config as config_lib
-from mixer import errors, evaluate, text, train_step, trained
+from mixer import errors, evaluate, train_step, trained
 from mixer.datasets import split as split_lib
 from mixer.report import files, page, predictions, runs, thumbnails, weights
 
@@ -75,7 +75,7 @@ def result(gathered: Gathered, step: int) -> dict[str, Any]:
   """
   split, config = gathered.split, gathered.config
   places = gathered.predictions.places()
-  names = map(text.printable, split.file_names(places))
+  names = map(errors.printable, split.file_names(places))
   images = thumbnails.read(
     split,
     places,

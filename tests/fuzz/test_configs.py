@@ -13,9 +13,8 @@ import sys
 import numpy as np
 import pytest
 
-from mixer import cli, durations, validation
+from mixer import cli, durations, errors, validation
 from mixer import config as config_lib
-from mixer import text as text_lib
 from mixer.errors import UserError
 from tests import conftest
 from tests.fuzz import mutations
@@ -119,7 +118,7 @@ def test_a_sentence_or_a_config(capsys):
       assert e.code == 1, what
       message = capsys.readouterr().err
       assert message.startswith("error: "), what
-      assert text_lib.printable(message, keep="\n") == message, what
+      assert errors.printable(message, keep="\n") == message, what
     except UserError as e:
       message = str(e)
     except BaseException as e:

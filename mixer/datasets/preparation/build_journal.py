@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mixer import text
+from mixer import errors
 from mixer.datasets.preparation import build_files, build_options
 from mixer.datasets.preparation.build_files import Shard
 from mixer.errors import UserError
@@ -221,7 +221,7 @@ class Journal:
     with build_files.explained(self.report):
       with open(self.report, "a", encoding="utf-8") as f:
         for row in chunk.problems:
-          f.write("\t".join(map(text.printable, row)) + "\n")
+          f.write("\t".join(map(errors.printable, row)) + "\n")
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
