@@ -58,6 +58,13 @@ def plain_config(smoke_config):
 
 
 @pytest.fixture
+def untouched(monkeypatch):
+  """Lets main() not change the tests' own process."""
+  monkeypatch.setattr(runtime, "start", lambda platform: None)
+  monkeypatch.setattr(runtime, "quiet_libraries", lambda: None)
+
+
+@pytest.fixture
 def collected() -> Iterator[None]:
   """Lets complaints about what is left behind come in the test that left it."""
   yield

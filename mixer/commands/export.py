@@ -23,10 +23,9 @@ nothing is kept, and the exit code is 1. All this runs on the CPU, unless
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import textwrap
-from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 from etils import epy
 
@@ -35,16 +34,8 @@ from mixer import flags
 with epy.lazy_imports():
   import jax
 
-  from mixer import runtime, trained
-  from mixer.exporting import (
-    npz_file,
-    onnx_file,
-    packages,
-    placing,
-    stablehlo,
-    timm_weights,
-    verification,
-  )
+  from mixer import export, runtime, trained
+  from mixer.export import onnx, stablehlo, timm
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -88,99 +79,44 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   )
 
 
-class _Target(NamedTuple):
-  """What a value of --to stands for.
-
-  Attributes:
-    suffix: of its file.
-    members: files of its folder; () where it is always one file.
-    packages: that it takes to write it.
-  """
-
-  suffix: str
-  members: tuple[str, ...] = ()
-  packages: tuple[str, ...] = ()
-
-
-def _target(to: str) -> _Target:
-  match to:
-    case "timm":
-      return _Target(".safetensors", timm_weights.MEMBERS, ("safetensors",))
-    case "onnx":
-      return _Target(".onnx", (), ("onnx",))
-    case "stablehlo":
-      return _Target(".stablehlo", stablehlo.MEMBERS, ("flatbuffers",))
-  return _Target(".npz")
-
-
-def export(
-  to: str,
-  model: trained.Trained,
-  place: placing.Place,
-  images: Sequence[Any],
-  platforms: Sequence[str],
-) -> verification.Outcome:
-  """Writes what `to` names, and compares.
-
-  Args:
-    to: of --to.
-    model: any.
-    place: where.
-    images: to compare on, as files are: paths, or arrays of any size.
-    platforms: of "stablehlo".
-
-  Raises:
-    UserError: it can't hold the model, can't be written or computes otherwise.
-  """
-  if to == "npz":
-    npz_file.refuse(model)
-    outcome = npz_file.export(model, place, images)
-  elif to == "timm":
-    outcome = timm_weights.export(model, place, images)
-  elif to == "onnx":
-    outcome = onnx_file.export(model, place, images)
-  else:
-    outcome = stablehlo.export(model, place, images, platforms)
-  if outcome.comparison is not None:
-    verification.check(outcome.comparison, model)
-  return outcome
-
-
 def main(args: argparse.Namespace) -> None:
   """Does what the command line says.
 
   Raises:
     UserError: something that the user can mend.
   """
-  target = _target(args.to)
-  with placing.place(args.output, target.suffix, target.members) as place:
-    if target.packages:
-      packages.load(*target.packages)
+  suffix, members, packages, write = ".npz", (), (), export.write_npz
+  if args.to != "npz":
+    form = {"timm": timm, "onnx": onnx, "stablehlo": stablehlo}[args.to]
+    suffix, members, packages = form.SUFFIX, form.MEMBERS, form.PACKAGES
+    write = form.write
+  if args.to == "stablehlo":
+    write = functools.partial(write, platforms=args.platforms)
+  with export.place(args.output, suffix, members) as place:
+    export.load(*packages)
     runtime.start(args.platform)
     model = trained.load(
       args.checkpoint, args.image_size, args.resize, args.dtype, args.averaged
     )
-    images = args.images or verification.random_images(model.image_size)
-    batches = verification.batches(images, model)
-    outcome = export(args.to, model, place, images, args.platforms)
-    size = place.size()
+    images = args.images or export.random_images(model.image_size)
+    written = write(model, place)
+    table = ""
+    if not written.missing:
+      table = f"\n{export.verify(model, written, images)}\n"
+    size = sum(f.stat().st_size for f in place.written())
     place.commit()
   count = sum(x.size for x in jax.tree.leaves(model.params))
   print(
     f"{args.output}: {count:,} parameters of {model.origin}; "
-    f"{size / 1e6:,.1f} MB"
+    f"{size / 1e6:,.1f} MB\n{table}"
   )
-  if outcome.comparison is not None:
-    sizes = [len(batch) for batch in batches]
-    print("\n" + verification.table(outcome.comparison, sizes))
-  for note in outcome.notes:
-    print("\n" + _wrapped(note))
-  print("\nTo load it:\n")
-  print("\n".join(f"  {line}".rstrip() for line in outcome.loading.split("\n")))
+  for note in written.notes:
+    lines = textwrap.wrap(
+      note, 80, break_long_words=False, break_on_hyphens=False
+    )
+    print("\n".join(lines), end="\n\n")
+  print("To load it:\n")
+  print(textwrap.indent(written.loading, "  "))
   sys.stdout.flush()
-  if outcome.missing:
-    print(f"\nNOT VERIFIED: {outcome.missing}.", file=sys.stderr)
-
-
-def _wrapped(text: str) -> str:
-  return textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False)
+  if written.missing:
+    print(f"\nNOT VERIFIED: {written.missing}.", file=sys.stderr)

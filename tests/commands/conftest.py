@@ -3,15 +3,7 @@
 import pytest
 
 from configs import smoke
-from mixer import runtime
 from tests import trained_files
-
-
-@pytest.fixture
-def untouched(monkeypatch):
-  """Lets main() not change the tests' own process."""
-  monkeypatch.setattr(runtime, "start", lambda platform: None)
-  monkeypatch.setattr(runtime, "quiet_libraries", lambda: None)
 
 
 @pytest.fixture(scope="session")
