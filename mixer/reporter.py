@@ -12,10 +12,9 @@ import jax
 from etils import epath
 
 from mixer import config as config_lib
-from mixer import durations, files, loader, metrics, stop, train_step
+from mixer import durations, files, hardware, loader, metrics, stop, train_step
 from mixer import workdir as workdir_lib
 from mixer.errors import UserError
-from mixer.planning import hardware
 
 # What a run's wall time goes into. `step` is all that is not something else:
 # the loop waits for the devices.

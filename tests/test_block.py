@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from mixer import block as block_lib
-from mixer import durations, model, sharding
-from mixer.planning import compiling
+from mixer import compiling, durations, model, sharding
 from tests import reference
 from tests.test_model import random_images, random_params, small
 

@@ -13,11 +13,10 @@ import jax
 import pytest
 
 from configs import mixer_b16_i21k, mixer_jft
-from mixer import cli, durations, sharding, train_step, validation
+from mixer import cli, durations, hardware, sharding, train_step, validation
 from mixer import config as config_lib
 from mixer import model as model_lib
 from mixer.errors import UserError
-from mixer.planning import hardware
 from tests import conftest
 
 # What the first recipe sets, of all keys there are.

@@ -17,8 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mixer import initial, sharding, train_step
-from mixer.planning import compiling, formulas
+from mixer import compiling, initial, planning, sharding, train_step
 from tests import conftest, reference, updates
 
 # The mesh.
@@ -336,7 +335,7 @@ def recipes(name: str) -> list[Any]:
 def test_every_config_builds_on_256_devices(name, fsdp):
   for config in recipes(name):
     config.sharding.fsdp = fsdp
-    mesh = formulas.abstract_mesh(config, 256)
+    mesh = planning.abstract_mesh(config, 256)
     trainer = train_step.Trainer(config, updates.PLAN, 21_843, mesh)
 
     def local(tree):
@@ -356,7 +355,7 @@ def test_every_config_builds_on_256_devices(name, fsdp):
 @pytest.mark.parametrize("name", _RECIPES)
 def test_every_config_updates_on_256_devices(name):
   for config in recipes(name):
-    mesh = formulas.abstract_mesh(config, 256)
+    mesh = planning.abstract_mesh(config, 256)
     config.batch_size = math.ceil(config.batch_size / 256) * 256
     trainer = train_step.Trainer(config, updates.PLAN, 1000, mesh)
     state, metrics = trainer.train_step.eval_shape(

@@ -4,8 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from mixer import durations, sharding, train_step
-from mixer.planning import compiling
+from mixer import compiling, durations, sharding, train_step
 
 PLAN = durations.Plan(
   total=20, warmup=2, log_every=1, eval_every=1, checkpoint_every=1

@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from typing import Any
+from typing import NamedTuple
 
 from etils import epy
 
@@ -31,10 +31,22 @@ with epy.lazy_imports():
   import jax
 
   import input_pipeline
+  from mixer import compiling, hardware, planning, validation
   from mixer import config as config_lib
-  from mixer import durations, validation
   from mixer.datasets import catalog, locate
-  from mixer.planning import compiling, formulas, hardware, plan_report
+
+_MENDS = {
+  "matmuls": "the matmuls, as it should be: more or faster chips shorten it",
+  "memory": "the traffic between a device's memory and its cores: larger "
+  "patches or a chip with more bandwidth shorten it; "
+  "--config.model.remat=none, where it isn't so, and more images a device help "
+  "a little",
+  "links": "the links between devices: a larger batch, fewer devices, or "
+  "--config.sharding.reduce_dtype=bfloat16 shorten it; on more than 16 TPU "
+  "chips --config.sharding.zero1=False halves it and takes more memory",
+  "input": "the hosts' cores, which decode images: more of them (--cores says "
+  "how many), `mixer prepare ... --resize=256`, or more hosts shorten it",
+}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -53,129 +65,248 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   flags.add_config(parser, "--hardware=SLICE")
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-  """What the command line asks for."""
-
-  hardware: str
-  examples: int | None = None
-  classes: int | None = None
-  price: float | None = None
-  cores: float | None = None
-  core_rate: float | None = None
-  compile: bool = False
+def main(args: argparse.Namespace) -> None:
+  """Prints the table and what it comes to."""
+  target = hardware.parse(args.hardware)
+  if args.compile:
+    compiling.compiler_of(target)  # First: there may be none.
+  compiling.prepare()
+  jax.config.update("jax_platforms", "cpu")
+  config = args.config
+  validation.validate(config, target.num_devices)
+  examples, classes, source = data_size(config, args.examples, args.classes)
+  plan = planning.predict(
+    config, target, examples, classes, args.cores, args.core_rate
+  )
+  compiled = None
+  if args.compile:
+    compiled = compiling.compile_step(config, target, examples, classes)
+  sections = table(plan, source, args.price)
+  sentences = verdict(plan, config)
+  formulas = planning.FORMULAS if args.formulas else {}
+  if args.json:
+    values = {
+      "sections": {
+        title: [line._asdict() for line in lines]
+        for title, lines in sections.items()
+      },
+      "fits": plan.fits,
+      "bottleneck": plan.bottleneck,
+      "verdict": sentences,
+      "compiled": compiled and dataclasses.asdict(compiled),
+      "formulas": formulas,
+    }
+    print(json.dumps(values, indent=2))
+    return
+  for title, lines in sections.items():
+    print(title)
+    for key, name, value, unit, note in lines:
+      more = "  ".join(filter(None, [key and f"[{key}]", note]))
+      print(f"  {name:<26}{number(value, unit):>16}  {more}".rstrip())
+    print()
+  if formulas:
+    print("formulas")
+    print("".join(f"  {k:<12} {v}\n" for k, v in formulas.items()))
+  if compiled:
+    print(compiled_text(compiled, plan))
+  print("\n".join(sentences))
+  if args.price is None:
+    print("For the cost, say what a chip and hour costs: --price=1.20.")
 
 
 def data_size(
-  config: config_lib.Config, request: Request
+  config: config_lib.Config, examples: int | None, classes: int | None
 ) -> tuple[int, int, str]:
-  """(examples, classes, where these numbers are from).
-
-  Raises:
-    UserError: nobody knows.
-  """
+  """(examples, classes, where these numbers are from), as far as not given."""
+  if examples and classes:
+    return examples, classes, "as given"
   d = config.data
-  if request.examples and request.classes:
-    return request.examples, request.classes, "as given"
-  name = catalog.base_name(d.name)
+  name, root = catalog.base_name(d.name), locate.resolve_data_dir(d.data_dir)
   # Opening a shipped set would prepare it.
-  if name in catalog.SHIPPED or not locate.versions(
-    locate.resolve_data_dir(d.data_dir), d.name
-  ):
+  if name in catalog.SHIPPED or not locate.versions(root, d.name):
     found, source = catalog.size(name, d.train_split), "as published"
+    if found and d.examples_per_class:
+      found = min(found[0], d.examples_per_class * found[1]), found[1]
   else:
     split = input_pipeline.open_splits(config)[0]
     found, source = (len(split), len(split.class_names)), "as prepared"
   if found is None:
     raise UserError(
-      f"how large {d.name} is, isn't known: it is neither prepared in "
-      f"{locate.resolve_data_dir(d.data_dir)} nor a known set. Say it by "
-      "--examples=N --classes=K."
+      f"how large {d.name} is, isn't known: it is neither prepared in {root} "
+      "nor a known set. Say it by --examples=N --classes=K."
     )
-  examples, classes = found
-  if d.examples_per_class and source != "as prepared":
-    examples = min(examples, d.examples_per_class * classes)
-  if request.examples or request.classes:
-    source += ", or as given"
-  return request.examples or examples, request.classes or classes, source
+  source += ", or as given" * bool(examples or classes)
+  return examples or found[0], classes or found[1], source
 
 
-def describe(config: config_lib.Config, request: Request) -> dict[str, Any]:
-  """Everything that is printed.
+class Line(NamedTuple):
+  """One number."""
 
-  Returns:
-    `plan`, a `formulas.Plan`; `sections` of lines; `verdict`, sentences;
-    `compiled`, a `compiling.Compiled` or None.
+  key: str  # Of `planning.FORMULAS` where it has one, else "".
+  name: str
+  value: float
+  unit: str = ""
+  note: str = ""
 
-  Raises:
-    UserError: something that the user can mend.
+
+def table(
+  p: planning.Plan, source: str, price: float | None
+) -> dict[str, list[Line]]:
+  """All numbers of a plan, in the order in which they are printed.
+
+  Args:
+    p: the plan.
+    source: where the number of examples is from.
+    price: of a chip and hour in dollars; None if it isn't known.
   """
-  target = hardware.parse(request.hardware)
-  if request.compile and (sentence := compiling.missing(target)):
-    raise UserError(sentence)
-  validation.validate(config, target.num_devices)
-  examples, classes, source = data_size(config, request)
-  plan = formulas.predict(
-    config,
-    target,
-    examples,
-    classes,
-    cores=request.cores,
-    core_rate=request.core_rate,
-  )
-  found: dict[str, Any] = {
-    "plan": plan,
-    "sections": plan_report.sections(plan, source, request.price),
-    "verdict": plan_report.verdict(plan, config),
-    "compiled": None,
+  target, seconds = p.target, p.seconds
+  grid = "x".join(map(str, target.grid))
+  chips = f"{target.num_chips} chips as {grid}" if grid else "GPUs"
+  each = p.batch_size // target.num_devices
+  cores = f"of {target.host_cores:g} usual there"
+  cost = []
+  if price is not None:
+    note = f"at ${price:g} a chip and hour"
+    cost = [Line("", "cost", p.chip_hours * price, "$", note)]
+  return {
+    "run": [
+      Line("", "devices", target.num_devices, "", chips),
+      Line("", "hosts", target.num_hosts),
+      Line("", "batch", p.batch_size, "images", f"{each} a device"),
+      Line("", "training examples", p.examples, "", source),
+      Line("", "classes", p.num_classes),
+      Line("", "updates", p.steps),
+    ],
+    "model": [
+      Line("parameters", "parameters", p.parameters),
+      Line("flop", "operations an update", p.flop, "FLOP"),
+      Line("", "operations of the run", p.flop * p.steps, "FLOP"),
+    ],
+    "memory of a device": [
+      Line("state", "weights", p.weights, "B"),
+      Line("state", "optimizer, average", p.optimizer, "B"),
+      Line("batch", "batch", p.batch, "B"),
+      Line("activations", "activations", p.activations, "B"),
+      Line("gradients", "gradients", p.gradients, "B"),
+      Line("memory", "together", p.memory, "B"),
+      Line("", "that a program can have", p.limit, "B"),
+    ],
+    "communication of an update": [
+      Line("reduced", "gradients, weights", p.reduced, "B", "a device sends"),
+      Line("permuted", "neighbours, for mixup", p.permuted, "B"),
+    ],
+    "input of a host": [
+      Line("input", "images to decode", p.host_images, "images/s"),
+      Line("", "shipped to devices", p.host_bytes, "B/s"),
+      Line("input", "cores busy", p.host_cores, "cores", cores),
+    ],
+    "time": [
+      Line("matmuls", "matmuls", seconds["matmuls"], "s"),
+      Line("traffic", "memory traffic", p.traffic, "B"),
+      Line("memory_time", "memory", seconds["memory"], "s"),
+      Line("links", "links", seconds["links"], "s"),
+      Line("input", "input", seconds["input"], "s"),
+      Line("step", "an update", p.step_seconds, "s", f"{p.mfu:.0%} MFU"),
+      Line("", "images a second", p.batch_size / p.step_seconds, "images/s"),
+      Line("", "the run", p.run_seconds / 86_400, "d"),
+      Line("", "chip-hours", p.chip_hours, "h"),
+      *cost,
+    ],
   }
-  if request.compile:
-    steps = durations.plan(config, examples)
-    found["compiled"] = compiling.compile_step(config, steps, classes, target)
+
+
+def number(value: float, unit: str) -> str:
+  """With as many digits as mean something, and a unit of a fitting size."""
+  match unit:
+    case "s":
+      return f"{value * 1e3:,.1f} ms" if value < 1 else f"{value:,.2f} s"
+    case "FLOP":
+      return f"{value:.2e} FLOP".replace("e+", "e")
+    case "B" if value >= 2**28:
+      return f"{value / 2**30:,.2f} GiB"
+    case "B":
+      return f"{value / 2**20:,.2f} MiB"
+    case "B/s":
+      return f"{value / 1e6:,.0f} MB/s"
+    case "$":
+      return f"${value:,.0f}"
+    case "d" if value < 1 / 24:
+      return f"{value * 1440:,.1f} minutes"
+    case "d":
+      return f"{value * 24:,.1f} h" if value < 2 else f"{value:,.1f} days"
+  digits = 0 if value == int(value) or value >= 100 else 1
+  return f"{value:,.{digits}f} {unit}".strip()
+
+
+def verdict(plan: planning.Plan, config: config_lib.Config) -> list[str]:
+  """What it comes to: whether it fits, what holds it up, what mends that."""
+  have = f"{plan.memory / 2**30:.2f} of {plan.limit / 2**30:.2f} GiB"
+  found = [f"Predicted to fit: {have} of each device's memory."]
+  if not plan.fits:
+    found = [f"Predicted not to fit: {have} of each device's memory."]
+    found.append(_mend_memory(plan, config))
+  found.append(
+    f"The bottleneck is {plan.bottleneck}: {_MENDS[plan.bottleneck]}."
+  )
+  if plan.host_cores > plan.target.host_cores:
+    found.append(
+      f"Each host would have to have {plan.host_cores:.0f} cores to keep up, "
+      f"and usually has {plan.target.host_cores:g}."
+    )
+  found.append(
+    "All of this is predicted, without start, evaluation and saving; "
+    "docs/scaling.md says how far off such predictions have been."
+  )
   return found
 
 
-def _text(found: dict[str, Any], request: Request, with_formulas: bool) -> str:
-  lines = [plan_report.text(found["sections"], with_formulas=with_formulas)]
-  if found["compiled"]:
-    lines.append(plan_report.compiled_text(found["compiled"], found["plan"]))
-  lines += found["verdict"]
-  if request.price is None:
-    lines.append("For the cost, say what a chip and hour costs: --price=1.20.")
-  return "\n".join(lines)
+def _mend_memory(plan: planning.Plan, config: config_lib.Config) -> str:
+  """The first change, of those that leave the update what it is, that fits."""
+  each = plan.batch_size // plan.target.num_devices
+  parts = [a for a in (2, 4, 8, 16) if each % a == 0]
+  for remat, accumulate in (
+    ("block", config.optimizer.accumulate),
+    *((config.model.remat, a) for a in parts),
+    *(("block", a) for a in (*parts, each)),
+  ):
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked():
+      changed.model.remat, changed.optimizer.accumulate = remat, accumulate
+    other = planning.predict(
+      changed, plan.target, plan.examples, plan.num_classes
+    )
+    if other.fits:
+      flags = f"--config.model.remat={remat}" * (remat != config.model.remat)
+      if accumulate != config.optimizer.accumulate:
+        flags += f" --config.optimizer.accumulate={accumulate}"
+      return (
+        f"{flags.strip()} would take {other.memory / 2**30:.2f} GiB and "
+        f"{other.step_seconds / plan.step_seconds:.2f} times as long."
+      )
+  return (
+    "Neither recomputation nor accumulation mends it: take more or larger "
+    "chips, or split the weights by --config.sharding.fsdp=N."
+  )
 
 
-def _json(found: dict[str, Any], with_formulas: bool) -> str:
-  plan, compiled = found["plan"], found["compiled"]
-  values = {
-    "sections": {
-      title: [dataclasses.asdict(line) for line in lines]
-      for title, lines in found["sections"].items()
-    },
-    "fits": plan.fits,
-    "bottleneck": plan.bottleneck,
-    "verdict": found["verdict"],
-    "compiled": dataclasses.asdict(compiled) if compiled else None,
-  }
-  if with_formulas:
-    values["formulas"] = formulas.FORMULAS
-  return json.dumps(values, indent=2)
-
-
-def main(args: argparse.Namespace) -> None:
-  """Does what the command line says.
-
-  Raises:
-    UserError: something that the user can mend.
-  """
-  compiling.prepare()
-  jax.config.update("jax_platforms", "cpu")
-  given: dict[str, Any] = {
-    f.name: getattr(args, f.name) for f in dataclasses.fields(Request)
-  }
-  request = Request(**given)
-  found = describe(args.config, request)
-  if args.json:
-    print(_json(found, args.formulas))
-  else:
-    print(_text(found, request, args.formulas))
+def compiled_text(compiled: compiling.Compiled, plan: planning.Plan) -> str:
+  """What a compiler says, beside what the formulas say."""
+  if not compiled.fits and not compiled.peak:
+    return f"{compiled.compiler}: it doesn't fit: {compiled.reason}.\n"
+  lines = [
+    f"{compiled.compiler}, in {compiled.seconds:.0f} s",
+    f"  {'':<26}{'compiler':>16}{'formula':>16}{'ratio':>8}",
+  ]
+  for name, value, formula in (
+    ("arguments", compiled.arguments, plan.arguments),
+    ("temporaries", compiled.temporaries, plan.activations + plan.gradients),
+    ("peak", compiled.peak, plan.memory),
+    ("memory traffic", compiled.traffic, plan.traffic),
+  ):
+    said = "not said" if value is None else number(value, "B")
+    ratio = f"{formula / value:.2f}" if value else ""
+    lines.append(
+      f"  {name:<26}{said:>16}{number(formula, 'B'):>16}{ratio:>8}".rstrip()
+    )
+  end = "fits" if compiled.fits else f"doesn't fit: {compiled.reason}"
+  return "\n".join([*lines, f"  It {end}.", ""])

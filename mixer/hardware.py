@@ -16,32 +16,20 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """What the vendor's data sheet says of a device, as JAX counts devices.
+  """What the vendor's data sheet says of a device, as JAX counts devices."""
 
-  Attributes:
-    name: as in the names of slices.
-    kind: a regular expression that `device_kind` contains.
-    flops: matmul peak in bfloat16 without sparsity, FLOP/s.
-    memory: bytes.
-    bandwidth: of the memory, bytes/s.
-    link: bytes/s out of a chip over one of its links to neighbours (TPU), or
-      over all of them through the switch of its host (GPU).
-    network: bytes/s out of it to other hosts, where links don't lead there.
-    host_devices: of one host.
-    host_cores: physical cores of a host with so many devices.
-    devices_per_chip: what is rented is chips.
-  """
-
-  name: str
-  kind: str
-  flops: float
-  memory: int
-  bandwidth: float
+  name: str  # As in the names of slices.
+  kind: str  # A regular expression that `device_kind` contains.
+  flops: float  # Matmul peak in bfloat16 without sparsity, FLOP/s.
+  memory: float  # Bytes.
+  bandwidth: float  # Of the memory, bytes/s.
+  # Bytes/s out of a chip over one of its links to neighbours (TPU), or over
+  # all of them through the switch of its host (GPU).
   link: float
-  network: float
+  network: float  # Bytes/s to other hosts, where links don't lead there.
   host_devices: int
-  host_cores: int
-  devices_per_chip: int = 1
+  host_cores: int  # Physical cores of a host with so many devices.
+  devices_per_chip: int = 1  # What is rented is chips.
 
 
 # TPU: docs.cloud.google.com/tpu/docs/v3, v4, v5e, v5p, v6e (read 2026-11-23).
@@ -51,6 +39,7 @@ class Chip:
 # GPU: NVIDIA's data sheets of the SXM modules (NVLink in both directions, so
 # half of it goes out) and of DGX A100 and DGX H100/H200 (cores, and one network
 # card a GPU: 200 and 400 Gbit/s).
+_H100 = "H100(?! PCIe| NVL)"
 CHIPS = (
   # A TensorCore is a device: half a chip of 123 TFLOP/s, 32 GiB, 900 GB/s.
   Chip("v3", "TPU v3", 61.5e12, 16 * _GIB, 450e9, 83e9, 0, 8, 48, 2),
@@ -58,19 +47,9 @@ CHIPS = (
   Chip("v5e", "TPU v5 ?(lite|e)", 197e12, 16 * _GIB, 819e9, 50e9, 0, 4, 56),
   Chip("v5p", "TPU v5p?$", 459e12, 95 * _GIB, 2765e9, 100e9, 0, 4, 104),
   Chip("v6e", "TPU v6 ?(lite|e)", 918e12, 32 * _GIB, 1638e9, 100e9, 0, 4, 90),
-  Chip("a100", "A100", 312e12, 80 * 10**9, 2039e9, 300e9, 25e9, 8, 128),
-  Chip(
-    "h100",
-    "H100(?! PCIe| NVL)",
-    989e12,
-    80 * 10**9,
-    3350e9,
-    450e9,
-    50e9,
-    8,
-    112,
-  ),
-  Chip("h200", "H200", 989e12, 141 * 10**9, 4800e9, 450e9, 50e9, 8, 112),
+  Chip("a100", "A100", 312e12, 80e9, 2039e9, 300e9, 25e9, 8, 128),
+  Chip("h100", _H100, 989e12, 80e9, 3350e9, 450e9, 50e9, 8, 112),
+  Chip("h200", "H200", 989e12, 141e9, 4800e9, 450e9, 50e9, 8, 112),
 )
 # Peaks of devices that nothing more is known of here.
 _OTHER_PEAKS = (
@@ -79,46 +58,15 @@ _OTHER_PEAKS = (
   (r"\bL4\b", 121e12),
   (r"V100", 125e12),
 )
-
-# Slices that Google lets: chips -> their grid.
-_SLICES_2D = {
-  1: (1, 1),
-  4: (2, 2),
-  8: (2, 4),
-  16: (4, 4),
-  32: (4, 8),
-  64: (8, 8),
-  128: (8, 16),
-  256: (16, 16),
-}
-_SLICES_3D = {
-  4: (2, 2, 1),
-  8: (2, 2, 2),
-  16: (2, 2, 4),
-  32: (2, 4, 4),
-  64: (4, 4, 4),
-  128: (4, 4, 8),
-  256: (4, 8, 8),
-  512: (8, 8, 8),
-  1024: (8, 8, 16),
-}
-_SLICES_V3 = {
-  4: (2, 2),
-  16: (4, 4),
-  32: (4, 8),
-  64: (8, 8),
-  128: (8, 16),
-  256: (16, 16),
-  512: (16, 32),
-  1024: (32, 32),
-}
-_SLICES = {
-  "v3": _SLICES_V3,
-  "v4": _SLICES_3D,
-  "v5e": _SLICES_2D,
-  "v5p": _SLICES_3D,
-  "v6e": _SLICES_2D,
-}
+# Slices that Google lets, as grids of chips.
+_2D = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+_3D = (
+  *((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8)),
+  *((4, 8, 8), (8, 8, 8), (8, 8, 16)),
+)
+_V3 = (_2D[1], *_2D[3:], (16, 32), (32, 32))
+_GRIDS = {"v3": _V3, "v4": _3D, "v5e": _2D, "v5p": _3D, "v6e": _2D}
+_SLICES = {k: {math.prod(g): g for g in grids} for k, grids in _GRIDS.items()}
 _COUNTS_CORES = ("v3", "v4", "v5p")
 _GPUS = (1, 2, 4)  # And multiples of 8.
 # As others write it: gcloud, SkyPilot, Slurm and people.
@@ -133,19 +81,12 @@ _SPELLINGS = (
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-  """Devices that train together.
+  """Devices that train together."""
 
-  Attributes:
-    name: such as "v5e-64".
-    chip: what they are.
-    num_chips: as they are rented.
-    grid: chips along each axis of a TPU slice; () for GPUs.
-  """
-
-  name: str
+  name: str  # Such as "v5e-64".
   chip: Chip
-  num_chips: int
-  grid: tuple[int, ...] = ()
+  num_chips: int  # As they are rented.
+  grid: tuple[int, ...] = ()  # Chips along each axis; () for GPUs.
 
   @property
   def num_devices(self) -> int:
@@ -165,16 +106,6 @@ class Slice:
     here = self.num_devices / self.num_hosts
     return self.chip.host_cores * here / self.chip.host_devices
 
-  @property
-  def platform(self) -> str:
-    """Of its devices, "tpu" or "gpu"."""
-    return "tpu" if self.grid else "gpu"
-
-  @property
-  def topology(self) -> str:
-    """As libtpu names it, "v5e:8x8"; "" for GPUs."""
-    return f"{self.chip.name}:{'x'.join(map(str, self.grid))}" * bool(self.grid)
-
   def all_reduce_seconds(self, size: float) -> float:
     """Time to sum `size` bytes of every device over all devices.
 
@@ -182,9 +113,6 @@ class Slice:
     links at once: two for each axis of the grid that is a ring, one for each
     that is a line; two TensorCores of a chip share them. On GPUs inside each
     host, then of an eighth between hosts.
-
-    Args:
-      size: bytes.
     """
     if self.num_devices == 1:
       return 0.0
@@ -196,8 +124,7 @@ class Slice:
     seconds = 2 * size * (here - 1) / here / self.chip.link
     hosts = self.num_hosts
     if hosts > 1:
-      share = size / here
-      seconds += 2 * share * (hosts - 1) / hosts / self.chip.network
+      seconds += 2 * size / here * (hosts - 1) / hosts / self.chip.network
     return seconds
 
   def _is_ring(self, length: int) -> bool:
@@ -209,8 +136,7 @@ class Slice:
 
 def peak(device_kind: str) -> float | None:
   """FLOP/s of a device in bfloat16, None where it isn't known."""
-  known = [(c.kind, c.flops) for c in CHIPS] + [*_OTHER_PEAKS]
-  for pattern, flops in known:
+  for pattern, flops in (*((c.kind, c.flops) for c in CHIPS), *_OTHER_PEAKS):
     if re.search(pattern, device_kind):
       return flops
   return None
@@ -218,12 +144,12 @@ def peak(device_kind: str) -> float | None:
 
 def names() -> dict[str, list[str]]:
   """The slices there are, by chip; GPUs may be any multiple of 8 as well."""
-  found = {
-    chip: [f"{chip}-{n * (2 if chip in _COUNTS_CORES else 1)}" for n in slices]
-    for chip, slices in _SLICES.items()
-  }
-  gpus = [c.name for c in CHIPS if c.name not in _SLICES]
-  return found | {g: [f"{g}-{n}" for n in (*_GPUS, 8, 16)] for g in gpus}
+  found = {}
+  for chip in CHIPS:
+    counts = _SLICES.get(chip.name, (*_GPUS, 8, 16))
+    each = 2 if chip.name in _COUNTS_CORES else 1
+    found[chip.name] = [f"{chip.name}-{n * each}" for n in counts]
+  return found
 
 
 def parse(name: str) -> Slice:
@@ -240,28 +166,24 @@ def parse(name: str) -> Slice:
     text = re.sub(pattern, by, text)
   match = re.fullmatch(r"(\w+)-([1-9]\d{0,6})", text, re.ASCII)
   chips = {c.name: c for c in CHIPS}
-  if not match or match.group(1) not in chips:
-    every = names()
+  if not match or match[1] not in chips:
+    every = [f"{group[0]} to {group[-1]}" for group in names().values()]
     raise UserError(
       f"--hardware={name} is not known; name a chip and how many, as in "
-      "--hardware=v5e-64. There are "
-      + ", ".join(f"{group[0]} to {group[-1]}" for group in every.values())
-      + "."
+      f"--hardware=v5e-64. There are {', '.join(every)}."
     )
-  chip, count = chips[match.group(1)], int(match.group(2))
-  if chip.name in _SLICES:
-    number = count / 2 if chip.name in _COUNTS_CORES else count
-    grid = _SLICES[chip.name].get(int(number))
-    if grid and number == int(number):
-      return Slice(text, chip, int(number), grid)
-  elif count in _GPUS or count % 8 == 0:
+  chip, count = chips[match[1]], int(match[2])
+  is_gpu = chip.name not in _SLICES
+  if is_gpu and (count in _GPUS or count % 8 == 0):
     return Slice(text, chip, count)
-  counts = " (they count TensorCores, two a chip)" * (
-    chip.name in _COUNTS_CORES
-  )
-  more = "" if chip.name in _SLICES else " and further multiples of 8"
+  if text in names()[chip.name] and not is_gpu:
+    num_chips = count // 2 if chip.name in _COUNTS_CORES else count
+    return Slice(text, chip, num_chips, _SLICES[chip.name][num_chips])
+  cores = chip.name in _COUNTS_CORES
   raise UserError(
     f"--hardware={name}: there is no slice of that size. There are "
     + ", ".join(names()[chip.name])
-    + f"{more}{counts}."
+    + " and further multiples of 8" * is_gpu
+    + " (they count TensorCores, two a chip)" * cores
+    + "."
   )

@@ -1,0 +1,494 @@
+"""`mixer plan`: slices, formulas, compilers, and what is printed."""
+
+import dataclasses
+import importlib
+import json
+import math
+import os
+import re
+
+import jax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs import finetune, mixer_b16_i1k, mixer_b16_i21k, mixer_jft, smoke
+from mixer import cli, compiling, durations, hardware, planning, sharding
+from mixer.commands import plan
+from mixer.datasets import catalog
+from mixer.errors import UserError
+from tests.conftest import ROOT
+
+SLICES = [name for names in hardware.names().values() for name in names]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+  """Gives the command; returns its exit code and output."""
+  for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+    monkeypatch.setenv(name, "1")
+  monkeypatch.setenv("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+  monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+
+  def start(*words: str, config: str = "mixer_b16_i21k"):
+    try:
+      code = cli.main(["plan", f"--config=configs/{config}.py", *words])
+    except SystemExit as e:
+      code = int(e.code or 0)
+    return code, *capsys.readouterr()
+
+  monkeypatch.chdir(ROOT)
+  return start
+
+
+def test_the_table(run, tmp_path):
+  data = f"--config.data.data_dir={tmp_path}"
+  code, out, _ = run("--hardware=v5e-64", "--price=1.2", "--formulas", data)
+  assert code == 0
+  for part in (
+    "64 chips as 8x8",
+    "73,850,895  [parameters]",
+    "13,102,300  as published",
+    "959,641",
+    "at $1.2 a chip and hour",
+    "Predicted to fit: ",
+    "The bottleneck is ",
+    *planning.FORMULAS.values(),
+  ):
+    assert part in out
+  assert {*re.findall(r"\[(\w+)\]", out)} == {*planning.FORMULAS}
+  assert not any(tmp_path.iterdir())
+  assert "--price" in run("--hardware=v5e-64", data)[1]
+
+
+def test_json(run):
+  code, out, _ = run(
+    *("--hardware=h100-8", "--examples=1000000", "--classes=1000", "--json"),
+    *("--config.total=10 epochs", "--config.schedule.warmup=5%"),
+  )
+  found = json.loads(out)
+  lines = {line["name"]: line for line in found["sections"]["run"]}
+  assert code == 0 and lines["updates"]["value"] == 2441
+  assert lines["training examples"]["note"] == "as given"
+  assert found["bottleneck"] in ("matmuls", "memory", "links", "input")
+  assert found["fits"] in (True, False) and found["compiled"] is None
+
+
+@pytest.mark.parametrize(
+  ("words", "what"),
+  [
+    ((), "--hardware"),
+    (("--hardware=v5e-8", "x"), "'x' is no flag"),
+    (("--hardware=v5e-8", "--price=-1"), "price"),
+    (("--hardware=v5e-7",), "--hardware=v5e-7: there is no slice"),
+    (("--hardware=v5e-256", "--config.batch_size=96"), "batch_size"),
+    (
+      ("--hardware=v5e-64", "--config.sharding.fsdp=3"),
+      "doesn't divide the 64",
+    ),
+    (("--hardware=v5e-8", "--config.data.name=mine"), "--examples=N --classes"),
+    (("--hardware=v4-8", "--compile"), "no compiling for v4"),
+  ],
+)
+def test_what_is_wrong_is_said(run, words, what):
+  code, _, err = run(*words)
+  assert code == 1 and err.startswith("error: ") and what in err
+
+
+def test_sizes_of_data_sets(tmp_path, data_dir):
+  c = mixer_jft.get_config()
+  c.data.data_dir = str(tmp_path)
+  assert plan.data_size(c, None, None)[:2] == (300_000_000, 18_291)
+  assert plan.data_size(c, 10, 3) == (10, 3, "as given")
+  c = finetune.get_config("dataset=cifar10")
+  c.data.data_dir = str(tmp_path)
+  c.data.examples_per_class = 25
+  assert plan.data_size(c, None, None)[0] == 250
+  assert plan.data_size(c, None, 3) == (250, 3, "as published, or as given")
+  # A prepared set is asked, other than one that ships.
+  c = smoke.get_config()
+  c.data.data_dir = str(tmp_path)
+  assert plan.data_size(c, None, None)[1:] == (10, "as published")
+  assert not any(tmp_path.iterdir())
+
+
+# Hardware.
+
+
+@pytest.mark.parametrize(
+  ("kind", "flops"),
+  [  # As JAX names devices.
+    ("TPU v3", 61.5e12),
+    ("TPU v4", 275e12),
+    ("TPU v5 lite", 197e12),
+    ("TPU v5e", 197e12),
+    ("TPU v5", 459e12),
+    ("TPU v5p", 459e12),
+    ("TPU v6 lite", 918e12),
+    ("NVIDIA H100 80GB HBM3", 989e12),
+    ("NVIDIA H100 PCIe", 756e12),
+    ("NVIDIA H100 NVL", 835e12),
+    ("NVIDIA H200", 989e12),
+    ("NVIDIA A100-SXM4-80GB", 312e12),
+    ("NVIDIA L4", 121e12),
+    ("NVIDIA L40S", None),
+    ("Tesla V100-SXM2-16GB", 125e12),
+    ("cpu", None),
+  ],
+)
+def test_peaks(kind, flops):
+  assert hardware.peak(kind) == flops
+
+
+@pytest.mark.parametrize(
+  ("name", "known"),
+  [
+    *((name, name) for name in SLICES),
+    ("H100-8", "h100-8"),
+    ("8 x H100", "h100-8"),
+    ("H100:8", "h100-8"),
+    ("h100x8", "h100-8"),
+    ("NVIDIA A100-16", "a100-16"),
+    ("v5litepod-64", "v5e-64"),
+    ("TPU v5 lite-8", "v5e-8"),
+    ("tpu-v6e-64", "v6e-64"),
+    ("tpu-v5p:8", "v5p-8"),
+  ],
+)
+def test_names_of_slices(name, known):
+  found = hardware.parse(name)
+  assert found.name == known and found.host_cores > 0
+  assert math.prod(found.grid or (found.num_chips,)) == found.num_chips
+  assert found.num_devices % found.num_hosts == 0
+
+
+@pytest.mark.parametrize(
+  ("name", "chips", "devices", "hosts", "seconds"),
+  [  # Google's tables; DGX for GPUs. Seconds to sum a gigabyte, by hand.
+    ("v5e-1", 1, 1, 1, 0.0),
+    # A line of 2 and one of 4: a link each.
+    ("v5e-8", 8, 8, 1, 2 * 7 / 8 / 100),
+    ("v5e-64", 64, 64, 16, 2 * 63 / 64 / 100),
+    # Two rings of 16: two links each.
+    ("v5e-256", 256, 256, 64, 2 * 255 / 256 / 200),
+    ("v6e-8", 8, 8, 1, 2 * 7 / 8 / 200),
+    ("v6e-256", 256, 256, 64, 2 * 255 / 256 / 400),
+    ("v5p-8", 4, 4, 1, 2 * 3 / 4 / 200),
+    # A cube is wired round in all three directions.
+    ("v5p-128", 64, 64, 16, 2 * 63 / 64 / 600),
+    ("v3-8", 4, 8, 1, 2 * 3 / 4 / 166),
+    ("h100-8", 8, 8, 1, 2 * 7 / 8 / 450),
+    ("h100-16", 16, 16, 2, 2 * 7 / 8 / 450 + 2 * (1 / 8) * (1 / 2) / 50),
+  ],
+)
+def test_slices(name, chips, devices, hosts, seconds):
+  found = hardware.parse(name)
+  counts = (found.num_chips, found.num_devices, found.num_hosts)
+  assert counts == (chips, devices, hosts)
+  assert found.all_reduce_seconds(1e9) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+  ("name", "what"),
+  [
+    ("", "--hardware= is not known"),
+    ("v5e", "--hardware=v5e is not known; name a chip and how many"),
+    ("v7-8", "v5e-1 to v5e-256"),
+    ("v5e-0", "v5e-1 to v5e-256"),
+    ("v5e-12", "v5e-1, v5e-4, v5e-8"),
+    ("v5p-4", "they count TensorCores, two a chip"),
+    ("v5p-9", "v5p-8, v5p-16"),
+    ("h100-12", "h100-1, h100-2, h100-4, h100-8, h100-16 and further"),
+  ],
+)
+def test_names_of_none(name, what):
+  with pytest.raises(UserError) as caught:
+    hardware.parse(name)
+  assert what in str(caught.value)
+
+
+# Formulas: against compiled code, closed forms, and laws.
+
+
+def predict(config, name="v5e-64", examples=1_281_167, classes=1000, **more):
+  target = hardware.parse(name)
+  return planning.predict(config, target, examples, classes, **more)
+
+
+def compiled(config, size: int = 1400):
+  """The training step for eight virtual devices."""
+  mesh = sharding.make_mesh(fsdp=config.sharding.fsdp)
+  steps = durations.plan(config, size)
+  return compiling.lower(config, steps, 10, mesh).compile()
+
+
+@pytest.mark.parametrize("fsdp", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_against_the_compiled_step(fsdp):
+  config = smoke.get_config()
+  config.sharding.min_size, config.sharding.fsdp = 256, fsdp
+  # The compiler rounds every argument up; counters and biases are tiny.
+  memory = compiled(config).memory_analysis()
+  found = predict(config, "v5e-8", 1400, 10)
+  assert found.arguments == pytest.approx(
+    memory.argument_size_in_bytes, rel=0.02
+  )
+
+
+def test_numbers_of_b16_by_hand():
+  config = mixer_b16_i1k.get_config()
+  config.sharding.zero1 = False
+  p = 59_880_472
+  found = predict(config)
+  assert found.parameters == p
+  assert found.weights == 4 * p
+  assert found.optimizer == pytest.approx(8 * p, abs=16)
+  assert found.batch == 64 * (3 * 224 * 224 + 4)
+  assert found.gradients == 4 * p
+  assert found.reduced == round(2 * 63 / 64 * 4 * p)
+  assert found.permuted == 3 * 224 * 224 + 4
+  assert found.flop == pytest.approx(75.38e9 * 4096, rel=1e-3)
+  # 12 blocks of 196 tokens, 768 channels, MLPs of 384 and 3072.
+  narrow, wide = 196 * 768, 384 * 768 + 196 * 3072
+  block = 2 * (2 * narrow + wide)
+  assert found.activations == 64 * (12 * block + 6 * 224 * 224 * 3 + 12 * 1000)
+  assert found.steps == 93_835
+  seconds = found.flop / (64 * 197e12 * 0.7)
+  assert found.seconds["matmuls"] == pytest.approx(seconds)
+  links = 2 * 63 / 64 * 4 * p / 100e9 / 0.8
+  assert found.seconds["links"] == pytest.approx(links)
+  assert found.seconds["input"] == pytest.approx(4096 / (16 * 56 * 1000))
+  hours = found.steps * max(found.seconds.values()) / 3600
+  assert found.chip_hours == pytest.approx(64 * hours)
+  assert found.limit == 2**34 - 2**28
+  # A linear probe sums the head alone.
+  config.optimizer.train = "head"
+  head = 768 * 1000 + 1000
+  assert predict(config).gradients == 4 * head
+  assert predict(config).reduced == round(2 * 63 / 64 * 4 * head)
+
+
+def test_what_costs_memory_and_what_saves_it():
+  config = mixer_b16_i1k.get_config()
+  before = predict(config)
+  config.model.remat = "block"
+  remat = predict(config)
+  assert remat.activations < before.activations / 3
+  assert remat.traffic > before.traffic
+  config.model.remat, config.optimizer.accumulate = "none", 4
+  parts = predict(config)
+  assert parts.activations == pytest.approx(before.activations / 4)
+  assert parts.gradients == 2 * before.gradients
+  config.optimizer.accumulate, config.optimizer.sam_rho = 1, 0.6
+  sam = predict(config)
+  assert sam.flop == 2 * before.flop
+  # Gradients twice, and perturbed weights are gathered as new ones are.
+  assert sam.reduced == pytest.approx(2 * before.reduced)
+  config.optimizer.sam_rho, config.sharding.reduce_dtype = 0.0, "bfloat16"
+  assert predict(config).reduced == pytest.approx(0.75 * before.reduced)
+
+
+def test_what_is_split_over_devices():
+  config = mixer_b16_i1k.get_config()
+  names = ("v5e-1", "v5e-8", "v5e-64", "h100-64")
+  one, few, many, gpus = (predict(config, name) for name in names)
+  assert few.optimizer < one.optimizer / 7
+  assert many.optimizer < one.optimizer / 50
+  config.sharding.fsdp = 8
+  split = predict(config, "h100-64")
+  assert split.weights < gpus.weights / 7 and split.reduced > gpus.reduced
+  config.sharding.fsdp, config.sharding.zero1 = 1, False
+  assert predict(config, "v5e-64").optimizer == one.optimizer
+  # libtpu sums on many chips what it could scatter.
+  ratios = [
+    found.reduced / predict(config, name).reduced
+    for name, found in zip(names[1:], (few, many, gpus), strict=True)
+  ]
+  assert ratios == pytest.approx([1, 2, 1])
+
+
+def test_what_compilers_for_gpus_do():
+  """They scatter no sums of parts, and recompute for a single GPU only."""
+  config = mixer_b16_i1k.get_config()
+  gpu, tpu = predict(config, "h100-8"), predict(config, "v5e-8")
+  config.optimizer.accumulate = 4
+  assert predict(config, "h100-8").reduced == pytest.approx(1.5 * gpu.reduced)
+  assert predict(config, "v5e-8").reduced == tpu.reduced
+  config.optimizer.accumulate, config.model.remat = 1, "block"
+  assert predict(config, "h100-8").activations == gpu.activations
+  config.batch_size = 512
+  assert predict(config, "h100-1").activations < gpu.activations / 4
+
+
+@settings(max_examples=4, deadline=None)
+@given(
+  st.sampled_from(["S/32", "B/16"]),
+  st.sampled_from(["v5e-8", "v6e-16", "v5p-64", "h100-16"]),
+  st.sampled_from([2, 4]),
+)
+def test_laws(variant, name, factor):
+  config = mixer_jft.get_config(variant)
+  one = predict(config, name, 10**8)
+  config.batch_size *= factor
+  more = predict(config, name, 10**8)
+  assert more.flop == factor * one.flop
+  assert more.activations == factor * one.activations
+  for field in ("weights", "optimizer", "reduced"):
+    assert getattr(more, field) == getattr(one, field)
+  assert more.steps == pytest.approx(one.steps / factor, abs=1)
+  for found in (one, more):
+    assert found.step_seconds == max(found.seconds.values())
+    assert 0 < found.mfu <= planning.MATMUL_SHARE + 1e-9
+    images = found.host_images * found.target.num_hosts
+    assert images * found.step_seconds == pytest.approx(found.batch_size)
+    assert found.fits == (found.memory <= found.limit)
+
+
+def test_cores_of_the_hosts():
+  config = mixer_b16_i1k.get_config()
+  few = predict(config, cores=1, core_rate=500)
+  assert few.bottleneck == "input"
+  assert few.step_seconds == pytest.approx(4096 / 16 / 500)
+  assert few.host_cores == pytest.approx(1)
+
+
+# In words.
+
+
+@pytest.mark.parametrize(
+  ("value", "unit", "text"),
+  [
+    (0.0123, "s", "12.3 ms"),
+    (2.5, "s", "2.50 s"),
+    (3 * 2**30, "B", "3.00 GiB"),
+    (3 * 2**20, "B", "3.00 MiB"),
+    (2.97e20, "FLOP", "2.97e20 FLOP"),
+    (0.01, "d", "14.4 minutes"),
+    (1.5, "d", "36.0 h"),
+    (10.26, "d", "10.3 days"),
+    (1234.5, "$", "$1,234"),
+    (4096, "images", "4,096 images"),
+    (12.34, "cores", "12.3 cores"),
+    (2.5e6, "B/s", "2 MB/s"),
+  ],
+)
+def test_numbers_with_units(value, unit, text):
+  assert plan.number(value, unit) == text
+
+
+def test_what_mends_too_little_memory():
+  config = mixer_b16_i1k.get_config()
+  config.batch_size = 8192
+  first, second, *_ = plan.verdict(predict(config, "v5e-8"), config)
+  assert first.startswith("Predicted not to fit: ")
+  assert second.startswith("--config.model.remat=block would take ")
+  assert config.model.remat == "none"
+  config.batch_size = 2**17
+  _, second, *_ = plan.verdict(predict(config, "v5e-8", 10**8), config)
+  assert "--config.model.remat=block --config.optimizer.accumulate=" in second
+  config = mixer_jft.get_config("S/32")
+  config.batch_size = 8
+  small = hardware.parse("v5e-8")
+  chip = dataclasses.replace(small.chip, memory=2**28 + 2**26)
+  target = dataclasses.replace(small, chip=chip)
+  found = planning.predict(config, target, 10**8, 1000)
+  assert "sharding.fsdp=N" in plan.verdict(found, config)[1]
+
+
+def test_every_bottleneck_has_its_sentence():
+  config = mixer_b16_i1k.get_config()
+  found = dataclasses.replace(predict(config), host_cores=1000.0)
+  for name in found.seconds:
+    slow = dataclasses.replace(found, seconds=found.seconds | {name: 10.0})
+    sentences = plan.verdict(slow, config)
+    assert any(s.startswith(f"The bottleneck is {name}: ") for s in sentences)
+  assert "Each host would have to have 1000 cores" in sentences[2]
+
+
+# Compilers.
+
+
+def test_what_a_compiler_says(run, monkeypatch):
+  """The one for the eight virtual devices, in place of a slice's."""
+  monkeypatch.setattr(compiling, "devices", lambda _: jax.devices())
+  monkeypatch.setattr(compiling, "compiler_of", lambda _: "CPU 1.0")
+  words = ("--hardware=v5e-8", "--compile", "--config.optimizer.accumulate=1")
+  code, out, _ = run(*words, config="smoke")
+  assert code == 0 and "CPU 1.0, in " in out
+  (peak,) = re.findall(r"  peak .*([\d.]+) MiB .*([\d.]+) MiB", out)
+  assert 0 < float(peak[0]) and "It fits." in out
+
+
+def test_a_compiler_that_runs_out_of_memory(monkeypatch):
+  def fail(*_, **unused):
+    raise jax.errors.JaxRuntimeError(
+      "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory "
+      "in memory space hbm. Used 20.10G of 15.75G hbm. Exceeded hbm capacity"
+    )
+
+  lowered = type("Lowered", (), {"compile": fail})
+  monkeypatch.setattr(compiling, "devices", lambda _: jax.devices())
+  monkeypatch.setattr(compiling, "compiler_of", lambda _: "libtpu 0.0")
+  monkeypatch.setattr(compiling, "lower", lambda *_: lowered())
+  config, target = mixer_b16_i21k.get_config(), hardware.parse("v5e-8")
+  said = compiling.compile_step(config, target, 10**6, 10)
+  text = plan.compiled_text(said, predict(config, "v5e-8"))
+  assert text == "libtpu 0.0: it doesn't fit: Used 20.10G of 15.75G hbm.\n"
+
+
+def test_a_compiler_that_is_missing_or_fails(monkeypatch):
+  def missing(_):
+    raise importlib.metadata.PackageNotFoundError
+
+  def fail(**_):
+    raise RuntimeError("no such topology\nand so on")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(compiling.importlib.metadata, "version", missing)
+    for name, extra in (("v5e-8", "tpu"), ("h100-8", "gpu")):
+      with pytest.raises(UserError, match=rf'pip install -e "\.\[{extra}\]"'):
+        compiling.devices(hardware.parse(name))
+  monkeypatch.setattr(compiling, "compiler_of", lambda _: "")
+  monkeypatch.setattr(compiling.topologies, "get_topology_desc", fail)
+  with pytest.raises(UserError, match="v5e-8 can't be started: no such topo"):
+    compiling.devices(hardware.parse("v5e-8"))
+
+
+# Recipe -> the slices that its docstring names.
+RECIPES = {
+  "mixer_s32_i21k": ("h100-1", "v5e-64"),
+  "mixer_s16_i21k": ("h100-4", "v5e-64"),
+  "mixer_b16_i21k": ("h100-8", "v5e-64"),
+  "mixer_l16_i21k": ("h100-8", "v5e-64"),
+  "mixer_b16_i1k_sam": ("h100-8", "v5e-64"),
+  "mixer_jft:H/14": ("h100-8",),
+  "finetune": ("h100-1", "v5e-8"),
+}
+# Those that don't fit there as they are; their docstrings say so.
+TOO_LARGE = (("mixer_l16_i21k", "h100-8"), ("mixer_jft:H/14", "h100-8"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("name", "where"), [(n, s) for n, slices in RECIPES.items() for s in slices]
+)
+def test_recipes_fit_where_they_say(run, name, where):
+  target = hardware.parse(where)
+  try:
+    compiling.compiler_of(target)
+  except UserError as e:
+    pytest.skip(str(e))
+  file, _, argument = name.partition(":")
+  command = f"{os.sys.executable} -m mixer plan --compile --json"
+  with os.popen(
+    f"XLA_FLAGS= {command} --hardware={where} --config=configs/{file}.py"
+    + f":{argument}" * bool(argument)
+  ) as out:
+    found = json.loads(out.read())["compiled"]
+  assert found["fits"] == ((name, where) not in TOO_LARGE), found
+  if found["fits"]:
+    module = importlib.import_module(f"configs.{file}")
+    config = module.get_config(*filter(None, [argument]))
+    size = catalog.size(config.data.name, config.data.train_split)
+    predicted = planning.predict(config, target, *size)
+    assert found["arguments"] == pytest.approx(predicted.arguments, rel=0.02)
