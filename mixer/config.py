@@ -17,6 +17,7 @@ import ml_collections
 
 # ml_collections.ConfigDict; what its attributes hold defies static types.
 Config: TypeAlias = Any
+_GROUPS = (Mapping, ml_collections.ConfigDict)
 
 # The value of `init_from` in a recipe that wants weights to be named.
 UNNAMED = "?"
@@ -181,7 +182,10 @@ KEYS: dict[str, Key] = {
     0.0, 0, 1, "share of the label given to all classes"
   ),
   "loss.mixup": _number(0.0, 0, 1000, "p of Beta(p, p); 0: no mixup"),
-  "optimizer.name": _choice("the optimizer", "adamw", "sgd"),
+  "optimizer.name": Key(
+    "adamw", "adamw, sgd, or any of optax and optax.contrib, as muon or lion"
+  ),
+  "optimizer.args": Key({}, "more of its arguments, as \"{'nesterov': True}\""),
   "optimizer.learning_rate": _number(
     1e-3, 0, _FLOAT, "the highest of the schedule"
   ),
@@ -307,14 +311,15 @@ def changed(config: Config, values: Mapping[str, Any]) -> Config:
   return copy
 
 
-def flatten(config: Config) -> dict[str, Any]:
+def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
   """`{"model.variant": "B/16", ...}` from a nested config; lists for tuples."""
   flat: dict[str, Any] = {}
   for key, value in config.items():
-    if isinstance(value, Mapping | ml_collections.ConfigDict):
-      flat |= {f"{key}.{k}": v for k, v in flatten(value).items()}
+    name, group = prefix + key, isinstance(value, _GROUPS)
+    if group and name not in KEYS:
+      flat |= flatten(value, f"{name}.")
     else:
-      flat[key] = _lists(value)
+      flat[name] = dict(value) if group else _lists(value)
   return flat
 
 
@@ -371,7 +376,10 @@ def shown(value: Any) -> str:
 
 def override(key: str, value: Any) -> str:
   """`--config.KEY=VALUE`, quoted where a shell needs it."""
-  return f"--config.{key}={shlex.quote(str(value))}"
+  shown = str(value)
+  if "'" in shown and not {*shown} & {*'"$`!\\'}:
+    return f'--config.{key}="{shown}"'
+  return f"--config.{key}={shlex.quote(shown)}"
 
 
 def unknown(key: str) -> str:

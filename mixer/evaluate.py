@@ -163,11 +163,7 @@ def examples(
     `classes` int32 and `scores` float32 `[N, top]`, see `train_step.Inference`;
     and, if the batches have labels, `label` int32 and `loss` float32 `[N]`.
   """
-
-  def step(params: Any, batch: train_step.Batch) -> Any:
-    return (model.examples if "label" in batch else model.top)(params, batch)
-
-  for result in _one_late(step, params, batches, mesh, interrupt):
+  for result in _one_late(model.examples, params, batches, mesh, interrupt):
     yield _real(result)
 
 

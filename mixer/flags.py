@@ -228,14 +228,20 @@ def _value(key: str, default: Any) -> Callable[[str], Any]:
         return {"true": True, "1": True, "false": False, "0": False}[
           value.lower()
         ]
+      if kind is dict:
+        return dict(ast.literal_eval(value))
       if kind is tuple:
         found = ast.literal_eval(value)
         return tuple(found) if isinstance(found, tuple | list) else (found,)
       return kind(value)
-    except (ValueError, KeyError, SyntaxError, MemoryError, RecursionError):
+    except (
+      *(ValueError, KeyError, TypeError),
+      *(SyntaxError, MemoryError, RecursionError),
+    ):
+      shown = {"nesterov": True} if kind is dict else default
       raise argparse.ArgumentTypeError(
         f"{value[:100]!r} is not of type {kind.__name__}; write it as in "
-        f"{config_lib.override(key, default)}"
+        f"{config_lib.override(key, shown)}"
       ) from None
 
   return parse

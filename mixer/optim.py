@@ -1,19 +1,31 @@
-"""Schedules, optimizers, and which parameters are trained."""
+"""Learning-rate schedule, optimizer, and which parameters are trained.
 
+`optimizer.name` is any optimizer of optax or optax.contrib that needs gradients
+alone. AdamW and SGD, the paper's, take their arguments from keys of their own;
+any optimizer takes more from `optimizer.args`.
+"""
+
+import difflib
+import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from mixer import config as config_lib
 from mixer import durations, weights
-from mixer.errors import UserError
+from mixer.errors import UserError, first_line
 
-_KEY = "optimizer.lr_factors"
-_EXAMPLE = f"--config.{_KEY}=\"(('head/.*', 10.0),)\""
+# The arguments that have keys of their own.
+_KEYS = {"adamw": ("b1", "b2", "eps"), "sgd": ("momentum",)}
+# Optimizers whose averages have to be evaluated, and that draw random numbers.
+_UNFIT = ("schedule_free_adamw", "schedule_free_sgd", "dpsgd", "noisy_sgd")
+_FACTORS = "optimizer.lr_factors"
+_EXAMPLE = f"--config.{_FACTORS}=\"(('head/.*', 10.0),)\""
 
 
 def schedule(config: config_lib.Config, plan: durations.Plan) -> optax.Schedule:
@@ -35,11 +47,134 @@ def schedule(config: config_lib.Config, plan: durations.Plan) -> optax.Schedule:
   return lambda step: joined(jnp.asarray(step, jnp.float32))
 
 
+def make(
+  config: config_lib.Config, plan: durations.Plan
+) -> optax.GradientTransformationExtraArgs:
+  """Clipping, the optimizer with its schedule, each parameter's factor.
+
+  Weight decay is the optimizer's own, of kernels alone where it takes a mask.
+  AdamW's is decoupled (arXiv 1711.05101), times the learning rate.
+
+  Raises:
+    UserError: an optimizer or an argument that optax doesn't have.
+  """
+  c = config.optimizer
+  chain = [optax.clip_by_global_norm(c.clip_norm)] if c.clip_norm else []
+  function = _function(c.name)
+  chain.append(function(schedule(config, plan), **_arguments(c, function)))
+  whole = optax.with_extra_args_support(optax.chain(*chain))
+
+  def scale(path: Any, update: jax.Array) -> jax.Array:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    value = factor(config, name)
+    return update if value == 1.0 else value * update
+
+  def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    # optax's Adam mixes its count with floats, which strict promotion, under
+    # which our own code is tested, refuses.
+    with jax.numpy_dtype_promotion("standard"):
+      updates, state = whole.update(updates, state, params, **extra)
+    return jax.tree_util.tree_map_with_path(scale, updates), state
+
+  return optax.GradientTransformationExtraArgs(whole.init, update)
+
+
 def decay_mask(params: Any) -> Any:
   """True for kernels, which weight decay shrinks; biases and norms stay."""
   return jax.tree_util.tree_map_with_path(
     lambda path, _: path[-1].key == "kernel", params
   )
+
+
+def _function(name: str) -> Callable[..., optax.GradientTransformation]:
+  """The optimizer of optax, or of optax.contrib, that has a name."""
+  known = {
+    key: value
+    for module in (contrib, optax)
+    for key, value in vars(module).items()
+    if inspect.isfunction(value)
+    and not key.startswith(("_", "scale_by_"))
+    and key not in _UNFIT
+    and next(iter(inspect.signature(value).parameters), "") == "learning_rate"
+  }
+  if name not in known:
+    near = difflib.get_close_matches(name.lower(), known, 3) or ["adamw", "sgd"]
+    raise UserError(
+      f"optimizer.name={config_lib.shown(name)} is no optimizer of optax, or "
+      "one that needs more than gradients; near it are "
+      + " or ".join(f"--config.optimizer.name={n}" for n in near)
+      + "."
+    )
+  return known[name]
+
+
+def _arguments(c: Any, function: Callable[..., Any]) -> dict[str, Any]:
+  """What an optimizer is given beside its learning rate."""
+  takes = [*inspect.signature(function).parameters][1:]
+  for key in c.args:
+    if key not in takes:
+      near = difflib.get_close_matches(key, takes, 1)
+      meant = f" (did you mean {near[0]}?)" if near else ""
+      raise UserError(
+        f"optimizer.args has {config_lib.shown(key)}, which {c.name} doesn't "
+        f"take{meant}; it takes {', '.join(takes)}. Its learning rate is "
+        "optimizer.learning_rate."
+      )
+  for key in () if c.name in _KEYS else (*_KEYS["adamw"], *_KEYS["sgd"]):
+    if c[key] != config_lib.KEYS[f"optimizer.{key}"].default:
+      raise UserError(
+        f"optimizer.{key} is of {' and '.join(_KEYS)} alone, and optimizer.name"
+        f"={c.name!r}, whose arguments are given as in "
+        f"--config.optimizer.args=\"{{'{key}': {c[key]!r}}}\"."
+      )
+  if c.weight_decay and "weight_decay" not in takes:
+    raise UserError(
+      f"optimizer.weight_decay={c.weight_decay} and optimizer.name={c.name!r}, "
+      "which takes none; use --config.optimizer.weight_decay=0 or "
+      "--config.optimizer.name=adamw."
+    )
+  given = {key: c[key] for key in _KEYS.get(c.name, ())} | {
+    "weight_decay": c.weight_decay,
+    "mask": decay_mask,
+    "weight_decay_mask": decay_mask,
+  }
+  return {key: given[key] for key in given if key in takes} | dict(c.args)
+
+
+def check(config: config_lib.Config) -> None:
+  """Refuses an optimizer, or its arguments, that can't work.
+
+  Raises:
+    UserError: names what is wrong.
+  """
+  c, plan = config.optimizer, durations.Plan(2, 1, 1, 1, 1)
+  # An update of a small layer, of which nothing is computed.
+  params = {"head": {"kernel": jnp.zeros((8, 8)), "bias": jnp.zeros(8)}}
+
+  def update(params: Any) -> Any:
+    optimizer = make(config, plan)
+    state = optimizer.init(params)
+    return optimizer.update(params, state, params, value=jnp.float32(1))
+
+  try:
+    jax.eval_shape(update, params)
+  except UserError:
+    raise
+  except Exception as e:  # Whatever optax says of a value.
+    raise UserError(
+      f"optimizer.name={c.name!r} with optimizer.args={dict(c.args)} doesn't "
+      f"work: {first_line(e)}"
+    ) from e
+
+
+def updates_done(opt_state: Any, step: jax.Array) -> jax.Array:
+  """What the learning rate goes by: updates made, without those skipped."""
+
+  def counts(x: Any) -> bool:
+    return isinstance(x, optax.ScaleByScheduleState)
+
+  leaves = jax.tree.leaves(opt_state, is_leaf=counts)
+  return next((x.count for x in leaves if counts(x)), step)
 
 
 def factor(config: config_lib.Config, name: str) -> float:
@@ -78,51 +213,8 @@ def merge(*trees: Any) -> dict[str, Any]:
   return weights.unflatten({k: v for part in flat for k, v in part.items()})
 
 
-def make(
-  config: config_lib.Config, plan: durations.Plan
-) -> optax.GradientTransformation:
-  """Clipping, then AdamW or SGD with momentum, then the learning rate.
-
-  Weight decay is decoupled (arXiv 1711.05101) and scaled by the learning
-  rate, as in `optax.adamw`, with the factor of its parameter.
-  """
-  c = config.optimizer
-  chain = [optax.clip_by_global_norm(c.clip_norm)] if c.clip_norm else []
-  if c.name == "adamw":
-    chain.append(optax.scale_by_adam(c.b1, c.b2, c.eps))
-    chain.append(optax.add_decayed_weights(c.weight_decay, decay_mask))
-  else:
-    chain.append(optax.trace(c.momentum))
-  chain.append(optax.scale_by_learning_rate(schedule(config, plan)))
-  whole = optax.chain(*chain)
-
-  def update(updates: Any, state: Any, params: Any = None) -> Any:
-    # optax's Adam mixes its count with floats, which strict promotion, under
-    # which our own code is tested, refuses.
-    with jax.numpy_dtype_promotion("standard"):
-      updates, state = whole.update(updates, state, params)
-    return _scale(config, updates), state
-
-  return optax.GradientTransformation(whole.init, update)
-
-
-def _scale(config: config_lib.Config, updates: Any) -> Any:
-  """Each parameter's update times its factor."""
-
-  def scale(path: Any, update: jax.Array) -> jax.Array:
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    value = factor(config, name)
-    return update if value == 1.0 else value * update
-
-  return jax.tree_util.tree_map_with_path(scale, updates)
-
-
 def check_names(config: config_lib.Config, names: Iterable[str]) -> None:
-  """Refuses `optimizer.lr_factors` that don't fit a model.
-
-  Args:
-    config: a valid one.
-    names: of all parameters.
+  """Refuses `optimizer.lr_factors` that don't fit a model's parameters.
 
   Raises:
     UserError: a pattern that matches none, or none that would be trained.
@@ -131,12 +223,12 @@ def check_names(config: config_lib.Config, names: Iterable[str]) -> None:
   for pattern, _ in pairs:
     if not any(re.fullmatch(pattern, name) for name in names):
       raise UserError(
-        f"{_KEY} has {pattern!r}, which matches no parameter's whole name; "
+        f"{_FACTORS} has {pattern!r}, which matches no parameter's whole name; "
         f"there are: {weights.shorten(names)}. Write it as in {_EXAMPLE}."
       )
   if not any(factor(config, name) for name in names):
     raise UserError(
-      f"{_KEY}={pairs!r} with optimizer.train={config.optimizer.train!r} "
+      f"{_FACTORS}={pairs!r} with optimizer.train={config.optimizer.train!r} "
       "leaves no parameter to train: give one a factor above 0, as in "
       f"{_EXAMPLE}."
     )

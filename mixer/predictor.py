@@ -242,7 +242,7 @@ class Predictor:
         tuple(self._ids[c] for c in classes),
       )
 
-    return self._results(self._functions(top).top, images, result)
+    return self._results(self._functions(top).examples, images, result)
 
   def features(self, images: Any) -> np.ndarray:
     """What the head sees of images: pre-logits, float32 [N, C].

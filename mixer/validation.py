@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mixer import config as config_lib
-from mixer import durations
+from mixer import durations, optim
 from mixer import model as model_lib
 from mixer.errors import UserError
 
@@ -37,6 +37,7 @@ def validate(config: config_lib.Config, num_devices: int) -> None:
     _check_number("sweep.learning_rates", rate, "optimizer.learning_rate")
   for pair in config.optimizer.lr_factors:
     _check_factor(pair)
+  optim.check(config)
   _check_devices(config, num_devices)
   _check_sizes(config)
   _check_together(config)
@@ -179,12 +180,6 @@ def _check_together(config: config_lib.Config) -> None:
       "loss.label_smoothing is defined for the softmax loss and "
       "loss.name='sigmoid'; use --config.loss.label_smoothing=0 or "
       "--config.loss.name=softmax.",
-    ),
-    (
-      optimizer.name == "sgd" and optimizer.weight_decay,
-      "optimizer.weight_decay is the decoupled decay of AdamW and "
-      "optimizer.name='sgd'; use --config.optimizer.weight_decay=0 or "
-      "--config.optimizer.name=adamw.",
     ),
     (
       config.init_head == "keep" and not config.init_from,

@@ -126,6 +126,7 @@ _WRONG = {
   str: (None, 3, True, ["a"]),
   bool: (None, 1, 0, "True"),
   tuple: (None, 5, "1,5", {1}),
+  dict: (None, 5, "a", [1]),
 }
 
 

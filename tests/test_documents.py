@@ -157,7 +157,7 @@ def only_flags(words: list[str]) -> None:
     elif key and "=" in word and key[1] != "KEY":
       reads("train.py", words)
     elif key:
-      keys = {"KEY", *config_lib.flatten(config_lib.default())}
+      keys = {"KEY", *config_lib.KEYS}
       assert key[1] in keys, f"the config has no key {key[1]}"
     elif word.startswith("--"):
       name = word.removeprefix("--").partition("=")[0]

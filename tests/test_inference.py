@@ -56,7 +56,7 @@ def by_numpy(logits):
 @settings(deadline=None, max_examples=30)
 @given(st.lists(_LOGIT, min_size=_K, max_size=_K))
 def test_top_is_a_stable_sort_and_scores_are_softmax(functions, logits):
-  got = functions("softmax", "top", logits)
+  got = functions("softmax", "examples", logits)
   order = by_numpy(logits)
   assert (got["classes"] == order[:5]).all()
   p = np.exp(np.array(logits)) / np.exp(logits).sum()
@@ -67,7 +67,7 @@ def test_top_is_a_stable_sort_and_scores_are_softmax(functions, logits):
 @settings(deadline=None, max_examples=30)
 @given(st.lists(_LOGIT, min_size=_K, max_size=_K))
 def test_scores_of_a_sigmoid_model_are_sigmoids(functions, logits):
-  got = functions("sigmoid", "top", logits)
+  got = functions("sigmoid", "examples", logits)
   chosen = np.array(logits)[by_numpy(logits)[:5]]
   expected = np.broadcast_to(1 / (1 + np.exp(-chosen)), (8, 5))
   np.testing.assert_allclose(got["scores"], expected, rtol=1e-5)
@@ -98,7 +98,7 @@ def test_columns_select_and_order_the_outputs(functions, logits):
   chosen = np.append(np.array(logits)[_COLUMNS[:3]], -np.inf)
   got, _ = functions("columns", "logits", logits)
   assert (got == chosen).all()
-  top = functions("columns", "top", logits)
+  top = functions("columns", "examples", logits)
   assert top["classes"].shape == (8, 4)
   assert (top["classes"] == by_numpy(chosen)).all()
   # What the head lacks comes last and is impossible.

@@ -136,7 +136,7 @@ def test_no_call_compiles_again(loaded, images, sizes):
   functions = loaded._functions(1)
   assert functions is loaded._functions(10)
   # A compilation for each size of batch.
-  assert functions.top._cache_size() == 2
+  assert functions.examples._cache_size() == 2
   most = loaded._functions(25)
   assert loaded._functions(11) is most and loaded._functions(999) is most
 
