@@ -122,8 +122,9 @@ def train(
         if jax.process_index() == 0:
           workdir_lib.write_config(path, asked, resolved)
         before = saved.metadata or {}
+        lines = before.get("metrics_lines", 0)
         report = reporter.Reporter(
-          path, inputs, trainer.model, step, began, before
+          path, inputs, trainer.model, step, began, lines
         )
         splits = inputs.train_split, inputs.eval_split
         report.say(reporter.header(config, trainer.abstract.params, *splits))

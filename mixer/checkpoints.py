@@ -16,6 +16,7 @@ what has no such mark doesn't count. Paths may be those of an object store.
 import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -244,7 +245,7 @@ class Checkpoints:
     keep_every: durations.Interval = 0,
     scores: Callable[[], Mapping[int, float]] = dict,
   ):
-    """Makes the directory, or puts away what a killed save has left in it.
+    """Puts away what a killed save has left.
 
     Of committed ones these stay: the newest `keep`, those at multiples of
     `keep_every` steps (0: none), the best by `scores` (by step, as far as they
@@ -291,12 +292,9 @@ class Checkpoints:
     self._saving = step
     first = jax.process_index() == 0
     try:
-      if first and not self._remote and not self.directory.exists():
-        self.directory.mkdir()  # Its parent is there, or has vanished too.
-        distributed.say(
-          f"{self.directory} had vanished, with what was in it, and was made "
-          f"anew for the checkpoint of step {step}."
-        )
+      if first and not self._remote:
+        # Not its parent: a workdir that has vanished isn't made anew.
+        self.directory.mkdir(exist_ok=True)
       parts = _parts(state)
       with self._context():
         response = ocp.save_checkpointables_async(
@@ -335,11 +333,9 @@ class Checkpoints:
     response.result()
     if jax.process_index():
       return []
-    # Orbax doesn't notice when it is all removed while being written.
-    path = self.directory / str(step)
-    gone = [path / part for part in parts if not (path / part).is_dir()]
-    if gone or not _is_committed(path):
-      raise OSError(f"{(gone or [path])[0]} has vanished")
+    # Orbax doesn't notice when it is removed while being written.
+    if not all((self.directory / str(step) / p).is_dir() for p in parts):
+      raise OSError("it has vanished")
     steps = committed(self.directory.parent)
     stay = {*steps[-self._keep :], step, self._restored}
     stay |= {s for s in steps if durations.is_due(self._keep_every, s)}
@@ -375,15 +371,13 @@ class Checkpoints:
     whole = []
     with contextlib.suppress(OSError):
       whole = [s for s in committed(workdir) if s != self._saving]
-    kept, then = "There is none yet.", "begins anew"
-    if whole:
-      kept = f"The newest whole one is that of step {whole[-1]}."
-      then = "goes on from there"
+    kept = (
+      f"that of step {whole[-1]} is whole" if whole else "there is none yet"
+    )
     return SaveError(
       f"the checkpoint of step {self._saving} could not be written to "
-      f"{self.directory}: {_reason(error)}. {kept} Mend the cause (most often "
-      "a full disk or missing rights) and start the same command again: it "
-      f"{then}."
+      f"{self.directory}: {_reason(error)}; {kept}. Mend the cause (most often "
+      "a full disk or missing rights) and start the same command again."
     )
 
   def restore(self, abstract: Any) -> tuple[Any, int]:
@@ -429,8 +423,7 @@ class Checkpoints:
   def _tidy(self) -> list[str]:
     """Removes unfinished saves and removals, moves uncommitted steps aside."""
     lines = []
-    try:
-      self.directory.mkdir(parents=True, exist_ok=True)
+    with files.writing(self.directory):
       for path in _inside(self.directory):
         if _UNFINISHED in path.name or path.name.endswith(_REMOVED):
           path.rmtree()
@@ -443,12 +436,6 @@ class Checkpoints:
           )
           if self._remote:  # A killed save leaves it so.
             path.rmtree()
-    except OSError as e:
-      raise UserError(
-        f"{self.directory} can't be prepared for checkpoints: {_reason(e)}. "
-        "Mend the cause (most often missing rights, or a file of that name), "
-        "or take another --workdir."
-      ) from e
     return lines
 
 
@@ -528,6 +515,15 @@ def _inside(folder: epath.Path) -> list[epath.Path]:
     return []  # An object store has no empty folders.
 
 
+def _files_in(folder: epath.Path, prefix: str = "") -> Iterator[str]:
+  """The names of all files in it, those in folders as `params/_METADATA`."""
+  for path in folder.iterdir():
+    if path.is_dir():
+      yield from _files_in(path, f"{prefix}{path.name}/")
+    else:
+      yield prefix + path.name
+
+
 def _is_committed(path: epath.Path) -> bool:
   return (path / _COMMITTED).exists()
 
@@ -544,24 +540,17 @@ def _remove(path: epath.Path) -> None:
 def _move_aside(path: epath.Path) -> str:
   """Moves a checkpoint to `WORKDIR/checkpoints.damaged`; returns its place."""
   folder = path.parent.with_name("checkpoints.damaged")
-  to, count = folder / path.name, 1
-  try:
+  names = (f"{path.name}.{n}" for n in itertools.count(2))
+  places = map(folder.joinpath, itertools.chain([path.name], names))
+  to = next(place for place in places if not place.exists())
+  with files.writing(to, f"Move {path}, which is damaged, away."):
     folder.mkdir(parents=True, exist_ok=True)
-    while to.exists():
-      count += 1
-      to = folder / f"{path.name}.{count}"
     if files.is_remote(path):
-      for file in path.glob("**/*"):
-        if not file.is_dir():
-          file.copy(to / str(file.relative_to(path)))
+      for name in _files_in(path):
+        (path / name).copy(to / name)
       _remove(path)
     else:
       path.rename(to)
-  except OSError as e:
-    raise UserError(
-      f"{path} is damaged and can't be moved to {to}: {_reason(e)}. Move it "
-      "away, or mend the rights; then start the same command again."
-    ) from e
   return os.fspath(to)
 
 

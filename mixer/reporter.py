@@ -37,7 +37,9 @@ _SHOWN = 6
 class NotFinite(UserError):
   """Loss or gradient became NaN or infinite; `what` says which, and where."""
 
-  what = ""
+  def __init__(self, what: str, message: str):
+    super().__init__(message, lines=True)
+    self.what = what
 
 
 class Goodput:
@@ -102,65 +104,9 @@ class Goodput:
 def _newest(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   """The seconds by kind in the last record that has them."""
   for record in reversed(records):
-    found = {
-      k.removeprefix(_PREFIX): v
-      for k, v in record.items()
-      if k.startswith(_PREFIX)
-    }
-    if found:
-      return found
+    if f"{_PREFIX}start" in record:
+      return {kind: record[_PREFIX + kind] for kind in KINDS}
   return {}
-
-
-class Terminal:
-  """Progress on the first host: a live line on a terminal, else plain lines."""
-
-  def __init__(self, total: int):
-    self._total = total
-    self._live = sys.stdout.isatty()
-    self._last = 0.0
-    self._open = False
-
-  def say(self, text: str = "") -> None:
-    """A line that stays, in place of the live one."""
-    if jax.process_index() == 0:
-      stop.say(("\r\x1b[K" if self._open else "") + text)
-    self._open = False
-
-  def end(self) -> None:
-    """Leaves the live line as it is and goes below it."""
-    if self._open:
-      stop.say("")
-    self._open = False
-
-  def progress(
-    self, step: int, values: dict[str, float], *, logged: bool
-  ) -> None:
-    """Step, loss, speed and time left; to a file only what is `logged`."""
-    if jax.process_index() or not (self._live or logged):
-      return
-    if not self._live:
-      stop.say(self._line(step, values))
-    elif logged or time.monotonic() - self._last > 0.1:
-      self._last, self._open = time.monotonic(), True
-      stop.say(f"\r\x1b[K{self._line(step, values)}", end="")
-
-  def _line(self, step: int, values: dict[str, float]) -> str:
-    width = len(str(self._total))
-    parts = [
-      f"step {step:{width}d}/{self._total}",
-      f"loss {values['train/loss']:.4f}",
-    ]
-    if "train/images_per_second" in values:
-      parts.append(f"{values['train/images_per_second']:,.0f} images/s")
-    if "train/mfu" in values:
-      parts.append(f"MFU {values['train/mfu']:.1%}")
-    if values.get("data/wait", 0) >= _WAITING:
-      parts.append(f"waits for data {values['data/wait']:.0%}")
-    if "train/seconds_per_step" in values:
-      left = (self._total - step) * values["train/seconds_per_step"]
-      parts.append(f"{metrics.duration(left)} left")
-    return "  ".join(parts)
 
 
 class Reporter:
@@ -171,7 +117,6 @@ class Reporter:
 
   Attributes:
     writer: of the records.
-    say: prints a line that stays.
     goodput: where the time went.
     loader: whose timing is told, once there is one.
   """
@@ -183,7 +128,7 @@ class Reporter:
     model: Any,
     start_step: int,
     began: float,
-    before: Mapping[str, Any],
+    lines: int = 0,
   ):
     """Opens the files.
 
@@ -193,27 +138,30 @@ class Reporter:
       model: the Flax module, for the FLOP of an update.
       start_step: updates done.
       began: when this start began, as `time.monotonic` says.
-      before: metadata of the checkpoint that it goes on from.
+      lines: of metrics written so far, as the checkpoint knows.
     """
-    lines = before.get("metrics_lines", 0)
     self.writer = metrics.Writer(workdir, start_step, lines)
     self.goodput = Goodput(began, self.writer.records, self.writer.dropped)
     self.loader: loader.Loader | None = None
     self._workdir, self._inputs = workdir, inputs
     self._config, self._plan = inputs.config, inputs.plan
-    self._terminal = Terminal(self._plan.total)
-    self.say = self._terminal.say
-    if self.writer.damage:
-      self.say(self.writer.damage)
-    self._skipped = 0
+    self._live = sys.stdout.isatty()
+    self._drawn: float | None = None  # When the live line was, if it is there.
     self._flops = train_step.update_flop(model, self._config)
     peak = hardware.peak(jax.devices()[0].device_kind)
     self._peak = peak and peak * jax.device_count()
-    self._start = start_step
+    self._start, self._skipped = start_step, 0
     # Where speed was measured last: the step, and seconds of training.
     self._measured = (start_step, 0.0)
-    self._pending: tuple[int, int, Mapping[str, jax.Array]] | None = None
     self._speed: dict[str, float] = {}
+    self._pending: tuple[int, int, Mapping[str, jax.Array]] | None = None
+    self.say(self.writer.damage)
+
+  def say(self, text: str) -> None:
+    """A line that stays, in place of the live one."""
+    if text and jax.process_index() == 0:
+      stop.say(text if self._drawn is None else f"\r\x1b[K{text}")
+      self._drawn = None
 
   def update(
     self, step: int, values: Mapping[str, jax.Array], count: int = 1
@@ -249,14 +197,13 @@ class Reporter:
     logged = step in (1, self._plan.total) or durations.is_due(
       self._plan.log_every, step
     )
+    if logged or first == self._start:
+      self._measure(step)
     if first == self._start:  # The first updates include compilation.
-      self._measure(step)
       self._speed = {}
-    elif logged:
-      self._measure(step)
     if logged:
       self.writer.write(step, values | self._speed | self.goodput.record())
-    self._terminal.progress(step, values | self._speed, logged=logged)
+    self._show(step, values | self._speed, logged)
     self._check_finite(step, values)
 
   def _measure(self, step: int) -> None:
@@ -264,69 +211,78 @@ class Reporter:
     spent = self.goodput.seconds()
     training = spent["data"] + spent["step"]
     (before, then), self._measured = self._measured, (step, training)
-    seconds = max(training - then, 1e-9) / max(step - before, 1)
-    rate = self._config.batch_size / seconds
+    seconds = max(training - then, 1e-9)
+    rate = self._config.batch_size * max(step - before, 1) / seconds
     self._speed = {
       "train/images_per_second": rate,
-      "train/seconds_per_step": seconds,
+      "train/seconds_per_step": self._config.batch_size / rate,
     }
     if self.loader:
       timing = self.loader.timing()
       # Images of this host alone, and the share of the time that it waited.
       self._speed["data/images_per_second"] = timing.images_per_second
-      self._speed["data/wait"] = timing.waited / max(training - then, 1e-9)
+      self._speed["data/wait"] = timing.waited / seconds
     if self._peak:
       self._speed["train/mfu"] = rate * self._flops / self._peak
+
+  def _show(self, step: int, values: dict[str, float], logged: bool) -> None:
+    """A live line on a terminal; to a file only what is logged."""
+    now, total = time.monotonic(), self._plan.total
+    recent = self._drawn is not None and now - self._drawn < 0.1
+    if jax.process_index() or not (logged or (self._live and not recent)):
+      return
+    parts = [
+      f"step {step:{len(str(total))}d}/{total}",
+      f"loss {values['train/loss']:.4f}",
+    ]
+    if "train/images_per_second" in values:
+      parts.append(f"{values['train/images_per_second']:,.0f} images/s")
+    if "train/mfu" in values:
+      parts.append(f"MFU {values['train/mfu']:.1%}")
+    if values.get("data/wait", 0) >= _WAITING:
+      parts.append(f"waits for data {values['data/wait']:.0%}")
+    if "train/seconds_per_step" in values:
+      left = (total - step) * values["train/seconds_per_step"]
+      parts.append(f"{metrics.duration(left)} left")
+    if self._live:
+      stop.say(f"\r\x1b[K{'  '.join(parts)}", end="")
+      self._drawn = now
+    else:
+      stop.say("  ".join(parts))
 
   def _check_finite(self, step: int, values: dict[str, float]) -> None:
     """Raises NotFinite at a broken update; or says so, where it was skipped."""
     broken = [
-      name
+      f"{name} is {values[name]} at step {step}"
       for name in ("train/loss", "train/grad_norm")
       if not math.isfinite(values[name])
     ]
     if not broken:
       self._skipped = 0
       return
-    what = f"{broken[0]} is {values[broken[0]]} at step {step}"
-    blame = self._blame(step, broken[0], values[broken[0]])
-    self._skipped += "train/skipped" in values
-    c, o, limit = (
-      self._config,
-      self._config.optimizer,
-      self._config.nonfinite_limit,
+    blame = self._blame(step, broken[0])
+    limit, skipped = self._config.nonfinite_limit, ""
+    if "train/skipped" in values:
+      self._skipped += 1
+      skipped = f" The {limit} updates before it were skipped."
+      if self._skipped <= limit:
+        self.say(f"{broken[0]}: skipped. {blame}")
+        return
+    o = self._config.optimizer
+    raise NotFinite(
+      broken[0],
+      f"{broken[0]}: training stops there.{skipped} All checkpoints are from "
+      f"before it. {blame}\nIn a new --workdir "
+      f"(--config.init_from={self._workdir} takes the weights of the newest "
+      f"checkpoint): lower optimizer.learning_rate ({o.learning_rate:g}), clip "
+      f"gradients harder by optimizer.clip_norm ({o.clip_norm:g}; 0: not at "
+      "all), lengthen schedule.warmup, lower optimizer.sam_rho, or try "
+      "model.dtype=float32. With the same command: leave such updates out by "
+      f"--config.nonfinite=skip, at most --config.nonfinite_limit={limit} in a "
+      "row.",
     )
-    if 0 < self._skipped <= limit:
-      self.say(f"{what}: skipped. {blame}")
-      return
-    skipped = f" The {limit} updates before it were skipped." * bool(
-      self._skipped
-    )
-    ways = [
-      f"lower optimizer.learning_rate ({o.learning_rate:g})",
-      f"lower optimizer.clip_norm ({o.clip_norm:g})"
-      if o.clip_norm
-      else "clip gradients by optimizer.clip_norm=1",
-      f"lower optimizer.sam_rho ({o.sam_rho:g})" * bool(o.sam_rho),
-      f"lengthen schedule.warmup ({c.schedule.warmup})",
-      "try model.dtype=float32" * (c.model.dtype != "float32"),
-    ]
-    go_on = (
-      f"skip more of them in a row, by --config.nonfinite_limit={10 * limit}."
-      if c.nonfinite == "skip"
-      else "go on without such updates, by --config.nonfinite=skip."
-    )
-    error = NotFinite(
-      f"{what}: training stops there.{skipped} All checkpoints are from before "
-      f"it. {blame}\nIn a new --workdir (--config.init_from={self._workdir} "
-      f"takes the weights of the newest checkpoint): "
-      f"{', or '.join(filter(None, ways))}. With the same command: {go_on}",
-      lines=True,
-    )
-    error.what = what
-    raise error
 
-  def _blame(self, step: int, name: str, value: float) -> str:
+  def _blame(self, step: int, what: str) -> str:
     """Writes WORKDIR/nonfinite/STEP.json; returns sentences about it."""
     path = self._workdir / "nonfinite" / f"{step}.json"
     command = (
@@ -337,8 +293,7 @@ class Reporter:
     if jax.process_index() == 0:
       content = {
         "step": step,
-        "metric": name,
-        "value": str(value),
+        "what": what,
         "data": data.name,
         "split": data.train_split,
         "records": records,
@@ -382,8 +337,9 @@ class Reporter:
     self.say(self.goodput.table())
 
   def close(self) -> None:
-    """Ends the live line, closes the files."""
-    self._terminal.end()
+    """Goes below the live line; closes the files."""
+    if self._drawn is not None:
+      stop.say("")
     self.writer.close()
 
 
@@ -393,8 +349,7 @@ def header(
   """The lines that a run starts with; `params` may be abstract."""
   count = sum(x.size for x in jax.tree.leaves(params))
   device = jax.devices()[0]
-  height, width = config_lib.image_size(config)
-  size = height if height == width else f"{height} x {width}"
+  size = " x ".join(map(str, dict.fromkeys(config_lib.image_size(config))))
   return (
     f"Mixer {config.model.variant} at {size} px, "
     f"{len(train_split.class_names)} classes, {count / 1e6:,.2f} M parameters, "

@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import sys
 from typing import Any
 
 import jax
@@ -120,3 +121,34 @@ def flip(path: pathlib.Path, bit: int = 2) -> None:
   content = bytearray(path.read_bytes())
   content[len(content) // 2] ^= 1 << bit
   path.write_bytes(bytes(content))
+
+
+def main() -> None:
+  """python -m tests.states RANK COUNT PORT FOLDER save|restore STEPS."""
+  rank, count, port, folder, action, *steps = sys.argv[1:]
+  if count != "1":
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(
+      f"127.0.0.1:{port}", int(count), int(rank), initialization_timeout=120
+    )
+  if action == "save":
+    with checkpoints.Checkpoints(folder, keep=9) as c:
+      for step in map(int, steps):
+        c.save(step, tiny(step), {})
+    return
+  with checkpoints.Checkpoints(folder, keep=9) as c:
+    state, step = c.restore(abstract(tiny(0)))
+  assert step == int(steps[0]), step
+  for ours, expected in zip(
+    jax.tree.leaves(state), jax.tree.leaves(tiny(step)), strict=True
+  ):
+    shards = zip(
+      ours.addressable_shards, expected.addressable_shards, strict=True
+    )
+    for a, b in shards:
+      assert (a.index, a.data.dtype) == (b.index, b.data.dtype)
+      assert np.asarray(a.data).tobytes() == np.asarray(b.data).tobytes()
+
+
+if __name__ == "__main__":
+  main()

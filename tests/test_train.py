@@ -247,7 +247,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_with_a_sentence(
   _, err = process.communicate(timeout=200)
   assert process.returncode == 1
   assert re.search(
-    r"error: the checkpoint of step \d+ could not be written to .*There is "
+    r"error: the checkpoint of step \d+ could not be written to .*there is "
     r"none yet",
     err,
   ), err
