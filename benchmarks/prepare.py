@@ -32,7 +32,7 @@ from PIL import Image
 
 from benchmarks import common
 from mixer import cli
-from mixer.datasets import imagenet21k
+from mixer.datasets.prepare import builders
 from mixer.errors import UserError
 
 # Pictures are drawn so often, and then told apart by a comment.
@@ -75,7 +75,8 @@ def make_tar(path: pathlib.Path, images: int, classes: int, side: int) -> None:
 def read_seconds(path: pathlib.Path) -> float:
   """Reads all images of it."""
   start = time.perf_counter()
-  for _ in imagenet21k.open_source([path]).members():
+  request = builders.Request("imagenet21k", "winter21", [path], None, False, 0)
+  for _ in builders.open_source(request).members():
     pass
   return time.perf_counter() - start
 
@@ -104,7 +105,7 @@ def prepare(tar: pathlib.Path, args: argparse.Namespace) -> dict[str, float]:
       *(f"--source={tar}", f"--data_dir={folder}"),
       *([f"--resize={args.resize}"] if args.resize else []),
       f"--workers={args.workers}",
-      f"--hold_out=test={args.images // 100}",
+      "--hold_out=test=1%",
     ]
     start, peak = time.perf_counter(), 0
     process = subprocess.Popen(

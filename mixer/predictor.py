@@ -24,6 +24,7 @@ from PIL import Image
 
 from mixer import (
   errors,
+  inspection,
   loader,
   metadata,
   preprocess,
@@ -33,7 +34,6 @@ from mixer import (
   trained,
 )
 from mixer import images as images_lib
-from mixer.datasets.preparation import inspection
 from mixer.errors import UserError, first_line
 
 _PER_DEVICE = 32
@@ -43,7 +43,6 @@ _AHEAD = 2
 _TOPS = (10, 100, 1_000, 10_000)
 # What says how an image is to become what a model takes.
 Takes = trained.Trained | metadata.Metadata
-_AS_SEEN = inspection.Options(upright=True, white_ground=True)
 _EXPECTED = (
   "a path, the bytes of an image file, a file opened in binary mode, a Pillow "
   "image, or a uint8 array [H, W, 3]"
@@ -471,8 +470,8 @@ def _pixels(image: Any) -> np.ndarray:
 
 
 def _decoded(data: bytes, name: str = "") -> np.ndarray:
-  found = inspection.inspect(data, name, _AS_SEEN)
-  if found.problem and found.kind not in inspection.USABLE:
+  found = inspection.inspect(data, name, upright=True, white_ground=True)
+  if found.kind not in inspection.USABLE:
     raise ValueError(found.problem)
   if found.kind == "dark":
     where = errors.printable(name or "an image")

@@ -20,9 +20,7 @@ from PIL import Image
 
 from mixer import cli, weights
 from tests import conftest, trained_files
-from tests.datasets import test_imagenet2012, test_mnist
-from tests.datasets.preparation import tfrecords
-from tests.datasets.sources import image_archives
+from tests.datasets import forms, tfrecords
 
 # What makes a run short: all recipes take these.
 SHORT = (
@@ -55,7 +53,7 @@ _SETS = {
   "imagenet2012_real": "imagenet2012_real --source=ilsvrc",
   "imagenet_v2": "imagenet_v2 --source=imagenetv2-matched-frequency.tar.gz",
   "imagenet21k": "imagenet21k --source=winter21_whole.tar.gz "
-  "--hold_out=validation=8,test=8",
+  "--hold_out=validation=15%,test=15%",
   "imagenet21k_p": "imagenet21k_p --source=imagenet21k_resized.tar.gz",
   "fashion_mnist": "fashion_mnist --source=idx",
   "digits": "digits",
@@ -127,26 +125,11 @@ class Kept:
 
 
 def _tars(root: pathlib.Path) -> None:
-  ilsvrc = test_imagenet2012.write(root / "ilsvrc")
-  test_imagenet2012.real_json(ilsvrc / "real.json")
-  v2 = {
-    f"{test_imagenet2012.TOP}/{name}": data
-    for name, data in test_imagenet2012.V2.items()
-  }
-  whole = image_archives.class_tars(image_archives.images(20))
-  resized = {
-    f"imagenet21k_{split}/{wnid}/{k}.JPEG": image_archives.image(k)
-    for split, numbers in (("train", range(9)), ("val", range(9, 12)))
-    for wnid in ("n02084071", "n01440764")
-    for k in numbers
-  }
-  for name, files in (
-    ("winter21_whole", whole),
-    ("imagenet21k_resized", resized),
-    ("imagenetv2-matched-frequency", v2),
-  ):
-    packed = image_archives.tar(files, mode="w:gz")
-    (root / f"{name}.tar.gz").write_bytes(packed)
+  forms.ilsvrc(root / "ilsvrc")
+  for make in (forms.imagenet21k, forms.imagenet21k_p, forms.imagenet_v2):
+    make(root / "archives")
+  for path in (root / "archives").glob("*.tar.gz"):
+    path.rename(root / path.name)
 
 
 def _records(root: pathlib.Path) -> None:
@@ -172,7 +155,7 @@ _FILES = {
   r"": _images,
   r"ilsvrc|imagenet2012|imagenet_?v2|imagenet21k": _tars,
   r"cifar10|pet": _records,
-  r"fashion_mnist": lambda root: test_mnist.write(root / "idx"),
+  r"fashion_mnist": lambda root: forms.mnist(root / "idx"),
   r"tiny\.npz": lambda root: trained_files.npz(
     root / "tiny.npz", 1000, side=224
   ),

@@ -80,7 +80,7 @@ def _whole(match: re.Match[str]) -> str:
 def additions(text: str) -> str:
   """Flags behind a line that make it short."""
   if "mixer prepare imagenet21k --" in text:
-    return "--hold_out=validation=8,test=8"
+    return "--hold_out=validation=15%,test=15%"
   if "--fewshot" in text:  # There are no more labels.
     return "--shots=1"
   if "mixer plan --config" in text:  # Not of the small set.

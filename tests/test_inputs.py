@@ -12,10 +12,9 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from mixer import errors, metadata, predictor, preprocess
-from mixer.datasets.preparation import inspection
+from mixer import errors, inspection, metadata, predictor, preprocess
 
-_AS_SEEN = inspection.Options(upright=True, white_ground=True)
+_AS_SEEN = {"upright": True, "white_ground": True}
 
 
 def model(size=(20, 24), short_side=30):
@@ -87,7 +86,7 @@ def files(draw):
 
 
 def check(data):
-  found = inspection.inspect(data, "", _AS_SEEN)
+  found = inspection.inspect(data, "", **_AS_SEEN)
   if found.problem:
     with pytest.raises(ValueError, match=".") as e:
       predictor.fit(data, model())
@@ -132,14 +131,14 @@ def test_usual_files_are_decoded_once(monkeypatch):
   for kind, mode in (("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB")):
     file = io.BytesIO()
     Image.fromarray(pixels(40, 60)).convert(mode).save(file, kind)
-    found = inspection.inspect(file.getvalue(), "a", _AS_SEEN)
+    found = inspection.inspect(file.getvalue(), "a", **_AS_SEEN)
     assert found.pixels is not None, (kind, mode)
   # Harmless, but Pillow decodes it, and evaluation wouldn't.
   odd = file.getvalue()
   file = io.BytesIO()
   Image.fromarray(pixels(40, 60)).save(file, "JPEG")
   odd = file.getvalue()[:-2] + b"\0" * 9 + file.getvalue()[-2:]
-  assert inspection.inspect(odd, "a", _AS_SEEN).problem == ""
+  assert inspection.inspect(odd, "a", **_AS_SEEN).problem == ""
   check(odd)
 
 

@@ -1,4 +1,4 @@
-"""Prepares a data set, once, for all runs to come.
+"""Prepares a data set for training, once, for all runs to come.
 
   python -m mixer prepare cifar10
   python -m mixer prepare imagenet2012 --source=DIR_WITH_THE_TARS
@@ -12,12 +12,12 @@ that TFDS wrote as TFRecord is converted. Stopped at any time, by Ctrl-C too,
 the same command goes on. docs/data.md says more.
 """
 
-# What prepares images starts processes that import this module again: nothing
-# heavy up here.
 import argparse
+import contextlib
 import functools
-import os
+import importlib
 import pathlib
+import re
 import shlex
 import sys
 from typing import Any
@@ -35,92 +35,63 @@ _RECIPES = {
 }
 
 
-# Flags that are fields of `Options`, and those that have another name there.
-OPTIONS = (
-  "seed",
-  "drop_duplicates",
-  "short_side",
-  "quality",
-  "on_mislabelled",
-  "on_bad",
-  "max_bad",
-  "workers",
-  "restart",
-)
-RENAMED = {
-  "short_side": "resize",
-  "on_bad": "bad",
-  "on_mislabelled": "mislabelled",
-}
-
-
 def add_flags(parser: argparse.ArgumentParser) -> None:
-  """Adds the command's own."""
+  """Adds the command's own; of the second group None stands for a default."""
   add = parser.add_argument
   add("set", nargs="?", metavar="NAME", help="NAME, NAME/CONFIG; see --list")
   add("--list", action="store_true", help="the sets that are known by name")
   add(
     "--source",
     action="append",
+    type=_path,
     default=[],
     metavar="PATH",
     help="what you have of it: archives, a folder; may be given more than once",
   )
-  add("--data_dir", default="", help=flags.DATA_DIR)
-  own = parser.add_argument_group(
-    "for files of yours (folder, imagenet21k and others that --list names)"
+  add("--data_dir", default="", help="where data sets are; TFDS's own default")
+  add(
+    "--restart",
+    action="store_true",
+    help="discard what a stopped preparation has done; prepare anew what is "
+    "there, which stays until then",
   )
-  add = own.add_argument
+  add = parser.add_argument_group(
+    "for files of yours (folder, imagenet21k and others that --list names)"
+  ).add_argument
   add("--name", help="of the set that `folder` makes")
-  add("--classes", metavar="FILE", help="the classes, one a line, in order")
+  add("--classes", type=_path, help="a file with the classes, one a line")
   add(
     "--resize",
-    dest="short_side",
     type=flags.number(int, 0, 10**5),
-    default=0,
     metavar="SHORT_SIDE",
     help="make images with a longer short side so small; 0: keep every byte",
   )
-  add(
-    "--quality",
-    type=flags.number(int, 1, 100),
-    default=95,
-    help="of JPEG, where images are encoded anew",
-  )
+  quality = "of JPEG, where images are encoded anew; 95"
+  add("--quality", type=flags.number(int, 1, 100), help=quality)
   add(
     "--upright",
     action=argparse.BooleanOptionalAction,
     help="turn images as their EXIF orientation says (folder does)",
   )
-  add(
-    *("--bad", "--on_bad"),
-    dest="on_bad",
-    choices=("skip", "fail"),
-    default="skip",
-    help="what becomes of files that don't decode",
-  )
+  choices = ("skip", "fail")
+  bad = "what becomes of files that don't decode; skip"
+  add("--bad", "--on_bad", dest="bad", choices=choices, help=bad)
   add(
     "--max_bad",
     type=flags.number(float, 0, 1),
-    default=0.1,
     metavar="SHARE",
-    help="stop where more than this share of the files is bad",
+    help="stop where more than this share of the files is bad; 0.1",
   )
   add(
     *("--mislabelled", "--on_mislabelled"),
-    dest="on_mislabelled",
+    dest="mislabelled",
     choices=("keep", "skip", "fail"),
-    default="keep",
-    help="what becomes of a PNG that is called .jpg, and the like",
-  )
-  add(
-    "--drop_duplicates",
-    action="store_true",
-    help="of images with equal bytes keep one",
+    help="what becomes of a PNG that is called .jpg, and the like; keep",
   )
   add(
     "--accept_truncated",
-    action="store_true",
+    action="store_const",
+    const=True,
     help="take what is there of a tar that breaks off",
   )
   add(
@@ -130,133 +101,153 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     help="10%%, 5000, or validation=10%%,test=5%%, or none: of the images that "
     "the source gives no split; of a folder exactly, and of each class",
   )
-  add(
-    "--seed", type=flags.number(int, 0, 2**63), default=0, help="of that draw"
-  )
-  add(
-    "--workers",
-    type=flags.number(int, 0, 1000),
-    help="processes that look at images; one a core by default",
-  )
-  add(
-    "--restart",
-    action="store_true",
-    help="discard what a stopped preparation has done; prepare anew what is "
-    "there, which stays until then",
-  )
+  seed = "of that draw; 0"
+  add("--seed", type=flags.number(int, 0, 2**63 - 1), help=seed)
+  workers = "threads that decode images; one a core by default"
+  add("--workers", type=flags.number(int, 0, 1000), help=workers)
+
+
+_OWN = (
+  "name", "classes", "resize", "quality", "upright", "bad", "max_bad",
+  "mislabelled", "accept_truncated", "hold_out", "seed", "workers",
+)  # fmt: skip
+
+
+def _path(text: str) -> pathlib.Path:
+  return pathlib.Path(text).expanduser()
 
 
 def hold_out(text: str) -> dict[str, int | float]:
-  """Parses --hold_out: "10%", "5000" (of `validation`), "NAME=PART,...".
-
-  Raises:
-    ArgumentTypeError: it is something else.
-  """
-  if text == "none":
-    return {}
+  """Parses --hold_out: "10%", "5000" (of `validation`), "NAME=PART,..."."""
   parts: dict[str, int | float] = {}
-  for item in text.split(","):
-    split, equals, amount = item.strip().rpartition("=")
-    split = split if equals else "validation"
-    try:
+  try:
+    for item in () if text == "none" else text.split(","):
+      split, _, amount = item.strip().rpartition("=")
       share = amount.endswith("%")
       value = float(amount[:-1]) / 100 if share else int(amount)
-    except ValueError:
-      value = 0
-    if not split.isidentifier() or split in parts or value <= 0:
-      raise argparse.ArgumentTypeError(
-        f"{text} is no share or number of images, such as 10%, 5000 or "
-        "validation=5000,test=5000"
-      )
-    parts[split] = value
+      split = split or "validation"
+      if value <= 0 or not split.isidentifier() or split in (*parts, "train"):
+        raise ValueError
+      parts[split] = value
+    whole = {isinstance(value, int) for value in parts.values()}
+    if len(whole) > 1 or (whole == {False} and sum(parts.values()) >= 1):
+      raise ValueError
+  except ValueError:
+    raise argparse.ArgumentTypeError(
+      f"{text} is none: give other splits than train numbers of images, or "
+      "shares of less than 100% together, such as 10%, 5000 or "
+      "validation=5000,test=5000"
+    ) from None
   return parts
 
 
-def _prepare(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> int | None:
   """Prepares it, and says what is there then."""
+  if not args.set and not args.list:
+    raise UserError("name a data set, or --list.")
+  try:
+    _known_sets() if args.list else _prepare(args)
+  except KeyboardInterrupt as e:
+    # After a terminal's "^C".
+    begin = "\n" if sys.stderr.isatty() else ""
+    name, *told = e.args
+    then = told[0] if told else "the same command goes on with it"
+    if args.restart:
+      then = "the same command begins anew; without --restart one goes on"
+    stop.say(f"{begin}{name}: stopped; {then}", sys.stderr)
+    # Threads of a download would be waited for.
+    stop.exit_at_once(stop.PREEMPTED)
+
+
+def _known_sets() -> None:
+  """Lists the sets that are known by name: what each is, and how it is had."""
+  from mixer.datasets import catalog, vtab
+
+  wide = max(len(name) for name in catalog.ENTRIES) + 2
+  for entry in catalog.ENTRIES.values():
+    how = f"--source={entry.by_hand}" if entry.by_hand else "is made here"
+    if entry.downloads and not entry.by_hand:
+      how = f"is downloaded, {entry.downloads / 1e9:.2g} GB"
+    if "tensorflow" in entry.needs and entry.name not in catalog.OWN:
+      how += "; needs TensorFlow"
+    if not entry.labelled:
+      how += f"; read as {' or '.join(vtab.tasks_of(entry.name))}"
+    if entry.name in catalog.ALSO_TFDS and not entry.files:
+      size = f"{entry.downloads / 1e9:.2g} GB"
+      how += f"; without it TFDS downloads {size}, with TensorFlow"
+    print(f"{entry.name:<{wide}}{entry.what}\n{'':<{wide}}{how}")
+  print(
+    "\nAny other set that TFDS knows is prepared by its name as well, and what "
+    "TFDS has\nwritten as TFRecord is converted: --source=ITS_FOLDER. "
+    f"TensorFlow is needed for\npreparing only: {catalog.TENSORFLOW}."
+  )
+
+
+def _prepare(args: argparse.Namespace) -> None:
   from mixer.datasets import catalog, locate, shipped, vtab
+  from mixer.datasets.prepare import build, own, tfds
 
   root = locate.resolve_data_dir(args.data_dir)
   if args.set.startswith(vtab.PREFIX):
     task, args.set = args.set, vtab.find(args.set).data_set
     print(f"{task} is made of the data set {args.set}", flush=True)
   base = catalog.base_name(args.set)
-  ours = base in catalog.OWN
-  both = base in catalog.ALSO_TFDS
-  stored = None if ours and not both else _stored(args, root)
-  if ours and not (both and _is_for_tfds(args, root, stored)):
-    _summary(args, _own(args, root), root)
+  ours, both = base in catalog.OWN, base in catalog.ALSO_TFDS
+  there = None if ours and not both else _stored(args, root)
+  if both and there:  # What TFDS has made is converted, or there already.
+    ours = (there.folder / build.PREPARATION).exists()
+  elif both:
+    ours = bool(args.source) or not catalog.ENTRIES[base].downloads
+  if ours:
+    _summary(args, own.prepare(args, root), root)
     return
-  _refuse_options(args, base)
+  manual = args.source[0] if args.source else root / "downloads" / "manual"
+  if base not in catalog.SHIPPED and not there:
+    tfds.check(args.set, manual, bool(args.source))
+  if given := [f"--{f}" for f in _OWN if getattr(args, f) is not None]:
+    raise UserError(
+      f"{', '.join(given)}: only for what is prepared from files of yours "
+      f"({', '.join(catalog.OWN)}), named by --source; {base} is prepared as "
+      "it comes."
+    )
   if base in catalog.SHIPPED:
-    if base != args.set:
-      raise UserError(f"data set {base} comes in one form; name it {base}.")
+    if args.source or base != args.set:
+      raise UserError(f"{base} is made here, of no files, in one form: {base}.")
     shipped.folder(args.set, root)
-  elif stored and "array_record" in stored.formats:
+  elif there and "array_record" in there.formats:
     print(
       f"data set {args.set} was prepared before; nothing is to be done"
       + (", and --source is not looked at" if args.source else "")
     )
-  elif stored:
-    _convert(args, root, stored)
+  elif there:
+    _convert(args, root, there)
   else:
-    _by_tfds(args, root)
+    if len(args.source) > 1:
+      raise UserError(
+        f"{args.set} is prepared by TFDS from one folder, and --source is "
+        f"given {len(args.source)} times; put the files into one."
+      )
+    with locate.lock(args.set, root):
+      print(f"preparing data set {args.set} in {root} by TFDS", flush=True)
+      try:
+        tfds.prepare(args.set, root, manual)
+      except KeyboardInterrupt as e:
+        # TFDS keeps nothing of what it had written.
+        raise KeyboardInterrupt(
+          *e.args, "the same command begins anew, with the downloads so far"
+        ) from e
   _summary(args, args.set, root)
 
 
-def _is_for_tfds(
-  args: argparse.Namespace, root: pathlib.Path, stored: Any
-) -> bool:
-  """Of a set that TFDS can prepare as well as we: whose turn it is."""
-  from mixer.datasets import catalog
-  from mixer.datasets.preparation import build_finish
-
-  if stored:  # What TFDS has made is converted, or there already.
-    return not (stored.folder / build_finish.PREPARATION).exists()
-  entry = catalog.ENTRIES[catalog.base_name(args.set)]
-  return not args.source and entry.downloads > 0
-
-
-def _refuse_options(args: argparse.Namespace, base: str) -> None:
-  """Flags that would change nothing."""
-  from mixer.datasets import catalog
-  from mixer.datasets.preparation import tfds_sets
-
-  parser = flags.Parser("mixer prepare", None)
-  add_flags(parser)
-  own = (
-    *OPTIONS,
-    "name",
-    "classes",
-    "hold_out",
-    "upright",
-    "accept_truncated",
-  )
-  given = [o for o in own if getattr(args, o) != parser.get_default(o)]
-  if base in catalog.SHIPPED and args.source:
-    raise UserError(f"{base} is made here, of no files; leave --source out.")
-  if given and not catalog.known(args.set):
-    tfds_sets.check(args.set, pathlib.Path())  # Says so.
-  if given:
-    words = [f"--{RENAMED.get(o, o)}" for o in given]
-    raise UserError(
-      f"{', '.join(words)}: only for what is prepared from files of yours "
-      f"({', '.join(catalog.OWN)}), named by --source; {base} is prepared as "
-      "it comes."
-    )
-
-
 def _stored(args: argparse.Namespace, root: pathlib.Path) -> Any:
-  """The set as it lies in data_dir, or in --source; None if it doesn't."""
+  """The set as it is in data_dir, or in --source; None if it is in neither."""
   from mixer.datasets import locate, stored
 
   # The newest, as TFDS has it.
   here = [stored.read(f) for f in locate.versions(root, args.set)[-1:]]
   if here and ("array_record" in here[0].formats or not args.source):
     return here[0]
-  found = []
-  for source in args.source:
-    found += locate.versions(pathlib.Path(os.path.expanduser(source)), args.set)
+  found = [v for path in args.source for v in locate.versions(path, args.set)]
   if len(found) > 1:
     raise UserError(
       f"--source holds the data set {args.set} more than once: "
@@ -265,124 +256,25 @@ def _stored(args: argparse.Namespace, root: pathlib.Path) -> Any:
   return stored.read(found[0]) if found else None
 
 
-def _convert(args: argparse.Namespace, root: pathlib.Path, stored: Any) -> None:
-  from mixer import progress
+def _convert(args: argparse.Namespace, root: pathlib.Path, there: Any) -> None:
   from mixer.datasets import locate
-  from mixer.datasets.preparation import convert
+  from mixer.datasets.prepare import tfds
+  from mixer.progress import Progress
 
   print(
-    f"converting data set {args.set} from TFRecord ({stored.folder})",
-    flush=True,
+    f"converting data set {args.set} from TFRecord ({there.folder})", flush=True
   )
-  with locate.lock(args.set, root), progress.Progress() as shown:
-    here = convert.convert(
-      stored.folder,
-      root,
-      lambda done, total: shown.show(args.set, done, total, done),
-    )
-  if here.samefile(stored.folder):
+  with locate.lock(args.set, root), Progress() as progress:
+    here = tfds.convert(there.folder, root, progress)
+  if here.samefile(there.folder):
     print(
       "the TFRecord files beside the new ones are kept, and TFDS reads either; "
       f"nothing here needs them: rm {shlex.quote(str(here))}/*.tfrecord-*"
     )
 
 
-def _by_tfds(args: argparse.Namespace, root: pathlib.Path) -> None:
-  from mixer.datasets import locate
-  from mixer.datasets.preparation import tfds_sets
-
-  if len(args.source) > 1:
-    raise UserError(
-      f"{args.set} is prepared by TFDS from one folder, and --source is given "
-      f"{len(args.source)} times; put the files into one."
-    )
-  source = (
-    pathlib.Path(os.path.expanduser(args.source[0])) if args.source else None
-  )
-  tfds_sets.check(args.set, root, source)
-  with locate.lock(args.set, root):
-    print(f"preparing data set {args.set} in {root} by TFDS", flush=True)
-    try:
-      tfds_sets.prepare(args.set, root, source, bars=sys.stderr.isatty())
-    except KeyboardInterrupt as e:
-      # TFDS keeps nothing of what it had written.
-      raise KeyboardInterrupt(
-        *e.args, "the same command begins anew, with the downloads so far"
-      ) from e
-
-
-def _own(args: argparse.Namespace, root: pathlib.Path) -> str:
-  """Prepares images that the user has; returns the set's name."""
-  from mixer import progress
-  from mixer.datasets import catalog, locate
-  from mixer.datasets.preparation import own_sets
-
-  manual = root / "downloads" / "manual"
-  entry = catalog.ENTRIES[catalog.base_name(args.set)]
-  if not args.source and entry.files:
-    # Where TFDS wants what was fetched by hand.
-    args.source = [manual] if (manual / entry.files[0]).exists() else []
-  options = {k: getattr(args, k) for k in OPTIONS}
-  for name in ("hold_out", "upright"):
-    if getattr(args, name) is not None:
-      options[name] = getattr(args, name)
-  request = own_sets.Request(
-    args.set,
-    [pathlib.Path(os.path.expanduser(source)) for source in args.source],
-    args.name or "",
-    pathlib.Path(os.path.expanduser(args.classes)) if args.classes else None,
-    args.accept_truncated,
-    options,
-  )
-  try:
-    with progress.Progress() as shown:
-      name, report = own_sets.prepare(request, root, shown, args.data_dir)
-  except KeyboardInterrupt as e:
-    if args.restart:
-      then = "the same command begins anew; without --restart one goes on"
-      raise KeyboardInterrupt(*e.args, then) from e
-    raise
-  if report.already:
-    before = f"data set {name} was prepared before" + (
-      f", from {report.source}" if report.source else ""
-    )
-    if report.differs:
-      raise UserError(
-        f"{before}, and differs in {', '.join(report.differs)}. It is left as "
-        f"it is, in {report.data_dir}: --restart prepares it anew."
-      )
-    print(f"{before}; --restart prepares it anew")
-    if report.not_compared:
-      print(f"not compared with its source now: {report.not_compared}")
-  if report.problems:
-    kinds = dict(report.problems)
-    mislabelled = kinds.pop("mislabelled", 0)
-    dark = kinds.pop("dark", 0)
-    equal = [k for k in kinds if k.startswith("in two ")]
-    equal = ", ".join(f"{kinds.pop(k):,} {k}" for k in equal)
-    out = ", ".join(f"{n:,} {kind}" for kind, n in kinds.items())
-    told = [f"left out: {out}"] if out else []
-    told += [f"equal images: {equal}"] if equal else []
-    if mislabelled:
-      kept = {"keep": "kept", "skip": "left out"}[args.on_mislabelled]
-      # Of a preparation long ago only the report knows.
-      did = "" if report.already else f", {kept}"
-      told.append(f"{mislabelled:,} of another format than named{did}")
-    if dark:
-      told.append(
-        f"{dark:,} black, as their values leave the upper 8 bits empty"
-      )
-    print(f"{'; '.join(told)}; listed in {report.path}")
-  base = locate.split_name(name)[0]
-  return (
-    base
-    if {*locate.by_config(root / base)} <= {"", name[len(base) + 1 :]}
-    else name
-  )
-
-
 def _summary(args: argparse.Namespace, name: str, root: pathlib.Path) -> None:
-  """Prints what lies there, and what to do with it."""
+  """Prints what is there, and what to do with it."""
   from mixer.datasets import catalog, locate, stored, vtab
 
   found = stored.read(locate.find(name, root, args.data_dir))
@@ -428,7 +320,7 @@ def _summary(args: argparse.Namespace, name: str, root: pathlib.Path) -> None:
 def _next_command(
   args: argparse.Namespace, name: str, sizes: dict[str, int], recipe: str
 ) -> str:
-  """A command line of train.py that works with these splits.
+  """A command line of train.py, in a checkout, that works with these splits.
 
   Args:
     args: of this command.
@@ -436,52 +328,20 @@ def _next_command(
     sizes: examples by split.
     recipe: module in configs, with words behind a colon if it takes any.
   """
-  import importlib
-
   module, _, given = recipe.partition(":")
-  get_config = importlib.import_module(f"configs.{module}").get_config
-  data = (get_config(given) if given else get_config()).data
-  wanted = {"name": name, "data_dir": args.data_dir or ""}
+  wanted = {"name": name, "data_dir": args.data_dir}
   has = [s for s in ("test", "validation") if sizes.get(s)]
   if not has:
     # Of few images a fiftieth may be none.
     cut = "98%" if sizes["train"] >= 100 else "-1"
     wanted |= {"train_split": f"train[:{cut}]", "eval_split": f"train[{cut}:]"}
-  elif data.eval_split not in ("auto", *has):
-    wanted["eval_split"] = has[0]
-  file = f"configs/{module}.py" + (f":{given}" if given else "")
-  words = [f"--config={file}"]
-  words += [
-    f"--config.data.{key}={value}"
-    for key, value in wanted.items()
-    if data[key] != value
-  ]
-  run = name.replace("/", "_").replace(":", "_")
-  run += "_scratch" if module == "scratch" else ""
-  words.append(f"--workdir=runs/{run}")
-  return f"python train.py {shlex.join(words)}"
-
-
-def main(args: argparse.Namespace) -> None:
-  """Does what the command line says.
-
-  Raises:
-    UserError: something that the user can mend.
-  """
-  if args.list:
-    from mixer.datasets.preparation import listing
-
-    print(listing.known_sets())
-    return
-  if not args.set:
-    raise UserError("name a data set, or --list.")
-  try:
-    _prepare(args)
-  except KeyboardInterrupt as e:
-    # After a terminal's "^C".
-    begin = "\n" if sys.stderr.isatty() else ""
-    name, *told = e.args
-    then = told[0] if told else "the same command goes on with it"
-    stop.say(f"{begin}{name}: stopped; {then}", sys.stderr)
-    # Threads of a download would be waited for.
-    stop.exit_at_once(stop.PREEMPTED)
+  with contextlib.suppress(ModuleNotFoundError):  # Not in a checkout.
+    get_config = importlib.import_module(f"configs.{module}").get_config
+    data = (get_config(given) if given else get_config()).data
+    if has and data.eval_split not in ("auto", *has):
+      wanted["eval_split"] = has[0]
+    wanted = {key: v for key, v in wanted.items() if data[key] != v}
+  words = [f"--config=configs/{module}.py" + (f":{given}" if given else "")]
+  words += [f"--config.data.{key}={value}" for key, value in wanted.items()]
+  run = re.sub("[/:]", "_", name) + "_scratch" * (module == "scratch")
+  return f"python train.py {shlex.join([*words, f'--workdir=runs/{run}'])}"

@@ -19,20 +19,17 @@ from mixer.errors import UserError
 # Made of what the installed packages contain, without a network.
 SHIPPED = ("digits", "glyphs")
 
-# Builders of images that the user has: name -> (module, class).
-OWN = {
-  "imagenet21k": ("mixer.datasets.imagenet21k", "Imagenet21k"),
-  "imagenet21k_p": ("mixer.datasets.imagenet21k_p", "Imagenet21kP"),
-  "imagenet2012": ("mixer.datasets.imagenet2012", "Imagenet2012"),
-  "imagenet2012_real": (
-    "mixer.datasets.imagenet2012_real",
-    "Imagenet2012Real",
-  ),
-  "imagenet_v2": ("mixer.datasets.imagenet_v2", "ImagenetV2"),
-  "mnist": ("mixer.datasets.mnist", "Mnist"),
-  "fashion_mnist": ("mixer.datasets.mnist", "FashionMnist"),
-  "folder": ("mixer.datasets.folder", "Folder"),
-}
+# Prepared from images that the user has.
+OWN = (
+  "imagenet21k",
+  "imagenet21k_p",
+  "imagenet2012",
+  "imagenet2012_real",
+  "imagenet_v2",
+  "mnist",
+  "fashion_mnist",
+  "folder",
+)
 # Those of them for which TFDS has a builder as well.
 ALSO_TFDS = (
   "imagenet2012",

@@ -7,14 +7,13 @@ import pytest
 
 import input_pipeline
 from configs import finetune, scratch
+from mixer import cli, durations, validation
 from mixer import config as config_lib
-from mixer import durations, validation
 from mixer import model as model_lib
 from mixer.commands import sweep
-from mixer.datasets import folder, split
-from mixer.datasets.preparation import build
+from mixer.datasets import split
 from mixer.errors import UserError
-from tests.datasets.sources import image_archives
+from tests.datasets import forms
 
 
 @pytest.mark.parametrize(
@@ -93,12 +92,10 @@ def test_a_model_that_is_named_is_taken():
 def own_set(tmp_path_factory):
   root = tmp_path_factory.mktemp("own")
   places = [f"{c}/{k}.jpg" for c in ("tit", "owl") for k in range(20)]
-  files = {place: image_archives.image(k) for k, place in enumerate(places)}
-  source = folder.open_source([image_archives.write(root / "in", files)])
-  options = build.Options(hold_out={"validation": 0.3}, workers=0)
-  folder.Folder(
-    name="birds", source=source, data_dir=str(root), options=options
-  ).prepare()
+  files = {place: forms.image(k) for k, place in enumerate(places)}
+  source = forms.write(root / "in", files)
+  words = ["folder", "--name=birds", f"--source={source}", "--hold_out=30%"]
+  assert cli.main(["prepare", *words, f"--data_dir={root}"]) == 0
   return root
 
 

@@ -24,7 +24,7 @@ from array_record.python import array_record_module
 from mixer.datasets import split as split_lib
 from mixer.datasets import stored
 from mixer.errors import UserError
-from tests.datasets.preparation import tfrecords
+from tests.datasets import tfrecords
 from tests.fuzz import mutations
 
 _INPUTS = int(os.environ.get("FUZZ_INPUTS", "10000"))

@@ -1,0 +1,631 @@
+"""From a source of images to a TFDS data set in ArrayRecord files.
+
+One pass over the source, in its order, in chunks that are committed one by one
+to a hidden folder beside the data set's:
+
+    identity.json    what is prepared from what, by which options
+    00000.json, ...  one a chunk, written when its shards are whole
+    shuffled.json    the shards of the splits that are shuffled, when all are
+    shards/          what these name
+
+What none of them names goes at the next start, which goes on after the last
+chunk. So however a preparation is stopped, the result is the same, byte for
+byte. A rename puts it where readers look.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import errno
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+
+from mixer import errors, files, inspection
+from mixer.datasets import locate, records, stored
+from mixer.datasets.prepare import holdout
+from mixer.datasets.prepare.builders import Builder
+from mixer.datasets.prepare.sources import Member, Source
+from mixer.errors import UserError, first_line
+from mixer.progress import Progress
+
+# A preparation of another number isn't gone on with: raise it with a change of
+# what is written.
+FORMAT = 3
+REPORT = "report.tsv"
+PREPARATION = "preparation.json"
+MISLABELLED = "mislabelled"
+# Problems of files that decode none the less.
+NOT_BAD = (*inspection.USABLE, *holdout.IN_TWO)
+# Files after which their share of bad ones says something about the source; of
+# a smaller one it is judged at the end.
+_JUDGED_AFTER = 1000
+_IN_FLIGHT_BYTES = 128 << 20  # Of images that wait for a thread, or for us.
+# TFDS wants groups of one record. JPEG and PNG don't compress: left as they
+# are, the same records take no more room (ratio 1.0012 against 1.0013) and are
+# written 1.35 and read 1.15 times as fast as with the default (zstd:3).
+WRITER = "group_size:1,uncompressed"
+_OPEN_FILES = 128  # Each costs some 100 kB, and there is a limit to them.
+_GO_ON = (
+  "and give the same command again: it goes on after the last images that were "
+  "committed."
+)
+_FEATURE = "tensorflow_datasets.core.features"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How a source of images becomes a data set."""
+
+  hold_out: holdout.HoldOut = dataclasses.field(default_factory=dict)
+  shuffle: bool = False  # Puts `train` in the order of the images' hashes.
+  seed: int = 0
+  upright: bool = False  # Turns images as their EXIF orientation says.
+  white_ground: bool = False  # Puts what is transparent on white ground.
+  short_side: int = 0  # To which longer ones are reduced; 0 keeps all bytes.
+  quality: int = 95  # Of JPEG, where images are encoded anew.
+  on_mislabelled: str = "keep"  # Or skip, or fail.
+  # Work is committed after so many images, or bytes of them. Readers hold every
+  # shard open, and 1,024 open files is a common limit: ImageNet-21k makes some
+  # 400 shards of this size.
+  chunk_images: int = 32_768
+  chunk_bytes: int = 4 << 30
+
+  # These change nothing in what is written.
+  on_bad: str = "skip"  # Or fail.
+  max_bad: float = 0.1  # The share of bad files that stops it.
+  workers: int | None = None  # Threads that decode; None for one a core.
+
+  def identity(self) -> dict[str, Any]:
+    """What of it decides what is written, as JSON gives it back."""
+    found = dataclasses.asdict(self)
+    # The splits are drawn in this order.
+    found["hold_out"] = [list(item) for item in self.hold_out.items()]
+    free = ("on_bad", "max_bad", "workers")
+    return {k: v for k, v in found.items() if k not in free}
+
+
+class Target(NamedTuple):
+  """The data set that is made."""
+
+  folder: pathlib.Path  # Of the version.
+  name: str
+  release: str  # The config, "" if it has none.
+  builder: Builder
+
+  @property
+  def work(self) -> pathlib.Path:
+    """Where it is prepared."""
+    return self.folder.with_name(f"{locate.PREPARING}{self.folder.name}")
+
+  @property
+  def replaced(self) -> pathlib.Path:
+    """Where a data set is for a moment that another one replaces."""
+    return self.work.with_name(f"{self.work.name}-replaced")
+
+  @property
+  def label(self) -> str:
+    """The feature of a record that has its class."""
+    return "original_label" if self.builder.several_labels else "label"
+
+  def discard(self) -> None:
+    """Removes what a preparation has left beside the data set."""
+    for folder in (self.work, self.replaced):
+      shutil.rmtree(folder, ignore_errors=True)
+
+
+_HASHED = {
+  "source": "the source (its place, or its files' number, sizes or times)",
+  "classes": "the list of classes",
+}
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+  """In what an identity differs from an earlier one, for a sentence."""
+
+  def short(value: Any) -> str:
+    if isinstance(value, list):
+      parts = [
+        f"{split}={part if isinstance(part, int) else f'{100 * part:g}%'}"
+        for split, part in value
+      ]
+      return ",".join(parts) or "none"
+    return value if isinstance(value, str) else json.dumps(value)
+
+  return [
+    _HASHED.get(name) or f"{name} ({short(old)} then, {short(new)} now)"
+    for name, new in now.items()
+    # What there was no option for was off.
+    if (old := then.get(name, False)) != new
+    # Where such files end the preparation, there are none in what it wrote.
+    and (name, old) != ("on_mislabelled", "fail")
+  ]
+
+
+@contextlib.contextmanager
+def disk(path: pathlib.Path) -> Iterator[None]:
+  """Makes sentences of the disk's refusals, and of ArrayRecord's."""
+  try:
+    yield
+  # ArrayRecord raises RuntimeErrors, with the system's words in them.
+  except (OSError, RuntimeError) as e:
+    full = [os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT)]
+    why = f"{path} can't be written: {first_line(e)}. Mend that"
+    if any(words in str(e) for words in full):
+      why = f"The disk of {path.parent} is full. Make room there"
+    raise UserError(f"{why} {_GO_ON}") from e
+
+
+def sync(path: pathlib.Path) -> None:
+  """Waits until a file's content is on the disk."""
+  with open(path, "rb") as f:
+    os.fsync(f.fileno())
+
+
+class _ShardWriter:
+  """One ArrayRecord file in the making."""
+
+  def __init__(self, path: pathlib.Path, split: str):
+    self.path, self.split = path, split
+    self.keys: list[str] = []  # Of the records, if these are to be shuffled.
+    self.images = self.bytes = 0
+    with disk(path):
+      self._writer = array_record_module.ArrayRecordWriter(str(path), WRITER)
+
+  def write(self, record: bytes) -> None:
+    with disk(self.path):
+      self._writer.write(record)
+    self.images += 1
+    self.bytes += len(record)
+
+  def close(self) -> dict[str, Any]:
+    """Returns when the file is whole and on the disk, with what it is."""
+    with disk(self.path):
+      self._writer.close()
+      sync(self.path)
+      return {
+        "file": self.path.name,
+        "split": self.split,
+        "images": self.images,
+        "bytes": self.bytes,
+        "sha256": stored.file_digest(self.path),  # While it is in memory.
+        "keys": self.keys,
+      }
+
+  def abandon(self) -> None:
+    """Lets go of a file that nobody will refer to."""
+    with contextlib.suppress(OSError, RuntimeError):
+      self._writer.close()
+
+
+def _inspect(
+  member: Member, options: Options
+) -> tuple[inspection.Inspected, bytes]:
+  """What is found, and the digest of the bytes."""
+  if member.error:
+    return inspection.Inspected(b"", "unreadable", member.error), b""
+  found = inspection.inspect(
+    member.data,
+    member.name,
+    upright=options.upright,
+    white_ground=options.white_ground,
+    short_side=options.short_side,
+    quality=options.quality,
+  )
+  found = found._replace(pixels=None)  # The thread decodes others next.
+  return found, holdout.digest(member.data, options.seed)
+
+
+def _inspected(
+  members: Iterator[tuple[Member, int]], options: Options
+) -> Generator[tuple[Member, int, inspection.Inspected, bytes]]:
+  """Inspects images in threads; results in order, memory bounded."""
+  threads = options.workers or len(os.sched_getaffinity(0))
+  waiting: collections.deque[Any] = collections.deque()
+  size = 0
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    try:
+      for member, done in members:
+        waiting.append((member, done, pool.submit(_inspect, member, options)))
+        size += len(member.data) + 1000
+        while waiting and (size > _IN_FLIGHT_BYTES or waiting[0][2].done()):
+          member, done, future = waiting.popleft()
+          size -= len(member.data) + 1000
+          yield member, done, *future.result()
+      for member, done, future in waiting:
+        yield member, done, *future.result()
+    finally:
+      pool.shutdown(cancel_futures=True)
+
+
+def build(
+  source: Source, target: Target, options: Options, progress: Progress
+) -> None:
+  """Makes the data set, or goes on where a preparation was stopped.
+
+  Args:
+    source: the images; its classes are known.
+    target: what is made; takes the place of what is there.
+    options: how.
+    progress: shows how far it is, and warnings.
+
+  Raises:
+    UserError: the source, the disk or the options don't allow it.
+  """
+  preparation = _Preparation(source, target, options, progress)
+  preparation.read()
+  preparation.shuffle()
+  preparation.assemble()
+
+
+class _Preparation:
+  """What is committed of a preparation, and the chunk at work."""
+
+  def __init__(
+    self,
+    source: Source,
+    target: Target,
+    options: Options,
+    progress: Progress,
+  ):
+    self._source, self._target, self._options = source, target, options
+    self._progress, self._folder = progress, target.work
+    self._shards = self._folder / "shards"
+    self._labels = {name: i for i, name in enumerate(source.classes or ())}
+    # The splits of images that are put in the order of their hashes.
+    self._shuffled = {"train"} if options.shuffle else set[str]()
+    self._draw: holdout.ByHash | holdout.ByClass
+    if source.class_sizes is None:
+      self._shuffled |= {*options.hold_out}
+      images = target.builder.releases[target.release][0]
+      self._draw = holdout.ByHash(options.hold_out, images)
+    else:
+      self._draw = holdout.ByClass(options.hold_out, source, self._labels)
+    self._begin()
+    self._members = self._bytes_done = self._chunks = self._told = 0
+    self._ended = False
+    self._made: list[dict[str, Any]] = []  # Shards.
+    self._problems: list[list[str]] = []  # Kind, file, sentence.
+    self._new_chunk()
+    while (self._folder / f"{self._chunks:05}.json").exists():
+      self._take(self._load(f"{self._chunks:05}"))
+    self._counts = collections.Counter[str]()  # Images by split.
+    for shard in self._made:
+      self._counts[shard["split"]] += shard["images"]
+    self._kinds = collections.Counter(kind for kind, *_ in self._problems)
+    named = {shard["file"] for shard in (*self._made, *self._sorted())}
+    for path in self._shards.glob("*"):
+      if path.name not in named:
+        path.unlink()
+
+  def _begin(self) -> None:
+    """Refuses to go on with something else."""
+    names = "\n".join(self._labels)
+    target = self._target
+    self._identity = {
+      "format": FORMAT,
+      "data set": f"{target.name}:{target.builder.version}",
+      "source": self._source.fingerprint,
+      "classes": hashlib.sha256(names.encode()).hexdigest(),
+      **self._options.identity(),
+    }
+    if not (self._folder / "identity.json").exists():
+      with disk(self._folder):  # Nothing was committed before.
+        shutil.rmtree(self._shards, ignore_errors=True)
+        self._shards.mkdir(parents=True)
+    elif changed := differences(self._load("identity"), self._identity):
+      raise UserError(
+        f"{self._folder} has what an earlier preparation had done when it was "
+        f"stopped, and it differs in {', '.join(changed)}. Give the source and "
+        "the options of that time to go on with it, or --restart to discard it "
+        "and begin anew."
+      )
+    self._save("identity", self._identity)
+
+  def _load(self, name: str) -> Any:
+    path = self._folder / f"{name}.json"
+    try:
+      return files.read_json(path, "what a preparation keeps for itself")
+    except UserError as e:
+      raise UserError(f"{e} --restart discards it and begins anew.") from e
+
+  def _save(self, name: str, content: dict[str, Any]) -> None:
+    path = self._folder / f"{name}.json"
+    with files.atomic_write(path, "w", advice=f"Mend that {_GO_ON}") as f:
+      json.dump(content, f)
+
+  def _take(self, entry: dict[str, Any]) -> None:
+    """Takes in a committed chunk."""
+    self._chunks += 1
+    self._members += entry["members"]
+    self._bytes_done, self._ended = entry["bytes_done"], entry["ends"]
+    self._made += entry["shards"]
+    self._problems += entry["problems"]
+    for key, label, split in entry["rows"]:
+      self._draw.restore(bytes.fromhex(key), label, split)
+
+  def _new_chunk(self) -> None:
+    self._writers: dict[str, _ShardWriter] = {}
+    self._rows: list[tuple[str, int, str]] = []
+    self._new_problems: list[list[str]] = []
+    self._new_members = self._new_bytes = 0
+
+  def read(self) -> None:
+    """The pass over the source: what isn't committed yet."""
+    if self._ended:
+      return
+    self._check_room()
+    done = self._bytes_done
+    self._show(done)
+    results = _inspected(self._source.members(self._members), self._options)
+    try:
+      for member, done, found, key in results:
+        self._add(member, found, key)
+        self._show(done)
+        if self._is_full(self._new_members, self._new_bytes):
+          self._commit(done)
+      self._judge(at_end=True)
+      self._source.warn(*self._draw.warnings(self._counts))
+      self._show(done)
+      self._commit(done, ends=True)
+    finally:
+      results.close()  # Ends the threads.
+      for writer in self._writers.values():
+        writer.abandon()
+
+  def _is_full(self, images: int, size: int) -> bool:
+    """Whether a chunk or shard has what it is to have."""
+    options = self._options
+    return images >= options.chunk_images or size >= options.chunk_bytes
+
+  def _add(
+    self, member: Member, found: inspection.Inspected, key: bytes
+  ) -> None:
+    self._new_members += 1
+    self._new_bytes += len(member.data)
+    if found.kind:
+      self._problem(found.kind, member.name, found.problem)
+      skips = self._options.on_mislabelled == "skip"
+      if found.kind not in NOT_BAD or (skips and found.kind == MISLABELLED):
+        return
+    label = self._labels[member.class_name]
+    split, odd = self._draw.place(key, label, member.split)
+    for kind, sentence in odd:
+      self._problem(kind, member.name, sentence)
+    if isinstance(self._draw, holdout.ByClass):
+      self._rows.append((key.hex(), label, split))
+    if split not in self._writers:
+      # The number comes first, so that no name of a split is mistaken.
+      path = self._shards / f"{self._chunks:05}-{split}.array_record"
+      self._writers[split] = _ShardWriter(path, split)
+    name = member.name.encode(errors="surrogateescape")
+    if split in self._shuffled and not member.split:
+      self._writers[split].keys.append((key + name).hex())
+    features = {"image": found.data, "file_name": name}
+    features |= {self._target.label: (label,), **dict(member.more)}
+    self._writers[split].write(records.encode(features))
+    self._counts[split] += 1
+
+  def _problem(self, kind: str, name: str, what: str) -> None:
+    flag = "mislabelled" if kind == MISLABELLED else "bad"
+    fails = getattr(self._options, f"on_{flag}") == "fail"
+    if fails and (kind not in NOT_BAD or kind == MISLABELLED):
+      raise UserError(
+        f"{name} can't be used ({kind}): {what}. Mend it, or leave such files "
+        f"out with --{flag}=skip; the images before it that were committed are "
+        "kept."
+      )
+    self._new_problems.append([kind, name, what])
+    self._kinds[kind] += 1
+    self._judge()
+
+  def _judge(self, at_end: bool = False) -> None:
+    """Stops where it isn't some bad files, but a bad source."""
+    members = self._members + self._new_members
+    bad = sum(n for kind, n in self._kinds.items() if kind not in NOT_BAD)
+    enough = at_end or members >= _JUDGED_AFTER
+    too_many = enough and bad > self._options.max_bad * members
+    if too_many or (at_end and not self._counts):
+      problems = (*self._problems, *self._new_problems)
+      first = next((p for p in problems if p[0] not in NOT_BAD), None)
+      raise UserError(
+        f"{bad:,} of the {'' if at_end else 'first '}{members:,} files of the "
+        "source can't be used"
+        + (f", such as {first[1]} ({first[2]})" if first else "")
+        + ". That looks like a broken copy or another kind of source: check it "
+        "(by its checksum, if there is one), or go on all the same with "
+        "--max_bad=1; the images so far are kept."
+      )
+
+  def _commit(self, done: int, ends: bool = False) -> None:
+    """Ends the chunk, for good."""
+    shards = [writer.close() for writer in self._writers.values()]
+    files.sync_folder(self._shards)
+    entry = {
+      "members": self._new_members,
+      "bytes_done": done,
+      "shards": shards,
+      "problems": self._new_problems,
+      "rows": self._rows,
+      "ends": ends,
+    }
+    self._save(f"{self._chunks:05}", entry)
+    self._take(entry | {"rows": ()})
+    self._new_chunk()
+
+  def _show(self, done: int) -> None:
+    for warning in self._source.warnings[self._told :]:
+      self._progress.say(f"warning: {warning.rstrip('.')}.")
+    self._told = len(self._source.warnings)
+    self._progress.show(
+      "preparing",
+      done,
+      self._source.total_bytes,
+      self._counts.total(),
+      ", ".join(f"{n:,} {kind}" for kind, n in self._kinds.items()),
+    )
+
+  def _check_room(self) -> None:
+    """Stops before hours of work that can't end well.
+
+    Images that are kept take the room that they took, those that are made
+    smaller at least that of a chunk, until that is known. What is shuffled is
+    there twice in the end.
+    """
+    total, done = self._source.total_bytes, self._bytes_done
+    shares = self._options.hold_out.values() if self._shuffled else ()
+    twice = sum(share for share in shares if isinstance(share, float))
+    need = total - done + total * (1 if self._options.shuffle else twice)
+    if done:
+      need *= sum(shard["bytes"] for shard in self._made) / done
+    elif self._options.short_side:
+      need = min(need, self._options.chunk_bytes)
+    free = shutil.disk_usage(self._folder).free
+    if free < 1.02 * need:  # ArrayRecord's own bytes.
+      raise UserError(
+        f"The disk of {self._folder} has {free / 1e9:,.3f} GB free, and the "
+        f"data set needs about {need / 1e9:,.3f} GB more. Make room there, or "
+        "name another place with --data_dir=DIR."
+      )
+
+  def _sorted(self) -> list[dict[str, Any]]:
+    """The shards of the splits that are shuffled, if all are written."""
+    exists = (self._folder / "shuffled.json").exists()
+    return self._load("shuffled")["shards"] if exists else []
+
+  def shuffle(self) -> None:
+    """Writes the splits that are shuffled in the order of their keys.
+
+    So any slice of one is a fair sample.
+    """
+    places: dict[str, list[tuple[str, str, int]]] = {}
+    for shard in self._made:
+      found = places.setdefault(shard["split"], [])
+      found += [(key, shard["file"], i) for i, key in enumerate(shard["keys"])]
+    done, total = 0, sum(map(len, places.values()))
+    if self._sorted() or not total:
+      return
+    shards: list[dict[str, Any]] = []
+
+    @functools.lru_cache(_OPEN_FILES)
+    def reader(file: str) -> Any:
+      path = str(self._shards / file)
+      return array_record_module.ArrayRecordReader(
+        path, "readahead_buffer_size:0"
+      )
+
+    for split, found in places.items():
+      writer = None
+      for _, file, i in sorted(found):
+        if writer is None:
+          name = f"shuffled-{len(shards):05}-{split}.array_record"
+          writer = _ShardWriter(self._shards / name, split)
+        with disk(self._shards / file):
+          writer.write(reader(file).read([i])[0])
+        done += 1
+        self._progress.show("shuffling", done, total, done)
+        if self._is_full(writer.images, writer.bytes):
+          shards.append(writer.close())
+          writer = None
+      shards += [writer.close()] if writer else []
+    files.sync_folder(self._shards)
+    self._save("shuffled", {"shards": shards})
+
+  def assemble(self) -> None:
+    """Makes the data set of the shards and moves it to its place."""
+    data, target, final = (
+      self._folder / "data",
+      self._target,
+      self._target.folder,
+    )
+    by_split: dict[str, list[dict[str, Any]]] = {}
+    for shard in (*(s for s in self._made if not s["keys"]), *self._sorted()):
+      by_split.setdefault(shard["split"], []).append(shard)
+    with disk(data):
+      data.mkdir(exist_ok=True)
+      splits, digests = {}, {}
+      # `train` first, then by name: the same whatever came first.
+      for split in sorted(by_split, key=lambda name: (name != "train", name)):
+        shards = by_split[split]
+        size = sum(shard["bytes"] for shard in shards)
+        splits[split] = [shard["images"] for shard in shards], size
+        for i, shard in enumerate(shards):
+          name = (
+            f"{target.name}-{split}.array_record-{i:05}-of-{len(shards):05}"
+          )
+          if not (data / name).exists():
+            (self._shards / shard["file"]).rename(data / name)
+          digests[name] = shard["sha256"]
+      self._describe(data, splits)
+      stored.seal(data, digests)
+      rows = [["kind", "file", "what"], *self._problems]
+      lines = ("\t".join(map(errors.printable, row)) + "\n" for row in rows)
+      (data / REPORT).write_text("".join(lines), "utf-8")
+      preparation = {
+        "from": self._source.description,
+        "identity": self._identity,
+        "problems": self._kinds,
+      }
+      (data / PREPARATION).write_text(json.dumps(preparation, indent=2) + "\n")
+      for path in data.iterdir():
+        sync(path)
+      files.sync_folder(data)
+      if target.release:  # So that `NAME` is found without it, too.
+        folder = final.parent.parent / ".config"
+        folder.mkdir(exist_ok=True)
+        default = {"default_config_name": next(iter(target.builder.releases))}
+        with files.atomic_write(folder / "metadata.json", "w") as f:
+          json.dump(default, f)
+      if final.exists():  # The old one stays until here.
+        os.rename(final, target.replaced)
+      os.rename(data, final)
+      files.sync_folder(final.parent)
+    target.discard()
+
+  def _describe(self, folder: pathlib.Path, splits: dict[str, Any]) -> None:
+    """Writes what TFDS wants to know of a data set."""
+    target, builder = self._target, self._target.builder
+    names = [*self._labels]
+    side = "-1" if self._options.short_side else str(builder.side or -1)
+    shape = {"dimensions": [side, side, "1" if builder.side else "3"]}
+    image: dict[str, Any] = {"dtype": "uint8", "shape": shape}
+    label = {
+      "pythonClassName": f"{_FEATURE}.class_label_feature.ClassLabel",
+      "classLabel": {"numClasses": str(len(names))},
+    }
+    features: dict[str, Any] = {
+      "image": {
+        "pythonClassName": f"{_FEATURE}.image_feature.Image",
+        "image": image | ({"encodingFormat": "png"} if int(side) > 0 else {}),
+      },
+      target.label: label,
+      "file_name": {
+        "pythonClassName": f"{_FEATURE}.text_feature.Text",
+        "text": {},
+      },
+    }
+    labels = {target.label: names}
+    if builder.several_labels:
+      labels["real_label"] = names
+      features["real_label"] = {
+        "pythonClassName": f"{_FEATURE}.sequence_feature.Sequence",
+        "sequence": {"feature": label, "length": "-1"},
+      }
+    keys = [{"featureKey": key} for key in ("image", [*labels][-1])]
+    info = {
+      "name": target.name,
+      "version": builder.version,
+      "description": builder.description,
+      "location": {"urls": [builder.homepage] if builder.homepage else []},
+      "supervisedKeys": {"tuple": {"items": keys}},
+    }
+    info |= {"configName": target.release} if target.release else {}
+    stored.write(folder, info, features, labels, splits)

@@ -1,0 +1,437 @@
+"""The data sets that are prepared from images that the user has."""
+
+import dataclasses
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mixer.datasets import wordnet
+from mixer.datasets.prepare import idx, sources, tars
+from mixer.datasets.prepare.sources import Member, Source
+from mixer.errors import UserError
+
+# Of ImageNet-21K-P's archive, the classes that it leaves out.
+_SMALL_CLASSES = "imagenet21k_small_classes"
+_CLASS_NUMBER = re.compile("[0-9]{1,3}")
+_VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+# Config of TFDS's -> what the archive and its folder have in their names.
+_VARIANTS = {
+  "matched-frequency": "matched-frequency",
+  "threshold-0.7": "threshold0.7",
+  "topimages": "top-images",
+}
+_EXPECTED = {
+  "imagenet21k": "winter21_whole.tar.gz or fall11_whole.tar; a folder with one "
+  "tar a class (n01440764.tar, ...), or those tars; a folder with one folder a "
+  "class (n01440764/*.JPEG, ...)",
+  "imagenet21k_p": "imagenet21k_resized.tar.gz; a folder with the folders "
+  "imagenet21k_train and imagenet21k_val (or train and val), which have one "
+  "folder a class (n01440764/*, ...); those two folders",
+  "imagenet2012": "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, one of "
+  "them, or a folder with them; or a folder with train and val, which have one "
+  "folder a class (n01440764/*.JPEG, ...)",
+  "imagenet2012_real": "ILSVRC2012_img_val.tar and real.json (from "
+  "https://github.com/google-research/reassessed-imagenet), each by a --source "
+  "of its own, or a folder with both",
+  "imagenet_v2": "imagenetv2-matched-frequency.tar.gz or another one of "
+  "https://huggingface.co/datasets/vaishaal/ImageNetV2, or the folder that was "
+  "unpacked from it, with the folders 0 to 999",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """What is to be prepared, and from what."""
+
+  base: str  # The data set, without its config.
+  release: str  # The config, "" if it has none.
+  paths: Sequence[Path]  # At least one.
+  class_file: Path | None
+  accept_truncated: bool
+  seed: int
+
+  def classes(self, listed: str = "") -> Sequence[str] | None:
+    """Those of the user's file, else of a list that we have, else None."""
+    if self.class_file is not None:
+      return sources.read_classes(self.class_file, self.base != "folder")
+    return wordnet.classes(listed) if listed else None
+
+  def tars(
+    self,
+    parts: Sequence[tuple[Path, tars.Layout | str]],
+    what: str,
+    classes: Sequence[str] | None,
+  ) -> tars.Tars:
+    return tars.Tars(parts, what, classes, self.accept_truncated)
+
+  def unfit(self, what: str) -> UserError:
+    """The refusal of a source; `what` says what is there."""
+    expected = f" Expected: {_EXPECTED[self.base]}."
+    return UserError(f"{what}; that is not {self.base}.{expected}")
+
+
+def _folder(request: Request) -> Source:
+  """Images of the user's own, in one folder a class."""
+  path = _single(request)
+  splits = sources.user_splits(path)
+  return sources.ClassFolders(path, splits, request.classes(), request.seed)
+
+
+def _single(request: Request) -> Path:
+  if len(request.paths) != 1:
+    raise UserError(
+      f"{request.base} is prepared from one file or folder, and --source is "
+      f"given {len(request.paths)} times."
+    )
+  return request.paths[0]
+
+
+def _imagenet21k(request: Request) -> Source:
+  """ImageNet-21k or its processed subset, in any form."""
+  processed = request.base == "imagenet21k_p"
+  known = {"fall11": "fall11", "winter21": ""}
+  if processed:
+    known = {"fall11": "fall11_p", "winter21": "winter21_p"}
+  classes, paths = request.classes(known[request.release]), request.paths
+  # A folder may hold nothing but another one, or archives.
+  while len(paths) == 1 and paths[0].is_dir():
+    folders = sources.subfolders(paths[0])
+    archives = [f for f in sources.files_in(paths[0]) if _is_archive(f)]
+    splits = _splits(folders)
+    if processed and "train" in splits:
+      return sources.SynsetFolders(splits, classes)
+    is_set = any(sources.is_wnid(folder.name) for folder in folders)
+    if is_set and not (archives or processed):
+      return sources.SynsetFolders({"": paths[0]}, classes)
+    paths = [] if is_set or splits else archives or folders
+  if processed and len(paths) == len(_splits(paths)) == 2:
+    return sources.SynsetFolders(_splits(paths), classes)
+  wnids = [sources.wnid_of_tar(path.name) for path in paths]
+  if not processed and wnids and all(wnids) and len({*wnids}) == len(wnids):
+    what = f"{len(paths):,} tars, one a class ({paths[0].parent})"
+    parts = sorted(zip(paths, wnids, strict=True), key=lambda part: part[1])
+    return request.tars(parts, what, classes)
+  if len(paths) != 1:
+    top = request.paths[0]
+    inside = sources.content(top) if top.is_dir() else "one of several files"
+    raise request.unfit(f"{top} is or holds {inside}")
+  first = tars.first_file(paths[0]) or PurePosixPath("no image")
+  names = {part.lower() for part in first.parts[:-1]}
+  layout: tars.Layout = _processed if processed else _whole
+  if sources.wnid_of_tar(first.name):
+    layout = tars.tar_of_class
+  of_splits = bool(names & {*sources.SPLITS, _SMALL_CLASSES})
+  if processed != of_splits or (processed and layout is tars.tar_of_class):
+    raise request.unfit(f"{paths[0]} begins with {first}")
+  of = "tar" if layout is tars.tar_of_class else "folder"
+  what = f"a tar of one {of} a class ({paths[0]})"
+  return request.tars([(paths[0], layout)], what, classes)
+
+
+def _splits(folders: Sequence[Path]) -> dict[str, Path]:
+  """Of folders side by side those for training and validation."""
+  named = {sources.SPLITS.get(f.name.lower()): f for f in folders if f.is_dir()}
+  return {s: named[s] for s in ("train", "validation") if s in named}
+
+
+def _is_archive(path: Path) -> bool:
+  return path.name.lower().endswith((".tar", ".tar.gz", ".tgz"))
+
+
+def _whole(path: PurePosixPath) -> Member:
+  """Where an image of ImageNet-21k belongs: .../WNID/FILE."""
+  name, wnid = sources.readable(path.name), path.parent.name
+  if sources.is_wnid(wnid):
+    return Member(f"{wnid}/{name}", wnid)
+  name = sources.readable(str(path))
+  return Member(name, "", error="is in no folder of a class")
+
+
+def _processed(path: PurePosixPath) -> Member | None:
+  """Where an image of ImageNet-21K-P belongs: .../SPLIT/WNID/FILE."""
+  if _SMALL_CLASSES in path.parts:
+    return None
+  split = sources.SPLITS.get(path.parent.parent.name.lower(), "")
+  found = _whole(path)
+  if found.error or split not in ("train", "validation"):
+    error = "is in no folder of a class in imagenet21k_train or _val"
+    return Member(sources.readable(str(path)), "", error=error)
+  return found._replace(name=f"{split}/{found.name}", split=split)
+
+
+def _imagenet2012(request: Request) -> Source:
+  """ImageNet-1k: a tar of tars, a tar of images, or folders."""
+  classes = wordnet.classes("imagenet1k")
+  if len(request.paths) == 1 and request.paths[0].is_dir():
+    splits = _splits(sources.subfolders(request.paths[0]))
+    if "train" in splits:
+      # Images without a split are `train`, and are shuffled.
+      named = {"" if s == "train" else s: path for s, path in splits.items()}
+      return sources.SynsetFolders(named, classes)
+  found: dict[str, tuple[Path, tars.Layout]] = {}
+  for path in _archives(request, request.paths):
+    first = tars.first_file(path) or PurePosixPath("no image")
+    is_train = bool(sources.wnid_of_tar(first.name))
+    split = "train" if is_train else "validation"
+    if split in found or not (is_train or image_number(first.name)):
+      raise request.unfit(f"{path} begins with {first}, or is a second tar")
+    layout = tars.tar_of_class if is_train else _validation_layout()
+    found[split] = (path, layout)
+  # In this order whatever order they were named in.
+  parts = [found[split] for split in ("train", "validation") if split in found]
+  what = f"tars of images ({', '.join(str(path) for path, _ in parts)})"
+  source = request.tars(parts, what, classes)
+  for split in {"train", "validation"} - found.keys():
+    source.warn(f"there is no tar of the {split} images")
+  return source
+
+
+def _archives(request: Request, paths: Sequence[Path]) -> list[Path]:
+  """The archives that are named, or are in the folders that are."""
+  found = []
+  for path in paths:
+    inside = sources.files_in(path) if path.is_dir() else []
+    # Beside them there may be ILSVRC's other downloads.
+    other = re.compile("_(test|train_t3|bbox)")
+    found += [f for f in inside if _is_archive(f) and not other.search(f.name)]
+    found += [] if path.is_dir() else [path]
+  if not found:
+    raise request.unfit(f"{sources.some(paths)} holds no tar")
+  return found
+
+
+def image_number(name: str) -> int:
+  """Of "ILSVRC2012_val_00000042.JPEG", 42; 0 for other names."""
+  match = _VALIDATION.fullmatch(name)
+  return int(match[1]) if match else 0
+
+
+def _validation_layout() -> tars.Layout:
+  labels = validation_labels()
+
+  def layout(path: PurePosixPath) -> Member:
+    number = image_number(path.name)
+    if not 1 <= number <= len(labels):
+      error = "its name is none of ILSVRC2012_val_00000001.JPEG to _00050000"
+      return Member(path.name, "", error=error)
+    return Member(path.name, labels[number - 1], "validation")
+
+  return layout
+
+
+def validation_labels() -> tuple[str, ...]:
+  """The WordNet id of each validation image of ImageNet-1k, by number."""
+  # Found without the seconds that importing TFDS takes.
+  spec = importlib.util.find_spec("tensorflow_datasets")
+  assert spec is not None and spec.origin is not None
+  path = Path(spec.origin).parent.joinpath(
+    "datasets", "imagenet2012", "validation_labels.txt"
+  )
+  return tuple(path.read_text().split())
+
+
+def _real(request: Request) -> Source:
+  """ImageNet-1k's validation images and the file of ReaL labels."""
+  classes = wordnet.classes("imagenet1k")
+  inside = [
+    file
+    for path in request.paths
+    for file in (sources.files_in(path) if path.is_dir() else [path])
+  ]
+  listed = [file for file in inside if file.suffix.lower() == ".json"]
+  others = [f for f in inside if f not in listed]
+  images = [
+    tar
+    for tar in (_archives(request, request.paths) if others else [])
+    if tar not in listed
+    and image_number(getattr(tars.first_file(tar), "name", ""))
+  ]
+  if len(listed) != 1 or len(images) != 1:
+    raise request.unfit(
+      f"--source names {len(listed)} files of labels and {len(images)} tars of "
+      "images called ILSVRC2012_val_00000001.JPEG and so on"
+    )
+  try:
+    labels: Any = json.loads(listed[0].read_text("utf-8-sig"))
+    wrong = len(labels) != len(validation_labels()) or not all(
+      type(label) is int and 0 <= label < len(classes)
+      for several in labels
+      for label in several
+    )
+  except (OSError, ValueError, TypeError, RecursionError) as e:
+    raise request.unfit(f"{listed[0]} holds no lists of labels: {e}") from e
+  if wrong:
+    raise request.unfit(
+      f"{listed[0]} doesn't have, for each of the 50,000 images, a list of "
+      "classes from 0 to 999"
+    )
+
+  def add(member: Member) -> Member:
+    number = image_number(member.name)
+    right = labels[number - 1] if number else ()
+    return member._replace(more=(("real_label", tuple(right)),))
+
+  what = f"a tar of images ({images[0]})"
+  source = request.tars([(images[0], _validation_layout())], what, classes)
+  return sources.Mapped(source, add, classes, sources.fingerprint(listed))
+
+
+def _imagenet_v2(request: Request) -> Source:
+  """ImageNet-V2: folders that are named by the numbers of classes."""
+  classes, path = wordnet.classes("imagenet1k"), _single(request)
+
+  def place(member: Member, folder: str) -> Member:
+    if not _CLASS_NUMBER.fullmatch(folder):
+      return member._replace(error="is in no folder called 0 to 999")
+    return member._replace(class_name=classes[int(folder)], split="test")
+
+  def layout(path: PurePosixPath) -> Member:
+    name = sources.readable("/".join(path.parts[-2:]))
+    return place(Member(name, ""), path.parent.name)
+
+  def check(name: str) -> None:
+    for variant, part in _VARIANTS.items():
+      if part in name and variant != request.release:
+        raise UserError(
+          f"{path} is of the variant {variant}: prepare it as "
+          f"imagenet_v2/{variant}."
+        )
+
+  if path.is_dir():
+    inside = sources.subfolders(path)
+    if len(inside) == 1 and not _CLASS_NUMBER.fullmatch(inside[0].name):
+      (path,) = inside
+    folders = sources.subfolders(path)
+    if any(_CLASS_NUMBER.fullmatch(folder.name) for folder in folders):
+      check(path.resolve().name)
+      source = sources.ClassFolders(path, {"": path}, None, seed=0)
+      return sources.Mapped(source, lambda m: place(m, m.class_name), classes)
+  path = _archives(request, [path])[0]
+  check(str(tars.first_file(path)))
+  return request.tars([(path, layout)], f"a tar of folders ({path})", classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Builder:
+  """A data set: where its images come from, and what it is."""
+
+  open: Callable[[Request], Source]
+  description: str
+  homepage: str = ""
+  version: str = "1.0.0"  # TFDS's, of the sets that it knows.
+  # Config -> its images without a split, by which numbers to hold out become
+  # shares, and its classes; 0 if unknown. The first is the default.
+  releases: Mapping[str, tuple[int, int]] = dataclasses.field(
+    default_factory=lambda: {"": (0, 0)}
+  )
+  hold_out: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
+  # Further flags that it takes.
+  takes: Sequence[str] = ("accept_truncated",)
+  # Of `build.Options`, where the user gives no other.
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  several_labels: bool = False  # As people see them: ReaL's.
+  side: int = 0  # Of gray images that all have one size, 0 for others.
+
+
+BUILDERS = {
+  "imagenet21k": Builder(
+    _imagenet21k,
+    "ImageNet-21k: photographs of the nouns of WordNet, one class each, found "
+    "on the web and checked by people (Deng et al. 2009). A class may be a "
+    "kind of another one, and then either may be the label. `validation` and "
+    "`test` are drawn by the hash of the images' bytes.",
+    "https://www.image-net.org",
+    releases={
+      "winter21": (13_153_500, 19_167),
+      "fall11": (14_197_122, 21_841),
+    },
+    # Drawn from all images, as in the reference (Kolesnikov et al. 2020).
+    hold_out={"test": 25_600, "validation": 25_600},
+    takes=("accept_truncated", "classes"),
+  ),
+  "imagenet21k_p": Builder(
+    _imagenet21k,
+    "ImageNet-21K-P (Ridnik et al. 2021, arXiv 2104.10972): the classes of "
+    "ImageNet-21k that have more than 500 images. Larger images are squeezed "
+    "to 224 x 224 pixels; of each class 50 images are for validation.",
+    "https://github.com/Alibaba-MIIL/ImageNet21K",
+    releases={"winter21": (0, 10_450), "fall11": (0, 11_221)},
+    takes=("accept_truncated", "classes"),
+  ),
+  "imagenet2012": Builder(
+    _imagenet2012,
+    "ImageNet-1k, of the challenge of 2012 (Russakovsky et al. 2015, arXiv "
+    "1409.0575): 1,281,167 images to train on and 50,000 for validation.",
+    "https://www.image-net.org/challenges/LSVRC/2012/",
+    version="5.1.0",
+    releases={"": (1_281_167, 1000)},
+    # TFDS's is shuffled, and recipes choose by slices of it.
+    options={"shuffle": True},
+  ),
+  "imagenet2012_real": Builder(
+    _real,
+    "The 50,000 validation images of ImageNet-1k, with the classes that people "
+    "see in them: one, several, or none (Beyer et al. 2020, arXiv 2006.07159).",
+    "https://github.com/google-research/reassessed-imagenet",
+    several_labels=True,
+  ),
+  "imagenet_v2": Builder(
+    _imagenet_v2,
+    "10,000 new test images for ImageNet-1k (Recht et al. 2019, arXiv "
+    "1902.10811). The variants differ in how many people had to see the class "
+    "in an image.",
+    "https://huggingface.co/datasets/vaishaal/ImageNetV2",
+    version="3.0.0",
+    releases=dict.fromkeys(_VARIANTS, (0, 1000)),
+  ),
+  "mnist": Builder(
+    lambda request: idx.IdxFiles(_single(request), request.base),
+    "MNIST: 70,000 handwritten digits of 28 x 28 pixels, white on black "
+    "(LeCun et al. 1998).",
+    "https://yann.lecun.com/exdb/mnist/",
+    version="3.0.1",
+    takes=(),
+    side=idx.SIDE,
+  ),
+  "fashion_mnist": Builder(
+    lambda request: idx.IdxFiles(_single(request), request.base),
+    "Fashion-MNIST: 70,000 gray photographs of clothes, of 28 x 28 pixels, "
+    "light on black (Xiao et al. 2017, arXiv 1708.07747).",
+    "https://github.com/zalandoresearch/fashion-mnist",
+    version="3.0.1",
+    takes=(),
+    side=idx.SIDE,
+  ),
+  "folder": Builder(
+    _folder,
+    "Images that were in one folder a class.",
+    hold_out={"validation": 0.1},
+    takes=("name", "classes"),
+    options={"upright": True, "white_ground": True},
+  ),
+}
+
+
+def open_source(request: Request) -> Source:
+  """Opens what the user has of a set, in any of its forms.
+
+  Raises:
+    UserError: what is there fits no form, or can't be read.
+  """
+  for path in request.paths:
+    if not path.exists():
+      expected = _EXPECTED.get(request.base, "")
+      raise UserError(
+        f"the source {path} does not exist."
+        + (f" Expected for {request.base}: {expected}." if expected else "")
+      )
+  try:
+    return BUILDERS[request.base].open(request)
+  except OSError as e:  # No permission, a bad disk.
+    raise UserError(
+      f"the source {e.filename or request.paths[0]} can't be looked at: "
+      f"{e.strerror}."
+    ) from e

@@ -1,0 +1,197 @@
+"""Prepares a data set from images that the user has."""
+
+import argparse
+import contextlib
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mixer import files, runtime
+from mixer.datasets import catalog, locate, stored
+from mixer.datasets.prepare import build, builders
+from mixer.datasets.prepare.build import Options, Target
+from mixer.datasets.prepare.builders import BUILDERS, Builder, Request
+from mixer.datasets.prepare.sources import Source
+from mixer.errors import UserError
+from mixer.progress import Progress
+
+# Flag -> field of `Options`.
+_OPTIONS = {
+  "resize": "short_side",
+  "bad": "on_bad",
+  "mislabelled": "on_mislabelled",
+} | {
+  name: name
+  for name in ("quality", "upright", "max_bad", "hold_out", "seed", "workers")
+}
+
+
+def prepare(args: argparse.Namespace, root: pathlib.Path) -> str:
+  """Prepares a set, or goes on with it, and says what it made.
+
+  Args:
+    args: of the command; a flag that isn't given is None.
+    root: where data sets are.
+
+  Returns:
+    The set's name, for `data.name`.
+  """
+  base, release, version = locate.split_name(args.set)
+  builder = BUILDERS[base]
+  _check(args, base, release, version, builder)
+  release = release or next(iter(builder.releases))
+  name = args.name or "/".join(filter(None, (base, release)))
+  folder = root / name / builder.version
+  given = {
+    field: getattr(args, flag)
+    for flag, field in _OPTIONS.items()
+    if getattr(args, flag) is not None
+  }
+  manual = root / "downloads" / "manual"  # Where TFDS wants such files.
+  by_hand = catalog.ENTRIES[base].files
+  if not args.source and by_hand and (manual / by_hand[0]).exists():
+    args.source = [manual]
+  truncated = bool(args.accept_truncated)
+  seed = given.get("seed", 0)
+  request = Request(base, release, args.source, args.classes, truncated, seed)
+  if (folder / stored.INFO).exists() and not args.restart:
+    _compare(name, folder, request, given)
+  elif args.source:
+    with Progress() as progress, locate.lock(args.name or base, root):
+      source = builders.open_source(request)
+      progress.say(
+        f"preparing data set {name} in {root} from {source.description}"
+      )
+      options = _options(builder, source, given)
+      target = Target(folder, args.name or base, release, builder)
+      if args.restart:
+        target.discard()
+      runtime.keep_freed_memory()  # Resizing takes half the time.
+      _find_classes(source, target, builder.releases[release][1], progress)
+      build.build(source, target, options, progress)
+  else:
+    raise UserError(
+      f"{args.set} is made from images that you have; name them with --source. "
+      f"{catalog.how_to(args.set, args.data_dir)}"
+    )
+  _tell(folder)
+  is_default = release == next(iter(builder.releases))
+  return base if is_default and not args.name else name
+
+
+def _check(
+  args: argparse.Namespace,
+  base: str,
+  release: str,
+  version: str,
+  builder: Builder,
+) -> None:
+  """Refuses what doesn't go with the set."""
+  if release and release not in builder.releases:
+    known = " and ".join(f"{base}/{r}" for r in builder.releases if r)
+    raise UserError(
+      f"{base} has no release {release!r}; it has {known or 'one form'}."
+    )
+  if version not in ("", builder.version):
+    raise UserError(
+      f"{base} is prepared in version {builder.version}; leave :{version} out."
+    )
+  for flag in ("name", "classes", "accept_truncated"):
+    if getattr(args, flag) and flag not in builder.takes:
+      raise UserError(f"--{flag} is not for {base}; leave it out.")
+  if "name" in builder.takes and not re.fullmatch(
+    "[a-z][a-z0-9_]*", args.name or ""
+  ):
+    command = catalog.command("folder", "--name=my_set", "--source=PATH")
+    raise UserError(
+      f"{base} makes a data set of your own, which can't be called "
+      f"{args.name!r}; give it a name of small letters, digits and underscores "
+      f"that begins with a letter, as in `{command}`."
+    )
+
+
+def _options(
+  builder: Builder, source: Source | None, given: Mapping[str, Any]
+) -> Options:
+  """The user's options, and the builder's where the user gives none."""
+  defaults = dict(builder.options)
+  # Nothing is held out where the folders name splits.
+  if source is None or source.splits in ((), ("",)):
+    defaults["hold_out"] = builder.hold_out
+  return Options(**defaults | dict(given))
+
+
+def _find_classes(
+  source: Source, target: Target, published: int, progress: Progress
+) -> None:
+  """Looking through a tar.gz can take an hour: once is enough."""
+  if source.classes is None:
+    kept = target.work / "classes.json"
+    found: dict[str, Any] = {}
+    with contextlib.suppress(UserError):  # Not there yet, or damaged.
+      found = files.read_json(kept, "the classes of a source")
+    if found.get("source") != source.fingerprint:
+      total = source.total_bytes
+      names = source.list_classes(
+        lambda done: progress.show("looking for the classes", done, total)
+      )
+      found = {"source": source.fingerprint, "classes": sorted(names)}
+      with build.disk(kept):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+      with files.atomic_write(kept, "w") as f:
+        json.dump(found, f)
+    source.classes = dict.fromkeys(found["classes"])
+  count = len(source.classes)
+  if published and count != published:
+    source.warn(
+      f"the source has {count:,} classes, and this release {published:,}"
+    )
+
+
+def _compare(
+  name: str, folder: pathlib.Path, request: Request, given: Mapping[str, Any]
+) -> None:
+  """Says in what a set that is there differs from what is asked for."""
+  anew = "--restart prepares it anew"
+  try:
+    stored.read(folder).check()
+    record = folder / build.PREPARATION
+    then = files.read_json(record, "the record of a preparation")
+  except UserError as e:
+    raise UserError(f"{e} {anew}.") from e
+  # Its source needn't be there any more.
+  source, lacking = None, ""
+  if request.paths:
+    try:
+      source = builders.open_source(request)
+    except UserError as e:
+      lacking = f"\nnot compared with its source now: {e}"
+  now = _options(BUILDERS[request.base], source, given).identity()
+  if source is None:
+    now = {k: v for k, v in now.items() if k in given}
+  identity = then.get("identity", {})
+  if source is not None and identity.get("format") == build.FORMAT:
+    now["source"] = source.fingerprint
+  before = f"data set {name} was prepared before, from {then.get('from')}"
+  if differs := build.differences(identity, now):
+    raise UserError(
+      f"{before}, and differs in {', '.join(differs)}. It is left as it is, in "
+      f"{folder}: {anew}."
+    )
+  print(f"{before}; {anew}{lacking}")
+
+
+def _tell(folder: pathlib.Path) -> None:
+  """Says which files had problems."""
+  record = files.read_json(folder / build.PREPARATION, "its record")
+  skips = record.get("identity", {}).get("on_mislabelled") == "skip"
+  told: dict[str, list[str]] = {}
+  for kind, count in record.get("problems", {}).items():
+    out = kind not in build.NOT_BAD or (skips and kind == build.MISLABELLED)
+    place = "left out" if out else "kept"
+    told.setdefault(place, []).append(f"{count:,} {kind}")
+  if told:
+    parts = "; ".join(f"{k}: {', '.join(v)}" for k, v in told.items())
+    print(f"{parts}; listed in {folder / build.REPORT}")

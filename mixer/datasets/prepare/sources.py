@@ -1,0 +1,445 @@
+"""Where the images of a data set come from: members of a source, in order."""
+
+import dataclasses
+import hashlib
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mixer import image_files, images
+from mixer.errors import UserError
+
+_WNID = re.compile(r"n\d{8}")
+# Control characters, and those at which lines of a list of classes would end.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# Names of folders, in small letters -> split.
+SPLITS = {
+  **dict.fromkeys(("train", "training", "imagenet21k_train"), "train"),
+  **dict.fromkeys(("test", "testing"), "test"),
+  **dict.fromkeys(("val", "valid", "validation"), "validation"),
+  "imagenet21k_val": "validation",
+}
+_EXPECTED = (
+  "Expected is a folder DIR with DIR/train/CLASS/* and DIR/test/CLASS/* or "
+  "DIR/val/CLASS/*, or with DIR/CLASS/* alone"
+)
+
+
+class Member(NamedTuple):
+  """One image file of a source."""
+
+  # Unique in the source, and the same for every form of it, such as
+  # "n01440764/n01440764_10026.JPEG", whether in a tar of tars or in folders.
+  name: str
+  class_name: str
+  split: str = ""  # If the source says so; "" if it is to be drawn.
+  data: bytes = b""
+  error: str = ""  # Why `data` can't be read whole, "" if it can.
+  # Further features of its record, and their numbers.
+  more: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+
+@dataclasses.dataclass
+class Source:
+  """A set of images in some form; subclasses read it."""
+
+  description: str  # For a person: "a tar of one tar a class (/data/x.tar)".
+  # Tells the source from another one, or the same path with other content.
+  fingerprint: str
+  total_bytes: int  # To be read in all; may be an estimate.
+  # All classes, in the order of labels; None if `list_classes` has to tell.
+  classes: Collection[str] | None
+  splits: tuple[str, ...] = ()  # That folders say; ("",) if they say none.
+  # Class -> files for which the folders say no split; None if unknown.
+  class_sizes: dict[str, int] | None = None
+  warnings: list[str] = dataclasses.field(default_factory=list)
+
+  def __post_init__(self):
+    if self.classes is not None:  # For quick look-ups, in their order.
+      self.classes = dict.fromkeys(self.classes)
+
+  def warn(self, *sentences: str) -> None:
+    self.warnings += [s for s in sentences if s not in self.warnings]
+
+  def list_classes(self, progress: Callable[[int], None]) -> Collection[str]:
+    """Reads the source to find its classes; `progress` takes bytes."""
+    raise NotImplementedError
+
+  def members(self, start: int = 0) -> Iterator[tuple[Member, int]]:
+    """Members from number `start` on, with the bytes of disk read so far.
+
+    The order is the same each time. What isn't an image by its name alone
+    (folders, hidden files, ".txt") is no member and isn't counted.
+    """
+    raise NotImplementedError
+
+  def member_of_file(
+    self, name: str, class_name: str, split: str, path: str
+  ) -> Member:
+    """The member that is a file, with its bytes or why there are none."""
+    member = Member(name, class_name, split)
+    if class_name not in (self.classes or ()):
+      return member._replace(error=no_class(class_name, self.classes or ()))
+    try:
+      return member._replace(data=images.read(path))
+    except images.ImageError as e:
+      return member._replace(error=f"the file can't be read: {e}")
+
+
+class Mapped(Source):
+  """Another source whose members are changed by a function."""
+
+  def __init__(
+    self,
+    source: Source,
+    change: Callable[[Member], Member],
+    classes: Sequence[str],
+    *more: object,  # What else decides what comes out.
+  ):
+    mark = fingerprint([], source.fingerprint, *more)
+    super().__init__(source.description, mark, source.total_bytes, classes)
+    self.warnings = source.warnings
+    self._source, self._change = source, change
+
+  def members(self, start: int = 0) -> Iterator[tuple[Member, int]]:
+    for member, done in self._source.members(start):
+      yield self._change(member), done
+
+
+class ClassFolders(Source):
+  """Any images in one folder a class.
+
+  They come in the order of a hash of their names and the seed, so that any part
+  has every class in it. All are listed at once: some 300 bytes of memory each.
+  """
+
+  def __init__(
+    self,
+    root: Path,
+    splits: dict[str, Path],
+    classes: Collection[str] | None,
+    seed: int,
+  ):
+    """Lists the images.
+
+    Args:
+      root: from which members are named.
+      splits: a split's name, or "" alone, -> folder of its classes, below root.
+      classes: all there can be, or None for those that the source has.
+      seed: of the order.
+    """
+    self._root = root
+    self._paths: dict[str, str] = {}  # Of names that aren't the path.
+    # Key of the order, name, split, class, bytes.
+    self._files: list[tuple[bytes, str, str, str, int]] = []
+    count = Counter[tuple[str, str]]()  # By class and split.
+    passed_over, hidden, marks = Counter[str](), list[str](), 0
+    nested: dict[str, set[str]] = {}  # Class -> folders in it with images.
+    for split, parent in splits.items():
+      for label, folder in _class_folders(parent).items():
+        count[label, split] += 0
+        base = folder.relative_to(root).as_posix()
+        for way, entry in image_files.find(str(folder), passed_over, hidden):
+          name = self._name(f"{base}/{way}")
+          size, time = _size_and_time(entry)
+          # Summed up, so that the order doesn't matter.
+          marks += int.from_bytes(_hash(f"0:{name}\0{size}\0{time}", 16), "big")
+          key = _hash(f"{seed}:{name}", 8)
+          self._files.append((key, name, split, label, size))
+          count[label, split] += 1
+          nested.setdefault(label, set()).add(way.rpartition("/")[0])
+    self._files.sort()
+    per_class = Counter[str]()
+    for (label, _), files in count.items():
+      per_class[label] += files
+    names = sorted(per_class) if classes is None else classes
+    super().__init__(
+      f"folders of images ({root})",
+      fingerprint([], str(root.resolve()), marks, list(classes or ())),
+      total_bytes=sum(file[-1] for file in self._files),
+      classes=names,
+      splits=tuple(splits),
+      class_sizes={name: count[name, ""] for name in names},
+    )
+    if not self._files:
+      raise UserError(
+        f"there is no image in any class folder of {root}; files of images end "
+        "in .jpg, .png, .webp and the like, or have no suffix."
+      )
+    self.warn(
+      *empty([label for label in sorted(per_class) if not per_class[label]]),
+      *missing(names, per_class),
+    )
+    if len(names) == 1:
+      self.warn(
+        f"there is a single class, {next(iter(names))}; if its folders are the "
+        "classes, name it as the source"
+      )
+    if merged := [label for label, below in nested.items() if len(below) > 1]:
+      below = some(sorted(filter(None, nested[merged[0]])))
+      self.warn(
+        f"{len(merged):,} classes have images in folders within their own, and "
+        f"take them together: {some(merged)} ({merged[0]} has {below})"
+      )
+    for parent in dict.fromkeys([root, *splits.values()]):
+      with os.scandir(parent) as entries:
+        hidden += image_files.hidden_in(entries)
+      loose = [path.name for path in files_in(parent)]
+      if outside := sum(map(image_files.is_image, loose)):
+        self.warn(
+          f"{outside:,} images are in {parent} itself, in no class's folder, "
+          "and are left out"
+        )
+    if hidden:
+      names = [readable(os.path.relpath(p, root)) for p in sorted({*hidden})]
+      self.warn(
+        f"{len(names):,} hidden folders or images are left out: {some(names)}"
+      )
+    self.warn(*no_images(passed_over))
+
+  def _name(self, path: str) -> str:
+    """What a file is called in the data set."""
+    name = readable(path)
+    if name != path:
+      real, other = self._root / path, self._root / name
+      # macOS has one file under both names.
+      if name in self._paths or (other.exists() and not other.samefile(real)):
+        raise UserError(
+          f"the name of {real} reads {name!r} as another file's does (they are "
+          "written by other Unicode characters); rename one."
+        )
+      self._paths[name] = path
+    return name
+
+  def members(self, start: int = 0) -> Iterator[tuple[Member, int]]:
+    done = sum(file[-1] for file in self._files[:start])
+    for _, name, split, label, size in self._files[start:]:
+      done += size
+      path = os.path.join(self._root, self._paths.get(name, name))
+      yield self.member_of_file(name, label, split, path), done
+
+
+class SynsetFolders(Source):
+  """Folders named by WordNet ids.
+
+  ImageNet-21k is 14 million files, so they are listed class by class when their
+  turn comes. The total of bytes is an estimate from some of the classes, and
+  the bytes done follow the number of files.
+  """
+
+  def __init__(self, splits: dict[str, Path], classes: Collection[str] | None):
+    """Lists the classes; `splits`: a split, or "" alone, -> their folder."""
+    self._folders = [
+      (split, path)
+      for split, parent in splits.items()
+      for path in subfolders(parent)
+      if is_wnid(path.name)
+    ]
+    found = {path.name for _, path in self._folders}
+    sample = self._folders[:: max(1, len(self._folders) // 16)]
+    measured = sum(
+      _size_and_time(entry)[0]
+      for _, path in sample
+      for _, entry in image_files.find(str(path))
+    )
+    where = ", ".join(map(str, splits.values()))
+    super().__init__(
+      f"{len(self._folders):,} folders, one a class ({where})",
+      fingerprint([path for _, path in self._folders], list(classes or ())),
+      measured * len(self._folders) // max(1, len(sample)),
+      sorted(found) if classes is None else classes,
+    )
+    self.warn(*missing(self.classes or (), found))
+
+  def members(self, start: int = 0) -> Iterator[tuple[Member, int]]:
+    share = self.total_bytes / max(1, len(self._folders))
+    passed_over, lacking = Counter[str](), []
+    for i, (split, folder) in enumerate(self._folders):
+      found = list(image_files.find(str(folder), passed_over))
+      lacking += [] if found else [str(folder)]
+      for k, (way, entry) in enumerate(found[start:], start + 1):
+        name = "/".join(filter(None, (split, folder.name, readable(way))))
+        member = self.member_of_file(name, folder.name, split, entry.path)
+        yield member, int(share * (i + k / len(found)))
+      start = max(0, start - len(found))
+    self.warn(*empty(lacking), *no_images(passed_over))
+
+
+def _class_folders(parent: Path) -> dict[str, Path]:
+  """Class -> its folder."""
+  folders: dict[str, Path] = {}
+  for folder in subfolders(parent):
+    # Lists of classes are read line by line, without outer spaces.
+    label = readable(folder.name).strip() or "_"
+    if label in folders:
+      raise UserError(
+        f"the classes {folders[label]} and {folder} can't be told apart by "
+        f"their names, which both read {label!r}; rename one."
+      )
+    folders[label] = folder
+  return folders
+
+
+def user_splits(root: Path) -> dict[str, Path]:
+  """Split, or "" alone -> its folder, of images in one folder a class."""
+  if not root.is_dir():
+    raise UserError(f"{root} is no folder; unpack archives first. {_EXPECTED}.")
+  folders = subfolders(root)
+  named = [f for f in folders if f.name.lower() in SPLITS]
+  if others := [f for f in folders if f not in named]:
+    # Of classes that are called "train" and the like (a railway's), or of
+    # splits beside other things?
+    nested = [folder for folder in named if subfolders(folder)]
+    if not nested:
+      return {"": root}
+    if filled := [f for f in others if next(image_files.find(str(f)), None)]:
+      raise UserError(
+        f"{root} has {nested[0].name}, as for a split, beside "
+        f"{filled[0].name}, as for a class, with images in it; move one of "
+        f"them elsewhere. {_EXPECTED}."
+      )
+  splits = {SPLITS[folder.name.lower()]: folder for folder in named}
+  train = splits.get("train")
+  if train is None or len(splits) < len(named) or not subfolders(train):
+    where = train or root
+    raise UserError(
+      f"{where} has no folders of classes, or two of one split; it holds "
+      f"{content(where)}. {_EXPECTED}."
+    )
+  # With nothing beside it, it is to be split like a set without splits.
+  return splits if len(splits) > 1 else {"": train}
+
+
+def subfolders(parent: Path) -> list[Path]:
+  """The folders in a folder that aren't hidden, sorted."""
+  return [path for path in _inside(parent) if path.is_dir()]
+
+
+def files_in(parent: Path) -> list[Path]:
+  """What isn't a folder in a folder and isn't hidden, sorted."""
+  return [path for path in _inside(parent) if not path.is_dir()]
+
+
+def _inside(parent: Path) -> list[Path]:
+  try:
+    names = sorted(os.listdir(parent))
+  except OSError as e:
+    raise UserError(f"{parent} can't be listed: {e.strerror}.") from e
+  return [parent / name for name in names if not image_files.is_hidden(name)]
+
+
+def content(folder: Path) -> str:
+  """The names in a folder, for a sentence."""
+  return some(sorted(os.listdir(folder))) or "nothing"
+
+
+def some(names: Sequence[object]) -> str:
+  """Names for a sentence, the first of them if there are many."""
+  return ", ".join(map(str, names[:3])) + (", ..." if len(names) > 3 else "")
+
+
+def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, int]:
+  """A file's bytes and its time of change in ns; zeros for a broken link."""
+  try:
+    info = entry.stat()
+  except OSError:
+    return 0, 0
+  return info.st_size, info.st_mtime_ns
+
+
+def _hash(text: str, size: int) -> bytes:
+  content = text.encode("utf-8", "surrogateescape")
+  return hashlib.blake2b(content, digest_size=size).digest()
+
+
+def is_wnid(name: str) -> bool:
+  """Whether it is a WordNet id, such as "n01440764"."""
+  return _WNID.fullmatch(name) is not None
+
+
+def wnid_of_tar(name: str) -> str:
+  """The class of "n01440764.tar"; "" for other names."""
+  wnid, _, suffix = name.rpartition(".")
+  return wnid if suffix == "tar" and is_wnid(wnid) else ""
+
+
+def readable(name: str) -> str:
+  r"""The name as it goes into data sets and lists.
+
+  Unicode's composed form (NFC), as macOS may hand out another one than Linux.
+  Bytes that aren't UTF-8, and control characters, become escapes: "caf\xe9".
+  """
+  if name.isascii() and name.isprintable():
+    return name
+  valid = os.fsencode(name).decode("utf-8", "backslashreplace")
+  escaped = _CONTROL.sub(
+    lambda match: match[0].encode("unicode_escape").decode(), valid
+  )
+  return unicodedata.normalize("NFC", escaped)
+
+
+def fingerprint(paths: Iterable[Path], *more: object) -> str:
+  """Tells files by place, size and time of change, and `more` by its repr."""
+  digest = hashlib.blake2b(repr(more).encode(), digest_size=16)
+  for path in paths:
+    stat = path.stat()
+    digest.update(os.fsencode(path.resolve()))
+    digest.update(f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+  return digest.hexdigest()
+
+
+def read_classes(path: Path, wnids: bool) -> tuple[str, ...]:
+  """Reads a list of classes, one a line; empty lines and "# ..." don't count.
+
+  Args:
+    path: a text file.
+    wnids: they are WordNet ids; what follows an id in its line is ignored.
+  """
+  try:
+    # Editors of Windows begin it with a byte-order mark.
+    lines = path.read_text("utf-8-sig").splitlines()
+  except (OSError, UnicodeDecodeError) as e:
+    raise UserError(f"the list of classes {path} can't be read: {e}.") from e
+  lines = [s for line in lines if (s := line.strip()) and s[0] != "#"]
+  names = [re.split(r"[\s,;]", s)[0] if wnids else readable(s) for s in lines]
+  counts = Counter(names)
+  wrong = [n for n in names if counts[n] > 1 or (wnids and not is_wnid(n))]
+  if wrong or not names:
+    what = f"has {wrong[0][:60]!r}" if wrong else "is empty"
+    raise UserError(
+      f"the list of classes {path} {what}; give every class one line"
+      + (", which begins with a WordNet id such as n01440764." * wnids or ".")
+    )
+  return tuple(names)
+
+
+def no_class(name: str, classes: Collection[str]) -> str:
+  """The error of a member of a class that isn't listed."""
+  return f"its class {name} is not among the {len(classes):,} of the data set"
+
+
+def missing(classes: Collection[str], found: Collection[str]) -> list[str]:
+  """The warning of classes that a source doesn't have, if any."""
+  lacking = [name for name in classes if name not in found]
+  return lacking and [
+    f"{len(lacking):,} of the {len(classes):,} classes have no image in the "
+    f"source, such as {lacking[0]}"
+  ]
+
+
+def empty(folders: Sequence[str]) -> list[str]:
+  """The warning of classes that have no image, if any."""
+  many = f"{len(folders):,} class folders hold no image and are kept as classes"
+  return [f"{many}: {some(folders)}"] if folders else []
+
+
+def no_images(passed_over: Counter[str]) -> list[str]:
+  """The warnings of what `image_files.is_image` has counted."""
+  return [
+    f"{count:,} files {suffix!r} are no images by their names and are left out"
+    for suffix, count in sorted(passed_over.items())
+  ]

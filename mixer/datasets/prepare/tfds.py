@@ -1,0 +1,385 @@
+"""Data sets that TFDS prepares, and those that it has written as TFRecord."""
+
+import contextlib
+import importlib
+import io
+import json
+import logging
+import os
+import pathlib
+import re
+import shutil
+import struct
+import sys
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import google_crc32c
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+
+from mixer.datasets import catalog, locate, stored
+from mixer.datasets.prepare import build
+from mixer.errors import UserError
+from mixer.progress import Progress
+
+_HEADER = struct.Struct("<QI")
+
+
+def check(name: str, manual: pathlib.Path, given: bool) -> None:
+  """Refuses what TFDS can't prepare, before anything happens.
+
+  Args:
+    name: with config and version, if any.
+    manual: the folder with what was fetched by hand.
+    given: the user has named it.
+  """
+  base = catalog.base_name(name)
+  if not catalog.known(name):
+    raise UserError(
+      f"There is no data set {name!r}. {catalog.how_to(name)} "
+      "`python -m mixer prepare --list` lists the sets with hints."
+    )
+  entry = catalog.ENTRIES.get(base, catalog.Entry(base, "", needs=()))
+  if lacking := catalog.missing(entry.needs):
+    also = base in catalog.ALSO_TFDS
+    raise UserError(
+      f"TFDS's builder of {base} needs {catalog.requirement(lacking)}; then "
+      "give the same command again."
+      + (f" Without it: {catalog.how_to(name)}" if also else "")
+    )
+  if absent := [f for f in entry.files if not (manual / f).exists()]:
+    raise UserError(
+      f"{base} isn't downloaded by TFDS, and {manual} has no "
+      f"{' and no '.join(absent)}. Name with --source=PATH {entry.by_hand} "
+      f"(from {entry.where})."
+    )
+  if given and not manual.is_dir():
+    raise UserError(
+      f"--source={manual} is no folder; name the one with the files that were "
+      "fetched by hand."
+    )
+
+
+def prepare(name: str, root: pathlib.Path, manual: pathlib.Path) -> None:
+  """Prepares a set by TFDS's builder; the caller holds its lock.
+
+  Downloads stay in `root/downloads`, so that the next start goes on with them.
+  What TFDS would download is taken from `manual` if it is there by its name.
+  """
+  base = catalog.base_name(name)
+  entry = catalog.ENTRIES.get(base, catalog.Entry(base, "", needs=()))
+  # It works on the host alone, and TensorFlow takes all of a GPU's memory.
+  os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+  with _explained(base, manual):
+    if not catalog.missing(["tensorflow"]):
+      importlib.import_module("tensorflow")
+    builder = _builder(name, root)
+    here = pathlib.Path(builder.data_dir)
+    unpacked = root / "downloads" / "extracted" / base
+    if here.exists():  # TFDS would take it as it is, and fail when reading.
+      raise UserError(
+        f"The folder {here} is there, but is no whole data set that TFDS 4 can "
+        "read; remove it and give the same command again."
+      )
+    # Of a preparation that was killed.
+    left = [*here.parent.glob(f"{locate.UNFINISHED}*"), unpacked]
+    left += (root / "downloads" / base).glob("*.tmp.*")
+    for path in left:
+      shutil.rmtree(path, ignore_errors=True)
+    by_hand = sum(
+      path.stat().st_size for f in entry.files if (path := manual / f).is_file()
+    )
+    # The archives, their content, and the records twice, as TFDS sorts them on
+    # disk. Where TFDS knows better, it says so itself.
+    _check_room(root, 4 * entry.downloads + 3 * by_hand, builder.name)
+    _run(builder, manual, unpacked)
+    stored.seal(here)
+    shutil.rmtree(unpacked, ignore_errors=True)
+
+
+def _check_room(folder: pathlib.Path, need: float, what: str) -> None:
+  free = shutil.disk_usage(folder).free
+  if need > free:
+    raise UserError(
+      f"{folder} has {free / 1e9:.1f} GB free, and preparing {what} takes up "
+      f"to {need / 1e9:.1f} GB there. Make room, or name another place with "
+      "--data_dir=DIR."
+    )
+
+
+def _builder(name: str, root: pathlib.Path) -> Any:
+  import tensorflow_datasets as tfds
+  from tensorflow_datasets.core import registered
+
+  base, config, version = locate.split_name(name)
+  make: Any = registered.imported_builder_cls(base)
+  if config and config not in make.builder_configs:
+    known = ", ".join(f"{base}/{c}" for c in make.builder_configs)
+    raise UserError(
+      f"Data set {base} has no config {config!r}"
+      + (f"; it has {known}." if known else "; leave it out.")
+    )
+  kwargs = {"config": config} if config else {}
+  # It would look for the set in TFDS's bucket, and leave a folder behind.
+  with mock.patch.object(tfds.core.DatasetInfo, "initialize_from_bucket"):
+    return make(
+      data_dir=str(root),
+      file_format="array_record",
+      version=version or None,
+      **kwargs,
+    )
+
+
+def _run(builder: Any, manual: pathlib.Path, unpacked: pathlib.Path) -> None:
+  import tensorflow_datasets as tfds
+
+  if not sys.stderr.isatty():
+    tfds.disable_progress_bar()
+  config = tfds.download.DownloadConfig(
+    manual_dir=manual if manual.is_dir() else None,
+    extract_dir=unpacked,
+    try_download_gcs=False,  # Those are TFRecord files.
+  )
+  # What it prints says less than we do; its bars go to stderr.
+  with contextlib.redirect_stdout(io.StringIO()), _few_warnings():
+    builder.download_and_prepare(
+      download_config=config, file_format="array_record"
+    )
+
+
+@contextlib.contextmanager
+def _few_warnings() -> Iterator[None]:
+  """One sentence in place of urllib3's warning for each of ten attempts."""
+  logger = logging.getLogger("urllib3.connectionpool")
+  told = set()
+
+  def once(record: logging.LogRecord) -> bool:
+    found = re.search(r"host='([^']+)'", record.getMessage())
+    host = found.group(1) if found else "the site"
+    if host not in told:
+      told.add(host)
+      print(
+        f"no connection to {host} yet; trying for three minutes",
+        file=sys.stderr,
+        flush=True,
+      )
+    return False
+
+  logger.addFilter(once)
+  try:
+    yield
+  finally:
+    logger.removeFilter(once)
+
+
+@contextlib.contextmanager
+def _explained(base: str, manual: pathlib.Path) -> Iterator[None]:
+  """Sentences in place of what TFDS raises."""
+  import requests
+  from tensorflow_datasets.core.download import download_manager, extractor
+  from tensorflow_datasets.core.download import util as download_util
+
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as e:
+    chain: list[BaseException] = [e]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+      chain.append(cause)
+
+    def first(*kinds: type[BaseException]) -> str:
+      found = next((c for c in chain if isinstance(c, kinds)), None)
+      return " ".join(str(found).split()).rstrip(".")[:600] if found else ""
+
+    # TFDS wraps those in others that don't name the module.
+    if modules := [
+      c.name for c in chain if isinstance(c, ImportError) and c.name
+    ]:
+      needed = catalog.requirement([modules[-1].split(".")[0]])
+      why = f"it needs {needed}; then give the same command again"
+    elif why := first(download_manager.NonMatchingChecksumError):
+      why += (
+        ". The copy is damaged, or the site has changed the file. Fetch it "
+        "anew; if it stays so, a newer TFDS may know the new one"
+      )
+    elif why := first(
+      download_util.DownloadError, requests.exceptions.RequestException
+    ):
+      why = (
+        f"a file can't be downloaded: {why}. What was fetched before is kept: "
+        "give the same command again when the site can be reached. Or fetch by "
+        f"other means, and name with --source=DIR the folder with: "
+        f"{_files(base)}"
+      )
+    elif why := first(OSError):
+      why += ". Mend that, or name another place with --data_dir=DIR"
+    elif (
+      why := first(AssertionError, ValueError, extractor.ExtractError)
+    ) or type(e).__module__.startswith("tensorflow.python"):
+      why = (
+        f"its builder stopped: {why or e}. What was fetched by hand is looked "
+        f"for in {manual}; --source=DIR names another folder"
+      )
+    else:
+      raise
+    raise UserError(f"{base} can't be prepared by TFDS: {why}.") from e
+
+
+def _files(base: str) -> str:
+  """What TFDS downloads for a set: places and names."""
+  from tensorflow_datasets.core import registered
+
+  make: Any = registered.imported_builder_cls(base)
+  return ", ".join(
+    f"{url} as {info.filename}"
+    for url, info in (make.url_infos or {}).items()
+    if info.filename
+  )
+
+
+def convert(
+  folder: pathlib.Path, data_dir: pathlib.Path, progress: Progress
+) -> pathlib.Path:
+  """Gives a TFRecord data set ArrayRecord files, record by record.
+
+  TFDS's own converter needs TensorFlow and Apache Beam, and goes on after an
+  error. A set that is in its place in `data_dir` gets the new files beside its
+  own, and names both formats then. Any other is written to its place; the old
+  folder isn't touched. Started again after a kill it goes on with the first
+  file that isn't whole. The caller holds the lock.
+
+  Args:
+    folder: of the version.
+    data_dir: where data sets are.
+    progress: shows records.
+
+  Returns:
+    The folder that has the ArrayRecord files.
+  """
+  folder = folder.resolve()
+  old = stored.read(folder)
+  if old.formats[0] != "tfrecord":
+    raise UserError(
+      f"{folder} is stored as {old.formats[0]}; only tfrecord is converted."
+    )
+  final = data_dir.resolve() / old.path
+  work = final
+  if final != folder:
+    if final.exists():
+      raise UserError(
+        f"{final} is there already; remove it, or name another place with "
+        "--data_dir=DIR."
+      )
+    work = final.with_name(f"{locate.UNFINISHED}TFRECORD_{final.name}")
+  with build.disk(work):
+    work.mkdir(parents=True, exist_ok=True)
+    shards = [
+      shard
+      for split, lengths in old.splits.items()
+      for shard in zip(
+        old.files(split, "tfrecord"),
+        old.files(split, "array_record", work),
+        lengths,
+        strict=True,
+      )
+    ]
+    if missing := [source.name for source, *_ in shards if not source.exists()]:
+      raise UserError(
+        f"{folder}: {len(missing)} of {len(shards)} files are missing, the "
+        f"first is {missing[0]}. Fetch them, or prepare the data set anew."
+      )
+    # Some bytes a record more than TFRecord takes, and whole blocks of 64 KiB.
+    todo = [s for s in shards if not s[1].exists()]
+    need = sum(s[0].stat().st_size + 64 * s[2] + 2**17 for s in todo)
+    _check_room(work, need, str(folder))
+    done, total = 0, sum(records for *_, records in shards)
+    for source, path, records in shards:
+      if not path.exists():  # It gets its name when it is whole.
+        _convert(source, path, records)
+      done += records
+      progress.show(old.name, done, total, done)
+    _finish(old, work, final)
+  return final
+
+
+def _convert(source: pathlib.Path, target: pathlib.Path, records: int) -> None:
+  # TFDS takes files of that prefix away after preparing anything here.
+  half = target.with_name(locate.UNFINISHED + target.name)
+  writer = array_record_module.ArrayRecordWriter(str(half), build.WRITER)
+  count = 0
+  try:
+    for record in read_tfrecord(source):
+      writer.write(record)
+      count += 1
+  finally:
+    writer.close()
+  if count != records:
+    half.unlink()
+    raise UserError(
+      f"{source} has {count} records, and dataset_info.json says {records}. "
+      "Fetch or prepare the data set anew."
+    )
+  with half.open("rb") as f:
+    os.fsync(f.fileno())
+  half.rename(target)
+
+
+def _finish(
+  old: stored.Stored, work: pathlib.Path, final: pathlib.Path
+) -> None:
+  """Makes it a data set, in one step that can't be half done."""
+  info = stored.read_info(old.folder / stored.INFO)
+  if work == final:
+    others = [f for f in old.formats[1:] if f != "array_record"]
+    info["alternativeFileFormats"] = [*others, "array_record"]
+  else:
+    info["fileFormat"] = "array_record"
+    info.pop("alternativeFileFormats", None)
+    records = {
+      path.name
+      for kind in old.formats
+      for split in old.splits
+      for path in old.files(split, kind)
+    }
+    for path in old.folder.iterdir():  # Features, names of the labels, ...
+      if path.is_file() and path.name not in records:
+        shutil.copyfile(path, work / path.name)
+  half = work / f"{locate.UNFINISHED}{stored.INFO}"
+  half.write_text(json.dumps(info, indent=2) + "\n", "utf-8")
+  half.rename(work / stored.INFO)
+  stored.seal(work)
+  if work != final:
+    work.rename(final)
+
+
+def read_tfrecord(path: pathlib.Path) -> Iterator[bytes]:
+  """The records of a TFRecord file, in their order.
+
+  A record is its length (8 bytes, little-endian), the masked CRC-32C of those
+  bytes (4), the data, and the data's masked CRC-32C (4).
+  """
+  with path.open("rb", buffering=2**20) as f:
+    left, number = os.fstat(f.fileno()).st_size, 0
+    while left:
+      header = f.read(_HEADER.size)
+      whole = len(header) == _HEADER.size
+      length, crc = _HEADER.unpack(header) if whole else (0, 0)
+      left -= _HEADER.size + length + 4
+      # Asked before reading: no memory for a length that can't be.
+      data = f.read(length) if whole and left >= 0 else b""
+      checks = crc, int.from_bytes(f.read(4), "little")
+      if left < 0 or checks != (_masked(header[:8]), _masked(data)):
+        raise UserError(
+          f"{path} is damaged at record {number} (counted from 0): it is cut "
+          "short, or has a wrong checksum. Fetch or prepare that file anew."
+        )
+      yield data
+      number += 1
+
+
+def _masked(data: bytes) -> int:
+  """The CRC-32C of some bytes, as TFRecord stores it."""
+  crc = google_crc32c.value(data)
+  return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -1,1 +1,0 @@
-"""Forms in which sets of images lie on disk."""
