@@ -1,172 +1,193 @@
 #!/usr/bin/env bash
 # Trains on Cloud TPU VMs, by gcloud: v5e and v6e slices of one host or many.
-# shellcheck source-path=SCRIPTDIR
 set -euo pipefail
 
-usage() {
-  cat <<'END'
-launch/tpu_vm.sh COMMAND --name=NAME --zone=ZONE [FLAGS] [-- TRAIN.PY'S FLAGS]
+usage='launch/tpu_vm.sh COMMAND --name=NAME --zone=ZONE [FLAGS] [-- TRAIN.PY FLAGS]
 
-  create      ask for the slice, and wait until it is there: --type
+  create      request the slice, and wait until it is there
   setup       copy this checkout to all hosts, make its environment there
-  run         start train.py on all hosts, detached: -- --config=... --workdir=...
-  status      the slice and train.py on each host
-  logs        what train.py prints: --worker=0|all --follow
+  run         start train.py on all hosts, detached
+  status      of the slice, and of each host: running, lost, or the exit code
+  logs        the end of what train.py prints
   stop        SIGTERM to train.py on all hosts: it saves and ends
   delete      the slice and its request
-  until-done  all of that, again after each preemption, until train.py is done:
-              --type, -- --config=... --workdir=gs://...
+  until-done  all of that, again after each preemption, until train.py is done
 
-  --type=v5litepod-64  (or v5e-64), v6e-64, ...: the number counts chips
-  --spot               spot capacity: cheaper, and may be taken away
-  --project=PROJECT    else gcloud's own
-  --version=VERSION    the image, else v2-alpha-tpuv5-lite or v2-alpha-tpuv6e
-  --create_flag=FLAG   one more flag of `gcloud compute tpus queued-resources
-                       create`; may be repeated
-  --repo=URL           clone this instead of copying the checkout
-  --ref=REF            a branch, tag or commit, instead of the checkout as it is
-  --prepare=COMMAND    ends the set-up of each host: mount the data here
-  --internal_ip        ssh by internal addresses, no external ones
-  --keep               until-done leaves the slice when it ends
-  --retries=3          until-done: failures that are no preemptions
-  --poll=30            seconds between two looks
-  --dry-run            print the commands, run none
-END
-}
+  --type=v5e-64       or v6e-64, ...: the number counts chips
+  --version=VERSION   the image, else v2-alpha-tpuv5-lite or v2-alpha-tpuv6e
+  --spot              spot capacity: cheaper, and may be taken away
+  --create_flag=FLAG  one more flag of `gcloud compute tpus queued-resources
+                      create`, such as --data-disk=...; may be repeated
+  --gcloud_flag=FLAG  one more flag of all commands, such as --project=...
+  --prepare=COMMAND   ends the set-up of each host: mount the data here
+  --worker=all        or a number: whose logs
+  --keep              until-done leaves the slice when it ends
+  --retries=3         until-done: failures that are no preemptions
+  --poll=30           seconds between two looks
+  --dry-run           print the commands, run none'
+die() { echo "error: $*" >&2 && exit 2; }
+say() { echo "tpu_vm: $*" >&2; }
 
-die() {
-  echo "error: $*" >&2
-  exit 2
-}
-warn() { echo "tpu_vm: $*" >&2; }
-# What has happened: nothing has in a dry run.
-tell() { [[ -n $dry ]] || warn "$@"; }
-
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-name='' zone='' type='' version='' repo='' ref='' prepare='' worker=0 follow=''
-dry='' keep='' spot='' retries=3 poll=30
-where=() create_flags=() ssh_flags=() train=()
-
+name='' zone='' type='' version='' prepare=true worker=all dry='' keep='' retries=3
+poll=30 flags=(--quiet) create_flags=() train=()
+ssh_flags=(--ssh-flag=-oConnectTimeout=20 --ssh-flag=-oServerAliveInterval=15)
 command=${1-}
 case $command in
   create | setup | run | status | logs | stop | delete | until-done) shift ;;
-  -h | --help | help) usage && exit 0 ;;
-  '') usage >&2 && exit 2 ;;
+  -h | --help | help) echo "$usage" && exit ;;
   *) die "'$command' is no command; launch/tpu_vm.sh --help lists them." ;;
 esac
 while (($#)); do
   case $1 in
-    --name=*) name=${1#*=} ;;
-    --zone=*) zone=${1#*=} ;;
-    --project=*) where+=("$1") ;;
-    --type=*) type=${1#*=} ;;
-    --version=*) version=${1#*=} ;;
-    --create_flag=*) create_flags+=("${1#*=}") ;;
-    --repo=*) repo=${1#*=} ;;
-    --ref=*) ref=${1#*=} ;;
-    --prepare=*) prepare=${1#*=} ;;
-    --worker=*) worker=${1#*=} ;;
-    --retries=*) retries=${1#*=} ;;
-    --poll=*) poll=${1#*=} ;;
-    --internal_ip) ssh_flags+=(--internal-ip) create_flags+=(--internal-ips) ;;
-    --spot) spot=yes create_flags+=(--spot) ;;
-    --follow) follow=follow ;;
+    --name=?*) name=${1#*=} ;;
+    --zone=?*) zone=${1#*=} && flags+=("$1") ;;
+    --type=?*) type=${1#*=} ;;
+    --version=?*) version=${1#*=} ;;
+    --create_flag=?*) create_flags+=("${1#*=}") ;;
+    --gcloud_flag=?*) flags+=("${1#*=}") ;;
+    --prepare=?*) prepare=${1#*=} ;;
+    --worker=?*) worker=${1#*=} ;;
+    --retries=[0-9]*) retries=${1#*=} ;;
+    --poll=[0-9]*) poll=${1#*=} ;;
+    --spot) create_flags+=(--spot) ;;
     --keep) keep=yes ;;
     --dry-run) dry=yes ;;
-    --) shift && train=("$@") && break ;;
-    --config* | --workdir*) die "$1 is a flag of train.py: it goes behind --." ;;
-    *) die "$1 is not known, or lacks a =VALUE; launch/tpu_vm.sh --help lists" \
-      "the flags." ;;
+    --) shift && train=("$@" --cluster=tpu) && break ;;
+    *) die "$1 is not known or lacks a value (flags of train.py go behind --);" \
+      "launch/tpu_vm.sh --help lists the flags." ;;
   esac
   shift
 done
-[[ -n $name ]] || die "$command needs --name=NAME."
-[[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || die "--name=$name: small" \
-  "letters, digits and dashes, a letter first and no dash last."
-[[ -n $zone ]] || die "$command needs --zone=ZONE, as in --zone=us-west4-a."
-[[ $retries =~ ^[0-9]+$ && $poll =~ ^[0-9]+$ ]] ||
-  die "--retries and --poll take whole numbers."
-[[ $worker =~ ^([0-9]+|all)$ ]] || die "--worker=$worker: a number, or all."
-case $command in
-  run | until-done) ;;
-  *) ((!${#train[@]})) || die "$command takes nothing behind --: that is for" \
-    "run and until-done." ;;
-esac
-where=(--zone="$zone" ${where[@]+"${where[@]}"})
-# A host that is gone must not hold ssh up for ever.
-ssh_flags+=(--ssh-flag=-oConnectTimeout=20 --ssh-flag=-oServerAliveInterval=15)
-
-check_type() {
-  [[ -n $type ]] || die "$command needs --type, as in --type=v5litepod-64."
+[[ $name && $zone ]] || die "$command needs --name=NAME and --zone=ZONE."
+if [[ $command == create || $command == until-done ]]; then
   type=${type/#v5e-/v5litepod-}
   case $type in
     v5litepod-*) version=${version:-v2-alpha-tpuv5-lite} ;;
     v6e-*) version=${version:-v2-alpha-tpuv6e} ;;
-    *) [[ -n $version ]] || die "--type=$type is neither v5litepod-N nor" \
-      "v6e-N: name its image by --version." ;;
   esac
-  case ${type%-*},${type##*-} in
-    v5litepod,[148] | v6e,[148] | *,16 | *,32 | *,64 | *,128 | *,256) ;;
-    v5litepod,* | v6e,*) die "--type=$type: there are slices of 1, 4, 8, 16," \
-      "32, 64, 128 and 256 chips." ;;
-  esac
-}
+  [[ $type && $version ]] || die "$command needs --type, as in --type=v6e-64;" \
+    "for others than v5e and v6e also --version, the image."
+fi
+if [[ $command == run || $command == until-done ]]; then
+  line=" ${train[*]-}"
+  [[ $line == *" --config="* && $line == *" --workdir="* ]] || die "$command" \
+    "needs behind --: -- --config=configs/NAME.py --workdir=gs://BUCKET/RUN"
+  [[ $command == run || $line =~ \ --workdir=(gs://|/mnt/) ]] || die "the" \
+    "workdir goes with the slice: it has to be gs://..., or a disk below /mnt."
+fi
 
-check_train() {
-  local flag config='' workdir='' cluster=''
-  for flag in ${train[@]+"${train[@]}"}; do
-    case $flag in
-      --config=*) config=$flag ;;
-      --workdir=*) workdir=${flag#*=} ;;
-      --cluster=*) cluster=$flag ;;
-    esac
+exec 3>&1
+temporary=$(mktemp -d)
+trap 'rm -rf "$temporary"' EXIT
+tpus() {  # WORDS OF GCLOUD...
+  local call=(gcloud compute tpus "$@" "${flags[@]}")
+  if [[ ! $dry ]]; then "${call[@]}"; else printf '%q ' "${call[@]}" >&3; echo >&3; fi
+}
+hosts() {  # WORKERS COMMAND
+  tpus tpu-vm ssh "$name" --worker="$1" --command="$2" "${ssh_flags[@]}"
+}
+state() {  # tpu-vm|queued-resources KEY: ABSENT without one, "" if gcloud fails.
+  tpus "$1" describe "$name" --format="value($2)" 2>"$temporary/errors" && return
+  if grep -qiE 'NOT_FOUND|was not found' "$temporary/errors"; then
+    echo ABSENT
+  else
+    cat "$temporary/errors" >&2
+  fi
+}
+create() {
+  tpus queued-resources create "$name" --node-id="$name" \
+    --accelerator-type="$type" --runtime-version="$version" \
+    ${create_flags[@]+"${create_flags[@]}"} || return
+  local now=''
+  until [[ $now == ACTIVE || $dry ]]; do
+    [[ ! $now =~ FAILED|SUSPEND|DELETING|ABSENT ]] || return
+    sleep "$poll"
+    now=$(state queued-resources state.state)
+    say "$name is $now"
   done
-  [[ -n $config && -n $workdir ]] || die "$command needs train.py's own flags" \
-    "behind --: -- --config=configs/mixer_b16_i21k.py --workdir=gs://BUCKET/RUN"
-  [[ -n $cluster ]] || train+=(--cluster=tpu)
-  case $workdir in
-    gs://* | /mnt/*) ;;
-    *)
-      [[ $command != until-done ]] || die "--workdir=$workdir would be deleted" \
-        "with the slice: it has to be gs://..., or a shared disk below /mnt."
-      warn "--workdir=$workdir is on the slice, and goes with it."
-      ;;
-  esac
+}
+setup() {  # The files that git knows, as they are now. The image's Python is old.
+  local archive=$temporary/mixer.tar.gz root tree
+  root=$(dirname "${BASH_SOURCE[0]}")/..
+  tree=$(git -C "$root" stash create)
+  [[ -e $archive ]] || git -C "$root" archive --prefix=mixer/ --output="$archive" \
+    "${tree:-HEAD}" || return
+  tpus tpu-vm scp "$archive" "$name:" --worker=all "${ssh_flags[@]/#--ssh/--scp}" &&
+    hosts all "rm -rf mixer && tar -xzf mixer.tar.gz && PATH=~/.local/bin:\$PATH &&
+      { which uv || curl -LsSf https://astral.sh/uv/install.sh | sh; } &&
+      uv venv --allow-existing --python=3.12 ~/.venv-mixer &&
+      VIRTUAL_ENV=~/.venv-mixer uv pip install --quiet \
+        -r mixer/requirements-tpu.txt -r mixer/requirements-gcs.txt && { $prepare; }"
+}
+running="kill -0 \$(cat ~/mixer.pid) 2>/dev/null"
+start() {  # Detached from ssh. The exit code is kept, of a machine that stops too.
+  hosts all "! $running || exit 0; cd mixer && rm -f ~/mixer.exit || exit
+    setsid bash -c 'trap : TERM HUP; echo \$\$ >~/mixer.pid
+      ~/.venv-mixer/bin/python train.py \"\$@\"
+      echo \$? >~/mixer.exit' - $(printf '%q ' "${train[@]}") \
+      </dev/null >>~/mixer.log 2>&1 & sleep 1"
+}
+status() {
+  hosts all "if $running; then echo running
+    else cat ~/mixer.exit 2>/dev/null || echo lost; fi"
+}
+logs() { hosts "$worker" "tail -n 200 ~/mixer.log"; }
+delete() {
+  [[ $(state queued-resources state.state) == ABSENT ]] ||
+    tpus queued-resources delete "$name" --force
 }
 
-errors=$(mktemp)
-trap 'rm -f "$errors" "$errors.tar.gz"' EXIT
-# shellcheck source=slice.sh
-source "$root/launch/slice.sh"
-# shellcheck source=until_done.sh
-source "$root/launch/until_done.sh"
-[[ -z $dry ]] || warn "a dry run: no command is run; of each the answer is" \
-  "assumed that lets the next one follow"
+failures=0 crashes=0
+again() {  # SENTENCE: a failure that is no preemption.
+  failures=$((failures + 1))
+  say "$1 (failure $failures of --retries=$retries)"
+  ((failures <= retries)) || finish 1 "too many failures: $1"
+  sleep "$poll"
+}
+finish() {  # EXIT CODE, SENTENCE
+  say "$2"
+  logs >&2 || true
+  [[ $keep ]] || delete || say "$name could not be deleted, and costs money"
+  exit "$1"
+}
+until_done() {
+  local now started='' before=''
+  while :; do
+    now=$(state tpu-vm state)
+    case $now in
+      '') again "gcloud does not tell the state of $name" && continue ;;
+      READY) ;;
+      CREATING | STARTING | RESTARTING | REPAIRING) sleep "$poll" && continue ;;
+      *)
+        say "$name is $now" && started='' before=''
+        if ! delete || ! create; then again "$name could not be made"; fi
+        continue
+        ;;
+    esac
+    now=$(status | sort -u) || { again "not all hosts of $name answer" && continue; }
+    failures=$crashes now=" ${now//$'\n'/ } "
+    [[ $now != *running* ]] || started=yes
+    if [[ ! $started ]]; then  # Whatever ran here before is not ours.
+      if setup && start; then started=yes; else again "the set-up failed"; fi
+      continue
+    fi
+    [[ $now == "$before" ]] || say "train.py on the hosts: $now"
+    [[ $now != ' 0 ' ]] || finish 0 "train.py is done"
+    # Hosts end before gcloud knows that the slice was taken: look twice.
+    if [[ $now == *running* || $now != "$before" ]]; then
+      before=$now && sleep "$poll" && continue
+    fi
+    before=''
+    [[ $now != *' 1 '* ]] || finish 1 "train.py failed, and would fail again"
+    [[ $now == ' 42 ' ]] || { crashes=$((crashes + 1)) && again "hosts were lost"; }
+    start || again "not all hosts of $name started"
+  done
+}
 
 case $command in
-  create)
-    check_type
-    create || { tell "there is no slice $name: see above" && exit 1; }
-    ;;
-  setup) setup || { tell "set-up failed: see above" && exit 1; } ;;
-  run)
-    check_train
-    start || { tell "not all hosts started: see above" && exit 1; }
-    tell "follow it by: launch/tpu_vm.sh logs --name=$name --zone=$zone --follow"
-    ;;
-  status)
-    echo "request: $(request)"
-    dry_node=READY
-    now=$(node)
-    echo "slice: $now"
-    if [[ $now == READY ]]; then workers || exit 1; fi
-    ;;
-  logs) on_workers "$worker" "mixer/launch/worker.sh ${follow:-log}" ;;
-  stop) on_workers all 'mixer/launch/worker.sh stop' ;;
-  delete) delete ;;
-  until-done)
-    check_type
-    check_train
-    until_done
-    ;;
+  create | setup | logs | delete) "$command" ;;
+  run) start ;;
+  status) state tpu-vm state && status ;;
+  stop) hosts all "pkill -TERM -P \$(cat ~/mixer.pid)" ;;
+  until-done) if [[ $dry ]]; then create && setup && start; else until_done; fi ;;
 esac

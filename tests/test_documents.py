@@ -229,11 +229,6 @@ def tpu_vm(words: list[str]) -> None:
     reads("train.py", rest[rest.index("--") + 1 :])
 
 
-def worker(words: list[str]) -> None:
-  script = (conftest.ROOT / "launch/worker.sh").read_text()
-  assert re.search(rf"(?m)^  {words[0]}\)", script)
-
-
 def sbatch(words: list[str]) -> None:
   (script,) = (w for w in words if w.endswith(".sbatch"))
   there([script])
@@ -252,7 +247,6 @@ PROGRAMS: dict[str, Callable[[list[str]], None]] = {
   "make": make,
   "pip": pip,
   "launch/tpu_vm.sh": tpu_vm,
-  "launch/worker.sh": worker,
   "sbatch": sbatch,
 }
 
@@ -312,8 +306,8 @@ def check_message(message: documents.Command) -> None:
   for extra in re.findall(r"\.\[\w+\]", text):
     pip(["install", extra])
   for script, word in re.findall(r"launch/(\w+\.sh) ([a-z-]+)", text):
-    if word not in ("--help", "takes"):
-      {"tpu_vm.sh": tpu_vm, "worker.sh": worker}[script]([word])
+    if word != "--help":
+      {"tpu_vm.sh": tpu_vm}[script]([word])
   ours = re.search(
     r"(?:python (?:-m )?)?(mixer [a-z]+|benchmarks(?:\.\w+)*|train(?=\.py))"
     r"(?:\.py)?(?![\w.{])(.*)",
@@ -358,7 +352,7 @@ def test_commands_in_messages_are_understood(path):
     ("make setpu", "No rule to make target"),
     ("make setup-nosuch", "No rule|there is no requirements-nosuch.txt"),
     ("launch/tpu_vm.sh until-done --name=x", "--zone"),
-    ("launch/worker.sh begin", "begin"),
+    ("launch/tpu_vm.sh begin", "begin"),
     ("pip install -e '.[nosuch]'", "there is no extra"),
     ("--sorce", "no command here has a flag --sorce"),
     ("--config.lr=1", "no key 'lr'"),
@@ -392,7 +386,6 @@ def test_all_places_are_read():
       "python -m benchmarks.startup [--variants B/16] [--batch 8] [--rounds 3]",
     ),
     ("requirements.txt", "make setup"),
-    ("launch/worker.sh", "launch/worker.sh setup tpu gcs"),
   ]:
     assert (path, text) in texts
   assert any(c.python for c in COMMANDS)
