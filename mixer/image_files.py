@@ -1,10 +1,11 @@
 """Image files by content and by name, and finding them in folders."""
 
+import glob
 import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mixer.errors import UserError
@@ -115,6 +116,37 @@ def find(
         yield f"{entry.name}/{way}", image
     elif is_image(entry.name, passed_over) and _is_file(entry):
       yield entry.name, entry
+
+
+def expand(names: Sequence[str]) -> tuple[list[str], list[str]]:
+  """The image files that a command line names, each once, in their order.
+
+  Args:
+    names: files, which needn't be there, folders, and patterns.
+
+  Returns:
+    The files; and those of the folders and patterns in which there is none.
+
+  Raises:
+    UserError: there is none at all, or a folder can't be listed.
+  """
+  found: list[str] = []
+  empty = []
+  for name in names:
+    path = os.path.expanduser(name)
+    own = [path]
+    if os.path.isdir(path):
+      own = [entry.path for _, entry in find(path)]
+    elif glob.has_magic(path) and not os.path.exists(path):
+      own = sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
+    found += own
+    empty += [] if own else [name]
+  if names and not found:
+    raise UserError(
+      f"there is no image in {', '.join(names)}: expected files, folders with "
+      "images such as .jpg or .png, or patterns such as 'photos/*.jpg'."
+    )
+  return list(dict.fromkeys(found)), empty
 
 
 def hidden_in(entries: Iterable[os.DirEntry[str]]) -> list[str]:

@@ -14,8 +14,9 @@ the first frame. What comes out are the classes with the highest scores:
 probabilities of softmax, or sigmoids where the model was trained with those; as
 a table, as JSON Lines (an object a line, for jq) or as CSV (a line a class).
 Everything else goes to stderr. With --features it is what the head sees
-(pre-logits), in a .npy file with a .csv of the paths beside it, or in a
-.parquet file; mixer/prediction/feature_files.py has more.
+(pre-logits), float32 [N, C] in a .npy file with a .csv of `path` and `error`
+beside it, or a .parquet file with columns `path`, `features` and `error`; each
+image has its row, of NaN or null where it can't be used.
 
 A file that can't be read is told of on stderr, has its `error` in JSON, CSV and
 features, and the rest goes on; the exit code is 1 in the end. A file that is
@@ -26,26 +27,40 @@ was done, and exits with 130.
 from __future__ import annotations
 
 import argparse
+import codecs
+import contextlib
+import csv
+import io
+import json
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
-from typing import TextIO
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any
 
 from etils import epy
 
-from mixer import cli, errors, flags, stop
+from mixer import cli, errors, files, flags, image_files, progress, stop
 from mixer.errors import UserError
 
 with epy.lazy_imports():
+  import numpy as np
+
   from mixer import predictor
-  from mixer.prediction import (
-    counting,
-    feature_files,
-    finding,
-    formats,
-    partial,
-  )
+
+TOP = 5  # Classes of each image.
+# Beyond it a file's name pushes its line to the right.
+_WIDEST = 60
+_SCORES = {
+  "softmax": "probabilities (softmax)",
+  "sigmoid": "sigmoids, each class for itself",
+}
+_SUFFIXES = {".json": "json", ".jsonl": "json", ".csv": "csv"}
+_COLUMNS = ("path", "rank", "index", "class_id", "name", "score", "error")
+# Bytes of a list; that of ImageNet-21k has 8e8.
+_LARGEST = 1 << 30
+_ROW_GROUP = 4_096
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -91,50 +106,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   )
 
 
-TOP = 5  # Classes of each image.
-# Beyond it a file's name pushes its line to the right.
-_WIDEST = 60
-_SCORES = {
-  "softmax": "probabilities (softmax)",
-  "sigmoid": "sigmoids, each class for itself",
-}
-_SUFFIXES = {".json": "json", ".jsonl": "json", ".csv": "csv"}
-
-
 def main(args: argparse.Namespace) -> int:
   """Does what the command line says; returns the exit code.
 
   Raises:
     UserError: something that the user can mend.
   """
-  _check(args)
-  paths, empty = finding.find(args.images, args.files)
-  for name in empty:
-    said = errors.printable(f"error: {name}: there is no image")
-    print(said, file=sys.stderr)
-  file = args.features or args.output
-  # On a terminal the results show by themselves how far it is.
-  counter = counting.Counter(len(paths), bool(file) or not sys.stdout.isatty())
-  try:
-    if args.features:
-      _write_features(args, paths, counter)
-    else:
-      _predict(args, paths, counter)
-  except KeyboardInterrupt as e:
-    real = os.path.realpath(file) if os.path.islink(file) else file
-    part = f"{real}.partial"
-    kept = f"; they are in {part}" if file and os.path.exists(part) else ""
-    name, code = cli.interruption(e)
-    stop.say(
-      f"{name}: stopped after {counter.done:,} of {len(paths):,} images{kept}",
-      sys.stderr,
-    )
-    return code
-  return stop.FAILED if counter.failed or empty else stop.DONE
-
-
-def _check(args: argparse.Namespace) -> None:
-  """Refuses flags that don't go together."""
   if args.features and (args.output or args.format or args.top):
     raise UserError(
       "--features writes features alone: leave out --output, --format and "
@@ -145,50 +122,282 @@ def _check(args: argparse.Namespace) -> None:
       "no image is named: give files, folders or patterns, or a list of files "
       "by --files."
     )
+  paths, empty = image_files.expand(args.images)
+  if args.files:
+    paths += _listed(args.files)
+  for name in empty:
+    print(f"error: {name}: there is no image", file=sys.stderr)
+  file = args.features or args.output
+  done = failed = 0
+  start = time.perf_counter()
+  # On a terminal the results show by themselves how far it is.
+  quiet = not file and sys.stdout.isatty()
+  try:
+    # Before the model is loaded: it may be refused.
+    with _writer(args, paths) as write, progress.Progress() as bar:
+      model = predictor.Predictor(flags.load_model(args), args.batch_size)
+      if args.features:
+        rows = model.stream_features(paths)
+      else:
+        rows = model.stream(paths, args.top or TOP)
+      _describe(model, len(paths), args)
+      start = time.perf_counter()
+      for one in rows:
+        if one.problem:
+          failed += 1
+          bar.say(errors.printable(f"error: {one.source}: {one.problem}"))
+        write(one)
+        done += 1
+        if not quiet:
+          bar.show("predicting", done, len(paths), done)
+  except KeyboardInterrupt as e:
+    part = f"{os.path.realpath(file) if os.path.islink(file) else file}.partial"
+    kept = f"; they are in {part}" if file and os.path.exists(part) else ""
+    name, code = cli.interruption(e)
+    stop.say(
+      f"{name}: stopped after {done:,} of {len(paths):,} images{kept}",
+      sys.stderr,
+    )
+    return code
+  if len(paths) > 1:
+    seconds = time.perf_counter() - start
+    print(
+      f"{done:,} images in {seconds:.1f} s, {done / seconds:,.1f} images/s"
+      + (f"; {failed:,} can't be used" if failed else ""),
+      file=sys.stderr,
+    )
+  return stop.FAILED if failed or empty else stop.DONE
 
 
-def _predict(
-  args: argparse.Namespace, paths: Sequence[str], counter: counting.Counter
-) -> None:
-  suffix = pathlib.Path(args.output).suffix.lower()
-  kind = args.format or _SUFFIXES.get(suffix, "table")
-  # Before the model is loaded: it may be refused.
-  with partial.text(args.output, kind != "table") as write:
-    model = predictor.Predictor(flags.load_model(args), args.batch_size)
-    said = model.stream(paths, args.top or TOP)
-    plain = kind == "table" and not args.output
-    _describe(model, len(paths), sys.stdout if plain else sys.stderr)
-    write(formats.header(kind))
-    width = min(max(map(len, paths)), _WIDEST)
-    for one in counter.count(said):
-      write(formats.text(kind, one, width))
-
-
-def _write_features(
-  args: argparse.Namespace, paths: Sequence[str], counter: counting.Counter
-) -> None:
-  with feature_files.open_file(args.features) as file:
-    model = predictor.Predictor(flags.load_model(args), args.batch_size)
-    rows = model.stream_features(paths)
-    _describe(model, len(paths), sys.stderr, features=True)
-    for one in counter.count(rows):
-      file.write(one)
+def _listed(path: str) -> list[str]:
+  """The files that a list names."""
+  expected = "expected a file with the path of an image on each line, or -"
+  try:
+    if path == "-":
+      if sys.stdin is None:
+        raise OSError("stdin is closed")
+      data = sys.stdin.buffer.read(_LARGEST + 1)
+    else:
+      with pathlib.Path(path).expanduser().open("rb") as f:
+        data = f.read(_LARGEST + 1)
+  except OSError as e:
+    raise UserError(
+      f"--files={path} can't be read: {e.strerror or e}; {expected}."
+    ) from e
+  # Names of files are bytes; only a line's end is no part of one.
+  lines = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
+  found = [os.fsdecode(x) for line in lines if (x := line.removesuffix(b"\r"))]
+  if b"\0" in data or len(data) > _LARGEST or not found:
+    raise UserError(f"--files={path} is no list of files; {expected}.")
+  return found
 
 
 def _describe(
-  model: predictor.Predictor, images: int, to: TextIO, features: bool = False
+  model: predictor.Predictor, images: int, args: argparse.Namespace
 ) -> None:
-  height, width = model.model.image_size
-  print(f"checkpoint    {model.model.origin}", file=to)
-  print(f"images        {images:,}, at {height} x {width} px", file=to)
-  if features:
-    channels = model.model.module.hidden_dim
-    print(f"features      {channels:,} of each: pre-logits", file=to)
+  plain = not (args.features or args.output or args.format in ("json", "csv"))
+  to = sys.stdout if plain else sys.stderr
+  known = model.model
+  height, width = known.image_size
+  lines = [
+    f"checkpoint    {known.origin}",
+    f"images        {images:,}, at {height} x {width} px",
+  ]
+  if args.features:
+    lines.append(
+      f"features      {known.module.hidden_dim:,} of each: pre-logits"
+    )
   else:
-    meaning = _SCORES[model.model.loss]
-    classes = f"{model.model.num_classes:,} classes"
-    print(f"scores        {meaning}; {classes}", file=to)
-    if model.model.unnamed:
-      print(f"classes       {model.model.unnamed}", file=to)
-  if to is sys.stdout:
-    print(flush=True)  # The table comes below.
+    lines.append(
+      f"scores        {_SCORES[known.loss]}; {known.num_classes:,} classes"
+    )
+    if known.unnamed:
+      lines.append(f"classes       {known.unnamed}")
+  print("\n".join(lines) + "\n" * plain, file=to, flush=True)
+
+
+def _writer(
+  args: argparse.Namespace, paths: Sequence[str]
+) -> contextlib.AbstractContextManager[Callable[[Any], None]]:
+  """What takes one result after the other, and where they go."""
+  if not args.features:
+    suffix = pathlib.Path(args.output).suffix.lower()
+    form = args.format or _SUFFIXES.get(suffix, "table")
+    return _text(args.output, form, min(max(map(len, paths)), _WIDEST))
+  suffix = pathlib.Path(args.features).suffix.lower()
+  if suffix not in (".npy", ".parquet"):
+    raise UserError(
+      f"features can't be written to {args.features}: expected a name that "
+      "ends in .npy or .parquet."
+    )
+  return (_npy if suffix == ".npy" else _parquet)(args.features)
+
+
+@contextlib.contextmanager
+def _text(
+  path: str, form: str, width: int
+) -> Iterator[Callable[[predictor.Prediction], None]]:
+  """Writes predictions, each at once, to a file or, without one, stdout."""
+  with _partial(path) if path else contextlib.nullcontext() as file:
+
+    def put(text: str) -> None:
+      if file is not None:
+        with files.writing(path):
+          file.write(text.encode("utf-8", errors.NAMES))
+          file.flush()
+      elif form == "table":
+        print(text, end="", flush=True)
+      else:  # For programs: only a terminal gets it made safe.
+        sys.stdout.write_exactly(text)  # type: ignore[attr-defined]
+
+    head = _csv_line(_COLUMNS) if form == "csv" else ""
+
+    def write(one: predictor.Prediction) -> None:
+      nonlocal head
+      put(head + _form(form, one, width))
+      head = ""
+
+    yield write
+
+
+def _form(form: str, one: predictor.Prediction, width: int) -> str:
+  """A prediction as text: for people, for `jq`, for spreadsheets."""
+  if form == "table":
+    return "" if one.problem else "\n".join(one.lines(width)) + "\n"
+  # The shortest numbers that are the same float32.
+  scores = [float(str(np.float32(score))) for score in one.scores]
+  rows = list(zip(one.indexes, one.class_ids, one.names, scores, strict=True))
+  if form == "json":
+    keys = ("index", "class_id", "name", "score")
+    record = {
+      "path": one.source,
+      "error": one.problem or None,
+      "predictions": [
+        dict(zip(keys, (k, i or None, n, s), strict=True))
+        for k, i, n, s in rows
+      ],
+    }
+    return json.dumps(record, ensure_ascii=False) + "\n"
+  if one.problem:
+    return _csv_line([one.source, "", "", "", "", "", one.problem])
+  return "".join(
+    _csv_line([one.source, rank, *row, ""]) for rank, row in enumerate(rows, 1)
+  )
+
+
+def _csv_line(fields: Sequence[Any]) -> str:
+  out = io.StringIO()
+  # Told of another end, the writer leaves some that readers see unquoted.
+  csv.writer(out).writerow(fields)
+  return out.getvalue().removesuffix("\r\n") + "\n"
+
+
+@contextlib.contextmanager
+def _partial(path: str) -> Iterator[IO[bytes]]:
+  """Opens PATH.partial, which becomes PATH at the end.
+
+  Left by an exception it stays, if anything is in it. What can't be replaced,
+  as a device or a pipe, is written in place.
+  """
+  files.make_parent(path)
+  target = os.path.realpath(os.path.expanduser(path))
+  in_place = files.in_place(path)
+  part = f"{target}.partial"
+  with files.writing(path):
+    if os.path.isdir(target):
+      raise IsADirectoryError
+    file = files.open_in_place(path) if in_place else open(part, "wb")
+  try:
+    yield file
+    with files.writing(path):
+      file.flush()
+      if not in_place:
+        os.fsync(file.fileno())
+        os.replace(part, target)
+  finally:
+    with contextlib.suppress(OSError):
+      file.close()
+    with contextlib.suppress(OSError):
+      if not in_place and not os.path.getsize(part):
+        os.unlink(part)
+
+
+@contextlib.contextmanager
+def _npy(path: str) -> Iterator[Callable[[predictor.Features], None]]:
+  rows = width = 0
+  beside = os.fspath(pathlib.Path(path).with_suffix(".csv"))
+  with _partial(path) as array, _partial(beside) as table:
+    if not array.seekable():
+      raise UserError(
+        f"features can't be written to {path}: it is a pipe; name a file."
+      )
+
+    def header() -> None:
+      # numpy leaves room in it for the first axis to grow.
+      shape = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
+      np.lib.format.write_array_header_1_0(array, shape)
+
+    def put(*fields: str) -> None:
+      table.write(_csv_line(fields).encode("utf-8", errors.NAMES))
+
+    def write(one: predictor.Features) -> None:
+      nonlocal rows, width
+      with files.writing(path):
+        if not rows:
+          width = len(one.values)
+          header()
+          put("path", "error")
+        array.write(one.values.astype("<f4").tobytes())
+        put(one.source, one.problem)
+      rows += 1
+
+    try:
+      yield write
+    finally:
+      if rows:
+        with files.writing(path):
+          array.seek(0)
+          header()
+
+
+@contextlib.contextmanager
+def _parquet(path: str) -> Iterator[Callable[[predictor.Features], None]]:
+  # Here, as it takes a while that others needn't wait.
+  import pyarrow
+  from pyarrow import parquet
+
+  writer: Any = None
+  waiting: list[predictor.Features] = []
+  with _partial(path) as file:
+
+    def put() -> None:
+      nonlocal writer
+      width = len(waiting[0].values)
+      problems = pyarrow.array([bool(one.problem) for one in waiting])
+      vectors = pyarrow.FixedSizeListArray.from_arrays(
+        np.concatenate([one.values for one in waiting]), width, mask=problems
+      )
+      # Arrow's strings are UTF-8, names of files needn't be.
+      names = [x.source.encode("utf-8", "replace").decode() for x in waiting]
+      why = pyarrow.array([x.problem or None for x in waiting], "string")
+      rows = pyarrow.table(
+        {"path": pyarrow.array(names), "features": vectors, "error": why}
+      )
+      writer = writer or parquet.ParquetWriter(file, rows.schema)
+      writer.write_table(rows)
+      waiting.clear()
+
+    def write(one: predictor.Features) -> None:
+      waiting.append(one)
+      if len(waiting) == _ROW_GROUP:
+        with files.writing(path):
+          put()
+
+    try:
+      yield write
+    finally:
+      with files.writing(path):
+        if waiting:
+          put()
+        if writer:
+          writer.close()

@@ -28,10 +28,9 @@ from mixer.errors import UserError
 with epy.lazy_imports():
   import numpy as np
 
-  from mixer import predictor, preprocess, trained
+  from mixer import image_files, predictor, preprocess, trained
   from mixer.datasets import split as split_lib
   from mixer.insight import figures, kernels
-  from mixer.prediction import finding
 
 
 FIGURES = (
@@ -105,7 +104,7 @@ def _of_files(
   args: argparse.Namespace, model: trained.Trained
 ) -> tuple[figures.Images, list[str]]:
   """Images of the command line, by the folders they are in; and problems."""
-  paths, empty = finding.find(args.images)
+  paths, empty = image_files.expand(args.images)
   problems = [f"{name}: there is no image in it." for name in empty]
   images, good = [], []
   for i in kernels.evenly(len(paths), args.examples):

@@ -11,10 +11,9 @@ from PIL import Image
 
 import input_pipeline
 from configs import smoke
-from mixer import cli, predictor, sharding, train_step, trained
+from mixer import cli, image_files, predictor, sharding, train_step, trained
 from mixer.datasets import shipped
 from mixer.datasets import split as split_lib
-from mixer.prediction import finding
 from tests import test_images, trained_files
 from tests.commands import predict_fixtures
 
@@ -89,7 +88,7 @@ def test_files_are_treated_as_a_data_set_made_of_them_is(run, photos, tmp_path):
   found.config.batch_size = 16
   (batch,) = input_pipeline.eval_batches(split, found.config)
   theirs = {x.tobytes() for x in batch["image"][:11]}
-  paths, _ = finding.find([str(photos)])
+  paths, _ = image_files.expand([str(photos)])
   ours = {predictor.read(path, found).tobytes() for path in paths}
   assert ours == theirs
   assert len(ours) == 11
@@ -147,7 +146,7 @@ def test_damaged_files_are_told_and_the_rest_goes_on(command, photos, tmp_path):
 def test_batches_do_not_depend_on_what_lies_beside(run, photos):
   """More files than a batch: 8 devices have 256 at a time."""
   model = predictor.Predictor(trained.load(str(run)))
-  paths, _ = finding.find([str(photos)])
+  paths, _ = image_files.expand([str(photos)])
   once = {s.source: s for s in model.predict(paths)}
   for one in model.stream([*paths * 25, "none.jpg", paths[0]]):
     if one.source == "none.jpg":

@@ -1,1 +1,0 @@
-"""What predicting with a trained model is made of; see `mixer.predictor`."""
