@@ -14,6 +14,7 @@ was there.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import sys
@@ -60,17 +61,8 @@ _SHOWN = 8
 def replay(workdir: str, step: int, data_dir: str = "") -> dict[str, Any]:
   """Makes the updates up to `step` again and looks into that one.
 
-  Args:
-    workdir: of the run.
-    step: the update, from 1.
-    data_dir: where the data lie now; "" for where they lay.
-
-  Returns:
-    JSON: `step`, `from_step`, `metrics` of the update, `records` of its batch,
-    and the fields of `examine.Findings`.
-
-  Raises:
-    UserError: no run there, or it can't go on from a checkpoint.
+  Returns JSON: `step`, `from_step`, `metrics` of the update, `records` of its
+  batch, and the fields of `examine.Findings`.
   """
   path = workdir_lib.path(workdir)
   stored = workdir_lib.read_config(path)
@@ -118,62 +110,43 @@ def replay(workdir: str, step: int, data_dir: str = "") -> dict[str, Any]:
     "from_step": start,
     "metrics": {k: v.item() for k, v in jax.device_get(metrics).items()},
     "records": input_pipeline.train_records(split, config, step),
+    **dataclasses.asdict(found),
     "losses": found.losses.tolist(),
-    "weights": found.weights,
-    "gradients": found.gradients,
-    "layers": found.layers,
   }
 
 
 def text(found: Mapping[str, Any], workdir: str) -> str:
   """What was found, for people."""
-  count = len(found["records"])
-  metrics = found["metrics"]
+  records, start = found["records"], found["from_step"]
+  origin = f"checkpoint {start}" if start else "the beginning"
+  shown = ("loss", "grad_norm", "learning_rate")
   lines = [
-    f"update {found['step']} of {workdir}, made again from "
-    + (
-      f"checkpoint {found['from_step']}"
-      if found["from_step"]
-      else "the beginning"
-    ),
-    f"loss {metrics['loss']:g}, gradient norm {metrics['grad_norm']:g}, "
-    f"learning rate {metrics['learning_rate']:g}",
+    f"update {found['step']} of {workdir}, made again from {origin}",
+    ", ".join(f"{name} {found['metrics'][name]:g}" for name in shown),
   ]
   losses = np.array(found["losses"])
   bad = np.flatnonzero(~np.isfinite(losses))
   if len(bad):
-    records = [found["records"][i] for i in bad[:_SHOWN]]
-    which = "all" if len(bad) == count else f"{len(bad)} of {count}"
+    which = ", ".join(str(records[i]) for i in bad[:_SHOWN])
     lines.append(
-      f"examples with a loss that is not finite: {which} (records "
-      + ", ".join(map(str, records))
-      + ", ..." * (len(bad) > _SHOWN)
-      + ")"
+      f"examples with a loss that is not finite: {len(bad)} of {len(losses)} "
+      f"(records {which}{', ...' * (len(bad) > _SHOWN)})"
     )
   else:
     worst = np.argsort(-losses)[:3]
     lines.append(
-      f"every one of the {count} losses is finite; the largest: "
-      + ", ".join(
-        f"{losses[i]:.4g} (record {found['records'][i]})" for i in worst
-      )
+      f"every one of the {len(losses)} losses is finite; the largest: "
+      + ", ".join(f"{losses[i]:.4g} (record {records[i]})" for i in worst)
     )
-  for kind, words in (
-    ("weights", "weights before it"),
-    ("layers", "layers, without dropout and mixup"),
-    ("gradients", "gradients"),
-  ):
-    lines.append(_line(words, found[kind]))
+  for kind in ("weights", "layers", "gradients"):
+    values = found[kind]
+    broken = [name for name, v in values.items() if not math.isfinite(v)]
+    name = max(values, key=lambda name: values[name])
+    said = f"all finite, the largest {values[name]:.4g} in {name}"
+    if broken:
+      said = f"{len(broken)} of {len(values)} are not finite, first {broken[0]}"
+    lines.append(f"{kind}: {said}")
   return "\n".join(lines)
-
-
-def _line(words: str, values: Mapping[str, float]) -> str:
-  bad = [name for name, v in values.items() if not math.isfinite(v)]
-  if bad:
-    first = f"first {bad[0]}" if len(bad) > 1 else bad[0]
-    return f"{words}: {len(bad)} of {len(values)} are not finite, {first}"
-  name, value = max(values.items(), key=lambda item: item[1])
-  return f"{words}: all finite, the largest {value:.4g} in {name}"
 
 
 def main(args: argparse.Namespace) -> None:
