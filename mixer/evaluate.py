@@ -1,20 +1,24 @@
-"""Exact metrics, predictions and features over a whole split.
+"""Exact evaluation of a whole split: predictions, features, metrics.
 
-Every function works on one process and on many: each host brings its own part
-of the batches and gets the whole result.
+Everything works on one process and on many: each host brings its own part of
+the batches and gets the whole result, example by example; whatever is counted
+is counted from these.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import scipy.sparse
 from jax.sharding import Mesh
 
 from mixer import loader, preprocess, sharding, train_step
 from mixer.datasets import split as split_lib
 
 Batches = Iterable[dict[str, np.ndarray]]
+# The class that is predicted for an example with a NaN among its logits.
+NO_CLASS = -1
 
 
 def batches(
@@ -81,6 +85,46 @@ def batches(
   )
 
 
+def examples(
+  model: train_step.Inference,
+  params: Any,
+  batches: Batches,
+  mesh: Mesh,
+  interrupt: Callable[[], None] = lambda: None,
+) -> Iterator[dict[str, np.ndarray]]:
+  """What is predicted for every example of a split, a batch at a time.
+
+  Args:
+    model: its functions.
+    params: to be evaluated.
+    batches: this host's, of the function of this name; without `label` they do
+      as well.
+    mesh: of all devices.
+    interrupt: called before each batch; may raise.
+
+  Yields:
+    Arrays over the N real examples of a batch, in the split's order:
+    `classes` int32 and `scores` float32 `[N, top]`, see
+    `train_step.Inference`; and, if the batches have labels, `label` int32 and
+    `loss` float32 `[N]`.
+  """
+  for result in _one_late(model.examples, params, batches, mesh, interrupt):
+    mask = result.pop("mask")
+    yield {name: value[mask] for name, value in result.items()}
+
+
+def features(
+  model: train_step.Inference,
+  params: Any,
+  batches: Batches,
+  mesh: Mesh,
+  interrupt: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+  """Pre-logits float32 `[N, C]` of a split, in its order; see `examples`."""
+  found = _one_late(model.features, params, batches, mesh, interrupt)
+  return np.concatenate([rows[mask] for rows, mask in found])
+
+
 def _one_late(
   step: Callable[[Any, train_step.Batch], Any],
   params: Any,
@@ -110,85 +154,120 @@ def evaluate(
   batches: Batches,
   mesh: Mesh,
   interrupt: Callable[[], None] = lambda: None,
-  take: Callable[[dict[str, np.ndarray]], None] | None = None,
 ) -> dict[str, float]:
-  """Counts every example of a split exactly once.
+  """`ConfusionCounts.metrics` of a split; see `examples`."""
+  counts = ConfusionCounts(model.num_classes)
+  for rows in examples(model, params, batches, mesh, interrupt):
+    counts.add(rows)
+  return counts.metrics()
 
-  Args:
-    model: its functions.
-    params: to be evaluated.
-    batches: this host's, of the function of this name.
-    mesh: of all devices.
-    interrupt: called before each batch; may raise.
-    take: is given what `examples` yields, of the same pass.
 
-  Returns:
-    `accuracy` and `accuracy_top5` in [0, 1], the mean `loss` in nats, and the
-    `examples` counted.
+class ClassRow(NamedTuple):
+  """A class in the table.
+
+  Attributes:
+    label: its number.
+    examples: of it.
+    correct: those that were predicted to be of it.
+    confused_with: the wrong class that was predicted most often, the lower one
+      of equals; None where nothing was wrong.
+    confused: how often.
   """
-  sums = {"count": 0, "correct": 0, "correct_top5": 0, "loss_sum": 0.0}
 
-  def both(params: Any, batch: train_step.Batch) -> dict[str, jax.Array]:
-    # Not compiled together: the sums keep their last bits.
-    return model.examples(params, batch) | model.counts(params, batch)
-
-  step = model.counts if take is None else both
-  for result in _one_late(step, params, batches, mesh, interrupt):
-    for name in sums:
-      sums[name] += result.pop(name).item()
-    if take is not None:
-      take(_real(result))
-  count = sums["count"]
-  return {
-    "accuracy": sums["correct"] / count,
-    "accuracy_top5": sums["correct_top5"] / count,
-    "loss": sums["loss_sum"] / count,
-    "examples": count,
-  }
+  label: int
+  examples: int
+  correct: int
+  confused_with: int | None
+  confused: int
 
 
-def examples(
-  model: train_step.Inference,
-  params: Any,
-  batches: Batches,
-  mesh: Mesh,
-  interrupt: Callable[[], None] = lambda: None,
-) -> Iterator[dict[str, np.ndarray]]:
-  """What is predicted for every example of a split, a batch at a time.
+class ConfusionCounts:
+  """Exact sums over what `examples` yields.
 
-  Args: as for `evaluate`; batches without `label` do as well.
+  Memory depends on the number of classes and of different confusions, not on
+  that of examples.
 
-  Yields:
-    Arrays over the N real examples of a batch, in the split's order:
-    `classes` int32 and `scores` float32 `[N, top]`, see `train_step.Inference`;
-    and, if the batches have labels, `label` int32 and `loss` float32 `[N]`.
+  Attributes:
+    confusion: sparse int64 `[K, K]`, rows true, columns predicted; without
+      examples that have a NaN among their logits.
   """
-  for result in _one_late(model.examples, params, batches, mesh, interrupt):
-    yield _real(result)
 
+  def __init__(
+    self,
+    num_classes: int,
+    valid_labels: Sequence[frozenset[int]] | None = None,
+  ):
+    """Starts at zero.
 
-def _real(result: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Without what fills the last batch up."""
-  mask = result.pop("mask")
-  return {name: value[mask] for name, value in result.items()}
+    Args:
+      num_classes: K.
+      valid_labels: for each example of the split, in its order, the labels
+        that count as right for `real_accuracy`.
+    """
+    self._valid = valid_labels
+    self._examples = np.zeros(num_classes, np.int64)
+    self._top5 = self._not_numbers = 0
+    self._real_examples = self._real_correct = 0
+    self._loss = 0.0
+    self.confusion: Any = scipy.sparse.csr_array(
+      (num_classes, num_classes), dtype=np.int64
+    )
 
+  def add(self, rows: Mapping[str, np.ndarray]) -> None:
+    """Counts the next examples of the split."""
+    label, classes = rows["label"], rows["classes"]
+    first, k = classes[:, 0], len(self._examples)
+    if self._valid is not None:
+      start = int(self._examples.sum())
+      for place, predicted in enumerate(first.tolist(), start):
+        valid = self._valid[place]
+        self._real_examples += bool(valid)
+        self._real_correct += predicted in valid
+    self._examples += np.bincount(label, minlength=k)
+    self._top5 += int((classes[:, :5] == label[:, None]).sum())
+    self._loss += float(rows["loss"].sum(dtype=np.float64))
+    sound = first != NO_CLASS
+    self._not_numbers += int((~sound).sum())
+    pairs = label[sound], first[sound]
+    ones = np.ones(len(pairs[0]), np.int64)
+    # Duplicates are summed on the way to rows.
+    found = scipy.sparse.coo_array((ones, pairs), shape=(k, k)).tocsr()
+    self.confusion = self.confusion + found
 
-def features(
-  model: train_step.Inference,
-  params: Any,
-  batches: Batches,
-  mesh: Mesh,
-  interrupt: Callable[[], None] = lambda: None,
-) -> np.ndarray:
-  """Pre-logits float32 `[N, C]` of a split, in its order, on every host.
+  def metrics(self) -> dict[str, float]:
+    """Of the examples so far, at least one.
 
-  Args: as for `evaluate`.
-  """
-  return np.concatenate(
-    [
-      rows[mask]
-      for rows, mask in _one_late(
-        model.features, params, batches, mesh, interrupt
+    Returns:
+      `accuracy` and `accuracy_top5` in [0, 1]; the mean `loss` in nats;
+      `examples`. If there are valid labels, `real_accuracy`: the share of the
+      `real_examples`, those with any valid label, whose predicted class is one
+      of these (arXiv 2006.07159). `not_numbers`, the examples that had a NaN
+      among their logits, if there are any.
+    """
+    count = int(self._examples.sum())
+    found: dict[str, float] = {
+      "accuracy": int(self.confusion.diagonal().sum()) / count,
+      "accuracy_top5": self._top5 / count,
+      "loss": self._loss / count,
+      "examples": count,
+    }
+    if self._real_examples:
+      found["real_accuracy"] = self._real_correct / self._real_examples
+      found["real_examples"] = self._real_examples
+    if self._not_numbers:
+      found["not_numbers"] = self._not_numbers
+    return found
+
+  def classes(self) -> Iterator[ClassRow]:
+    """The table of the classes, in the order of their labels."""
+    matrix = self.confusion
+    correct = matrix.diagonal()
+    for k, count in enumerate(self._examples.tolist()):
+      row = slice(matrix.indptr[k], matrix.indptr[k + 1])
+      pairs = zip(
+        matrix.indices[row].tolist(), matrix.data[row].tolist(), strict=True
       )
-    ]
-  )
+      wrong = {p: n for p, n in pairs if p != k}
+      most = min(wrong, key=lambda p: (-wrong[p], p), default=None)
+      confused = 0 if most is None else wrong[most]
+      yield ClassRow(k, count, int(correct[k]), most, confused)

@@ -373,12 +373,12 @@ class Inference:
   int32 `[B]`, split over the mesh. Results are whole on every device.
 
   Attributes:
+    num_classes: K.
     features: `-> ([B, C], [B])`, pre-logits float32 and mask.
     logits: `-> ([B, K], [B])`, logits float32 and mask.
     examples: `-> dict` of `classes` int32 and `scores` float32 `[B, top]` (see
       `_top`), `mask`, and for labelled batches `label` and `loss` float32
       `[B]`.
-    counts: `-> metrics`: sums over the labelled examples (see `_counts`).
   """
 
   def __init__(
@@ -407,6 +407,7 @@ class Inference:
         has column k.
       top: how many classes `examples` gives, at most K.
     """
+    self.num_classes = num_classes
     model = model_lib.placed(model, mesh)
     everywhere, split = sharding.replicated(mesh), sharding.batch(mesh)
     where = everywhere if params_sharding is None else params_sharding
@@ -424,23 +425,17 @@ class Inference:
       logits = apply(params, batch, False)
       return logits if columns is None else _select(logits, columns)
 
-    def losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
-      return example_losses(loss, logits, one_hot(labels, num_classes))
-
     def examples(params: Any, batch: Batch) -> Batch:
       logits = logits_BK(params, batch)
       found = _top(logits, loss, min(top, num_classes))
       found["mask"] = batch["mask"]
       if "label" in batch:
+        targets = one_hot(batch["label"], num_classes)
         found["label"] = batch["label"]
-        found["loss"] = losses(logits, batch["label"])
+        found["loss"] = example_losses(loss, logits, targets)
       return found
 
-    def counts(params: Any, batch: Batch) -> Metrics:
-      logits, labels = logits_BK(params, batch), batch["label"]
-      return _counts(logits, labels, batch["mask"], losses(logits, labels))
-
-    self.counts, self.examples = jit(counts), jit(examples)
+    self.examples = jit(examples)
     self.features = jit(lambda p, batch: (apply(p, batch, True), batch["mask"]))
     self.logits = jit(lambda p, batch: (logits_BK(p, batch), batch["mask"]))
 
@@ -454,7 +449,7 @@ def _select(logits: jax.Array, columns: np.ndarray) -> jax.Array:
 def _top(logits: jax.Array, loss: str, top: int) -> dict[str, jax.Array]:
   """`classes` int32 and `scores` float32 `[B, top]` of the highest logits.
 
-  Of equal logits the lower class comes first, as in `_counts`. An example
+  Of equal logits the lower class comes first. An example
   with a NaN among its logits has the class -1 throughout. Scores are
   probabilities that sum to 1 over all classes for the loss "softmax", and
   sigmoids for "sigmoid".
@@ -467,28 +462,6 @@ def _top(logits: jax.Array, loss: str, top: int) -> dict[str, jax.Array]:
   else:
     scores = jax.nn.sigmoid(values)
   return {"classes": jnp.where(sound, classes, -1), "scores": scores}
-
-
-def _counts(
-  logits: jax.Array, labels: jax.Array, mask: jax.Array, losses: jax.Array
-) -> Metrics:
-  """Sums over the examples that `mask` marks as real.
-
-  A class counts as ranked above the label if its logit is higher, or equal
-  with a lower index: so that ties have one answer, and top-1 is `argmax`.
-  """
-  own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-  tied_before = jnp.arange(logits.shape[-1])[None, :] < labels[:, None]
-  above = (logits > own) | ((logits == own) & tied_before)
-  rank = above.sum(axis=-1)
-  # No comparison with NaN holds, which would put the label first.
-  sound = mask & ~jnp.isnan(logits).any(axis=-1)
-  return {
-    "count": mask.sum(dtype=jnp.int32),
-    "correct": (sound & (rank < 1)).sum(dtype=jnp.int32),
-    "correct_top5": (sound & (rank < 5)).sum(dtype=jnp.int32),
-    "loss_sum": jnp.where(mask, losses, 0).sum(),
-  }
 
 
 def update_flop(model: model_lib.MlpMixer, config: config_lib.Config) -> int:

@@ -24,11 +24,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import pathlib
 import re
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO, Any
 
 from etils import epy
 
@@ -39,13 +41,12 @@ with epy.lazy_imports():
   import jax
   import numpy as np
 
-  import input_pipeline
-  from mixer import config as config_lib
   from mixer import (
+    class_matching,
     evaluate,
-    evaluation_files,
     fewshot,
-    outputs,
+    files,
+    loader,
     progress,
     runtime,
     sharding,
@@ -53,7 +54,6 @@ with epy.lazy_imports():
     trained,
     workdir,
   )
-  from mixer import tally as tally_lib
   from mixer.datasets import split as split_lib
 
 
@@ -98,47 +98,121 @@ def _table(value: str) -> str:
 
 
 _PER_DEVICE = 64
+# Of the table of examples.
+_COLUMNS = ("index", "file", "label", "prediction", "score")
+# Up to so many classes the confusion matrix is written whole, and drawn; and
+# the drawing has room for their names.
+_DENSE_CLASSES, _NAMED_CLASSES = 1_000, 40
 
 
-class _Evaluation:
-  """What is evaluated, and on what."""
+def main(args: argparse.Namespace) -> None:
+  """Does what the command line says.
 
-  def __init__(self, args: argparse.Namespace):
-    self.args = args
-    self.model = flags.load_model(args)
-    self.data, self.expression, self.data_dir = _data(args, self.model)
-    self.split = self.open(self.expression)
-    self.config = _config(self.model, args.batch_size)
-    self.mesh = sharding.make_mesh()
-    self.params = jax.device_put(
-      self.model.params, sharding.replicated(self.mesh)
+  Raises:
+    UserError: something that the user can mend.
+  """
+  if args.fewshot and args.examples:
+    raise UserError(
+      "--examples lists what the head predicts, and --fewshot "
+      "predicts by features: leave one of them out."
+    )
+  model = flags.load_model(args)
+  data, expression, data_dir = _data(args, model)
+  split = split_lib.open_split(data, expression, data_dir)
+  devices = jax.device_count()
+  batch_size = args.batch_size or _PER_DEVICE * devices
+  if batch_size % devices:
+    raise UserError(
+      f"--batch_size={batch_size} can't be divided among {devices} devices; "
+      f"use a multiple, such as --batch_size={_PER_DEVICE * devices}."
+    )
+  matching = class_matching.Matching()
+  if not args.fewshot:
+    matching = class_matching.match(
+      model, split.class_names, data, same=args.same_classes
+    )
+  height, width = model.image_size
+  kind = "fewshot" if args.fewshot else "head"
+  folder = _folder(
+    args.output, args.checkpoint, data, expression, f"{height}x{width}", kind
+  )
+  count = sum(x.size for x in jax.tree.leaves(model.params))
+  dtype = np.dtype(model.module.dtype).name
+  crop = "whole images"
+  if model.short_side:
+    crop = f"out of a short side of {model.short_side}"
+  print(
+    f"checkpoint    {errors.printable(model.origin)}\n"
+    f"model         {count:,} parameters, {model.num_classes:,} outputs, "
+    f"{dtype}\n"
+    f"data set      {data}, {expression}: {len(split):,} examples, "
+    f"{len(split.class_names):,} classes\n"
+    f"images        {height} x {width} px, {crop}"
+  )
+  if matching.sentence:
+    print(f"classes       {errors.printable(matching.sentence)}")
+
+  mesh = sharding.make_mesh()
+  params = jax.device_put(model.params, sharding.replicated(mesh))
+  functions = train_step.Inference(
+    model.module,
+    model.loss,
+    len(split.class_names),
+    mesh,
+    columns=matching.columns,
+  )
+
+  def batches(some: split_lib.Split) -> loader.Loader[loader.Batch]:
+    return evaluate.batches(
+      some, model.image_size, model.short_side, batch_size
     )
 
-  def open(self, expression: str) -> split_lib.Split:
-    return split_lib.open_split(self.data, expression, self.data_dir)
-
-  def batches(self, split: split_lib.Split) -> Iterator[dict[str, np.ndarray]]:
-    return input_pipeline.eval_batches(split, self.config)
-
-  def inference(
-    self, columns: np.ndarray | None = None
-  ) -> train_step.Inference:
-    return train_step.Inference(
-      self.model.module,
-      self.model.loss,
-      len(self.split.class_names),
-      self.mesh,
-      columns=columns,
-    )
-
-  def match(self) -> outputs.Outputs:
-    """Finds the outputs that go with the data set's classes."""
-    return outputs.match(
-      self.model,
-      self.split.class_names,
-      self.data,
-      same=self.args.same_classes,
-    )
+  first = jax.process_index() == 0
+  written: list[pathlib.Path] = []
+  if args.fewshot:
+    train = split_lib.open_split(data, args.train_split, data_dir)
+    task = fewshot.Task(train, split, args.shots, args.seeds, args.l2)
+    metrics: dict[str, Any] = {"examples": len(split)}
+    for shots, draws in task.accuracies(
+      lambda some: evaluate.features(functions, params, batches(some), mesh)
+    ).items():
+      metrics[f"fewshot/{shots}shot"] = float(np.mean(draws))
+      metrics[f"fewshot/{shots}shot_draws"] = draws
+  else:
+    rows = evaluate.examples(functions, params, batches(split), mesh)
+    listing = contextlib.nullcontext()
+    if args.examples and first:
+      listing = _open_table(args.examples)
+    with listing as write:
+      counts, speed = _count(split, rows, write)
+    metrics = counts.metrics() | {"images_per_second": speed}
+    if matching.missing:
+      metrics.pop("loss")
+    if first:
+      names = trained.names_for_people(split.class_names)
+      written = _write_confusions(folder, counts, split.class_names, names)
+  print(_describe(metrics, model.loss))
+  results = {
+    "metrics": metrics,
+    "checkpoint": args.checkpoint,
+    "origin": model.origin,
+    "data": data,
+    "split": expression,
+    "num_classes": len(split.class_names),
+    "classes_matched": matching.sentence or "as they are",
+    "classes_without_output": list(matching.missing),
+    "image_size": [height, width],
+    "short_side": model.short_side,
+    "dtype": dtype,
+    "loss": model.loss,
+    "parameters": count,
+    "batch_size": batch_size,
+    "files": [f.name for f in written],
+    "environment": runtime.environment(),
+  }
+  if first:
+    workdir.write_json(folder / "results.json", results)
+  print(f"written to    {folder}")
 
 
 def _data(
@@ -157,168 +231,10 @@ def _data(
   return args.data, args.split or "validation", data_dir
 
 
-def _config(
-  model: trained.Trained, batch_size: int | None
-) -> config_lib.Config:
-  """What the input pipeline goes by."""
-  devices = jax.device_count()
-  if batch_size is not None and batch_size % devices:
-    raise UserError(
-      f"--batch_size={batch_size} can't be divided among {devices} devices; "
-      f"use a multiple, such as --batch_size={_PER_DEVICE * devices}."
-    )
-  config = config_lib.default()
-  config.image_size, config.image_width = model.image_size
-  config.data.eval_short_side = model.short_side
-  config.batch_size = batch_size or _PER_DEVICE * devices
-  return config
-
-
-def _by_head(
-  this: _Evaluation, found: outputs.Outputs
-) -> tuple[dict[str, Any], tally_lib.Tally]:
-  """Metrics of the head's predictions, and what they were."""
-  tally = tally_lib.Tally(len(this.split.class_names), this.split.valid_labels)
-  batches = evaluate.examples(
-    this.inference(found.columns),
-    this.params,
-    this.batches(this.split),
-    this.mesh,
-  )
-  listing = contextlib.nullcontext()
-  if this.args.examples and jax.process_index() == 0:
-    listing = evaluation_files.examples(this.args.examples)
-  total, done, first = len(this.split), 0, 0
-  start = time.perf_counter()
-  with listing as write, progress.Progress() as shown:
-    for rows in batches:
-      tally.add(rows)
-      if write:
-        write(_examples(this.split, done, rows))
-      done += len(rows["label"])
-      if not first and done < total:
-        # From here on nothing waits for the compiler.
-        first, start = done, time.perf_counter()
-      shown.show("evaluating", done, total, done)
-  seconds = max(time.perf_counter() - start, 1e-9)
-  metrics: dict[str, Any] = tally.metrics()
-  if found.missing:
-    metrics.pop("loss")
-  return metrics | {"images_per_second": (total - first) / seconds}, tally
-
-
-def _examples(
-  split: split_lib.Split, first: int, rows: Mapping[str, np.ndarray]
-) -> list[tuple[Any, ...]]:
-  """Rows of the table of examples, from some place of the split on."""
-  places = range(first, first + len(rows["label"]))
-  names, found = split.class_names, []
-  for place, file, label, best, score in zip(
-    places,
-    split.file_names(places),
-    rows["label"].tolist(),
-    rows["classes"][:, 0].tolist(),
-    rows["scores"][:, 0],
-    strict=True,
-  ):
-    said = (None, None) if best < 0 else (names[best], float(str(score)))
-    found.append((place, file, names[label], *said))
-  return found
-
-
-def _by_features(this: _Evaluation) -> dict[str, Any]:
-  """Few-shot accuracies: their mean, and each draw's."""
-  args, functions = this.args, this.inference()
-  task = fewshot.Task(
-    this.open(args.train_split), this.split, args.shots, args.seeds, args.l2
-  )
-
-  def extract(split: split_lib.Split) -> np.ndarray:
-    return evaluate.features(
-      functions, this.params, this.batches(split), this.mesh
-    )
-
-  metrics: dict[str, Any] = {"examples": len(this.split)}
-  for shots, draws in task.accuracies(extract).items():
-    metrics[f"fewshot/{shots}shot"] = float(np.mean(draws))
-    metrics[f"fewshot/{shots}shot_draws"] = draws
-  return metrics
-
-
-def main(args: argparse.Namespace) -> None:
-  """Does what the command line says.
-
-  Raises:
-    UserError: something that the user can mend.
-  """
-  if args.fewshot and args.examples:
-    raise UserError(
-      "--examples lists what the head predicts, and --fewshot "
-      "predicts by features: leave one of them out."
-    )
-  this = _Evaluation(args)
-  model, split = this.model, this.split
-  found = outputs.Outputs(None, (), "") if args.fewshot else this.match()
-  folder = _folder(this)
-  height, width = model.image_size
-  count = sum(x.size for x in jax.tree.leaves(model.params))
-  crop = "whole images"
-  if model.short_side:
-    crop = f"out of a short side of {model.short_side}"
-  print(
-    f"checkpoint    {errors.printable(model.origin)}\n"
-    f"model         {count:,} parameters, {model.num_classes:,} outputs, "
-    f"{np.dtype(model.module.dtype).name}\n"
-    f"data set      {this.data}, {this.expression}: {len(split):,} examples, "
-    f"{len(split.class_names):,} classes\n"
-    f"images        {height} x {width} px, {crop}"
-    + (
-      f"\nclasses       {errors.printable(found.sentence)}"
-      if found.sentence
-      else ""
-    ),
-    flush=True,
-  )
-  files: list[pathlib.Path] = []
-  if args.fewshot:
-    metrics = _by_features(this)
-  else:
-    metrics, tally = _by_head(this, found)
-    names = trained.names_for_people(split.class_names)
-    if jax.process_index() == 0:
-      files = evaluation_files.write(folder, tally, split.class_names, names)
-  print(evaluation_files.describe(metrics, model.loss))
-  results = {
-    "metrics": metrics,
-    "checkpoint": args.checkpoint,
-    "origin": model.origin,
-    "data": this.data,
-    "split": this.expression,
-    "num_classes": len(split.class_names),
-    "classes_matched": found.sentence or "as they are",
-    "classes_without_output": list(found.missing),
-    "image_size": [height, width],
-    "short_side": model.short_side,
-    "dtype": np.dtype(model.module.dtype).name,
-    "loss": model.loss,
-    "parameters": count,
-    "batch_size": this.config.batch_size,
-    "files": [f.name for f in files],
-    "environment": runtime.environment(),
-  }
-  if jax.process_index() == 0:
-    workdir.write_json(folder / "results.json", results)
-  print(f"written to    {folder}")
-
-
-def _folder(this: _Evaluation) -> pathlib.Path:
+def _folder(output: str, *parts: str) -> pathlib.Path:
   """Where results go; made before the work that they are of."""
-  args, size = this.args, "x".join(map(str, this.model.image_size))
-  kind = "fewshot" if args.fewshot else "head"
-  parts = [args.checkpoint, this.data, this.expression, size, kind]
   slug = re.sub(r"[^\w.-]+", "_", "-".join(parts)).strip("_.")
-  folder = pathlib.Path(args.output or pathlib.Path("runs/evaluate", slug))
-  folder = folder.expanduser()
+  folder = pathlib.Path(output or f"runs/evaluate/{slug}").expanduser()
   try:
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / ".probe"
@@ -330,3 +246,201 @@ def _folder(this: _Evaluation) -> pathlib.Path:
       "folder with --output."
     ) from e
   return folder
+
+
+def _count(
+  split: split_lib.Split,
+  batches: Iterator[dict[str, np.ndarray]],
+  write: Callable[[Any], None] | None,
+) -> tuple[evaluate.ConfusionCounts, float]:
+  """Counts all examples, and images a second; `write` gets the rows."""
+  counts = evaluate.ConfusionCounts(len(split.class_names), split.valid_labels)
+  total, done, first = len(split), 0, 0
+  start = time.perf_counter()
+  with progress.Progress() as shown:
+    for rows in batches:
+      counts.add(rows)
+      if write:
+        write(_examples(split, done, rows))
+      done += len(rows["label"])
+      if not first and done < total:
+        # From here on nothing waits for the compiler.
+        first, start = done, time.perf_counter()
+      shown.show("evaluating", done, total, done)
+  seconds = max(time.perf_counter() - start, 1e-9)
+  return counts, (total - first) / seconds
+
+
+def _examples(
+  split: split_lib.Split, first: int, rows: Mapping[str, np.ndarray]
+) -> Iterator[tuple[Any, ...]]:
+  """Rows of the table of examples, from a place of the split on."""
+  places = range(first, first + len(rows["label"]))
+  names = split.class_names
+  for place, file, label, best, score in zip(
+    places,
+    split.file_names(places),
+    rows["label"].tolist(),
+    rows["classes"][:, 0].tolist(),
+    rows["scores"][:, 0],
+    strict=True,
+  ):
+    known = best != evaluate.NO_CLASS
+    predicted = (names[best], float(str(score))) if known else (None, None)
+    yield place, file, names[label], *predicted
+
+
+@contextlib.contextmanager
+def _open_table(path: str) -> Iterator[Callable[[Any], None]]:
+  """Opens a .csv or .parquet table of examples; yields what adds rows.
+
+  Raises:
+    UserError: it can't be written.
+  """
+  where = pathlib.Path(path).expanduser()
+  files.make_parent(where)
+  if where.suffix.lower() == ".csv":
+    with files.atomic_write(where, "w") as f:
+      writer = csv.writer(f, lineterminator="\n")
+      writer.writerow(_COLUMNS)
+      yield writer.writerows
+    return
+  # Here, as it takes a while that others needn't wait.
+  import pyarrow
+  import pyarrow.parquet
+
+  types = (pyarrow.int64(), *3 * (pyarrow.string(),), pyarrow.float32())
+  schema = pyarrow.schema(list(zip(_COLUMNS, types, strict=True)))
+
+  def add(rows: Iterator[Sequence[Any]]) -> None:
+    # Arrow's strings are UTF-8, names of files needn't be.
+    safe = [(i, errors.printable(file), *more) for i, file, *more in rows]
+    columns = dict(zip(_COLUMNS, zip(*safe, strict=True), strict=True))
+    table.write_table(pyarrow.table(columns, schema=schema))
+
+  with files.atomic_write(where) as f:
+    with pyarrow.parquet.ParquetWriter(f, schema) as table:
+      yield add
+
+
+def _write_confusions(
+  folder: pathlib.Path,
+  counts: evaluate.ConfusionCounts,
+  ids: Sequence[str],
+  names: Sequence[str],
+) -> list[pathlib.Path]:
+  """Writes per_class.csv, confusion.csv and, with few classes, .npy and .png.
+
+  Args:
+    folder: that is there; its files of the same names are replaced.
+    counts: of a split.
+    ids: of the classes, as the data set names them.
+    names: of the classes, for people.
+  """
+
+  def table(name: str, columns: str, rows: Iterator[Any]) -> pathlib.Path:
+    with files.atomic_write(folder / name, "w") as f:
+      writer = csv.writer(f, lineterminator="\n")
+      writer.writerow(columns.split())
+      writer.writerows(rows)
+    return folder / name
+
+  def named(k: int | None) -> tuple[str, str]:
+    return ("", "") if k is None else (ids[k], names[k])
+
+  matrix = counts.confusion.tocoo()
+  pairs = sorted(
+    zip(
+      *map(np.ndarray.tolist, (matrix.row, matrix.col, matrix.data)),
+      strict=True,
+    )
+  )
+  written = [
+    table(
+      "per_class.csv",
+      "class name examples correct accuracy confused_with confused_with_name "
+      "confused",
+      (
+        (
+          *named(row.label),
+          row.examples,
+          row.correct,
+          f"{row.correct / row.examples:.6f}" if row.examples else "",
+          *named(row.confused_with),
+          row.confused,
+        )
+        for row in counts.classes()
+      ),
+    ),
+    table(
+      "confusion.csv",
+      "true predicted count true_name predicted_name",
+      ((ids[t], ids[p], n, names[t], names[p]) for t, p, n in pairs),
+    ),
+  ]
+  if len(ids) <= _DENSE_CLASSES:
+    written += [folder / "confusion.npy", folder / "confusion.png"]
+    with files.atomic_write(written[-2]) as f:
+      np.save(f, matrix.toarray())
+    with files.atomic_write(written[-1]) as f:
+      _draw(f, matrix.toarray(), names)
+  return written
+
+
+def _draw(file: IO[bytes], matrix: np.ndarray, names: Sequence[str]) -> None:
+  """A heat map: of each true class, the share that went to each other."""
+  import matplotlib
+
+  matplotlib.use("Agg")
+  from matplotlib import colors
+  from matplotlib import pyplot as plt
+
+  shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+  named = len(names) <= _NAMED_CLASSES
+  side = max(5.0, 0.3 * len(names)) if named else 9.0
+  with (
+    # A name may hold a $, and characters that the font lacks.
+    matplotlib.rc_context({"text.parse_math": False}),
+    warnings.catch_warnings(),
+  ):
+    warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+    figure, axes = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    # By the root, as rare mistakes are what one looks for.
+    norm = colors.PowerNorm(0.5, vmin=0, vmax=1)
+    drawn = axes.imshow(
+      shares, cmap="magma_r", norm=norm, interpolation="nearest"
+    )
+    axes.set(xlabel="predicted", ylabel="true")
+    if named:
+      places, shown = np.arange(len(names)), [*map(errors.printable, names)]
+      axes.set_xticks(places, shown, rotation=90)
+      axes.set_yticks(places, shown)
+    figure.colorbar(drawn, ax=axes, label="share of the true class")
+    figure.savefig(file, dpi=120, format="png")
+    plt.close(figure)
+
+
+def _describe(metrics: Mapping[str, Any], loss: str) -> str:
+  """The metrics that there are, one a line; `loss` is its name."""
+  lines = [
+    line.format(metrics[name])
+    for name, line in (
+      ("accuracy", "top-1         {:.2%}"),
+      ("accuracy_top5", "top-5         {:.2%}"),
+      ("loss", f"loss          {{:.4f}} nats ({loss})"),
+      ("real_accuracy", "ReaL          {:.2%}"),
+      ("real_examples", "              of {:,} examples with valid labels"),
+      ("not_numbers", "NaN           {:,} examples, counted as wrong"),
+      ("examples", "examples      {:,}"),
+      ("images_per_second", "images/s      {:,.1f}"),
+    )
+    if name in metrics
+  ]
+  for name, value in metrics.items():
+    if name.endswith("shot"):
+      draws = metrics[f"{name}_draws"]
+      lines.append(
+        f"{name.removeprefix('fewshot/'):<14}{value:.2%} ({min(draws):.2%} to "
+        f"{max(draws):.2%} over {len(draws)} draws)"
+      )
+  return "\n".join(lines)

@@ -33,7 +33,7 @@ with epy.lazy_imports():
   import input_pipeline
   from mixer import (
     checkpoints,
-    outputs,
+    class_matching,
     progress,
     runtime,
     sharding,
@@ -153,7 +153,7 @@ def _evaluate(path: epath.Path, step: int, data_dir: str) -> dict[str, Any]:
   data_dir = data_dir or config.data.data_dir
   name, expression = config.data.name, config.data.eval_split
   split = split_lib.open_split(name, expression, data_dir)
-  found = outputs.match(model, split.class_names, name)
+  found = class_matching.match(model, split.class_names, name)
   config.batch_size = _PER_DEVICE * jax.device_count()
   mesh = sharding.make_mesh()
   functions = train_step.Inference(

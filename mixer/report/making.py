@@ -22,7 +22,7 @@ class Gathered:
     config: of the run.
     predictions: for it.
     params: the weights that are shown.
-    metrics: of `evaluate.evaluate`.
+    metrics: of the split.
   """
 
   split: split_lib.Split
@@ -46,7 +46,7 @@ def gather(
   Args:
     model: its functions.
     params: to be evaluated.
-    batches: this host's, of `input_pipeline.eval_batches`.
+    batches: this host's, of `evaluate.batches`.
     mesh: of all devices.
     split: that they are of.
     config: of the run.
@@ -54,9 +54,9 @@ def gather(
   """
   names = trained.names_for_people(split.class_names)
   found = predictions.Collector(names, len(split))
-  metrics = evaluate.evaluate(
-    model, params, batches, mesh, interrupt, found.add
-  )
+  for rows in evaluate.examples(model, params, batches, mesh, interrupt):
+    found.add(rows)
+  metrics = found.counts.metrics()
   return Gathered(split, config, found, weights.gather(params, mesh), metrics)
 
 

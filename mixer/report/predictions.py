@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer import tally as tally_lib
+from mixer import evaluate
 
 # How many there are at most: rows of the confusion matrix, pairs of classes,
 # examples of a kind; and classes in the table, where not all are in it.
@@ -18,15 +18,15 @@ _MATRIX, _PAIRS, _EXAMPLES, _WORST_CLASSES = 30, 30, 24, 100
 # Up to so many classes the table and the list of names have all.
 _ALL_CLASSES = 1_000
 _BINS = 15
-# Examples that are counted in one go: the confusions are merged each time.
+# Examples that are looked at in one go.
 _CHUNK = 8192
-_NO_CLASS = -1  # Predicted where a NaN is among the logits.
 
 
 class Collector:
   """Takes what `evaluate.examples` yields; gives what the report shows.
 
   Attributes:
+    counts: of the examples taken so far.
     examples: taken so far.
   """
 
@@ -39,7 +39,7 @@ class Collector:
     """
     self._names = tuple(class_names)
     self._total = num_examples
-    self._tally = tally_lib.Tally(len(self._names))
+    self.counts = evaluate.ConfusionCounts(len(self._names))
     self._waiting: list[dict[str, np.ndarray]] = []
     self._since = self.examples = 0
     spread = np.linspace(0, num_examples - 1, min(_EXAMPLES, num_examples))
@@ -54,6 +54,7 @@ class Collector:
     Args:
       rows: `classes`, `scores` `[N, top]`, `label`, `loss` `[N]`.
     """
+    self.counts.add(rows)
     count = len(rows["label"])
     rows = {
       "index": np.arange(self.examples, self.examples + count),
@@ -66,12 +67,11 @@ class Collector:
       self._settle()
 
   def _settle(self) -> None:
-    """Counts what is waiting."""
+    """Looks at what is waiting."""
     if not self._waiting:
       return
     rows = _joined(self._waiting)
     self._waiting, self._since = [], 0
-    self._tally.add(rows)
     self._samples.append(_chosen(rows, np.isin(rows["index"], self._spread)))
     wrong = _chosen(rows, rows["classes"][:, 0] != rows["label"])
     if self._worst is not None:
@@ -88,7 +88,7 @@ class Collector:
   def notes(self) -> list[str]:
     """What is to be said of them beside `result`; once all are in."""
     self._settle()
-    broken = self._tally.metrics().get("not_numbers")
+    broken = self.counts.metrics().get("not_numbers")
     if not broken:
       return []
     return [
@@ -119,8 +119,8 @@ class Collector:
       None.
     """
     self._settle()
-    metrics = self._tally.metrics()
-    table = list(self._tally.classes())
+    metrics = self.counts.metrics()
+    table = list(self.counts.classes())
     pairs = self._pairs()
     matrix = self._matrix(pairs)
     by_class = [(r.label, r.examples, r.correct) for r in _listed(table)]
@@ -136,7 +136,7 @@ class Collector:
       for example in worst + samples:
         shown |= {example["label"], *(k for k, _ in example["top"])}
       classes = {str(k): self._names[k] for k in sorted(shown)}
-    dense = self._tally.confusion[matrix][:, matrix].toarray()
+    dense = self.counts.confusion[matrix][:, matrix].toarray()
     totals = np.array([table[k].examples for k in matrix], np.int64)
     return {
       "split": split,
@@ -161,7 +161,7 @@ class Collector:
 
   def _pairs(self) -> list[tuple[int, int, int]]:
     """(label, predicted, count) of all confusions, the most frequent first."""
-    found = self._tally.confusion.tocoo()
+    found = self.counts.confusion.tocoo()
     wrong = (found.row != found.col) & (found.data > 0)
     row, col, count = (x[wrong] for x in (found.row, found.col, found.data))
     order = np.lexsort((col, row, -count))
@@ -197,7 +197,7 @@ class Collector:
     return {"ece": float(ece) if bins else None, "bins": bins}
 
 
-def _listed(table: list[tally_lib.ClassRow]) -> list[tally_lib.ClassRow]:
+def _listed(table: list[evaluate.ClassRow]) -> list[evaluate.ClassRow]:
   """All classes, or of many the worst of those that have examples."""
   if len(table) <= _ALL_CLASSES:
     return table
@@ -226,7 +226,7 @@ def _worst_first(rows: Mapping[str, np.ndarray]) -> np.ndarray:
   """
   loss = rows["loss"].astype(np.float64)
   loss = np.where(np.isfinite(loss), loss, -np.inf)
-  loss = np.where(rows["classes"][:, 0] == _NO_CLASS, np.inf, loss)
+  loss = np.where(rows["classes"][:, 0] == evaluate.NO_CLASS, np.inf, loss)
   return np.lexsort((rows["index"], -loss))
 
 
@@ -240,7 +240,7 @@ def _calibration(rows: Mapping[str, np.ndarray]) -> np.ndarray:
     float64 `[3, bins]`, without examples that have a NaN among their logits.
   """
   predicted = rows["classes"][:, 0]
-  sound = predicted != _NO_CLASS
+  sound = predicted != evaluate.NO_CLASS
   # A probability may be rounded to a little more than 1.
   scores = np.clip(rows["scores"][sound, 0].astype(np.float64), 0, 1)
   right = (predicted == rows["label"])[sound].astype(np.float64)
@@ -270,7 +270,7 @@ def _examples(
         "image": images[row["index"]],
         "label": row["label"],
         "loss": _finite(row["loss"]),
-        "top": [[k, score] for k, score in top if k != _NO_CLASS],
+        "top": [[k, score] for k, score in top if k != evaluate.NO_CLASS],
       }
 
 

@@ -1,4 +1,4 @@
-"""Which outputs of a trained head go with the classes of a data set."""
+"""Which outputs of a trained head belong to the classes of a data set."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _MAY_LACK = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
-class Outputs:
+class Matching:
   """What to compare with a data set's labels.
 
   Attributes:
@@ -26,9 +26,9 @@ class Outputs:
       same.
   """
 
-  columns: np.ndarray | None
-  missing: tuple[str, ...]
-  sentence: str
+  columns: np.ndarray | None = None
+  missing: tuple[str, ...] = ()
+  sentence: str = ""
 
 
 def match(
@@ -37,7 +37,7 @@ def match(
   data: str,
   *,
   same: bool = False,
-) -> Outputs:
+) -> Matching:
   """Finds the output of each class of a data set, by name or WordNet id.
 
   Args:
@@ -52,6 +52,7 @@ def match(
       others.
   """
   where, count = f"the checkpoint {model.origin}", model.num_classes
+  head = model.class_ids
   if not count:
     raise UserError(
       f"{where} has no head, so it predicts no classes; --fewshot evaluates "
@@ -62,9 +63,8 @@ def match(
       f"--same_classes: {where} has {count:,} outputs, and data set {data} "
       f"{len(classes):,} classes. Name the data set that it was trained on."
     )
-  head = model.class_ids
   if same:
-    return Outputs(None, (), "outputs are taken for the classes, in order")
+    return Matching(sentence="outputs are taken for the classes, in order")
   if head is None:
     raise UserError(
       f"{where} doesn't say which classes its {count:,} outputs stand for, so "
@@ -74,50 +74,39 @@ def match(
       "--fewshot needs no classes."
     )
   if tuple(head) == tuple(classes):
-    return Outputs(None, (), "")
+    return Matching()
   place = {name: k for k, name in enumerate(head)}
   columns = np.array([place.get(name, -1) for name in classes], np.int32)
   missing = tuple(c for c in classes if c not in place)
-  is_released = tuple(head) == wordnet.classes("head")
-  allowed = int(_MAY_LACK * len(classes)) if is_released else 0
-  if len(missing) > allowed:
-    raise UserError(_differ(head, classes, missing, where, data))
-  if len(head) == len(classes) and not missing:
-    said = f"the outputs are put into the order of {data}'s classes"
-  else:
-    said = (
-      f"of the {count:,} outputs those of {data}'s {len(classes):,} classes "
-      "are compared"
+  released = tuple(head) == wordnet.classes("head")
+  if len(missing) > (int(_MAY_LACK * len(classes)) if released else 0):
+    shown = ", ".join(map(repr, missing[:5]))
+    pairs = enumerate(zip(head, classes, strict=False))
+    apart = next(((k, a, b) for k, (a, b) in pairs if a != b), None)
+    raise UserError(
+      f"{where} and data set {data} have different classes: it has "
+      f"{len(head):,} outputs, the data set {len(classes):,} classes, and "
+      f"{len(missing):,} of these are among no outputs ({shown}"
+      f"{', ...' if len(missing) > 5 else ''}). "
+      + (
+        "The first to differ is class {}: {!r} there, {!r} here. ".format(
+          *apart
+        )
+        if apart
+        else ""
+      )
+      + "Name the data set that it was trained on, or one with a part of "
+      "those classes; or try its features with --fewshot."
     )
-  if missing:
-    one = len(missing) == 1
-    said += (
-      f"; {', '.join(missing)} {'has' if one else 'have'} no output, so "
-      f"{'its' if one else 'their'} examples count as wrong, and no loss is "
-      "given"
-    )
-  return Outputs(columns, missing, said)
-
-
-def _differ(
-  head: Sequence[str],
-  classes: Sequence[str],
-  missing: Sequence[str],
-  where: str,
-  data: str,
-) -> str:
-  pairs = enumerate(zip(head, classes, strict=False))
-  apart = next(((k, a, b) for k, (a, b) in pairs if a != b), None)
-  first = ""
-  if apart:
-    k, a, b = apart
-    first = f" The first to differ is class {k}: {a!r} there, {b!r} here."
-  shown = ", ".join(map(repr, missing[:5]))
-  more = ", ..." if len(missing) > 5 else ""
-  return (
-    f"{where} and data set {data} have different classes: it has "
-    f"{len(head):,} outputs, the data set {len(classes):,} classes, and "
-    f"{len(missing):,} of these are among no outputs ({shown}{more}).{first} "
-    "Name the data set that it was trained on, or one with a part of those "
-    "classes; or try its features with --fewshot."
+  sentence = (
+    f"of the {count:,} outputs those of {data}'s {len(classes):,} classes are "
+    "compared"
   )
+  if len(head) == len(classes) and not missing:
+    sentence = f"the outputs are put into the order of {data}'s classes"
+  if missing:
+    sentence += (
+      f"; no output: {', '.join(missing)}, whose examples count as wrong, and "
+      "no loss is given"
+    )
+  return Matching(columns, missing, sentence)
