@@ -79,15 +79,7 @@ def _interpolation(short_side: int) -> str:
 
 
 def parse(found: Mapping[str, Any], where: str) -> Metadata:
-  """Reads what `to_json` or `to_strings` gave.
-
-  Args:
-    found: by name; other names are passed over.
-    where: it comes from, for people.
-
-  Raises:
-    UserError: it isn't that, or asks for what isn't done here.
-  """
+  """Reads what `to_json` or `to_strings` gave; `where` is for the error."""
 
   def value(name: str, kind: Any, default: Any = None) -> Any:
     got = found.get(name, default)
@@ -132,11 +124,7 @@ def parse(found: Mapping[str, Any], where: str) -> Metadata:
 
 
 def check(found: Metadata, wanted: Metadata, where: str) -> None:
-  """Refuses what was read back, unless it is what was written.
-
-  Raises:
-    UserError: it differs; names where.
-  """
+  """Refuses what was read back, unless it is what was written."""
   if found != wanted:
     a, b = dataclasses.asdict(found), dataclasses.asdict(wanted)
     wrong = ", ".join(k for k in a if a[k] != b[k])
@@ -152,26 +140,14 @@ def beside(path: pathlib.Path) -> pathlib.Path:
 
 
 def write_beside(path: pathlib.Path, found: Metadata, **more: Any) -> None:
-  """Writes an .npz file's; it is bound to the weights that are in the file.
-
-  Raises:
-    UserError: it can't be written.
-  """
+  """Writes an .npz file's; it is bound to the weights that are in the file."""
   content = found.to_json(weights=npz.fingerprint(path), **more)
   with files.atomic_write(beside(path), "w") as f:
     f.write(files.json_text(files.sealed(content), indent=2) + "\n")
 
 
 def read_beside(path: pathlib.Path, num_classes: int) -> Metadata | None:
-  """An .npz file's; None where there is none.
-
-  Args:
-    path: of the .npz file.
-    num_classes: K, of its head; 0 without.
-
-  Raises:
-    UserError: it can't be read, or is of other weights.
-  """
+  """An .npz file's, whose head has `num_classes`; None where there is none."""
   place = beside(path)
   if not place.exists():
     return None

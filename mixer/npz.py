@@ -86,11 +86,7 @@ def save(params: weights.Params, path: Path) -> None:
 
 
 def shape_of(path: Path) -> weights.Shape:
-  """The shape of the model in an .npz file; reads no values.
-
-  Raises:
-    UserError: it is not readable, or not a whole Mixer's.
-  """
+  """The shape of the model in an .npz file; reads no values."""
   arrays = _current(read(path, values=False), path)
   return weights.shape_of(arrays, f"the weights in {path}")
 
@@ -126,15 +122,7 @@ def _current(arrays: dict[str, np.ndarray], path: Path) -> dict[str, Any]:
 
 
 def read(path: Path, values: bool = True) -> dict[str, np.ndarray]:
-  """All arrays of a file, in its order.
-
-  Args:
-    path: of the file.
-    values: without them the arrays are of zeros that take no memory.
-
-  Raises:
-    UserError: not there, no .npz, damaged, or of other arrays than float32.
-  """
+  """All arrays of a file; without `values`, zeros that take no memory."""
   found: dict[str, np.ndarray] = {}
   with _opened(path) as file:
     for info in file.infolist():
@@ -173,11 +161,7 @@ def read(path: Path, values: bool = True) -> dict[str, np.ndarray]:
 
 
 def check(path: Path) -> None:
-  """Compares all of a file with its CRCs.
-
-  Raises:
-    UserError: it isn't whole.
-  """
+  """Refuses a file that isn't whole, by its CRCs."""
   read(path, values=False)
   with _opened(path) as file:
     if name := file.testzip():
@@ -185,11 +169,7 @@ def check(path: Path) -> None:
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-  """Writes a file; the same arrays give the same bytes: sorted, undated.
-
-  Raises:
-    UserError: its folder isn't there, or the disk refuses.
-  """
+  """Writes a file; the same arrays give the same bytes: sorted, undated."""
   with files.atomic_write(path) as f, zipfile.ZipFile(f, "w") as file:
     for name in sorted(arrays):
       info = zipfile.ZipInfo(f"{name}.npy")
@@ -201,11 +181,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def fingerprint(path: Path) -> str:
-  """16 hex digits over the names and CRCs of a file's arrays.
-
-  Raises:
-    UserError: it can't be read, or is no zip.
-  """
+  """16 hex digits over the names and CRCs of a file's arrays."""
   with _opened(path) as file:
     members = [(m.filename, m.file_size, m.CRC) for m in file.infolist()]
     return hashlib.sha256(repr(sorted(members)).encode()).hexdigest()[:16]

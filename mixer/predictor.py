@@ -10,7 +10,6 @@ the one it stands at).
 """
 
 import dataclasses
-import functools
 import itertools
 import logging
 import operator
@@ -75,11 +74,7 @@ class Prediction:
   problem: str = ""
 
   def lines(self, width: int = 0) -> list[str]:
-    """A line for each class; the first begins with the source.
-
-    Args:
-      width: of the source's column, at least; all lines are indented so far.
-    """
+    """A line for each class, `width` or more behind the source's begin."""
     source = errors.printable(self.source)
     if self.problem:
       return [f"{source:<{width}}  {errors.printable(self.problem)}"]
@@ -132,29 +127,14 @@ def load(
 
 
 def fit(image: Any, takes: Takes) -> np.ndarray:
-  """An image as a model takes it.
-
-  Args:
-    image: one, see the module.
-    takes: what says how: a model, or what is known of one.
-
-  Returns:
-    uint8 [H, W, 3] of the model's image size, writable.
-
-  Raises:
-    ValueError: a sentence without its full stop that says why it can't be.
-  """
+  """One image as a model takes it, uint8 [H, W, 3]; ValueError if it can't."""
   return preprocess.evaluation(
     _pixels(image), takes.image_size, takes.short_side
   )
 
 
 def read(path: str | os.PathLike[str], takes: Takes) -> np.ndarray:
-  """`fit` of an image file.
-
-  Raises:
-    UserError: it can't be used; says which and why.
-  """
+  """`fit` of an image file; UserError that names it."""
   try:
     return fit(os.fspath(path), takes)
   except ValueError as e:
@@ -226,6 +206,9 @@ class Predictor:
     """
     self._check_head()
     top = _whole("top", top)
+    numbers = range(self.model.num_classes)
+    names = self.model.class_names or [f"output {k}" for k in numbers]
+    ids = self.model.class_ids or [""] * len(numbers)
 
     def result(source: str, problem: str, rows: Any, k: int) -> Prediction:
       classes = rows["classes"][k, :top].tolist()
@@ -235,10 +218,10 @@ class Predictor:
         return Prediction(source, problem=problem)
       return Prediction(
         source,
-        tuple(self._names[c] for c in classes),
+        tuple(names[c] for c in classes),
         tuple(rows["scores"][k, :top].tolist()),
         tuple(classes),
-        tuple(self._ids[c] for c in classes),
+        tuple(ids[c] for c in classes),
       )
 
     return self._results(self._functions(top).examples, images, result)
@@ -358,15 +341,6 @@ class Predictor:
         "predict`)."
       )
 
-  @functools.cached_property
-  def _names(self) -> tuple[str, ...]:
-    numbers = range(self.model.num_classes)
-    return self.model.class_names or tuple(f"output {k}" for k in numbers)
-
-  @functools.cached_property
-  def _ids(self) -> tuple[str, ...]:
-    return self.model.class_ids or ("",) * self.model.num_classes
-
 
 def _again(model: trained.Trained, batch_size: int) -> Predictor:
   """What is unpickled, in another process."""
@@ -421,11 +395,7 @@ def _refusal(source: str, problem: str) -> UserError:
 
 
 def _each(images: Any) -> Iterator[Any]:
-  """One image after the other: of one, of a stack, or of many.
-
-  Raises:
-    UserError: nothing of the kind.
-  """
+  """One image after the other: of one, of a stack, or of many."""
   single = isinstance(images, (str, os.PathLike, Image.Image))
   if single or _is_bytes(images) or hasattr(images, "read"):
     return iter((images,))

@@ -78,11 +78,7 @@ def load(path: npz.Path) -> dict[str, Any]:
 
 
 def kind(path: npz.Path) -> Literal["npz", "checkpoint"]:
-  """What a path is, without reading or downloading it.
-
-  Raises:
-    UserError: neither; lists the names.
-  """
+  """What a path is, without reading it; UserError with all names if neither."""
   place = _place(path)
   # One of them that is gone: its reader says what is there.
   gone = place.name.isdecimal() and place.parent.name == "checkpoints"
@@ -106,10 +102,6 @@ def resolve(path: npz.Path) -> pathlib.Path:
   Downloaded files are in `$MIXER_CACHE/released/<folder>/<file>`, where
   MIXER_CACHE is `~/.cache/mixer` unless set. MIXER_RELEASED_URL replaces the
   address of their folders by that of a mirror.
-
-  Raises:
-    UserError: nothing of the kind; it is a checkpoint; or it can't be
-      downloaded.
   """
   if kind(path) == "checkpoint":
     raise UserError(f"{path} is a folder where an .npz file was expected.")
@@ -122,18 +114,9 @@ def resolve(path: npz.Path) -> pathlib.Path:
 
 
 def name_of(path: npz.Path) -> str:
-  """The released file that a path stands for, or that has its content.
+  """The released file that a path stands for, or has the content of; or "".
 
   A copy is known where the file itself has been downloaded.
-
-  Args:
-    path: as for `load`, of no checkpoint.
-
-  Returns:
-    "imagenet1k/Mixer-B_16"; "" for weights that are another's.
-
-  Raises:
-    UserError: it can't be read.
   """
   if not _exists(path):
     return _name(path)
@@ -181,21 +164,15 @@ def _check_is(file: pathlib.Path, name: str) -> None:
     "num_classes": 21_843 if folder == "imagenet21k" else 1000,
   }
   found = dataclasses.asdict(npz.shape_of(file))
-  lines = [
-    f"{k} is {found[k]}, not {v}" for k, v in wanted.items() if found[k] != v
-  ]
-  if lines:
-    raise UserError(f"{file} is not {name}: {', '.join(lines)}.")
+  if found != wanted:
+    wrong = {k: v for k, v in found.items() if v != wanted[k]}
+    raise UserError(f"{file} is not {name}: it has {wrong}.")
 
 
 def _download(url: str, file: pathlib.Path) -> None:
   """Downloads a file whole, or leaves what came of it in FILE.part.
 
   The process that holds a lock on the part writes it, others wait for it.
-
-  Raises:
-    UserError: the server can't be reached or refuses, what it sends is no
-      file of weights, or the disk refuses.
   """
   import requests  # Slow to import.
 

@@ -44,13 +44,7 @@ Grid = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-  """What `resize` is to do.
-
-  Attributes:
-    method: of `METHODS`.
-    old: the grid of tokens that the weights are for.
-    new: that of the new image size.
-  """
+  """What `resize` is to do: by a method, from a grid of tokens to another."""
 
   method: str
   old: Grid
@@ -113,11 +107,7 @@ def plan(
   method: str = "",
   from_size: Size | None = None,
 ) -> Change:
-  """What `resize` does, for the same arguments; `shape` is the weights'.
-
-  Raises:
-    UserError: a size or method that can't be.
-  """
+  """What `resize` does, for the same arguments; `shape` is the weights'."""
   if method not in ("", *METHODS):
     raise UserError(
       f"init_resize={method!r} is no method to fit weights to another image "
@@ -141,11 +131,7 @@ def plan(
 def check_patch(
   shape: weights.Shape, patch_size: int, where: str = "these weights"
 ) -> None:
-  """Refuses weights of another patch size, which no method here changes.
-
-  Raises:
-    UserError: they have another than `patch_size`, in pixels.
-  """
+  """Refuses weights of another patch size, which no method here changes."""
   if shape.patch_size != patch_size:
     raise UserError(
       f"{where} have patches of {shape.patch_size} px and the model is to have "
@@ -189,11 +175,7 @@ def _grid(shape: weights.Shape, size: Size, name: str) -> Grid:
 
 
 def pixels(size: Size, name: str = "image_size") -> tuple[int, int]:
-  """(height, width) of a side, or of both.
-
-  Raises:
-    UserError: it is neither; says what `name` should be.
-  """
+  """(height, width) of a side, or of both; UserError on `name` if neither."""
   try:
     both = size if np.ndim(size) else (size, size)
     height, width = map(operator.index, both)  # type: ignore[arg-type]

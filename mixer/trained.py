@@ -256,13 +256,7 @@ def _of_weights(
 def fitted(
   found: Trained, image_size: int | Sequence[int], method: str = ""
 ) -> tuple[Trained, str]:
-  """The same model for images of another size, and a sentence about it.
-
-  Args: as for `load`.
-
-  Raises:
-    UserError: a size that can't be.
-  """
+  """The same model for images of another size, and a sentence about it."""
   old, size = found.image_size, resolution.pixels(image_size)
   if size == old:
     return found, ""

@@ -19,25 +19,15 @@ Params = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """The shape of a Mixer, as its weights have it.
+  """The shape of a Mixer, as its weights have it."""
 
-  Attributes:
-    patch_size: P, in pixels.
-    num_blocks: depth.
-    hidden_dim: C.
-    tokens_mlp_dim: T.
-    channels_mlp_dim: F.
-    num_tokens: S.
-    num_classes: K; 0 without a head.
-  """
-
-  patch_size: int
+  patch_size: int  # P, in pixels.
   num_blocks: int
-  hidden_dim: int
-  tokens_mlp_dim: int
-  channels_mlp_dim: int
-  num_tokens: int
-  num_classes: int
+  hidden_dim: int  # C
+  tokens_mlp_dim: int  # T
+  channels_mlp_dim: int  # F
+  num_tokens: int  # S
+  num_classes: int  # K; 0 without a head.
 
 
 def flatten(params: Params) -> dict[str, Any]:
@@ -118,12 +108,8 @@ def expected(shape: Shape) -> dict[str, tuple[int, ...]]:
 def shape_of(params: Params, where: str = "these weights") -> Shape:
   """The shape of the Mixer that these are the weights of.
 
-  Args:
-    params: nested dict of arrays, or of what has shapes as they do.
-    where: what to call them in an error.
-
   Raises:
-    UserError: they are not a whole Mixer's (section 2 of the paper); lists
+    UserError: `where` are not a whole Mixer's (section 2 of the paper); lists
       the parameters that are missing, unexpected or misshapen.
   """
   found = shapes(params)
@@ -165,11 +151,7 @@ def not_finite(params: Params) -> list[str]:
 
 
 def check_finite(params: Params, where: str) -> None:
-  """Refuses NaNs and infinities.
-
-  Raises:
-    UserError: there are some; names the parameters.
-  """
+  """Refuses NaNs and infinities, naming the parameters."""
   if broken := not_finite(params):
     raise UserError(
       f"{where}: there are NaNs or infinities in {shorten(broken)}. Such "

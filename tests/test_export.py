@@ -142,6 +142,7 @@ def test_a_run_and_its_export_answer_alike_for_files(tmp_path):
   config.data.eval_short_side = 0  # Squeezed, where the paper crops.
   config.loss.name, config.model.dtype = "sigmoid", "bfloat16"
   names = [f"kind {k}" for k in range(10)]
+  (tmp_path / "run").mkdir()
   trained_files.save(
     tmp_path / "run", config, lambda m: m.update(class_names=names)
   )
@@ -196,7 +197,7 @@ def test_onnx_of_images_of_the_users(run, tmp_path, capsys, monkeypatch):
   assert run_export(run[0], output, *more, "--dtype=bfloat16") == 0
   out = capsys.readouterr().out
   assert "on 3 images, in batches of 1 and 2: mixer and onnxruntime" in out
-  assert "what was exported computes in float32" in out
+  assert "Both in float32, in which the export computes" in out
   loading = out.split("To load it:\n\n")[1]
   found = {}
   exec("\n".join(line[2:] for line in loading.splitlines()), found)

@@ -274,13 +274,10 @@ def test_a_file_put_in_another_ones_place_is_refused(file, content):
   wrong.write_bytes(content)
   with pytest.raises(UserError) as e:
     released.load("imagenet21k/Mixer-B_16")
-  assert str(e.value) == (
-    f"{wrong} is not imagenet21k/Mixer-B_16: patch_size is 32, not 16, "
-    "num_blocks is 8, not 12, hidden_dim is 512, not 768, tokens_mlp_dim is "
-    "256, not 384, channels_mlp_dim is 2048, not 3072, num_tokens is 49, not "
-    f"196, num_classes is 1000, not 21843. Remove {wrong}, which "
-    "imagenet21k/Mixer-B_16 stands for: it is then downloaded anew."
-  )
+  said = str(e.value)
+  assert said.startswith(f"{wrong} is not imagenet21k/Mixer-B_16: it has ")
+  assert "'patch_size': 32" in said and "'num_classes': 1000}" in said
+  assert f"Remove {wrong}, which imagenet21k/Mixer-B_16 stands for" in said
   assert_same(released.load(wrong), FLAT)  # By its path it is what it is.
 
 

@@ -42,19 +42,12 @@ Outputs = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """Where an export goes.
+  """Where an export goes."""
 
-  Attributes:
-    path: what the user asked for.
-    part: where to write instead, a file of that name or a folder that is there.
-    is_folder: which of the two.
-    last: the file that is placed last, as the others are nothing without it.
-  """
-
-  path: pathlib.Path
-  part: pathlib.Path
+  path: pathlib.Path  # What the user asked for.
+  part: pathlib.Path  # Where to write instead, a file or a folder.
   is_folder: bool
-  last: str
+  last: str  # The file without which the others are nothing.
 
   def written(self) -> list[pathlib.Path]:
     """All files in `part`, or beside it."""
@@ -62,11 +55,7 @@ class Place:
     return sorted(folder.iterdir(), key=lambda f: (f.name == self.last, f.name))
 
   def commit(self) -> None:
-    """Puts what was written where it belongs.
-
-    Raises:
-      UserError: the disk refuses.
-    """
+    """Puts what was written where it belongs."""
     with files.writing(self.path):
       folder = self.path if self.is_folder else self.path.parent
       folder.mkdir(exist_ok=True)
@@ -88,25 +77,16 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-  """What an export has written.
+  """What an export has written, and how to run it."""
 
-  Attributes:
-    loading: lines of Python that load it, from its final place.
-    notes: sentences that the user should read.
-    missing: what there lacks to run it, and how to get that; "" for nothing.
-    against: what runs it, as "onnxruntime 1.32.0".
-    bound: on differences, relative to the largest magnitude; 0: equal bits.
-    run: images uint8 `[B, H, W, 3]` -> what it computes.
-    metadata: read back from what was written.
-  """
-
-  loading: str
-  notes: tuple[str, ...] = ()
-  missing: str = ""
-  against: str = ""
+  loading: str  # Lines of Python that load it, from its final place.
+  notes: tuple[str, ...] = ()  # Sentences for the user.
+  missing: str = ""  # What there lacks to run it, and how to get that.
+  against: str = ""  # What runs it, as "onnxruntime 1.32.0".
+  # On differences, relative to the largest magnitude; 0: equal bits.
   bound: float = 0.0
-  run: Callable[[np.ndarray], Outputs] | None = None
-  metadata: metadata_lib.Metadata | None = None
+  run: Callable[[np.ndarray], Outputs] | None = None  # uint8 [B, H, W, 3] ->
+  metadata: metadata_lib.Metadata | None = None  # Read back.
 
 
 @contextlib.contextmanager
@@ -122,11 +102,8 @@ def place(
       which the others are nothing.
 
   Yields:
-    The place. What was written and not committed is removed at the end.
-
-  Raises:
-    UserError: the name can't be, or the disk refuses; whatever one is raised
-      inside names `output` in place of the folder beside it.
+    The place; what isn't committed is removed. A UserError that is raised
+    inside names `output` in place of the folder beside it.
   """
   path = pathlib.Path(output).expanduser()
   is_folder = bool(members) and path.suffix != suffix
@@ -164,14 +141,7 @@ class MissingError(UserError):
 
 
 def load(*names: str) -> Any:
-  """Imports modules that not everybody has.
-
-  Returns:
-    The module, or a tuple of them where there are several.
-
-  Raises:
-    MissingError: some aren't installed, or don't start; names all of those.
-  """
+  """Imports a module, or a tuple of them, that not everybody has."""
   found, missing, why = [], [], ""
   for name in names:
     try:
@@ -188,11 +158,7 @@ def load(*names: str) -> Any:
 
 
 def refuse_variant(model: trained.Trained, what: str) -> None:
-  """Refuses all but the model of the paper's section 2.
-
-  Raises:
-    UserError: `what` is to hold a model for which it has no names.
-  """
+  """Refuses all but the model of the paper's section 2, for `what`."""
   permute, mixing = model.module.permute, model.module.mixing
   if permute or mixing != block.TokenMixing():
     how = f"has its images' {permute} permuted" if permute else f"has {mixing}"
@@ -203,11 +169,7 @@ def refuse_variant(model: trained.Trained, what: str) -> None:
 
 
 def write_npz(model: trained.Trained, place: Place) -> Written:
-  """Writes a file as the released ones are, and metadata beside it.
-
-  Raises:
-    UserError: it can't be written, or can't hold the model.
-  """
+  """Writes a file as the released ones are, and metadata beside it."""
   refuse_variant(model, "an .npz file")
   npz.save(model.params, place.part)
   metadata_lib.write_beside(
@@ -236,19 +198,10 @@ def write_npz(model: trained.Trained, place: Place) -> Written:
 def verify(
   model: trained.Trained, written: Written, images: Sequence[Any]
 ) -> str:
-  """Runs what was written beside the model, image by image.
-
-  Args:
-    model: that was written.
-    written: with its `run`.
-    images: paths, or arrays of any size.
-
-  Returns:
-    A table of the differences, for people.
+  """Runs what was written beside the model; a table of the differences.
 
   Raises:
-    UserError: they differ beyond the bound, in what they compute or say of
-      themselves; or an image can't be used.
+    UserError: they differ beyond the bound, or in what they say of themselves.
   """
   assert written.run and written.metadata
   found = dataclasses.replace(written.metadata, dtype="")
@@ -286,9 +239,8 @@ def verify(
     name, wanted = list(ours.items())[-1]
     _, apart = difference(wanted, outputs(model, batches)[name])
     lines += [
-      "The model computes in bfloat16; what was exported computes in float32,",
-      "and is compared with the model computing so. In bfloat16 mixer's own",
-      f"{name} are {apart:.1e} (relative) from that.",
+      "Both in float32, in which the export computes; in the model's own",
+      f"bfloat16 {name} are {apart:.1e} (relative) from that.",
     ]
   return "\n".join(lines)
 
@@ -305,12 +257,7 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
 
 
 def random_images(size: tuple[int, int], seed: int = 0) -> list[np.ndarray]:
-  """Six images uint8 `[H, W, 3]`: noise, smooth, flat; of several shapes.
-
-  Args:
-    size: (height, width) that the model takes.
-    seed: the same one gives the same images.
-  """
+  """Six images uint8 `[H, W, 3]`: noise, smooth, flat; of several shapes."""
   rng = np.random.default_rng(seed)
   height, width = size
 
@@ -350,13 +297,10 @@ def _joined(rows: Sequence[Outputs]) -> Outputs:
 def outputs(
   model: trained.Trained, batches: Sequence[np.ndarray], dtype: str = ""
 ) -> Outputs:
-  """What the model computes, on one device.
+  """What the model computes of uint8 `[B, H, W, 3]`, on one device.
 
-  Args:
-    model: any.
-    batches: uint8 `[B, H, W, 3]` each.
-    dtype: "float32" for that, with matmuls as exact as the device has them;
-      "" for what the model has, as evaluation computes it: the same bits.
+  In float32 matmuls are as exact as the device has them; without a `dtype` bits
+  are those of evaluation.
   """
   module = model.module.clone(dtype=jnp.dtype(dtype)) if dtype else model.module
   mesh = sharding.make_mesh(jax.devices()[:1])

@@ -16,15 +16,7 @@ _LARGEST = 2**31 - 2**24
 
 
 def build(model: trained.Trained, strings: dict[str, str]) -> Any:
-  """The graph: images uint8 `[N, H, W, 3]` -> features, and logits if any.
-
-  Args:
-    model: a plain Mixer.
-    strings: metadata that go along.
-
-  Returns:
-    An `onnx.ModelProto`. Weights keep their names and layout.
-  """
+  """An `onnx.ModelProto`: images -> features and logits, with metadata."""
   onnx, helper, arrays = export.load("onnx", "onnx.helper", "onnx.numpy_helper")
   module, flat = model.module, weights.flatten(model.params)
   nodes: list[Any] = []
@@ -111,12 +103,7 @@ def build(model: trained.Trained, strings: dict[str, str]) -> Any:
 
 
 def write(model: trained.Trained, place: export.Place) -> export.Written:
-  """Writes the file; weights over 2 GB go into a second one, FILE.data.
-
-  Raises:
-    UserError: ONNX can't hold the model, the disk refuses, or a package is
-      missing to write with.
-  """
+  """Writes the file; weights over 2 GB go into a second one, FILE.data."""
   export.refuse_variant(model, "an ONNX file")
   onnx, checker = export.load("onnx", "onnx.checker")
   made = build(

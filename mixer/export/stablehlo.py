@@ -37,11 +37,7 @@ def program(
 ) -> bytes:
   """The program, serialised: images uint8 `[b, H, W, 3]` -> dict of outputs.
 
-  Args:
-    model: any.
-    platforms: of "cpu", "cuda", "rocm", "tpu".
-    inside: whether it holds the weights; else they are its first argument, as a
-      dict by name.
+  Unless the weights are `inside` they are its first argument, by name.
   """
   module, flat = model.module, weights.flatten(model.params)
 
@@ -74,11 +70,7 @@ def program(
 def write(
   model: trained.Trained, place: export.Place, platforms: Sequence[str]
 ) -> export.Written:
-  """Writes the file or the folder; it is run here, if it is for here.
-
-  Raises:
-    UserError: too many weights for one file, or the disk refuses.
-  """
+  """Writes the file or the folder; it is run here, if it is for here."""
   size = sum(x.nbytes for x in jax.tree.leaves(model.params))
   if not place.is_folder and size > _LARGEST:
     raise UserError(

@@ -44,9 +44,6 @@ def state_dict(params: weights.Params) -> dict[str, np.ndarray]:
   """timm's names and layout: `{"stem.proj.weight": [C, 3, P, P], ...}`.
 
   A linear layer's weight is `[O, I]` there, where a kernel is `[I, O]`.
-
-  Args:
-    params: nested dict of float32 arrays, of a plain Mixer.
   """
   found = {}
   for name, value in weights.flatten(params).items():
@@ -163,11 +160,7 @@ def loading(model: trained.Trained, place: export.Place) -> str:
 
 
 def write(model: trained.Trained, place: export.Place) -> export.Written:
-  """Writes the file or the folder; it is run by timm, if that is there.
-
-  Raises:
-    UserError: timm has no such model, or the disk refuses.
-  """
+  """Writes the file or the folder; it is run by timm, if that is there."""
   export.refuse_variant(model, "timm's MlpMixer")
   safetensors, numpy_files = export.load("safetensors", "safetensors.numpy")
   file = place.part / MEMBERS[1] if place.is_folder else place.part
