@@ -37,6 +37,7 @@ _STOPS = [
     r"train.py --config=configs/mixer_b16_i21k.py --workdir=DIR",
     "data set imagenet21k is not prepared",
   ),
+  ("docs/data.md", "flowers:load", "No module named 'flowers'; put the folder"),
   ("", r"mixer prepare (cifar10|vtab/pets)$", "make setup-tensorflow"),
   ("", r"mixer plan .*--compile", "make setup-tpu"),
   ("", r"mixer plan --compile$", "name a recipe and what it is to run on"),

@@ -10,6 +10,7 @@ from array_record.python import array_record_data_source
 
 from mixer import files
 from mixer.datasets import (
+  by_code,
   catalog,
   expression,
   locate,
@@ -163,7 +164,7 @@ def open_split(name: str, expression: str, data_dir: str) -> Split:
 
   Args:
     name: of a TFDS data set, with `/config` and `:version` where it has any;
-      or of a task of VTAB-1k, "vtab/...".
+      of a task of VTAB-1k, "vtab/..."; or of a function, see `by_code`.
     expression: TFDS split expression, or `AUTO`; of a task, one of
       `vtab.SPLITS`.
     data_dir: where data sets are, "" for TFDS's default.
@@ -172,26 +173,51 @@ def open_split(name: str, expression: str, data_dir: str) -> Split:
     UserError: not prepared, damaged, not readable by index, not for
       classification, or without such a split.
   """
+  if by_code.is_one(name):
+    return _open_by_code(name, expression, data_dir)
   found, task = _open(name, data_dir)
   parse, label = _parser(name, task, found)
   if expression == AUTO:
     expression = _evaluation_split(name, task, found)
   pieces = _pieces(name, task, found, expression)
   class_names = (task.names if task else ()) or found.class_names(label)
-  shown = class_names
-  if len(class_names) > 6:
-    shown = (
-      f"{len(class_names):,} names, {class_names[0]} to {class_names[-1]} "
-      f"({files.json_sha256(class_names)[:12]})",
-    )
-  identity = {
-    "class_names": ", ".join(shown),
-    "examples": found.sizes,
-    "fingerprint": found.fingerprint,
-  }
+  identity = _identity(class_names, found.sizes, found.fingerprint)
   take: Any = array_record_data_source.ArrayRecordDataSource
   source = records.Records(take(pieces), parse)
   return Split(name, expression, source, class_names, identity=identity)
+
+
+def _open_by_code(name: str, expression: str, data_dir: str) -> Split:
+  if expression == AUTO:
+    try:
+      return _open_by_code(name, "test", data_dir)
+    except UserError:
+      expression = "validation"
+  source, places, class_names, sizes = by_code.open_source(
+    name, expression, data_dir
+  )
+  if not places:
+    raise UserError(f"data set {name}, split {expression} is empty.")
+  return Split(
+    name,
+    expression,
+    source,
+    class_names,
+    np.array(places),
+    _identity(class_names, sizes, source.digest()),
+  )
+
+
+def _identity(
+  class_names: tuple[str, ...], sizes: Mapping[str, int], fingerprint: str
+) -> dict[str, Any]:
+  shown = ", ".join(class_names)
+  if len(class_names) > 6:
+    shown = (
+      f"{len(class_names):,} names, {class_names[0]} to {class_names[-1]} "
+      f"({files.json_sha256(class_names)[:12]})"
+    )
+  return {"class_names": shown, "examples": sizes, "fingerprint": fingerprint}
 
 
 def _open(name: str, data_dir: str) -> tuple[stored.Stored, vtab.Task | None]:
