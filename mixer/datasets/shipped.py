@@ -18,7 +18,7 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 from PIL import Image
 
 from mixer import progress
-from mixer.datasets import catalog, glyphs, locate, records, stored
+from mixer.datasets import glyphs, locate, records, stored
 from mixer.errors import UserError, first_line
 
 VERSION = "1.0.0"
@@ -69,9 +69,9 @@ def _prepare(name: str, final: pathlib.Path) -> None:
   try:
     work.mkdir(parents=True)
     if name == "digits":
-      _write(work, name, list("0123456789"), 8, _digits())
+      write(work, name, list("0123456789"), 8, _digits())
     else:
-      _write(work, name, list(glyphs.CLASSES), glyphs.SIZE, _glyphs())
+      write(work, name, list(glyphs.CLASSES), glyphs.SIZE, _glyphs())
     work.rename(final)
   except (OSError, RuntimeError) as e:  # The latter from ArrayRecord.
     # Another host that shares the folder may have been faster.
@@ -119,13 +119,14 @@ def _glyphs() -> Iterator[tuple[str, Examples]]:
     yield split, [found[i] for i in np.argsort(keys)]
 
 
-def _write(
+def write(
   work: pathlib.Path,
   name: str,
   class_names: Sequence[str],
   side: int,
   examples: Iterable[tuple[str, Examples]],
 ) -> None:
+  """Writes a data set of gray images: split -> (encoded image, label)."""
   splits = {}
   for split, found in examples:
     path = work / f"{name}-{split}.array_record-00000-of-00001"
@@ -152,7 +153,6 @@ def _write(
   info = {
     "name": name,
     "version": VERSION,
-    "description": catalog.ENTRIES[name].what,
     "disableShuffling": True,
   }
   stored.write(work, info, features, {"label": class_names}, splits)

@@ -85,11 +85,7 @@ class Stored:
 
   @functools.cached_property
   def manifest(self) -> dict[str, dict[str, Any]] | None:
-    """`bytes` and `sha256` of each file, `end` of shards; None without one.
-
-    Raises:
-      UserError: it is damaged.
-    """
+    """`bytes` and `sha256` of each file, `end` of shards; None without one."""
     path = self.folder / MANIFEST
     if not path.exists():
       return None
@@ -104,11 +100,7 @@ class Stored:
     return listed
 
   def class_names(self, feature: str) -> tuple[str, ...]:
-    """The names of a label's classes; numbers, where none were ever stored.
-
-    Raises:
-      UserError: it is no label, or its names aren't whole.
-    """
+    """The names of a label's classes; numbers, where none were ever stored."""
     spec = self.features[feature]
     label = spec.get("classLabel", spec.get("content"))
     python_class = str(spec.get("pythonClassName", spec.get("type", "")))
@@ -118,7 +110,7 @@ class Stored:
         f"but {python_class[-60:]!r}; name a set for image classification."
       )
     with _damage(self.folder / FEATURES):
-      count = _count(_field(label, "numClasses", 0))
+      count = _count(label.get("numClasses", label.get("num_classes", 0)))
     path = self.folder / f"{feature}.labels.txt"
     if not path.exists():
       if count > _CLASSES:
@@ -129,10 +121,8 @@ class Stored:
       )
       return tuple(map(str, range(count)))
     data = files.read_bytes(path, "the names of classes, one a line", _LIMIT)
-    try:
+    with _damage(path):
       lines = data.decode("utf-8").split("\n")
-    except UnicodeDecodeError as e:
-      raise self._damaged(f"{path.name} is no UTF-8 text") from e
     names = tuple(name.strip() for name in lines if name.strip())
     if len(names) != count or len({*names}) != count:
       raise self._damaged(
@@ -174,44 +164,30 @@ class Stored:
     Raises:
       UserError: names what has changed.
     """
-    shards = [
-      (path, count)
+    shards = {
+      path: count
       for split in (self.splits if splits is None else splits)
       for path, count in zip(self.files(split), self.splits[split], strict=True)
-    ]
+    }
     if self.manifest is None:
-      found = _each(lambda shard: _num_records(shard[0]), shards)
-      for (path, count), there in zip(shards, found, strict=True):
+      found = _each(_num_records, [*shards])
+      for (path, count), there in zip(shards.items(), found, strict=True):
         if there != f"it has {count:,} records":
           raise self._damaged(
             f"{path.name} should have {count:,} records, and {there}"
           )
       return
-    written = self.manifest
-    small = [path.name for path in _small_files(self.folder)]
-    names = [*small, *(path.name for path, _ in shards)]
-    gone = [k for k, v in written.items() if "end" not in v and k not in small]
-    new = [name for name in names if name not in written]
-    if gone or new:
-      raise self._damaged(
-        f"{gone[0]} is gone" if gone else f"{new[0]} was not there then"
-      )
-    same = _each(lambda name: self._is_same(name, written[name]), names)
-    wrong = [k for k, is_same in zip(names, same, strict=True) if not is_same]
+    paths = [*_small_files(self.folder), *shards]
+    found = zip((p.name for p in paths), _each(_entry, paths), strict=True)
+    # Small files that are gone, then what has changed or is new.
+    listed = {k: v for k, v in self.manifest.items() if "end" not in v}
+    wrong = [name for name in listed if not (self.folder / name).exists()]
+    for name, entry in found:
+      if not entry or entry.items() - self.manifest.get(name, {}).items():
+        wrong.append(name)
     if wrong:
       more = f", and so have {len(wrong) - 1} more" if len(wrong) > 1 else ""
-      raise self._damaged(f"{wrong[0]} has changed or is gone{more}")
-
-  def _is_same(self, name: str, written: Mapping[str, Any]) -> bool:
-    path = self.folder / name
-    try:
-      if path.stat().st_size != written.get("bytes"):
-        return False
-      if "end" in written:
-        return _end(path) == written["end"]
-      return file_digest(path) == written["sha256"]
-    except OSError:
-      return False
+      raise self._damaged(f"{wrong[0]} has changed, is gone or is new{more}")
 
 
 def read(folder: pathlib.Path) -> Stored:
@@ -223,19 +199,19 @@ def read(folder: pathlib.Path) -> Stored:
   info = read_info(folder / INFO)
   splits = {}
   with _damage(folder / INFO):
-    formats = [_field(info, "fileFormat", "") or "tfrecord"]
-    formats += _list(_field(info, "alternativeFileFormats", []))
+    formats = [info.get("fileFormat", "") or "tfrecord"]
+    formats += _list(info.get("alternativeFileFormats", []))
     identity = {"name": info["name"], "version": info.get("version", "")}
-    identity["config"] = _field(info, "configName", "")
+    identity["config"] = info.get("configName", "")
     for value in (*formats, *identity.values()):
       _require(isinstance(value, str), value)
     _require(re.fullmatch(r"\w+", identity["name"]), identity["name"])
     for split in _list(info.get("splits", [])):
       name = split["name"]
       _require(name not in splits and re.fullmatch(r"[\w-]+", name), name)
-      lengths = _list(_field(split, "shardLengths", []))
+      lengths = _list(split.get("shardLengths", []))
       splits[name] = tuple(map(_count, lengths))
-      template = _field(split, "filepathTemplate", "")
+      template = split.get("filepathTemplate", "")
       _require(template in ("", TEMPLATE), template)
   path = folder / FEATURES
   if not path.exists() or not all(splits.values()):
@@ -320,12 +296,10 @@ def seal(folder: pathlib.Path, known: Mapping[str, str] | None = None) -> None:
   digests = _each(
     lambda path: (known or {}).get(path.name) or file_digest(path), paths
   )
-  listed = {}
-  for path, own in zip(paths, digests, strict=True):
-    entry = {"bytes": path.stat().st_size, "sha256": own}
-    if path not in small:
-      entry["end"] = _end(path)
-    listed[path.name] = entry
+  listed = {
+    path.name: _entry(path) | {"sha256": own}
+    for path, own in zip(paths, digests, strict=True)
+  }
   with files.atomic_write(folder / MANIFEST, "w") as f:
     json.dump(
       {"sha256": files.json_sha256(listed), "files": listed}, f, indent=1
@@ -339,10 +313,17 @@ def file_digest(path: pathlib.Path) -> str:
     return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def _end(path: pathlib.Path) -> str:
-  with open(path, "rb") as f:
-    f.seek(max(0, path.stat().st_size - _TAIL))
-    return hashlib.sha256(f.read(_TAIL)).hexdigest()
+def _entry(path: pathlib.Path) -> dict[str, Any]:
+  """What the manifest has of a file, but for the digest of a whole shard."""
+  try:
+    size = path.stat().st_size
+    if ".array_record-" not in path.name:
+      return {"bytes": size, "sha256": file_digest(path)}
+    with open(path, "rb") as f:
+      f.seek(max(0, size - _TAIL))
+      return {"bytes": size, "end": hashlib.sha256(f.read(_TAIL)).hexdigest()}
+  except OSError:
+    return {}
 
 
 def _num_records(path: pathlib.Path) -> str:
@@ -404,12 +385,6 @@ def _damage(path: pathlib.Path) -> Iterator[None]:
 def _require(condition: Any, value: Any) -> None:
   if not condition:
     raise ValueError(f"{str(value)[:60]!r} stands where it can't")
-
-
-def _field(values: Mapping[str, Any], name: str, default: Any) -> Any:
-  """As protocol buffers write it to JSON, or call it."""
-  other = re.sub("[A-Z]", lambda m: "_" + m[0].lower(), name)
-  return values.get(name, values.get(other, default))
 
 
 def _list(value: Any) -> list[Any]:

@@ -143,7 +143,11 @@ def test_damaged_shards_are_named_with_a_manifest_or_without(older):
   for sealing in (False, True):
     if sealing:
       stored.seal(older)
-    said = "has changed or is gone" if sealing else "should have 5 records, and"
+    said = (
+      "has changed, is gone or is new"
+      if sealing
+      else "should have 5 records, and"
+    )
     for damaged in (None, b"", content[: len(content) // 2]):
       two.unlink()
       if damaged is not None:
