@@ -49,8 +49,7 @@ from mixer import (
 from mixer import config as config_lib
 from mixer import workdir as workdir_lib
 from mixer.errors import UserError
-from mixer.report import files as report_files
-from mixer.report import making as report_page
+from mixer.report import collect, predictions
 
 
 def train(
@@ -164,7 +163,7 @@ class _Run:
   state: train_step.TrainState
   step: int
   on_disk: int | None
-  shown: report_page.Gathered | None = None
+  shown: predictions.Gathered | None = None
 
   def to_the_end(self) -> None:
     """Trains; however that ends, says where the time went."""
@@ -193,7 +192,7 @@ class _Run:
       report.close()
     # After the last record; a run that is finished stays so if this fails.
     if self.shown is not None and jax.process_index() == 0:
-      stop.say(report_page.finish(self.path, self.step, self.shown))
+      stop.say(collect.finish(self.path, self.step, self.shown))
 
   def train(self) -> None:
     """Updates, saves and evaluates until the end."""
@@ -228,7 +227,7 @@ class _Run:
     self.wait()
     # Else it was made with the final evaluation.
     if self.shown is None and config.report:
-      missing = not (self.path / report_files.PAGE).exists()
+      missing = not (self.path / collect.PAGE).exists()
       if distributed.broadcast("report", missing):
         with report.goodput.spend("evaluation"):
           self.shown = self.show()
@@ -296,10 +295,10 @@ class _Run:
           named[f"fewshot/{shots}shot"] = float(np.mean(draws))
     self.report.evaluation(self.step, named)
 
-  def show(self) -> report_page.Gathered:
+  def show(self) -> predictions.Gathered:
     """Evaluates, with what the report shows of the model."""
     inputs = self.inputs
-    return report_page.gather(
+    return predictions.Gathered(
       self.trainer.inference,
       self.state.eval_params,
       input_pipeline.eval_batches(inputs.eval_split, inputs.config),

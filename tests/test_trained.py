@@ -13,7 +13,7 @@ from mixer import model, released, trained, weights
 from mixer import workdir as workdir_lib
 from mixer.datasets import wordnet
 from mixer.errors import UserError
-from mixer.report import runs
+from mixer.report import collect
 from tests import trained_files
 
 
@@ -115,7 +115,7 @@ def test_a_foreign_checkpoint_is_refused(tmp_path, change):
   )
   with pytest.raises(UserError, match=r"checkpoint .* (damaged|lacks|weights)"):
     trained.load(str(tmp_path))
-  assert runs.read(tmp_path, "x")["name"] == "x"
+  assert collect.read(tmp_path, "x")["name"] == "x"
 
 
 @pytest.mark.parametrize("key", ["config", "class_names"])

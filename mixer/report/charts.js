@@ -200,6 +200,7 @@ function drawn(chart, view) {
   const series = [{ label: view.axis,
     value: (u, x) => (x === null ? "–" : number(x)) }];
   const columns = [];
+  const none = { show: false };
   const put = (xs, values, look) => {
     columns.push([xs, values]);
     series.push({ value: reading, ...look });
@@ -211,9 +212,9 @@ function drawn(chart, view) {
     const stroke = resolved(line.colour);
     const look = { label: line.label, stroke, dash: line.dash, width: 1.6 };
     if (view.weight && line.smooths) {
-      put(xs, values, { ...look, width: 1, alpha: 0.3 });
+      put(xs, values, { ...look, width: 1, alpha: 0.3, points: none });
       put(xs, smoothed(values, view.weight),
-        { ...look, label: `${line.label} (smooth)`, width: 2 });
+        { ...look, label: `${line.label} (smooth)`, width: 2, points: none });
     } else put(xs, values, { ...look, points: { size: 5, fill: stroke } });
   }
   const axis = { stroke: resolved("var(--quiet)"), font: "11.5px sans-serif",
@@ -230,6 +231,8 @@ function drawn(chart, view) {
     { ...axis, size: 56, values: (u, at) => at.map((y) =>
       (y !== null && Math.abs(y) >= 1e4 ? short.format(y) : y)) }],
     series,
+    legend: { markers: { dash: (u, i) =>
+      (series[i].dash?.length ? "dashed" : "solid") } },
     cursor: { y: false, drag: { setScale: false }, dataIdx: nearestRecord,
       bind: { dblclick: () => () => view.zoom(-Infinity, Infinity) } },
     hooks: { setSelect: [({ select, posToVal }) => {

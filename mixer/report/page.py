@@ -1,6 +1,5 @@
 """The page: one self-contained HTML text that loads nothing."""
 
-import functools
 import html
 import importlib.resources
 import json
@@ -11,51 +10,29 @@ from typing import Any
 
 from mixer import __version__
 
-_PLACEHOLDERS = re.compile(r"/\*\{css\}\*/|/\*\{js\}\*/|\{data\}|\{title\}")
+_PARTS = {
+  "css": ("vendor/uPlot.min.css", "page.css"),
+  "js": ("vendor/uPlot.iife.min.js", "page.js", "charts.js", "predictions.js"),
+}
 
 
 def text(runs: Sequence[dict[str, Any]]) -> str:
-  """The page about some runs.
-
-  Args:
-    runs: as of `runs.read`, in the order in which they are to stand.
-  """
+  """The page about some runs, at least one, as of `collect.read`."""
   names = [run["name"] for run in runs]
   title = names[0] if len(names) == 1 else f"{len(names)} runs"
   data = plain({"version": __version__, "runs": list(runs)})
   written = json.dumps(data, allow_nan=False, separators=(",", ":"))
-  # So that nothing in it can end the element that it stands in.
+  # So that nothing in it can end the element that it is in.
   for character in "<>&":
     written = written.replace(character, f"\\u{ord(character):04x}")
-  template, css, js = _parts()
-  values = {
-    "/*{css}*/": css,
-    "/*{js}*/": js,
-    "{data}": written,
-    "{title}": html.escape(f"{title}: report"),
-  }
-  # In one go: the data may hold the name of a place.
-  return _PLACEHOLDERS.sub(lambda found: values[found.group()], template)
-
-
-@functools.cache
-def _parts() -> tuple[str, str, str]:
-  """The page's frame, its styles, its scripts."""
   folder = importlib.resources.files("mixer.report")
-  names = sorted(file.name for file in folder.iterdir())
-  own = [name for name in names if name.startswith("page")]
-
-  def joined(ending: str, library: str = "") -> str:
-    parts = [name for name in own if name.endswith(ending)]
-    return "\n".join(
-      (folder / name).read_text("utf-8") for name in [library, *parts] if name
-    )
-
-  return (
-    joined(".html"),
-    joined(".css", "vendor/uPlot.min.css"),
-    joined(".js", "vendor/uPlot.iife.min.js"),
-  )
+  values = {
+    kind: "\n".join((folder / name).read_text("utf-8") for name in names)
+    for kind, names in _PARTS.items()
+  } | {"data": written, "title": html.escape(f"{title}: report")}
+  template = (folder / "page.html").read_text("utf-8")
+  # In one go: the data may hold the name of a place.
+  return re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], template)
 
 
 def plain(value: Any) -> Any:

@@ -73,7 +73,7 @@ function confusion(p, name) {
         // A root, so that rare confusions can be seen beside the diagonal.
         const shade = count ? 8 + 92 * Math.sqrt(share) : 0;
         return el("td", { style: `--shade:${shade}%`,
-          class: shade > 58 ? "deep" : "", title: `${name(label)}, taken for `
+          class: shade > 79 ? "deep" : "", title: `${name(label)}, taken for `
             + `${taken[j]}: ${whole(count)} of ${whole(sum)} `
             + `(${percent(share)})` },
         classes.length <= 12 || count ? String(count) : "");
@@ -100,7 +100,7 @@ function byClass(p, name) {
     const share = examples ? correct / examples : null;
     return { class: name(label), examples, correct, accuracy: share,
       line: tableRow(clipped(name(label)), whole(examples), whole(correct),
-        [el("meter", { value: share ?? 0, "aria-hidden": true }), " ",
+        [el("span", { class: "share", style: `--share:${100 * share}%` }),
           percent(share)]) };
   });
   const body = el("tbody");

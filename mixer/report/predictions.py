@@ -1,167 +1,194 @@
-"""What a report shows of the predictions for a split.
+"""What a report shows of a model: its predictions for a split, its weights.
 
 Taken in example by example, in memory that grows with the classes and with
 the different confusions among them, not with the examples.
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
 
-from mixer import evaluate
+from mixer import config as config_lib
+from mixer import errors, evaluate, preprocess, sharding, trained
+from mixer.datasets import split as split_lib
+from mixer.errors import UserError
+from mixer.insight import kernels
 
 # How many there are at most: rows of the confusion matrix, pairs of classes,
-# examples of a kind; and classes in the table, where not all are in it.
-_MATRIX, _PAIRS, _EXAMPLES, _WORST_CLASSES = 30, 30, 24, 100
-# Up to so many classes the table and the list of names have all.
+# examples of a kind, units in a figure; and classes in the table, where they
+# are more than `_ALL_CLASSES`.
+_MATRIX, _PAIRS, _EXAMPLES, _UNITS, _WORST_CLASSES = 30, 30, 24, 64, 100
 _ALL_CLASSES = 1_000
 _BINS = 15
-# Examples that are looked at in one go.
-_CHUNK = 8192
+# Images up to so many pixels a side are PNGs of every pixel; others JPEGs of
+# this quality, at most so many pixels a side.
+_EXACT, _LARGEST, _QUALITY = 64, 192, 85
 
 
-class Collector:
-  """Takes what `evaluate.examples` yields; gives what the report shows.
+class Gathered:
+  """What the model says of a split; the same on every host.
 
   Attributes:
-    counts: of the examples taken so far.
-    examples: taken so far.
+    metrics: of the split.
   """
 
-  def __init__(self, class_names: Sequence[str], num_examples: int):
-    """Starts with nothing.
-
-    Args:
-      class_names: of all K classes, for people.
-      num_examples: that there will be, so that samples are spread evenly.
-    """
-    self._names = tuple(class_names)
-    self._total = num_examples
-    self.counts = evaluate.ConfusionCounts(len(self._names))
-    self._waiting: list[dict[str, np.ndarray]] = []
-    self._since = self.examples = 0
-    spread = np.linspace(0, num_examples - 1, min(_EXAMPLES, num_examples))
-    self._spread = np.round(spread).astype(np.int64)
-    self._samples: list[dict[str, np.ndarray]] = []
-    self._worst: dict[str, np.ndarray] | None = None
-    self._bins = np.zeros((3, _BINS))
-
-  def add(self, rows: Mapping[str, np.ndarray]) -> None:
-    """Takes the next examples of the split.
-
-    Args:
-      rows: `classes`, `scores` `[N, top]`, `label`, `loss` `[N]`.
-    """
-    self.counts.add(rows)
-    count = len(rows["label"])
-    rows = {
-      "index": np.arange(self.examples, self.examples + count),
-      **{k: rows[k] for k in ("label", "loss", "classes", "scores")},
-    }
-    self.examples += count
-    self._waiting.append(rows)
-    self._since += count
-    if self._since >= _CHUNK:
-      self._settle()
-
-  def _settle(self) -> None:
-    """Looks at what is waiting."""
-    if not self._waiting:
-      return
-    rows = _joined(self._waiting)
-    self._waiting, self._since = [], 0
-    self._samples.append(_chosen(rows, np.isin(rows["index"], self._spread)))
-    wrong = _chosen(rows, rows["classes"][:, 0] != rows["label"])
-    if self._worst is not None:
-      wrong = _joined([self._worst, wrong])
-    self._worst = _chosen(wrong, _worst_first(wrong)[:_EXAMPLES])
-    self._bins += _calibration(rows)
-
-  def places(self) -> list[int]:
-    """Of the examples that are shown, in the split; once all are in."""
-    self._settle()
-    kinds = [self._worst, *self._samples]
-    return sorted({int(i) for rows in kinds if rows for i in rows["index"]})
-
-  def notes(self) -> list[str]:
-    """What is to be said of them beside `result`; once all are in."""
-    self._settle()
-    broken = self.counts.metrics().get("not_numbers")
-    if not broken:
-      return []
-    return [
-      f"{broken:,} of the {self.examples:,} examples have a NaN among "
-      "their logits: they count as wrong, as no class, and leave no mean loss."
-    ]
-
-  def result(
+  def __init__(
     self,
-    images: Mapping[int, str],
-    split: str,
-    step: int,
-    loss: str,
-    names: Mapping[int, str],
-  ) -> dict[str, Any]:
-    """All of it, as JSON; once at least one example is in.
+    model: Any,
+    params: Any,
+    batches: evaluate.Batches,
+    mesh: Mesh,
+    split: split_lib.Split,
+    config: config_lib.Config,
+    interrupt: Callable[[], None] = lambda: None,
+  ):
+    """Evaluates the split. All hosts call it.
 
     Args:
-      images: a data URI for each of `places`; an example that has none is
-        left out.
-      split: its expression, for people.
-      step: updates that the weights have seen.
-      loss: its name, "softmax" or "sigmoid".
-      names: of the files of `places`; "" where there is none.
-
-    Returns:
-      What the page takes for `predictions`. Numbers that aren't finite are
-      None.
+      model: its functions, as for `evaluate.examples`.
+      params: to be evaluated.
+      batches: this host's.
+      mesh: of all devices.
+      split: that they are of.
+      config: of the run.
+      interrupt: called before each batch; may raise.
     """
-    self._settle()
-    metrics = self.counts.metrics()
-    table = list(self.counts.classes())
+    self._split, self._config = split, config
+    self._counts = evaluate.ConfusionCounts(len(split.class_names))
+    self._seen = 0
+    self._spread = kernels.evenly(len(split), _EXAMPLES)
+    self._samples: list[dict[str, Any]] = []
+    self._worst: list[tuple[float, dict[str, Any]]] = []
+    self._bins = np.zeros((3, _BINS))
+    for rows in evaluate.examples(model, params, batches, mesh, interrupt):
+      self._add(rows)
+    self.metrics = self._counts.metrics()
+    self._params = _shown_weights(params, mesh)
+
+  def _add(self, rows: Mapping[str, np.ndarray]) -> None:
+    self._counts.add(rows)
+    self._bins += _calibration(rows)
+    label, first = rows["label"], rows["classes"][:, 0]
+    # A NaN comes first; last an infinite loss, as its class has no output: no
+    # image could have been right.
+    loss = rows["loss"].astype(np.float64)
+    rank = np.where(np.isfinite(loss), -loss, np.inf)
+    rank = np.where(first == evaluate.NO_CLASS, -np.inf, rank)
+    wrong = np.flatnonzero(first != label)
+    wrong = wrong[np.argsort(rank[wrong], kind="stable")][:_EXAMPLES]
+    self._worst += [
+      (float(rank[i]), self._example(rows, i)) for i in wrong.tolist()
+    ]
+    self._worst.sort(key=lambda pair: pair[0])
+    del self._worst[_EXAMPLES:]
+    places = self._seen + np.arange(len(label))
+    for i in np.flatnonzero(np.isin(places, self._spread)).tolist():
+      self._samples.append(self._example(rows, i))
+    self._seen += len(label)
+
+  def _example(self, rows: Mapping[str, np.ndarray], i: int) -> dict[str, Any]:
+    top = zip(rows["classes"][i], rows["scores"][i], strict=True)
+    return {
+      "index": self._seen + i,
+      "label": int(rows["label"][i]),
+      "loss": float(rows["loss"][i]),
+      "top": [[int(k), float(p)] for k, p in top if k != evaluate.NO_CLASS],
+    }
+
+  def result(self, step: int) -> dict[str, Any]:
+    """JSON for `report.json`: all that the page shows of the model.
+
+    For one host.
+
+    Args:
+      step: updates that the weights have seen.
+
+    Raises:
+      UserError: an example can't be read.
+    """
+    figures, notes = _figures(self._params, self._config)
+    broken = self.metrics.get("not_numbers")
+    if broken:
+      notes.append(
+        f"{broken:,} of the {self._seen:,} examples have a NaN among their "
+        "logits: they count as wrong, as no class, and leave no mean loss."
+      )
+    return {
+      "step": step,
+      "predictions": self._predictions(step),
+      "weights": figures,
+      "notes": notes,
+    }
+
+  def _predictions(self, step: int) -> dict[str, Any]:
+    table = list(self._counts.classes())
     pairs = self._pairs()
     matrix = self._matrix(pairs)
     by_class = [(r.label, r.examples, r.correct) for r in _listed(table)]
-    worst = list(_examples(self._worst, images, names))
-    samples = [
-      e for rows in self._samples for e in _examples(rows, images, names)
-    ]
-    classes: Any = list(self._names)
-    if len(classes) > _ALL_CLASSES:
-      shown = {k for k, _, _ in by_class}
-      shown |= {k for a, b, _ in pairs[:_PAIRS] for k in (a, b)}
-      shown |= set(matrix)
+    worst, samples = [example for _, example in self._worst], self._samples
+    self._add_images([*worst, *samples])
+    names = trained.names_for_people(self._split.class_names)
+    classes: Any = list(names)
+    if len(names) > _ALL_CLASSES:
+      shown = {k for k, _, _ in by_class} | {*matrix}
+      shown |= {k for pair in pairs[:_PAIRS] for k in pair[:2]}
       for example in worst + samples:
         shown |= {example["label"], *(k for k, _ in example["top"])}
-      classes = {str(k): self._names[k] for k in sorted(shown)}
-    dense = self.counts.confusion[matrix][:, matrix].toarray()
+      classes = {str(k): names[k] for k in sorted(shown)}
+    dense = self._counts.confusion[matrix][:, matrix].toarray()
     totals = np.array([table[k].examples for k in matrix], np.int64)
+    count, scores, correct = (self._bins[:, self._bins[0] > 0]).astype(float)
+    edges = np.linspace(0, 1, _BINS + 1)
+    low, high = edges[:-1][self._bins[0] > 0], edges[1:][self._bins[0] > 0]
+    score, accuracy = scores / count, correct / count
+    ece = (count / count.sum() * np.abs(accuracy - score)).sum()
     return {
-      "split": split,
+      "split": self._split.expression,
       "step": step,
-      "examples": metrics["examples"],
-      "loss": loss,
+      "examples": self.metrics["examples"],
       "classes": classes,
-      "accuracy": metrics["accuracy"],
-      "accuracy_top5": metrics["accuracy_top5"],
-      "mean_loss": _finite(metrics["loss"]),
+      "accuracy": self.metrics["accuracy"],
+      "accuracy_top5": self.metrics["accuracy_top5"],
+      "mean_loss": self.metrics["loss"],
       "confusion": {
         "classes": matrix,
         "counts": dense.tolist(),
         "elsewhere": (totals - dense.sum(axis=1)).tolist(),
       },
-      "pairs": [list(pair) for pair in pairs[:_PAIRS]],
-      "by_class": [list(row) for row in by_class],
-      "calibration": self._calibrated(),
+      "pairs": pairs[:_PAIRS],
+      "by_class": by_class,
+      "calibration": {
+        "ece": float(ece) if len(count) else None,
+        "bins": np.stack([low, high, count, score, accuracy], 1).tolist(),
+      },
       "worst": worst,
       "samples": samples,
     }
 
+  def _add_images(self, examples: Sequence[dict[str, Any]]) -> None:
+    """Adds each example's image as the model sees it, and its file's name."""
+    split, config = self._split, self._config
+    size = config_lib.image_size(config)
+    records = split.read([example["index"] for example in examples])
+    for example, record in zip(examples, records, strict=True):
+      try:
+        image = preprocess.evaluation(
+          record["image"], size, config.data.eval_short_side
+        )
+      except ValueError as e:
+        raise split.decode_error(record["index"], e) from e
+      example["file"] = errors.printable(record.get("file_name", ""))
+      example["image"] = thumbnail(image)
+
   def _pairs(self) -> list[tuple[int, int, int]]:
     """(label, predicted, count) of all confusions, the most frequent first."""
-    found = self.counts.confusion.tocoo()
+    found = self._counts.confusion.tocoo()
     wrong = (found.row != found.col) & (found.data > 0)
     row, col, count = (x[wrong] for x in (found.row, found.col, found.data))
     order = np.lexsort((col, row, -count))
@@ -169,12 +196,13 @@ class Collector:
 
   def _matrix(self, pairs: Sequence[tuple[int, int, int]]) -> list[int]:
     """The classes of the confusion matrix, in order."""
-    if len(self._names) <= _MATRIX:
-      return list(range(len(self._names)))
+    count = len(self._split.class_names)
+    if count <= _MATRIX:
+      return list(range(count))
     both: dict[tuple[int, int], int] = {}
-    for a, b, count in pairs:
+    for a, b, times in pairs:
       key = (min(a, b), max(a, b))
-      both[key] = both.get(key, 0) + count
+      both[key] = both.get(key, 0) + times
     # Those that are mistaken for each other: a matrix of classes that are
     # merely mistaken often would be empty beside its diagonal.
     chosen: set[int] = set()
@@ -183,21 +211,8 @@ class Collector:
         chosen |= set(key)
     return sorted(chosen) or list(range(_MATRIX))
 
-  def _calibrated(self) -> dict[str, Any]:
-    count, scores, correct = self._bins
-    edges = np.linspace(0, 1, _BINS + 1)
-    bins, ece = [], 0.0
-    for i in np.flatnonzero(count):
-      mean, accuracy = scores[i] / count[i], correct[i] / count[i]
-      ece += count[i] / count.sum() * abs(accuracy - mean)
-      low, high = edges[i], edges[i + 1]
-      bins.append(
-        [*map(float, (low, high)), int(count[i]), float(mean), float(accuracy)]
-      )
-    return {"ece": float(ece) if bins else None, "bins": bins}
 
-
-def _listed(table: list[evaluate.ClassRow]) -> list[evaluate.ClassRow]:
+def _listed(table: list[Any]) -> list[Any]:
   """All classes, or of many the worst of those that have examples."""
   if len(table) <= _ALL_CLASSES:
     return table
@@ -207,72 +222,116 @@ def _listed(table: list[evaluate.ClassRow]) -> list[evaluate.ClassRow]:
   return some[:_WORST_CLASSES]
 
 
-def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-  return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
-
-
-def _chosen(
-  rows: Mapping[str, np.ndarray], which: np.ndarray
-) -> dict[str, np.ndarray]:
-  return {k: v[which] for k, v in rows.items()}
-
-
-def _worst_first(rows: Mapping[str, np.ndarray]) -> np.ndarray:
-  """The order in which mistakes are shown.
-
-  By the loss, highest first, then as they come. An example with NaN among its
-  logits comes before all; behind all one whose loss is infinite, as its class
-  has no output: no image could have been right.
-  """
-  loss = rows["loss"].astype(np.float64)
-  loss = np.where(np.isfinite(loss), loss, -np.inf)
-  loss = np.where(rows["classes"][:, 0] == evaluate.NO_CLASS, np.inf, loss)
-  return np.lexsort((rows["index"], -loss))
-
-
 def _calibration(rows: Mapping[str, np.ndarray]) -> np.ndarray:
-  """Of each bin the examples, and the sums of scores and right predictions.
+  """Of each bin the examples, and sums of scores and of right predictions.
 
   Guo et al. 2017, arXiv 1706.04599, section 3: bin m of M has the scores in
-  ((m - 1) / M, m / M].
-
-  Returns:
-    float64 `[3, bins]`, without examples that have a NaN among their logits.
+  ((m - 1) / M, m / M]. float64 `[3, bins]`, without NaNs.
   """
   predicted = rows["classes"][:, 0]
   sound = predicted != evaluate.NO_CLASS
   # A probability may be rounded to a little more than 1.
   scores = np.clip(rows["scores"][sound, 0].astype(np.float64), 0, 1)
-  right = (predicted == rows["label"])[sound].astype(np.float64)
+  right = (predicted == rows["label"])[sound]
   inner = np.linspace(0, 1, _BINS + 1)[1:-1]
   place = np.searchsorted(inner, scores, side="left")
-  return np.stack(
-    [
-      np.bincount(place, weight, minlength=_BINS)
-      for weight in (np.ones_like(scores), scores, right)
-    ]
-  )
+  weights = np.ones_like(scores), scores, right
+  return np.stack([np.bincount(place, w, minlength=_BINS) for w in weights])
 
 
-def _examples(
-  rows: Mapping[str, np.ndarray] | None,
-  images: Mapping[int, str],
-  names: Mapping[int, str],
-) -> Iterator[dict[str, Any]]:
-  """The examples that have an image, as JSON."""
-  for i in range(len(rows["index"]) if rows else 0):
-    row = {k: v[i].tolist() for k, v in (rows or {}).items()}
-    if row["index"] in images:
-      top = zip(row["classes"], row["scores"], strict=True)
-      yield {
-        "index": row["index"],
-        "file": names.get(row["index"], ""),
-        "image": images[row["index"]],
-        "label": row["label"],
-        "loss": _finite(row["loss"]),
-        "top": [[k, score] for k, score in top if k != evaluate.NO_CLASS],
+def thumbnail(image: np.ndarray) -> str:
+  """A data URI of an image, uint8 `[H, W, 3]`."""
+  pil, kind, options = Image.fromarray(image), "png", {"optimize": True}
+  if max(pil.size) > _EXACT:
+    pil.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
+    kind, options = "jpeg", {"quality": _QUALITY}
+  return _uri(pil, kind, **options)
+
+
+def _uri(image: Image.Image, kind: str, **options: Any) -> str:
+  buffer = io.BytesIO()
+  image.save(buffer, kind, **options)
+  encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
+  return f"data:image/{kind};base64,{encoded}"
+
+
+def _shown_weights(params: Any, mesh: Mesh) -> dict[str, Any]:
+  """Brings to every host the few weights that are shown, and no more.
+
+  Kernels of the stem, and of the token mixing of three blocks.
+  """
+  shown: dict[str, Any] = {"stem": {"kernel": params["stem"]["kernel"]}}
+  count = sum(name.startswith("MixerBlock_") for name in params)
+  for i in {0, count // 2, count - 1} if count else ():
+    mlp = params[f"MixerBlock_{i}"]["token_mixing"]
+    kernel = mlp["Dense_0"]["kernel"]
+    # An MLP for each channel can be larger than a host.
+    if kernel.ndim == 2:
+      block = {"token_mixing": {"Dense_0": {"kernel": kernel}}}
+      shown[f"MixerBlock_{i}"] = block
+  everywhere = sharding.replicated(mesh)
+  return jax.device_get(jax.jit(lambda x: x, out_shardings=everywhere)(shown))
+
+
+def _figures(
+  params: Mapping[str, Any], config: config_lib.Config
+) -> tuple[list[dict[str, Any]], list[str]]:
+  """Figures 5 to 7 of the paper in small, and what isn't drawn.
+
+  `kernels` orders and colours them.
+  """
+  found, notes = [], []
+  patch = params["stem"]["kernel"].shape[0]
+  height, width = config_lib.image_size(config)
+  grid = height // patch, width // patch
+
+  def draw(title: str, what: str, make: Callable[[], np.ndarray]) -> None:
+    try:
+      images = make()
+    except UserError as e:
+      notes.append(f"Weights that are not drawn: {e}")
+      return
+    # Pairs of a unit and its closest inverse stay together.
+    pairs = kernels.evenly(-(-len(images) // 2), _UNITS // 2)
+    chosen = [i for k in pairs for i in (2 * k, 2 * k + 1) if i < len(images)]
+    picture = kernels.montage(images[chosen], min(8, len(images)))
+    found.append(
+      {
+        "title": title,
+        "caption": f"{len(chosen)} of {len(images):,} {what}",
+        "image": _uri(Image.fromarray(picture), "png", optimize=True),
+        "width": picture.shape[1],
       }
+    )
 
-
-def _finite(value: float) -> float | None:
-  return value if math.isfinite(value) else None
+  what = (
+    f"kernels of {patch} x {patch} pixels, low frequencies first; each scaled "
+    "by its largest weight, mid-grey is 0."
+  )
+  draw("Stem", what, lambda: kernels.stem_kernels(params))
+  what = (
+    f"hidden units: how each weighs the {grid[0]} x {grid[1]} tokens; red "
+    "above 0, blue below, each scaled by its largest weight. Low frequencies "
+    "first, each beside its closest inverse."
+  )
+  if config.model.token_mixing != "shared":
+    notes.append(
+      "No token-mixing weights are drawn: each channel has an MLP of its own "
+      f"(model.token_mixing={config.model.token_mixing})."
+    )
+  for name in params:
+    if name != "stem":
+      block = int(name.removeprefix("MixerBlock_"))
+      draw(
+        f"Token mixing, block {block}",
+        what,
+        lambda block=block: kernels.token_units(
+          params,
+          block,
+          grid,
+          kernels.token_places(
+            grid, config.data.permute, config.data.permute_seed
+          ),
+        ),
+      )
+  return found, notes

@@ -1,20 +1,18 @@
 """What `python -m mixer report` and a run's end write, looked at again."""
 
-import dataclasses
 import json
-import operator
 import shutil
 
 import numpy as np
 import pytest
 
-import input_pipeline
-from mixer import cli, evaluate, metrics, sharding, train_step, trained
+from configs import smoke
+from mixer import cli, evaluate, sharding, train_step, trained
 from mixer import workdir as workdir_lib
 from mixer.commands import report
 from mixer.datasets import split as split_lib
-from mixer.report import files, making
-from tests.report import run_files, test_text, test_thumbnails
+from mixer.report import collect, predictions
+from tests import states, test_report
 
 pytestmark = pytest.mark.usefixtures("untouched")
 
@@ -35,23 +33,30 @@ def command(capfd):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, data_dir):
+def config(data_dir):
+  found = smoke.get_config()
+  found.data.data_dir = data_dir
+  return found
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, config):
   """A run, and what the model says by itself: classes, scores, labels."""
   path = tmp_path_factory.mktemp("runs") / "one"
-  run_files.make(path, data_dir)
+  test_report.save_checkpoint(path, config)
+  test_report.make_run(path, config)
   found = trained.load(str(path))
-  split = split_lib.open_split("digits", "test", data_dir)
+  split = split_lib.open_split("digits", "test", config.data.data_dir)
   mesh = sharding.make_mesh()
   functions = train_step.Inference(found.module, "softmax", 10, mesh)
-  assert found.config is not None
-  found.config.batch_size = 64
-  batches = input_pipeline.eval_batches(split, found.config)
-  # The same functions and batches, for what is made at a run's end.
-  gathered = making.gather(
-    functions, found.params, batches, mesh, split, found.config
+
+  def batches():
+    return evaluate.batches(split, (16, 16), 16, 64)
+
+  gathered = predictions.Gathered(
+    functions, found.params, batches(), mesh, split, config
   )
-  batches = input_pipeline.eval_batches(split, found.config)
-  rows = list(evaluate.examples(functions, found.params, batches, mesh))
+  rows = list(evaluate.examples(functions, found.params, batches(), mesh))
   rows = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
   return path, rows, gathered, split
 
@@ -63,75 +68,53 @@ def run(made, tmp_path):
 
 
 def data(path):
-  return test_text.data_of(path.read_text("utf-8"))
+  return test_report.data_of(path.read_text("utf-8"))["runs"]
 
 
 def check(made, run):
   """The page about a run says what the model says."""
   _, rows, _, split = made
-  (found,) = data(run / "report.html")["runs"]
+  (found,) = data(run / "report.html")
   assert found["name"] == "one"
-  assert found["metrics"] == metrics.read(run)
-  stored = json.loads((run / "config.json").read_text())
-  assert found["config"] == stored["config"]
+  assert found["curves"]["eval/accuracy"] == [[10, 20], [0.5, 0.25]]
   got = found["predictions"]
   right = rows["classes"][:, 0] == rows["label"]
   assert (got["step"], got["split"], got["examples"]) == (4, "test", 397)
   assert got["accuracy"] == right.mean()
   for example in got["samples"] + got["worst"]:
-    i = example["index"]
-    kind, pixels = test_thumbnails.decoded(example["image"])
-    record = split[i]
-    assert kind == "PNG"
-    assert pixels.shape == (16, 16, 3)
-    assert example["label"] == record["label"] == rows["label"][i]
-  assert len(found["weights"]["tokens"]) == 2
+    kind, pixels = test_report.decoded(example["image"])
+    assert (kind, pixels.shape) == ("PNG", (16, 16, 3))
+    record = split[example["index"]]
+    assert example["label"] == record["label"]
+    assert example["label"] == rows["label"][example["index"]]
+  assert len(found["weights"]) == 3
   return found
 
 
-def test_at_a_runs_end(made, run):
-  said = making.finish(workdir_lib.path(run), 4, made[2])
-  assert said == f"report: {run}/report.html"
+def test_at_a_runs_end(made, run, monkeypatch):
+  path = workdir_lib.path(run)
+  assert collect.finish(path, 4, made[2]) == f"report: {run}/report.html"
   check(made, run)
-  page = (run / "report.html").read_bytes()
+  written = (run / "report.html").read_bytes()
   # Once more, as by a run that finds itself finished.
-  assert making.finish(workdir_lib.path(run), 4, None) == said
-  assert (run / "report.html").read_bytes() == page
-
-
-def test_examples_have_the_names_of_their_files(made):
-  split = made[3]
-
-  class Named:
-    def __len__(self):
-      return len(split.source)
-
-    def __getitems__(self, indices):
-      names = [{"file_name": f"c\x1b/{i}.png"} for i in indices]
-      records = split.source.__getitems__(indices)
-      return list(map(operator.or_, records, names))
-
-  named = dataclasses.replace(split, source=Named())
-  got = making.result(dataclasses.replace(made[2], split=named), 4)
-  for example in got["predictions"]["worst"] + got["predictions"]["samples"]:
-    assert example["file"] == f"c\\x1b/{example['index']}.png"
-
-
-def test_a_runs_end_never_fails(made, run, monkeypatch):
+  collect.finish(path, 4, None)
+  assert (run / "report.html").read_bytes() == written
+  # It never fails.
+  (run / "report.json").unlink()
   (run / "report.json").mkdir()
-  said = making.finish(workdir_lib.path(run), 4, made[2])
+  said = collect.finish(path, 4, made[2])
   assert said.startswith("there is no report of this run: ")
   assert "report.json" in said
-  monkeypatch.setattr(making.page, "text", lambda runs: 1 / 0)
-  said = making.finish(workdir_lib.path(run), 4, None)
+  monkeypatch.setattr(collect.page, "text", lambda runs: 1 / 0)
+  said = collect.finish(path, 4, None)
   assert said == "there is no report of this run: division by zero."
 
 
-def test_evaluates_once(made, run, command, monkeypatch):
+def test_it_evaluates_once(made, run, command, monkeypatch):
   out = command(run)
   found = check(made, run)
-  assert out.startswith("one: steps 20 of 20 (0.5 epochs), accuracy 25.00%")
-  assert "4 records of metrics, 397 predictions for test at step 4" in out
+  assert out.startswith("one: steps 20 of 20 (0.5 epochs), Accuracy 25.00%")
+  assert "397 predictions for test at step 4" in out
   assert all(f"  note: {note}" in out for note in found["notes"])
   assert out.endswith(f"written to    {run}/report.html\n")
   monkeypatch.setattr(report, "_evaluate", None)  # Not a second time.
@@ -139,23 +122,20 @@ def test_evaluates_once(made, run, command, monkeypatch):
   assert check(made, run) == found
 
 
-def test_several_and_those_without_a_model(made, run, command, monkeypatch):
-  files.keep(run, making.result(made[2], 4))
-  other = run.parent / "deep" / "one"
-  run_files.write(run.parent / "deep", {}, [])
-  stored = json.loads((run / "config.json").read_text())["config"]
-  evil = test_text._EVIL.replace("/", "")
-  third = run.parent / evil
-  for path in (other, third):
-    run_files.write(path, stored, run_files.RECORDS[:1])
+def test_several_and_those_without_a_model(
+  made, run, config, command, monkeypatch
+):
+  collect.keep(run, made[2].result(4))
+  (run.parent / "deep").mkdir()
+  other, evil = run.parent / "deep" / "one", run.parent / "<b>a&b"
+  for path in (other, evil):
+    test_report.make_run(path, config, test_report.RECORDS[:1])
   monkeypatch.chdir(run.parent)
-  out = command(run, other, third, f"{run}/../one")
-  names = [f"{run.parent.name}/one", "deep/one", f"{run.parent.name}/{evil}"]
-  found = data(run.parent / "report.html")["runs"]
+  out = command(run, other, evil, f"{run}/../one")
+  names = [f"{run.parent.name}/one", "deep/one", f"{run.parent.name}/<b>a&b"]
+  found = data(run.parent / "report.html")
   assert [r["name"] for r in found] == names
-  assert [len(r["metrics"]) for r in found] == [4, 1, 1]
-  assert found[0]["predictions"]["examples"] == 397
-  assert found[1]["predictions"] is None
+  assert [bool(r["predictions"]) for r in found] == [True, False, False]
   assert "note: No predictions: there is no checkpoint yet." in out
   assert out.endswith("written to    report.html\n")
 
@@ -164,56 +144,47 @@ def test_without_evaluation(run, command, tmp_path):
   target = tmp_path / "x.html"
   out = command(run, "--no-evaluate", "-o", target)
   assert "note: No predictions, as of --no-evaluate." in out
-  (found,) = data(target)["runs"]
-  assert found["predictions"] is None
+  assert data(target)[0]["predictions"] is None
   assert not (run / "report.html").exists()
   assert not (run / "report.json").exists()
 
 
-def test_data_that_is_not_here(tmp_path, data_dir, command):
-  def change(metadata):
-    metadata["config"]["data"]["name"] = "imagenet2012"
+def test_checkpoints_that_cannot_be_evaluated(run, tmp_path, config, command):
+  for name, key, value, said in (
+    ("a", "data", {"name": "imagenet2012"}, "data set imagenet2012"),
+    (
+      "b",
+      "model",
+      {"hidden_dim": 40},
+      "weights of another model than the conf",
+    ),
+  ):
 
-  run_files.make(tmp_path / "r", data_dir, change=change)
-  out = command(tmp_path / "r", f"--data_dir={tmp_path}")
-  assert "note: Checkpoint 4 isn't evaluated: data set imagenet2012" in out
-  (found,) = data(tmp_path / "r" / "report.html")["runs"]
-  assert len(found["metrics"]) == 4
+    def change(metadata, key=key, value=value):
+      metadata["config"][key] |= value
 
-
-def test_a_checkpoint_of_another_model(tmp_path, data_dir, command):
-  def change(metadata):
-    metadata["config"]["model"]["hidden_dim"] = 40
-
-  run_files.make(tmp_path / "r", data_dir, change=change)
-  out = command(tmp_path / "r")
-  assert "weights of another model than the config" in out
-
-
-def test_a_damaged_checkpoint(run, command):
-  step = run / "checkpoints" / "4"
-  files_of_it = [p for p in (step / "ema").rglob("*") if p.is_file()]
-  largest = max(files_of_it, key=lambda p: p.stat().st_size)
-  content = bytearray(largest.read_bytes())
-  content[len(content) // 2] ^= 1
-  largest.write_bytes(content)
+    test_report.save_checkpoint(tmp_path / name, config, change)
+    test_report.make_run(tmp_path / name, config)
+    out = command(tmp_path / name, f"--data_dir={tmp_path}")
+    assert "note: Checkpoint 4 isn't evaluated: " in out and said in out
+    assert data(tmp_path / name / "report.html")[0]["curves"]
+  files = (run / "checkpoints" / "4" / "ema").rglob("*")
+  states.flip(
+    max((p for p in files if p.is_file()), key=lambda p: p.stat().st_size)
+  )
   out = command(run)
   assert "note: Checkpoint 4 isn't evaluated: checkpoint" in out
-  assert "is damaged" in out
-  assert (run / "report.html").exists()
+  assert "is damaged" in out and (run / "report.html").exists()
 
 
-@pytest.mark.parametrize(
-  ("args", "said"),
-  [
-    (["{tmp}/nowhere"], "there is no folder"),
-    (["{tmp}"], "is not a workdir of train.py: it has no config.json"),
-    (["{run}", "-o", "/dev/null/x.html"], "x.html can't be written: "),
-    (["{run}", "-o", "{tmp}"], "is a folder: name a file"),
-  ],
-)
-def test_mistakes(made, tmp_path, command, args, said):
-  places = {"tmp": str(tmp_path), "run": str(made[0])}
-  assert said.format(**places) in command(
-    *(a.format(**places) for a in args), code=1
-  )
+def test_mistakes(made, tmp_path, command):
+  for args, said in (
+    ([tmp_path / "nowhere"], "there is no folder"),
+    ([tmp_path], "has no config.json"),
+    ([made[0], "-o", "/dev/null/x.html"], "x.html can't be written: "),
+    ([made[0], "-o", tmp_path], "is a folder: name a file"),
+  ):
+    assert said in command(*args, code=1)
+  stored = json.loads((made[0] / "config.json").read_text())
+  (tmp_path / "config.json").write_text(json.dumps(stored | {"a": 1}))
+  assert "config.json" in command(tmp_path, code=1)

@@ -37,7 +37,7 @@ from mixer import (
   train_step,
 )
 from mixer import workdir as workdir_lib
-from mixer.report import making
+from mixer.report import collect
 
 # Moment: (where, name of the function, before or after it).
 MOMENTS: dict[str, tuple[Any, str, bool]] = {
@@ -56,10 +56,10 @@ MOMENTS: dict[str, tuple[Any, str, bool]] = {
   "saving": (checkpoints.Checkpoints, "save", False),
   "commit": (atomicity.AtomicRenameTemporaryPath, "finalize", True),
   "committed": (atomicity.AtomicRenameTemporaryPath, "finalize", False),
-  "examine": (making, "gather", True),
+  "examine": (collect, "gather", True),
   "account": (reporter.Reporter, "account", True),
   "end": (reporter.Reporter, "close", False),
-  "report": (making, "finish", True),
+  "report": (collect, "finish", True),
 }
 # The first call of the jitted update, which compiles it.
 COMPILE = "compile"

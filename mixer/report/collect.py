@@ -1,0 +1,320 @@
+"""What the page shows of a run, from its workdir.
+
+`WORKDIR/report.json` keeps what it took the model and the data to find: the
+predictions and the figures of the weights of one step.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from mixer import checkpoints, errors, files, metrics, reporter
+from mixer import config as config_lib
+from mixer import workdir as workdir_lib
+from mixer.errors import UserError
+from mixer.report import page, predictions
+
+PAGE, KEPT = "report.html", "report.json"
+_FORMAT = 2
+_KEYS = ("format", "step", "predictions", "weights", "notes")
+# Records that a browser still draws without a pause.
+_MOST = 20_000
+# Metrics at the top of the page: their name, how to write them, the best one.
+_FINALS = {
+  "eval/accuracy": ("Accuracy", "{:.2%}", max),
+  "eval/accuracy_top5": ("Top-5 accuracy", "{:.2%}", max),
+  "eval/loss": ("Evaluation loss", "{:.4g}", min),
+  "train/loss": ("Training loss", "{:.4g}", None),
+  "train/images_per_second": ("Images per second", "{:,.0f}", None),
+  "train/mfu": ("MFU", "{:.2%}", None),
+}
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def finish(
+  workdir: epath.Path, step: int, gathered: predictions.Gathered | None
+) -> str:
+  """Writes `report.json` and `report.html` at a run's end. For one host.
+
+  Args:
+    workdir: of the run; its metrics are complete.
+    step: updates done.
+    gathered: None leaves `report.json` as it is.
+
+  Returns:
+    A sentence for people, also where something went wrong.
+  """
+  try:
+    if gathered is not None:
+      keep(workdir, gathered.result(step))
+    found = read(workdir, workdir.name or str(workdir))
+    write(workdir / PAGE, [found])
+  except Exception as e:  # A run that is finished stays so.
+    return f"there is no report of this run: {errors.first_line(e)}."
+  return f"report: {workdir / PAGE}"
+
+
+def write(target: epath.PathLike, runs: Sequence[dict[str, Any]]) -> None:
+  """Writes the page; it is there whole or not at all."""
+  advice = "Name a file in a folder that takes some: mixer report ... -o FILE."
+  with files.atomic_write(target, advice=advice) as f:
+    # Of a name that is no text there may be remains in it.
+    f.write(page.text(runs).encode("utf-8", "replace"))
+
+
+def keep(workdir: epath.PathLike, content: dict[str, Any]) -> None:
+  """Writes `report.json`, with what `Gathered.result` gives."""
+  plain = files.sealed(page.plain({"format": _FORMAT, **content}))
+  with files.atomic_write(epath.Path(workdir) / KEPT, "w") as f:
+    f.write(json.dumps(plain, allow_nan=False) + "\n")
+
+
+def kept(workdir: epath.PathLike) -> tuple[dict[str, Any] | None, str]:
+  """What `report.json` has, None without; and a sentence if it is damaged."""
+  path = epath.Path(workdir) / KEPT
+  try:
+    found = files.read_sealed(path, "the predictions of a run", _KEYS)
+  except UserError as e:
+    gone = isinstance(e.__cause__, FileNotFoundError)
+    return None, "" if gone else str(e)
+  if found["format"] != _FORMAT:
+    return None, f"{path} was written by another version of mixer."
+  return found, ""
+
+
+def read(
+  workdir: epath.PathLike,
+  name: str,
+  said: str = "",
+  fresh: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+  """What is known of a run, finished or not.
+
+  Args:
+    workdir: of the run.
+    name: to call it.
+    said: a sentence about predictions, to be among the notes; or "".
+    fresh: what `kept` would give, if it has just been made.
+
+  Returns:
+    An element of the page's `runs`; `notes` say what is missing in it.
+
+  Raises:
+    UserError: it is no workdir of ours.
+  """
+  path = workdir_lib.path(workdir)
+  content = workdir_lib.read_config(path)
+  resolved = content["resolved"]
+  config = config_lib.from_json(content["config"], resolved)
+  newest, header, notes = _checkpoint(path)
+  metadata = header.metadata if header else {}
+  try:
+    examined = metrics.examine(path, metadata.get("metrics_lines", 0))
+    records = list(examined.records.values())
+    notes += [examined.damage] if examined.damage else []
+  except UserError as e:
+    records = []
+    notes.append(f"There are no metrics: {e}")
+  found, damage = (fresh, "") if fresh else kept(path)
+  done = max([newest or 0, *(r["step"] for r in records)])
+  total = resolved.get("total")
+  if total and done < total:
+    notes.append(
+      f"The run has done {done:,} of {total:,} updates: it is under way, or "
+      "was stopped and goes on with the same command."
+    )
+  notes += [sentence for sentence in (damage, said) if sentence]
+  if found is not None:
+    notes += [*found["notes"], *_older(path, found["step"], newest, records)]
+  elif not said:
+    notes.append(
+      "No predictions: a run makes them at its end, and mixer report "
+      f"--evaluate {path} at any time."
+    )
+  thin = _thin(records, notes)
+  curves = _curves(thin)
+  environment = metadata.get("environment") or {}
+  spent = [r for r in thin if any(map(_is_time, r))]
+  hours = {r["step"]: _seconds(r) / 3600 for r in spent}
+  last = spent[-1] if spent else {}
+  return {
+    "name": name,
+    "finals": _finals(curves),
+    "facts": _facts(path, config, resolved, done, metadata, header),
+    "settings": _flat(content["config"]),
+    "environment": _flat(environment),
+    "batch_size": config.batch_size,
+    "curves": curves,
+    "hours": [sorted(hours), [hours[s] for s in sorted(hours)]] if hours else 0,
+    "time": [
+      [text, last[f"goodput/{kind}"]]
+      for kind, text in reporter.KINDS.items()
+      if last.get(f"goodput/{kind}")
+    ],
+    "predictions": found and found["predictions"],
+    "weights": found and found["weights"],
+    "notes": notes,
+  }
+
+
+def _checkpoint(
+  path: epath.Path,
+) -> tuple[int | None, checkpoints.Header | None, list[str]]:
+  """The newest one's step and header; and what is wrong with it."""
+  step = None
+  try:
+    _, step = checkpoints.locate(path)
+    found = checkpoints.header(checkpoints.directory(path) / str(step))
+    return step, found, []
+  except (UserError, *workdir_lib.failures(path)) as e:
+    what = "There is no whole checkpoint yet"
+    if step is not None:
+      what = errors.first_line(e)
+    lacks = "devices, versions and the number of parameters aren't known"
+    return step, None, [f"{what}: {lacks}."]
+
+
+def _older(
+  path: epath.Path, step: int, newest: int | None, records: Records
+) -> list[str]:
+  """A sentence if predictions are not those of the newest evaluation."""
+  evaluated = [r["step"] for r in records if r.get("eval/accuracy") is not None]
+  if not evaluated or evaluated[-1] == step:
+    return []
+  note = (
+    f"Predictions and weights are those of step {step:,}, and the newest "
+    f"evaluation is that of step {evaluated[-1]:,}"
+  )
+  if newest not in (None, step):
+    note += (
+      f": mixer report --evaluate {path} takes the newest checkpoint, that of "
+      f"step {newest:,}"
+    )
+  return [f"{note}."]
+
+
+def _thin(records: Records, notes: list[str]) -> Records:
+  """Records enough for a page; adds a note if some of training are left out."""
+  plain = [
+    i
+    for i, r in enumerate(records)
+    if not any(name.startswith(("eval/", "fewshot/")) for name in r)
+  ]
+  room = max(_MOST - (len(records) - len(plain)), 1)
+  every = math.ceil(len(plain) / room)
+  if every <= 1:
+    return records
+  out = {*plain} - {*plain[::every], plain[-1]}
+  notes.append(
+    f"Of the {len(plain):,} records of training one of {every:,} is shown; "
+    f"evaluations are all there, and {metrics.FILE} has everything."
+  )
+  return [r for i, r in enumerate(records) if i not in out]
+
+
+def _curves(records: Records) -> dict[str, list[list[Any]]]:
+  """Metric -> [steps, values], in order; of one step the last record counts."""
+  found: dict[str, dict[int, Any]] = {}
+  for record in records:
+    for name, value in record.items():
+      if name != "step":
+        found.setdefault(name, {})[record["step"]] = value
+  return {
+    name: [sorted(values), [values[step] for step in sorted(values)]]
+    for name, values in found.items()
+  }
+
+
+def _is_time(name: str) -> bool:
+  return name.startswith("goodput/")
+
+
+def _seconds(record: Mapping[str, Any]) -> float:
+  return sum(v or 0.0 for name, v in record.items() if _is_time(name))
+
+
+def _finals(curves: Mapping[str, list[list[Any]]]) -> list[list[str]]:
+  """[label, text, where it is from] of the last values of metrics."""
+  found = []
+  for name, (label, form, best) in _FINALS.items():
+    steps, values = curves.get(name, ([], []))
+    if not steps:
+      continue
+    known = [v for v in values if v is not None and math.isfinite(v)]
+    last = values[-1]
+    text = form.format(last) if last in known else "not finite"
+    aside = f"at step {steps[-1]:,}"
+    if best and known and (top := best(known)) != last:
+      at = steps[values.index(top)]
+      aside += f"; best {form.format(top)} at {at:,}"
+    found.append([label, text, aside])
+  return found
+
+
+def _facts(
+  path: epath.Path,
+  config: config_lib.Config,
+  resolved: Mapping[str, Any],
+  done: int,
+  metadata: Mapping[str, Any],
+  header: checkpoints.Header | None,
+) -> list[list[str]]:
+  """Pairs of a label and a text, for people."""
+  height, width = config_lib.image_size(config)
+  size = height if height == width else f"{height} x {width}"
+  model = f"Mixer {config.model.variant} at {size} px"
+  if resolved.get("num_classes"):
+    model += f", {resolved['num_classes']:,} classes"
+  if header:
+    shapes = [
+      array[1]
+      for name, array in header.arrays.items()
+      if name.startswith("params/")
+    ]
+    count = sum(map(math.prod, shapes))
+    model += f", {count / 1e6:,.2f} M parameters"
+  total, examples = resolved.get("total"), resolved.get("train_examples")
+  steps = f"{done:,} of {total:,}" if total else f"{done:,}"
+  if examples:
+    steps += f" ({done * config.batch_size / examples:,.1f} epochs)"
+  about = metadata.get("environment") or {}
+  devices = ""
+  if "device_kind" in about:
+    devices = f"{about['num_devices']} x {about['device_kind']}"
+  versions = about.get("versions") or {}
+  code = {"mixer": versions.get("mixer"), "commit": about.get("commit")}
+  code |= {"jax": versions.get("jax")}
+  found = {
+    "workdir": os.fspath(path),
+    "model": f"{model}, {config.model.dtype}",
+    "started": (metadata.get("origin") or "").removeprefix("starting "),
+    "data": _data(config, resolved),
+    "steps": steps,
+    "batch": f"{config.batch_size:,} images an update",
+    "devices": devices,
+    "code": ", ".join(f"{k} {v}" for k, v in code.items() if v),
+  }
+  return [[label, text] for label, text in found.items() if text]
+
+
+def _data(config: config_lib.Config, resolved: Mapping[str, Any]) -> str:
+  parts = []
+  for split, use in (("train", "training"), ("eval", "evaluation")):
+    count = resolved.get(f"{split}_examples")
+    images = f" ({count:,} images)" if count else ""
+    parts.append(f"{config.data[f'{split}_split']}{images} for {use}")
+  return f"{config.data.name}: {', '.join(parts)}"
+
+
+def _flat(tree: Mapping[str, Any]) -> list[list[str]]:
+  """[key, text] of a nested config or environment."""
+  flat = config_lib.flatten(tree)
+  return [
+    [key, value if value and isinstance(value, str) else json.dumps(value)]
+    for key, value in flat.items()
+  ]

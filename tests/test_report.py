@@ -1,0 +1,502 @@
+"""What `mixer.report` collects, against plain numpy; and the page's text."""
+
+import base64
+import html.parser
+import io
+import json
+import math
+import types
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from configs import smoke
+from mixer import __version__, block, metrics, model, sharding, workdir
+from mixer import config as config_lib
+from mixer.errors import UserError
+from mixer.insight import kernels
+from mixer.report import collect, page, predictions
+from tests import object_store, trained_files
+
+# Steps 10 and 20 are logged and evaluated, the checkpoint is that of step 4.
+RECORDS = [
+  {"step": 10, "train/loss": 2.1, "train/images_per_second": 900.0},
+  {
+    "step": 20,
+    "train/loss": None,
+    "train/images_per_second": 1100.0,
+    "goodput/start": 4.0,
+    "goodput/step": 61.5,
+  },
+  {"step": 10, "eval/accuracy": 0.5, "eval/loss": 1.9},
+  {"step": 20, "eval/accuracy": 0.25, "eval/loss": 1.5},
+]
+
+
+def make_run(path, config, records=RECORDS):
+  """The files of a run beside its checkpoints."""
+  path.mkdir(exist_ok=True)
+  resolved = {"total": 20, "train_examples": 1400, "eval_examples": 397}
+  resolved |= {"num_classes": 10}
+  workdir.write_config(path, config_lib.to_json(config), resolved)
+  with open(path / metrics.FILE, "w") as f:
+    for i, record in enumerate(records):
+      f.write(metrics._line(i, record) + "\n")
+
+
+def save_checkpoint(path, config, change=lambda metadata: None):
+  """The checkpoint of a run, with where it comes from."""
+
+  def about(metadata):
+    metadata["environment"] = {
+      "device_kind": "TPU v0",
+      "num_devices": 8,
+      "versions": {"mixer": "0.1.0", "jax": "1.2.3"},
+    }
+    metadata["origin"] = "starting from random weights"
+    change(metadata)
+
+  trained_files.save(path, config, about)
+
+
+def decoded(uri):
+  """The kind that a data URI names, and its image."""
+  head, _, text = uri.partition(",")
+  image = Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
+  assert head == f"data:image/{image.format.lower()};base64"
+  return image.format, np.asarray(image)
+
+
+class Elements(html.parser.HTMLParser):
+  """What a page consists of: (name, attributes, text) of each element."""
+
+  def __init__(self, text):
+    super().__init__(convert_charrefs=True)
+    self.found = []
+    self.feed(text)
+    self.close()
+
+  def handle_starttag(self, tag, attrs):
+    self.found.append((tag, dict(attrs), []))
+
+  def handle_data(self, data):
+    if self.found:
+      self.found[-1][2].append(data)
+
+  def text(self, tag, **attributes):
+    (text,) = [
+      "".join(parts)
+      for name, has, parts in self.found
+      if name == tag and attributes.items() <= has.items()
+    ]
+    return text
+
+
+def data_of(text):
+  return json.loads(Elements(text).text("script", id="data"))
+
+
+# What the model predicts.
+
+
+class Split:
+  """Of K classes: a white image for each of N examples."""
+
+  expression = "test"
+
+  def __init__(self, num_classes, count):
+    self.class_names = tuple(f"c{k}" for k in range(num_classes))
+    self._count = count
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), "white").save(buffer, "png")
+    self._image = buffer.getvalue()
+
+  def __len__(self):
+    return self._count
+
+  def read(self, places):
+    image = self._image
+    names = [{"file_name": f"a\x1b/{i}.png"} if i % 2 else {} for i in places]
+    return [{"image": image, "index": 0} | name for name in names]
+
+
+def random_rows(seed, num_classes, count, nan=0.1, infinite=0.1):
+  """Rows as `evaluate.examples` gives; often right, some not to be counted."""
+  rng = np.random.default_rng(seed)
+  logits = np.round(rng.normal(0, 2, (count, num_classes)), 1)
+  label = rng.integers(0, num_classes, count).astype(np.int32)
+  logits[np.arange(count), label] += 1.5
+  order = np.argsort(-logits, axis=1, kind="stable")[:, :5].astype(np.int32)
+  scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+  loss = -np.log(scores[np.arange(count), label]).astype(np.float32)
+  scores = np.take_along_axis(scores, order, 1).astype(np.float32)
+  broken = rng.random(count) < nan
+  order[broken], scores[broken], loss[broken] = -1, np.nan, np.nan
+  loss[(rng.random(count) < infinite) & ~broken] = np.inf
+  return {"classes": order, "scores": scores, "label": label, "loss": loss}
+
+
+def gathered(rows, num_classes, cuts=()):
+  """What is kept after the rows came in some pieces."""
+  count = len(rows["label"])
+  spans = zip([0, *cuts], [*cuts, count], strict=True)
+  pieces = [{k: v[a:b] for k, v in rows.items()} for a, b in spans]
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(predictions.evaluate, "examples", lambda *_: pieces)
+    patch.setattr(predictions, "_shown_weights", lambda params, mesh: params)
+    params = {"stem": {"kernel": np.zeros((4, 4, 3, 2), np.float32)}}
+    nothing = types.SimpleNamespace()
+    split: object = Split(num_classes, count)
+    found = predictions.Gathered(
+      nothing, params, [], nothing, split, smoke.get_config()
+    )
+  return page.plain(found.result(7))
+
+
+@st.composite
+def cases(draw):
+  k, n = draw(st.integers(1, 40)), draw(st.integers(1, 200))
+  cuts = draw(st.lists(st.integers(0, n), max_size=4))
+  return random_rows(draw(st.integers(0, 999)), k, n), k, sorted(cuts)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases())
+def test_predictions_against_numpy(case):
+  rows, k, cuts = case
+  kept = gathered(rows, k, cuts)
+  got = kept["predictions"]
+  label, first = rows["label"], rows["classes"][:, 0]
+  n = len(label)
+  assert (got["examples"], got["step"], got["split"]) == (n, 7, "test")
+  assert got["accuracy"] == np.mean(label == first)
+  mean = rows["loss"].astype(np.float64).mean()
+  expected = pytest.approx(mean, rel=1e-6) if np.isfinite(mean) else None
+  assert got["mean_loss"] == expected
+  full = np.zeros((k, k), int)
+  np.add.at(full, (label[first >= 0], first[first >= 0]), 1)
+  assert got["by_class"] == [
+    [i, int((label == i).sum()), int(full[i, i])] for i in range(k)
+  ]
+  # The matrix: a part of the whole one, and nobody is lost.
+  chosen = got["confusion"]["classes"]
+  assert chosen == sorted(set(chosen))
+  assert chosen == list(range(k)) if k <= 30 else len(chosen) <= 30
+  counts = np.array(got["confusion"]["counts"], int)
+  counts = counts.reshape(len(chosen), len(chosen))
+  np.testing.assert_array_equal(counts, full[np.ix_(chosen, chosen)])
+  totals = counts.sum(axis=1) + got["confusion"]["elsewhere"]
+  assert totals.tolist() == [(label == i).sum() for i in chosen]
+  wrong = full - np.diag(full.diagonal())
+  pairs = [[int(a), int(b), int(wrong[a, b])] for a, b in np.argwhere(wrong)]
+  assert got["pairs"] == sorted(pairs, key=lambda p: -p[2])[:30]
+  # Of many classes, the two that are taken for each other most.
+  both = wrong + wrong.T
+  assert both.max() == both[np.ix_(chosen, chosen)].max()
+  samples = [e["index"] for e in got["samples"]]
+  assert samples == sorted(set(samples)) and len(samples) == min(n, 24)
+  assert {samples[0], samples[-1]} == {0, n - 1}
+
+  def rank(i):
+    loss = float(rows["loss"][i])
+    if np.isnan(loss):
+      return (0, 0, i)
+    return (2, 0, i) if np.isinf(loss) else (1, -loss, i)
+
+  mistakes = np.flatnonzero(label != first).tolist()
+  worst = sorted(mistakes, key=rank)[:24]
+  assert [e["index"] for e in got["worst"]] == worst
+  for example in got["samples"] + got["worst"]:
+    i = example["index"]
+    assert example["file"] == (f"a\\x1b/{i}.png" if i % 2 else "")
+    assert decoded(example["image"])[1].shape == (16, 16, 3)
+    loss = float(rows["loss"][i])
+    assert example["loss"] == (loss if np.isfinite(loss) else None)
+    row = rows["classes"][i].tolist(), rows["scores"][i].tolist()
+    expected = list(map(list, zip(*row, strict=True))) if first[i] >= 0 else []
+    assert (example["label"], example["top"]) == (label[i], expected)
+  broken = np.isnan(rows["loss"]).sum()
+  said = f"{broken} of the {n} examples have a NaN"
+  assert any(note.startswith(said) for note in kept["notes"]) == (broken > 0)
+  # Calibration, by its definition.
+  sound = first >= 0
+  score, right = rows["scores"][sound, 0].astype(float), (first == label)[sound]
+  bins, ece = [], 0.0
+  for m in range(15):
+    inside = (score > m / 15) & (score <= (m + 1) / 15)
+    if inside.any():
+      accuracy, mean = right[inside].mean(), score[inside].mean()
+      ece += inside.sum() / len(score) * abs(accuracy - mean)
+      bins.append([m / 15, (m + 1) / 15, inside.sum(), mean, accuracy])
+  found = got["calibration"]
+  np.testing.assert_allclose(
+    np.reshape(found["bins"], (-1, 5)), np.reshape(bins, (-1, 5)), atol=1e-12
+  )
+  assert found["ece"] == (pytest.approx(ece, abs=1e-12) if bins else None)
+
+
+def test_many_classes_and_few_names():
+  k, n = 21_843, 3_000
+  rng = np.random.default_rng(1)
+  label = rng.integers(0, k, n).astype(np.int32)
+  classes = rng.integers(0, k, (n, 5)).astype(np.int32)
+  classes[::3, 0] = label[::3]
+  # Two classes that are taken for each other, often.
+  label[:60], classes[:60, 0] = 17, 20_000
+  label[60:80], classes[60:80, 0] = 20_000, 17
+  scores = np.full((n, 5), np.nextafter(np.float32(1), np.float32(2)))
+  loss = rng.random(n).astype(np.float32)
+  rows = {"label": label, "classes": classes, "scores": scores, "loss": loss}
+  got = gathered(rows, k, [1, 2_000])["predictions"]
+  assert got["pairs"][:2] == [[17, 20_000, 60], [20_000, 17, 20]]
+  assert {17, 20_000} <= set(got["confusion"]["classes"])
+  assert len(got["by_class"]) == 100
+  assert got["by_class"][0][0] == 17  # None right, and the most examples.
+  needed = {*got["confusion"]["classes"]}
+  needed |= {row[0] for row in got["by_class"]}
+  needed |= {c for pair in got["pairs"] for c in pair[:2]}
+  for e in got["worst"] + got["samples"]:
+    needed |= {e["label"], *(c for c, _ in e["top"])}
+  assert got["classes"] == {str(c): f"c{c}" for c in sorted(needed)}
+  # A score that is rounded above 1 is in the last bin.
+  ((_, last, count, _, _),) = got["calibration"]["bins"]
+  assert (last, count) == (1, n)
+  assert len(json.dumps(got)) < 60_000
+
+
+def test_thumbnails():
+  rng = np.random.default_rng(0)
+  for shape in ((1, 1, 3), (64, 40, 3)):
+    image = rng.integers(0, 256, shape, np.uint8)
+    kind, got = decoded(predictions.thumbnail(image))
+    assert kind == "PNG"
+    np.testing.assert_array_equal(got, image)
+  for shape, expected in (((65, 20), (65, 20)), ((192, 384), (96, 192))):
+    rows = np.linspace(0, 255, shape[0])[:, None, None]
+    image = np.broadcast_to(rows, (*shape, 3)).astype(np.uint8)
+    kind, got = decoded(predictions.thumbnail(image))
+    assert kind == "JPEG" and got.shape == (*expected, 3)
+    rows = np.linspace(0, 255, expected[0])[:, None, None]
+    assert np.abs(got - rows).max() < 12
+
+
+# Figures of weights.
+
+
+def drawn(mixing=None, change=lambda params: None, **keys):
+  """The figures of a model's weights by title, and the notes."""
+  mixing = mixing or block.TokenMixing()
+  module = model.MlpMixer(4, 5, 100, 132, 12, mixing=mixing)
+  params = trained_files.random_params(module, 16)
+  change(params)
+  config = smoke.get_config()
+  config.model.update(keys)
+  shown = predictions._shown_weights(params, sharding.make_mesh())
+  found, notes = predictions._figures(shown, config)
+  return params, shown, {figure["title"]: figure for figure in found}, notes
+
+
+def test_weights_are_drawn_in_pairs_and_no_more_than_64():
+  params, shown, found, notes = drawn()
+  blocks = [f"Token mixing, block {i}" for i in (0, 2, 4)]
+  assert notes == [] and {*found} == {"Stem", *blocks}
+  assert {*shown} == {"stem", "MixerBlock_0", "MixerBlock_2", "MixerBlock_4"}
+  assert "64 of 100 kernels" in found["Stem"]["caption"]
+  assert "64 of 132 hidden units" in found[blocks[0]]["caption"]
+  units = kernels.token_units(params, 0, (4, 4), np.arange(16))
+  strip = kernels.montage(units, 132)
+  _, pixels = decoded(found[blocks[0]]["image"])
+  tiles = [pixels[y : y + 4, x : x + 4] for y in range(0, 40, 5)
+           for x in range(0, 40, 5)]  # fmt: skip
+  every = [strip[:, 5 * i : 5 * i + 4] for i in range(132)]
+  places = [[(t == e).all() for e in every].index(True) for t in tiles]
+  # Pairs stay together, the first and the last one are in it.
+  assert (places[0], places[62]) == (0, 130)
+  assert places[1::2] == [place + 1 for place in places[::2]]
+
+
+def test_weights_that_cannot_be_drawn():
+  def damage(params):
+    params["stem"]["kernel"][0, 0, 0, 0] = np.nan
+    mlp = params["MixerBlock_2"]["token_mixing"]
+    mlp["Dense_0"]["kernel"][1, 1] = np.inf
+
+  _, _, found, notes = drawn(change=damage)
+  assert [title[-1] for title in found] == ["0", "4"] and len(notes) == 2
+  for mixing, keys, said in (
+    ({"untied": True}, {"token_mixing": "untied"}, "No token-mixing weights"),
+    ({"groups": 2}, {"token_groups": 2}, "groups of channels"),
+    ({"pyramid": ((1, 4),)}, {}, "units of block 2 read 4 numbers"),
+  ):
+    _, _, found, notes = drawn(block.TokenMixing(**mixing), **keys)
+    assert any(said in note for note in notes)
+    assert len(found) == 1 + ("pyramid" in mixing)
+
+
+# A workdir as it is read.
+
+
+def test_a_whole_run(tmp_path):
+  config = smoke.get_config()
+  save_checkpoint(tmp_path, config)
+  make_run(tmp_path, config)
+  got = collect.read(tmp_path, "me")
+  assert got["name"] == "me"
+  assert got["curves"]["train/loss"] == [[10, 20], [2.1, None]]
+  assert got["hours"] == [[20], [65.5 / 3600]]
+  assert got["time"] == [["start", 4.0], ["updates", 61.5]]
+  assert ["model.variant", "S/4"] in got["settings"]
+  assert ["versions.jax", "1.2.3"] in got["environment"]
+  assert (got["predictions"], got["weights"]) == (None, None)
+  assert dict(got["facts"]) == {
+    "workdir": str(tmp_path),
+    "model": "Mixer S/4 at 16 px, 10 classes, 0.01 M parameters, float32",
+    "started": "from random weights",
+    "data": "digits: train (1,400 images) for training, test (397 images) for "
+    "evaluation",
+    "steps": "20 of 20 (0.5 epochs)",
+    "batch": "32 images an update",
+    "devices": "8 x TPU v0",
+    "code": "mixer 0.1.0, jax 1.2.3",
+  }
+  assert got["finals"] == [
+    ["Accuracy", "25.00%", "at step 20; best 50.00% at 10"],
+    ["Evaluation loss", "1.5", "at step 20"],
+    ["Training loss", "not finite", "at step 20"],
+    ["Images per second", "1,100", "at step 20"],
+  ]
+  (note,) = got["notes"]
+  assert f"mixer report --evaluate {tmp_path} at any time" in note
+  save_checkpoint(
+    tmp_path / "lost", config, lambda m: m.update(metrics_lines=9)
+  )
+  make_run(tmp_path / "lost", config, [])
+  notes = collect.read(tmp_path / "lost", "x")["notes"]
+  assert any("9 of 9 lines are damaged or gone" in note for note in notes)
+
+
+def test_a_run_that_has_only_begun(tmp_path):
+  make_run(tmp_path, smoke.get_config(), RECORDS[:1])
+  with open(tmp_path / metrics.FILE, "a") as f:
+    f.write('{"step": 20, "train/lo')
+  got = collect.read(tmp_path, "x", "Because.")
+  assert got["curves"]["train/loss"] == [[10], [2.1]]
+  assert "There is no whole checkpoint yet" in got["notes"][0]
+  assert "10 of 20 updates: it is under way" in got["notes"][1]
+  assert got["notes"][2:] == ["Because."]
+  (tmp_path / metrics.FILE).unlink()
+  got = collect.read(tmp_path, "x")
+  assert (got["curves"], got["hours"], got["finals"]) == ({}, 0, [])
+  with pytest.raises(UserError, match="has no config.json"):
+    collect.read(tmp_path / "none", "x")
+
+
+def test_long_metrics_are_thinned(tmp_path):
+  records = []
+  for step in range(1, 45_001):
+    records.append({"step": step, "train/loss": step / 7})
+    if step % 1000 == 0:
+      records.append({"step": step, "eval/accuracy": step / 45_000})
+  make_run(tmp_path, smoke.get_config(), records)
+  got = collect.read(tmp_path, "x")
+  steps, values = got["curves"]["train/loss"]
+  assert steps == [*range(1, 45_001, 3), 45_000]
+  assert values == [step / 7 for step in steps]
+  assert got["curves"]["eval/accuracy"][0] == [*range(1000, 45_001, 1000)]
+  assert "Of the 45,000 records of training one of 3" in got["notes"][-1]
+
+
+def kept(step):
+  return {"step": step, "predictions": {"a": 1}, "weights": [], "notes": ["!"]}
+
+
+def test_what_is_kept_and_how_old_it_is(tmp_path):
+  config = smoke.get_config()
+  save_checkpoint(tmp_path, config)
+  make_run(tmp_path, config)
+  assert collect.kept(tmp_path) == (None, "")
+  assert collect.read(tmp_path, "x", fresh=kept(20))["notes"] == ["!"]
+  # The checkpoint is that of step 4: nothing newer can be evaluated.
+  assert collect.read(tmp_path, "x", fresh=kept(4))["notes"][-1] == (
+    "Predictions and weights are those of step 4, and the newest evaluation is "
+    "that of step 20."
+  )
+  got = collect.read(tmp_path, "x", fresh=kept(2))
+  assert "--evaluate" in got["notes"][-1]
+  content = kept(20) | {"predictions": {"mean_loss": float("nan")}}
+  collect.keep(tmp_path, content)
+  got = collect.read(tmp_path, "x")
+  assert got["predictions"] == {"mean_loss": None} and got["notes"] == ["!"]
+  path = tmp_path / collect.KEPT
+  written = json.loads(path.read_text())
+  for broken, said in (
+    ("{", "is no JSON"),
+    (json.dumps(written | {"step": 21}), "is damaged"),
+    (json.dumps(kept(1) | {"format": 0}), "another version"),
+  ):
+    path.write_text(broken)
+    got = collect.read(tmp_path, "x")
+    assert got["predictions"] is None
+    assert any(said in note for note in got["notes"])
+
+
+def test_an_object_store(monkeypatch):
+  pytest.importorskip("gcsfs")
+  with object_store.Server() as server:
+    for key, value in server.environment.items():
+      monkeypatch.setenv(key, value)
+    run = workdir.path(f"gs://{object_store.BUCKET}/run")
+    assert collect.kept(run) == (None, "")
+    collect.keep(run, kept(1))
+    assert collect.kept(run) == ({"format": 2, **kept(1)}, "")
+    collect.write(run / collect.PAGE, [{"name": "a \ud800"}])
+    assert b"a \\ud800" in server.store.objects["run/report.html"]
+
+
+# The page's text.
+
+_SHAPE = [tag for tag, _, _ in Elements(page.text([{"name": "a"}])).found]
+
+
+@pytest.mark.parametrize(
+  "nasty",
+  [
+    "</script><script>alert(1)</script>",
+    "<!--<script>",
+    "{{data}}{{title}}{{js}}",
+    "\u2028\u2029\0\x1b]]>&lt;&amp;",
+    "a\"b\\c'd`${e}\\1\\g<0> été \U0001f600",
+  ],
+)
+def test_nothing_gets_out_of_its_place(nasty):
+  run = {"name": nasty, "facts": [[nasty, nasty]], "notes": {nasty: nasty}}
+  text = page.text([run])
+  elements = Elements(text)
+  assert [tag for tag, _, _ in elements.found] == _SHAPE
+  assert data_of(text) == {"version": __version__, "runs": [run]}
+  title = elements.text("title").strip("\n").replace("\0", "")
+  assert title == f"{nasty}: report".replace("\0", "")
+
+
+_JSON = st.recursive(
+  st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+  lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+  max_leaves=20,
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(_JSON)
+def test_any_data_comes_back(value):
+  def expected(x):
+    if isinstance(x, dict):
+      return {k: expected(v) for k, v in x.items()}
+    if isinstance(x, list):
+      return [expected(v) for v in x]
+    return None if isinstance(x, float) and not math.isfinite(x) else x
+
+  (run,) = data_of(page.text([{"name": "a", "config": value}]))["runs"]
+  assert run["config"] == expected(value)

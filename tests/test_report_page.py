@@ -1,0 +1,568 @@
+"""The page of the report in a browser: what is shown is what was recorded."""
+
+import base64
+import io
+import os
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mixer.report import page as report_page
+
+NASTY = "</script><script>alert(1)</script>{{title}}<!--" + "y" * 200
+
+# [text, contrast] of each text in sight with what is next behind it.
+CONTRASTS = """() => {
+  const canvas = document.createElement("canvas");
+  canvas.width = canvas.height = 1;
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  const rgba = (colour) => {
+    context.clearRect(0, 0, 1, 1);
+    context.fillStyle = colour;
+    context.fillRect(0, 0, 1, 1);
+    return [...context.getImageData(0, 0, 1, 1).data];
+  };
+  const luminance = ([r, g, b]) => {
+    const [x, y, z] = [r, g, b].map((c) => c / 255).map((c) =>
+      c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+  };
+  const behind = (node) => {
+    for (let at = node; at; at = at.parentElement) {
+      const colour = rgba(getComputedStyle(at).backgroundColor);
+      if (colour[3] === 255) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const node of document.querySelectorAll("body *")) {
+    const own = [...node.childNodes].some((child) =>
+      child.nodeType === 3 && child.textContent.trim());
+    if (!own || !node.checkVisibility() || node.closest("script")) continue;
+    const style = getComputedStyle(node);
+    const text = rgba(node.namespaceURI.endsWith("svg")
+      ? style.fill : style.color);
+    const back = node.closest(".scores")
+      ? rgba(getComputedStyle(node.parentElement.querySelector(".fill"))
+        .backgroundColor) : behind(node);
+    const [a, b] = [luminance(text), luminance(back)].sort((p, q) => q - p);
+    found.push([node.textContent.slice(0, 40), (a + 0.05) / (b + 0.05)]);
+  }
+  return found;
+}"""
+
+
+def missing(what):
+  """Skips, but not where everything has to be tested."""
+  sentence = f"{what}: the report's page is not tested."
+  if os.environ.get("CI") == "true":
+    pytest.fail(sentence)
+  pytest.skip(sentence)
+
+
+@pytest.fixture(scope="module")
+def browser():
+  """Chromium without a window, shared by all tests of the page."""
+  try:
+    from playwright import sync_api
+  except ImportError:
+    missing("playwright is not installed (pip install playwright)")
+  names = ("chromium-headless-shell", "chromium", "google-chrome")
+  known = [os.environ.get("CHROMIUM"), *map(shutil.which, names)]
+  path = next(filter(None, known), None)
+  if path is None:
+    missing("there is no Chromium (set CHROMIUM to its path)")
+  with sync_api.sync_playwright() as playwright:
+    running = playwright.chromium.launch(
+      executable_path=path, args=["--no-sandbox"]
+    )
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def show(browser, tmp_path: pathlib.Path):
+  """Opens the report of some runs; it may neither complain nor load."""
+  contexts, complaints, requests = [], [], []
+  file = tmp_path / "report.html"
+
+  def opened(runs, **options):
+    file.write_text(report_page.text(runs), encoding="utf-8")
+    options.setdefault("viewport", {"width": 1280, "height": 900})
+    context = browser.new_context(**options)
+    context.set_default_timeout(5000)
+    contexts.append(context)
+    page = context.new_page()
+    page.on("console", lambda m: complaints.append(f"{m.type}: {m.text}"))
+    page.on("pageerror", lambda e: complaints.append(f"error: {e}"))
+    page.on("request", lambda r: requests.append(r.url))
+    page.goto(file.as_uri())
+    return page
+
+  yield opened
+  for context in contexts:
+    context.close()
+  assert complaints == []
+  loaded = [url for url in requests if not url.startswith("data:image/")]
+  assert set(loaded) == {file.as_uri()}
+
+
+def picture(side, seed=0):
+  """A PNG of noise, as an address."""
+  noise = np.random.default_rng(seed).integers(
+    0, 256, (side, side, 3), np.uint8
+  )
+  file = io.BytesIO()
+  Image.fromarray(noise).save(file, "PNG")
+  return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def predictions(classes, seed=0, names=None):
+  """Made up, of a random confusion matrix."""
+  rng = np.random.default_rng(seed)
+  counts = rng.poisson(0.6, (classes, classes)) + 30 * np.eye(
+    classes, dtype=int
+  )
+  shown = list(range(min(classes, 30)))
+  dense = counts[np.ix_(shown, shown)]
+  pairs = [[int(i), int(j), int(counts[i, j])] for i, j in np.argwhere(counts)]
+  pairs = sorted((p for p in pairs if p[0] != p[1]), key=lambda p: -p[2])
+
+  def example(i):
+    order = rng.permutation(classes)[:5].tolist()
+    scores = np.sort(rng.dirichlet(np.full(len(order), 0.4)))[::-1].tolist()
+    top = list(map(list, zip(order, scores, strict=True)))
+    found = {"index": i, "file": f"class/{i}.jpg" if i % 2 else "", "top": top}
+    return found | {
+      "image": picture(16, i),
+      "label": order[-1],
+      "loss": i + 0.5,
+    }
+
+  return {
+    "split": "test",
+    "step": 1000,
+    "examples": int(counts.sum()),
+    "classes": names or [f"class {k}" for k in range(classes)],
+    "accuracy": 0.875,
+    "accuracy_top5": 0.96875,
+    "mean_loss": 0.21,
+    "confusion": {
+      "classes": shown,
+      "counts": dense.tolist(),
+      "elsewhere": (counts[shown].sum(1) - dense.sum(1)).tolist(),
+    },
+    "pairs": pairs[:30],
+    "by_class": [
+      [k, int(counts[k].sum()), int(counts[k, k])] for k in range(classes)
+    ],
+    "calibration": {
+      "ece": 0.021,
+      "bins": [[0.2, 0.4, 7, 0.3, 0.25], [0.8, 1, 99, 0.9, 0.95]],
+    },
+    "worst": [example(i) for i in range(24)],
+    "samples": [example(30 * i) for i in range(24)],
+  }
+
+
+def make_run(name="runs/a", count=30, seed=0, classes=10, names=None):
+  """A run with everything that a report knows, as of `collect.read`."""
+  rng = np.random.default_rng(seed)
+  steps = [10 * (i + 1) for i in range(count)]
+  some = steps[2::3]
+  curves = {
+    "train/loss": [steps, rng.random(count).tolist()],
+    "eval/loss": [some, rng.random(len(some)).tolist()],
+    "eval/accuracy": [some, rng.random(len(some)).tolist()],
+    "train/grad_norm": [steps, (rng.random(count) + 1).tolist()],
+    "my/own": [steps, [step / 3 for step in steps]],
+  }
+  curves["train/loss"][1][count // 2] = None
+  return {
+    "name": name,
+    "finals": [["Accuracy", "62.50%", "at step 30; best 75.00% at 20"]],
+    "facts": [["model", "Mixer S/4 at 16 px"], ["steps", f"{steps[-1]}"]],
+    "settings": [["loss.name", "softmax"], ["seed", str(seed)]],
+    "environment": [["versions.jax", "0.11.0"]],
+    "batch_size": 32 * (seed + 1),
+    "curves": curves,
+    "hours": [[10, steps[-1]], [1.0, 2.0]],
+    "time": [["start", 30.0], ["updates", 90.0]],
+    "predictions": predictions(classes, seed, names),
+    "weights": [
+      {
+        "title": "Stem",
+        "caption": "Made up.",
+        "image": picture(40),
+        "width": 40,
+      }
+    ],
+    "notes": [],
+  }
+
+
+def bare(name="runs/new"):
+  """A run that has just begun."""
+  empty = {"curves": {}, "hours": 0, "predictions": None, "weights": None}
+  lists = {key: [] for key in ("finals", "facts", "environment", "time")}
+  note = ["There is no checkpoint in runs/new yet."]
+  return make_run(name) | empty | lists | {"notes": note}
+
+
+def charts(page, *titles):
+  """The plots of some charts, drawn."""
+  found = []
+  for title in titles:
+    plot = page.get_by_role("img", name=f"{title}: curves")
+    plot.scroll_into_view_if_needed()
+    plot.locator("canvas").wait_for()
+    found.append(plot)
+  return found
+
+
+def curves(plot):
+  """{x: value} of each curve that is drawn; None is a gap."""
+  columns = plot.evaluate(
+    "n => n.chart.drawn.data.map((column) => [...column].map((v) =>"
+    " v === undefined ? 'none' : v))"
+  )
+  return [
+    {x: v for x, v in zip(columns[0], column, strict=True) if v != "none"}
+    for column in columns[1:]
+  ]
+
+
+def axis(plot):
+  return plot.evaluate(
+    "n => [n.chart.drawn.scales.x.min, n.chart.drawn.scales.x.max]"
+  )
+
+
+def point(page, plot):
+  """Points at a third of the axis; the box of the plot."""
+  plot.evaluate("n => n.scrollIntoView({ block: 'center' })")
+  box = plot.locator(".u-over").bounding_box()
+  for y in (40, 50):
+    page.mouse.move(box["x"] + box["width"] / 3, box["y"] + y)
+  page.wait_for_function(
+    "n => n.chart.drawn.legend.idx !== null", arg=plot.element_handle()
+  )
+  return box
+
+
+def curve(run, metric):
+  return dict(zip(*run["curves"][metric], strict=True))
+
+
+def cells(rows):
+  """Of rows, also those out of sight."""
+  return rows.evaluate_all(
+    "rows => rows.map((r) => [...r.children].map((c) => c.textContent))"
+  )
+
+
+@pytest.mark.parametrize("kind", ["one", "four", "nasty", "bare"])
+def test_it_fits_a_phone_and_shows_names_as_they_are(show, kind):
+  runs = {
+    "one": lambda: [make_run()],
+    "four": lambda: [
+      make_run(f"runs/{i}", 20, i, classes=(10, 40, 3, 2)[i]) for i in range(4)
+    ],
+    "nasty": lambda: [
+      make_run(NASTY, names=[NASTY] * 10), make_run("b"), bare()
+    ],
+    "bare": lambda: [bare()],
+  }[kind]()  # fmt: skip
+  page = show(
+    runs, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True
+  )
+  sizes = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+  assert sizes == [360, 360]
+  for run in runs:
+    assert page.get_by_text(run["name"], exact=True).count()
+    for note in run["notes"]:
+      assert page.get_by_text(note).is_visible()
+  # What is under <main> is ours: no name has become an element.
+  assert page.locator("main script").count() == 0
+  if kind == "one":
+    # A swipe still scrolls, and a tap shows values.
+    (plot,) = charts(page, "Accuracy")
+    over = plot.locator(".u-over")
+    assert over.evaluate("n => getComputedStyle(n).touchAction") == "pan-y"
+    over.tap(position={"x": 150, "y": 90})
+    value = plot.locator(".u-value").nth(1).inner_text()
+    assert float(value.split()[0]) in [
+      float(f"{v:.6g}") for v in curve(runs[0], "eval/accuracy").values()
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out(show, scheme):
+  runs = [make_run("a", 20), make_run("b", 20, 1, classes=30)]
+  page = show(runs, color_scheme=scheme)
+  page.get_by_role("button", name="Loss: data table").click()
+  page.get_by_role("button", name="b", exact=True).first.click()
+  charts(page, "Loss")
+  for summary in page.locator("summary").all():
+    if not summary.evaluate("n => n.parentElement.open"):
+      summary.click()
+  found = page.evaluate(CONTRASTS)
+  assert len(found) > 500
+  assert [pair for pair in found if pair[1] < 4.5] == []
+
+
+def test_colours_and_print(show):
+  page = show([make_run("a"), make_run("b", 20, 1)], color_scheme="light")
+  (plot,) = charts(page, "Loss")
+  paper = "getComputedStyle(document.body).backgroundColor"
+  stroke = "n => n.chart.drawn.series[1]._stroke"
+  assert page.evaluate(paper) == "rgb(255, 255, 255)"
+  assert plot.evaluate(stroke) == "rgb(0, 114, 178)"
+  page.get_by_role("button", name="Dark").click()
+  assert page.evaluate(paper) == "rgb(20, 22, 26)"
+  assert plot.evaluate(stroke) == "rgb(86, 180, 233)"
+  page.emulate_media(media="print")
+  assert page.evaluate(paper) == "rgb(255, 255, 255)"
+  page.evaluate("dispatchEvent(new Event('beforeprint'))")
+  assert page.locator("details:not([open])").count() == 0
+  assert page.locator(".chart canvas").count() == page.locator(".chart").count()
+  assert page.locator(".card:visible").count() == 2 * 48
+
+
+def test_every_control_is_reached_by_tab_and_is_seen_to_be(show):
+  page = show([make_run("a", 20), make_run("b", 20, 1)])
+  expected = page.evaluate("""() => {
+    const all = document.querySelectorAll(
+      "a[href], button, input, summary, [tabindex='0']");
+    const seen = [...all].filter((n) => n.checkVisibility());
+    seen.forEach((n, i) => { n.dataset.place = i; });
+    return seen.length;
+  }""")
+  assert expected > 40
+  places = []
+  for _ in range(expected):
+    page.keyboard.press("Tab")
+    places.append(
+      page.evaluate("""() => {
+        const node = document.activeElement;
+        return [Number(node.dataset.place),
+          getComputedStyle(node).outlineStyle !== "none"];
+      }""")
+    )
+  assert places == [[i, True] for i in range(expected)]
+
+
+def test_settings_differ_and_can_be_searched(show):
+  runs = [make_run("a"), make_run("b", seed=1)]
+  runs[1]["settings"].append(["extra", "null"])
+  page = show(runs)
+  differs = page.get_by_role("region", name="Differences").locator("tbody tr")
+  assert cells(differs) == [["seed", "0", "1"], ["extra", "–", "null"]]
+  page.locator("summary", has_text="Configuration").click()
+  page.get_by_label("Filter: Configuration").fill("NAME loss")
+  rows = page.get_by_role("region", name="Configuration", exact=True)
+  rows = rows.locator("tbody tr")
+  left = [row for row in rows.all() if row.is_visible()]
+  assert [row.inner_text().split("\t")[0] for row in left] == ["loss.name"]
+  assert page.get_by_text("1 of 3").is_visible()
+
+
+def test_curves_and_tables_have_every_record(show):
+  runs = [make_run("runs/a", 600), make_run("runs/b", 17, 1)]
+  page = show(runs)
+  for title, metrics in (
+    ("Loss", ["train/loss", "eval/loss"]),
+    ("Accuracy", ["eval/accuracy"]),
+    ("Gradient norm", ["train/grad_norm"]),
+  ):
+    wanted = [curve(run, metric) for run in runs for metric in metrics]
+    (plot,) = charts(page, title)
+    assert curves(plot) == wanted
+    page.get_by_role("button", name=f"{title}: data table").click()
+    more = page.locator(".chart", has=plot).get_by_text("More rows")
+    while more.is_visible():
+      more.click()
+    rows = page.get_by_role("region", name=f"{title}: records")
+    steps = sorted(set().union(*wanted))
+    assert cells(rows.locator("tbody tr")) == [
+      [
+        f"{step:,}",
+        *(
+          "not finite" if known.get(step, 0) is None
+          else str(known[step]) if step in known else ""
+          for known in wanted
+        ),
+      ]
+      for step in steps
+    ]  # fmt: skip
+  page.get_by_text("More metrics").click()
+  (plot,) = charts(page, "my/own")
+  assert curves(plot)[0][30] == 10
+
+
+def test_pointing_zooming_and_hiding_runs(show):
+  runs = [make_run(f"runs/{i}", 31, i) for i in range(2)]
+  page = show(runs)
+  loss, norm = charts(page, "Loss", "Gradient norm")
+  assert axis(loss) == [10, 310]
+  point(page, norm)
+  shown = norm.locator(".u-value").all_inner_texts()
+  wanted = [curve(run, "train/grad_norm")[110] for run in runs]
+  assert shown == ["110", *(f"{v:.6g}" for v in wanted)]
+  # What was recorded elsewhere says where.
+  box = point(page, loss)
+  text = loss.locator(".u-value").nth(2).inner_text()
+  value = curve(runs[0], "eval/loss")[120]
+  assert text == f"{value:.6g} at 120"
+  page.mouse.down()
+  page.mouse.move(box["x"] + box["width"] * 2 / 3, box["y"] + 80)
+  page.mouse.up()
+  for plot in (loss, norm):
+    assert axis(plot) == pytest.approx([110, 210], abs=3)
+  page.get_by_role("button", name="Reset").click()
+  assert axis(norm) == [10, 310]
+  page.get_by_role("button", name="Zoom in").click()
+  first, last = axis(norm)
+  assert last - first == pytest.approx(150)
+  loss.locator(".u-over").dblclick(position={"x": 200, "y": 60})
+  assert axis(norm) == [10, 310]
+  page.get_by_label("Runs shown").get_by_text("runs/1").click()
+  assert len(curves(norm)) == 1 and len(curves(loss)) == 2
+  page.get_by_label("Runs shown").get_by_text("runs/1").click()
+  page.get_by_role("button", name="images", exact=True).click()
+  assert axis(norm) == [10 * 32, 310 * 64]
+  page.get_by_role("button", name="hours").click()
+  assert axis(norm) == [1, 2]
+  assert [*curves(norm)[0]][1] == pytest.approx(1 + 1 / 30)
+
+
+def test_smoothing_and_logarithms(show):
+  run = make_run(count=31)
+  run["curves"]["train/grad_norm"][1][:3] = [0, 1, -3]
+  page = show([run])
+  loss, norm = charts(page, "Loss", "Gradient norm")
+  page.get_by_label("Smoothing").fill("0.8")
+  known = curve(run, "train/loss")
+  raw, average, evaluation = curves(loss)
+  assert raw == known and evaluation == curve(run, "eval/loss")
+  values = [v for v in known.values() if v is not None]
+  weights = 0.8 ** np.arange(len(values))[::-1]
+  expected = np.average(values, weights=weights)
+  assert average[310] == pytest.approx(expected)
+  page.get_by_label("Smoothing").fill("0")
+  page.get_by_role("button", name="Gradient norm: logarithmic").click()
+  (drawn,) = curves(norm)
+  assert [drawn[10], drawn[20], drawn[30]] == [None, 1, None]
+  heights = norm.evaluate(
+    "n => [0.1, 1, 10].map((v) => n.chart.drawn.valToPos(v, 'y'))"
+  )
+  np.testing.assert_allclose(
+    np.diff(heights)[0], np.diff(heights)[1], rtol=1e-6
+  )
+
+
+def test_predictions_are_those_recorded(show):
+  run = make_run(classes=120)
+  data, page = run["predictions"], show([run])
+  names, matrix = data["classes"], data["confusion"]
+  rows = page.locator(".matrix tbody tr")
+  wanted = zip(matrix["counts"], matrix["elsewhere"], strict=True)
+  assert [[int(c or 0) for c in row[1:]] for row in cells(rows)] == [
+    [*row, other] for row, other in wanted
+  ]
+  rows.nth(1).locator("td").nth(2).click()
+  count, total = matrix["counts"][1][2], sum(matrix["counts"][1])
+  total += matrix["elsewhere"][1]
+  assert page.locator(".readout").inner_text() == (
+    f"class 1, taken for class 2: {count} of {total} "
+    f"({100 * count / total:.1f}%)"
+  )
+  pairs = page.get_by_role("region", name="Most frequent confusions")
+  assert cells(pairs.locator("tbody tr")) == [
+    [names[a], names[b], str(n)] for a, b, n in data["pairs"]
+  ]
+  page.get_by_text("Numbers", exact=True).click()
+  bins = page.get_by_role("region", name="Calibration by bin")
+  assert cells(bins.locator("tbody tr"))[0] == [
+    "0.200–0.400", "7", "30.0%", "25.0%"
+  ]  # fmt: skip
+  table = page.get_by_role("region", name="Accuracy by class")
+  rows = table.locator("tbody tr")
+  shares = [float(row[3].rstrip("%")) for row in cells(rows)]
+  expected = sorted(100 * right / n for _, n, right in data["by_class"])
+  assert shares == pytest.approx(expected, abs=0.06)
+  for _ in range(2):
+    table.get_by_role("button", name="examples").press("Enter")
+  counts = [int(row[1]) for row in cells(rows)]
+  assert counts == sorted((r[1] for r in data["by_class"]), reverse=True)
+  assert table.locator("[aria-sort=descending]").inner_text().startswith("exam")
+  table.get_by_role("button", name="class", exact=True).click()
+  assert cells(rows)[2][0] == "class 2"  # Not class 10.
+  page.get_by_label("Filter classes").fill("class 11")
+  left = cells(table.locator("tbody tr:not([hidden])"))
+  assert {f"class {k}" for k in (11, *range(110, 120))} <= {r[0] for r in left}
+  assert len(left) < 60
+  # Cards: a file's name alone, what was predicted, 12 at first.
+  cards = page.locator(".block", has_text="Worst mistakes").locator(".card")
+  worst = data["worst"][1]
+  text = cards.nth(1).inner_text()
+  assert "1.jpg" in text and "class/" not in text and "loss 1.5" in text
+  for label, score in worst["top"]:
+    assert names[label] in text and f"{100 * score:.1f}%" in text
+  assert cards.nth(1).locator(".right").count() == 1
+  image = cards.nth(1).locator("img")
+  assert (
+    image.evaluate("n => getComputedStyle(n).imageRendering") == "pixelated"
+  )
+  assert [card.is_visible() for card in cards.all()] == [True] * 12 + [
+    False
+  ] * 12
+  page.get_by_text("Worst mistakes: 12 more").click()
+  assert all(card.is_visible() for card in cards.all())
+  # Weights: a click enlarges, by whole factors.
+  stem = page.get_by_role("button", name="Enlarge: Stem")
+  assert stem.locator("img").evaluate("n => n.clientWidth") == 320
+  stem.press("Enter")
+  width = stem.locator("img").evaluate("n => n.clientWidth")
+  assert width > 320 and width % 40 == 0
+
+
+def test_what_is_missing_is_left_out(show):
+  runs = [make_run(name, seed=i) for i, name in enumerate("abc")]
+  runs[1]["predictions"] = None
+  runs[2]["predictions"] |= {
+    "classes": {"1": "cat"}, "worst": [], "pairs": [], "mean_loss": None,
+    "accuracy_top5": None, "calibration": {"ece": None, "bins": []},
+  }  # fmt: skip
+  runs[0]["weights"] = None
+  page = show(runs)
+  parts = page.locator("#predictions > details")
+  assert parts.locator("> summary").all_inner_texts() == ["a", "c"]
+  parts.nth(1).locator("> summary").click()
+  assert parts.nth(1).get_by_text("None in this split.").is_visible()
+  heads = parts.nth(1).locator(".matrix thead th").all_inner_texts()
+  assert heads[:3] == ["0", "cat", "2"]
+  big = parts.nth(1).locator(".big").all_inner_texts()
+  assert big == ["87.50%", "–", "–", "–"]
+  assert page.locator("#weights > details").count() == 2
+
+
+def test_time_by_kind(show):
+  page = show([make_run()])
+  rows = page.get_by_role("region", name="Time by kind").locator("tbody tr")
+  assert cells(rows) == [
+    ["start", "30 s (25.0%)"],
+    ["updates", "90 s (75.0%)"],
+    ["all", "120 s (100.0%)"],
+  ]
+
+
+def test_many_records_are_all_there(show):
+  run = bare("runs/long")
+  values = np.random.default_rng(0).random(20_000).tolist()
+  run["curves"] = {"train/loss": [list(range(20_000)), values]}
+  (plot,) = charts(show([run]), "Loss")
+  assert curves(plot) == [dict(enumerate(values))]
