@@ -247,10 +247,14 @@ def point(page, plot):
   box = plot.locator(".u-over").bounding_box()
   for y in (40, 50):
     page.mouse.move(box["x"] + box["width"] / 3, box["y"] + y)
+  wait_for_values(page, plot)
+  return box
+
+
+def wait_for_values(page, plot):
   page.wait_for_function(
     "n => n.chart.drawn.legend.idx !== null", arg=plot.element_handle()
   )
-  return box
 
 
 def curve(run, metric):
@@ -293,6 +297,7 @@ def test_it_fits_a_phone_and_shows_names_as_they_are(show, kind):
     over = plot.locator(".u-over")
     assert over.evaluate("n => getComputedStyle(n).touchAction") == "pan-y"
     over.tap(position={"x": 150, "y": 90})
+    wait_for_values(page, plot)
     value = plot.locator(".u-value").nth(1).inner_text()
     assert float(value.split()[0]) in [
       float(f"{v:.6g}") for v in curve(runs[0], "eval/accuracy").values()

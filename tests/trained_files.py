@@ -1,5 +1,7 @@
 """Makes what trained models are loaded from, without training."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +46,7 @@ def save(workdir, config, change=lambda metadata: None, scale=1.0):
     "class_names": _NAMES,
   }
   change(metadata)
+  os.makedirs(workdir, exist_ok=True)
   with checkpoints.Checkpoints(workdir) as c:
     c.save(4, state, metadata)
   return state
