@@ -178,6 +178,14 @@ function makeChart(spec, view) {
         records.hidden = !on;
         chart.age();
       }, named("data table")))), plot, records);
+  // A finger makes a mouse's events or none, and leaves at once.
+  plot.addEventListener("pointerdown", (event) => {
+    chart.touched = event.pointerType === "touch";
+    if (!chart.touched) return;
+    const { left, top } = chart.drawn.over.getBoundingClientRect();
+    chart.drawn.setCursor({ left: event.clientX - left,
+      top: event.clientY - top });
+  });
   new ResizeObserver(() => {
     if (chart.drawn && plot.clientWidth !== chart.drawn.width) chart.age();
   }).observe(plot);
@@ -234,7 +242,10 @@ function drawn(chart, view) {
     legend: { markers: { dash: (u, i) =>
       (series[i].dash?.length ? "dashed" : "solid") } },
     cursor: { y: false, drag: { setScale: false }, dataIdx: nearestRecord,
-      bind: { dblclick: () => () => view.zoom(-Infinity, Infinity) } },
+      bind: { dblclick: () => () => view.zoom(-Infinity, Infinity),
+        mouseleave: (u, target, leave) => (event) => {
+          if (!chart.touched) leave(event);
+        } } },
     hooks: { setSelect: [({ select, posToVal }) => {
       const [from, to] = [0, select.width].map((by) =>
         posToVal(select.left + by, "x"));
