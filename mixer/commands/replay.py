@@ -14,7 +14,6 @@ was there.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import math
 import sys
@@ -28,19 +27,21 @@ from mixer.errors import UserError, printable
 
 with epy.lazy_imports():
   import jax
+  import jax.numpy as jnp
   import numpy as np
 
   import input_pipeline
   from mixer import (
     checkpoints,
     durations,
-    examine,
     initial,
     runtime,
     sharding,
     train_step,
+    weights,
   )
   from mixer import config as config_lib
+  from mixer import model as model_lib
   from mixer import workdir as workdir_lib
 
 
@@ -62,7 +63,7 @@ def replay(workdir: str, step: int, data_dir: str = "") -> dict[str, Any]:
   """Makes the updates up to `step` again and looks into that one.
 
   Returns JSON: `step`, `from_step`, `metrics` of the update, `records` of its
-  batch, and the fields of `examine.Findings`.
+  batch, and what `_examine` found.
   """
   path = workdir_lib.path(workdir)
   stored = workdir_lib.read_config(path)
@@ -100,9 +101,7 @@ def replay(workdir: str, step: int, data_dir: str = "") -> dict[str, Any]:
     print(f"\rupdate {done + 1} of {step}", end="", file=sys.stderr)
     state, _ = trainer.train_step(state, batch)
     batch = sharding.put_batch(mesh, next(batches))
-  found = examine.examine(
-    config, trainer.model, trainer.num_classes, state, batch
-  )
+  found = _examine(config, trainer, state, batch)
   _, metrics = trainer.train_step(state, batch)
   print("\r\x1b[K" if step - start > 1 else "", end="", file=sys.stderr)
   return {
@@ -110,8 +109,67 @@ def replay(workdir: str, step: int, data_dir: str = "") -> dict[str, Any]:
     "from_step": start,
     "metrics": {k: v.item() for k, v in jax.device_get(metrics).items()},
     "records": input_pipeline.train_records(split, config, step),
-    **dataclasses.asdict(found),
-    "losses": found.losses.tolist(),
+  } | found
+
+
+def _examine(
+  config: config_lib.Config,
+  trainer: train_step.Trainer,
+  state: train_step.TrainState,
+  batch: train_step.Batch,
+) -> dict[str, Any]:
+  """Looks into the update that comes next.
+
+  Returns:
+    `losses` of its examples, in the batch's order; and by name the largest
+    magnitudes in `weights`, `gradients` and what `layers` give out without
+    dropout and mixup: the stem, each block, the head. NaN where there is one.
+  """
+  model, parts = trainer.model, config.optimizer.accumulate
+
+  def largest(tree: Any) -> Any:  # NaN goes through `max`.
+    return {
+      name: jnp.abs(x.astype(jnp.float32)).max()
+      for name, x in weights.flatten(tree).items()
+    }
+
+  def look(state: train_step.TrainState, batch: train_step.Batch) -> Any:
+    losses, whole = train_step.losses_of(
+      config, model, trainer.num_classes, state.step, batch
+    )
+    _, grads = train_step.accumulated(losses, state.params, whole, parts)
+    # Example i of B is the one at i // parts of part i % parts.
+    each = [
+      losses(
+        state.params,
+        jax.tree.map(lambda x, at=i: x[at::parts], whole),
+        jnp.int32(i) if parts > 1 else None,
+      )
+      for i in range(parts)
+    ]
+    # The plain model, as what is recomputed can't be captured.
+    _, captured = model_lib.plain(model).apply(
+      {"params": state.params},
+      model_lib.scale(batch["image"], model.dtype),
+      capture_intermediates=lambda module, _: len(module.path) == 1,
+      mutable=["intermediates"],
+    )
+    layers: Any = captured["intermediates"]
+    outputs = {k: v["__call__"][0] for k, v in layers.items() if k[0] != "_"}
+    losses_B = jnp.stack(each, axis=1).reshape(-1)
+    return losses_B, *map(largest, (state.params, grads, outputs))
+
+  losses_B, *found = jax.device_get(jax.jit(look)(state, batch))
+  of_weights, gradients, layers = (
+    {name: float(value) for name, value in part.items()} for part in found
+  )
+  blocks = [f"MixerBlock_{i}" for i in range(model.num_blocks)]
+  order = ["stem", *blocks, "pre_head_layer_norm", "head"]
+  return {
+    "losses": losses_B.tolist(),
+    "weights": of_weights,
+    "gradients": gradients,
+    "layers": {name: layers[name] for name in order},
   }
 
 
