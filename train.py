@@ -78,7 +78,7 @@ def train(
     plan, class_names = inputs.plan, inputs.train_split.class_names
     mend = functools.partial(checkpoints.mend_config, path)
     distributed.say(distributed.on_first("config", mend))
-    origin = initial.prepare(inputs.config, path, class_names)
+    origin = initial.find(inputs.config, path, class_names)
     asked = config_lib.to_json(inputs.config)
     resolved: dict[str, Any] = plan.to_json() | origin.resolved
     resolved |= {
@@ -114,7 +114,7 @@ def train(
       ) as saved:
         if saved.latest is None:
           state, step = origin.place(trainer.init()), 0
-          sentence = origin.sentence
+          sentence = origin.message
         else:
           state, step = saved.restore(trainer.abstract)
           sentence = f"going on after step {step} of {plan.total}"

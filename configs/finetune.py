@@ -46,7 +46,6 @@ import dataclasses
 import re
 
 from mixer import config as config_lib
-from mixer import initial
 from mixer.errors import UserError
 
 
@@ -130,6 +129,7 @@ def get_config(words: str = "") -> config_lib.Config:
     c.init_from, c.model.variant = model, f"{released[1]}/{released[2]}"
   else:
     # What is on this machine; late, as it takes a second to import.
+    from mixer import initial
 
     c.init_from = model
     try:

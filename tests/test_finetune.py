@@ -100,8 +100,8 @@ def test_weights_are_taken_and_the_head_is_fresh(
   assert state.params["head"]["kernel"].shape == (32, num_classes)
   assert not np.any(state.params["head"]["kernel"])
   assert not np.any(state.params["head"]["bias"])
-  assert f"{workdir}/{source}/checkpoints/7 (step 7)" in origin.sentence
-  assert "with a fresh head" in origin.sentence
+  assert f"{workdir}/{source}/checkpoints/7 (step 7)" in origin.message
+  assert "with a fresh head" in origin.message
   assert origin.resolved == {"tokens_mlp_dim": 16}
 
 
@@ -110,7 +110,7 @@ def test_the_head_is_kept_where_that_is_wanted(pretrained):
   origin = origin_of(workdir / "plain", init_head="keep")
   state = origin.place(make_trainer().init())
   assert_same(state.params, params)
-  assert "their head is kept" in origin.sentence
+  assert "their head is kept" in origin.message
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_another_resolution(pretrained, method, width, sentence):
   changes = {"image_size": 32, "data.eval_short_side": 32}
   changes["init_resize"] = method
   origin = origin_of(workdir / "plain", **changes)
-  assert sentence in origin.sentence
+  assert sentence in origin.message
   assert origin.resolved == {"tokens_mlp_dim": width}
   expected = resolution.resize(without_head(params), 32, method or "tiles")
   assert_same(origin.params, expected)
@@ -226,7 +226,7 @@ def test_another_resolution(pretrained, method, width, sentence):
 def test_an_oblong_resolution(pretrained):
   changes = {"image_size": 16, "image_width": 32, "data.eval_short_side": 32}
   origin = origin_of(pretrained[0] / "plain", **changes)
-  assert "tiled from 4 x 4 to 4 x 8" in origin.sentence
+  assert "tiled from 4 x 4 to 4 x 8" in origin.message
   config = origin.config(make_config(**changes))
   trainer = train_step.Trainer(config, updates.PLAN, 10, sharding.make_mesh())
   state = origin.place(trainer.init())
@@ -255,7 +255,7 @@ def test_another_resolution_of_permuted_images_is_refused(tmp_path):
 def test_a_smaller_resolution_is_resampled(pretrained):
   changes = {"image_size": 12, "data.eval_short_side": 12}
   origin = origin_of(pretrained[0] / "plain", **changes)
-  assert "resampled from 4 x 4 to 3 x 3" in origin.sentence
+  assert "resampled from 4 x 4 to 3 x 3" in origin.message
   with pytest.raises(UserError, match="whole multiple"):
     origin_of(pretrained[0] / "plain", init_resize="tiles", **changes)
 
@@ -269,13 +269,13 @@ def test_weights_that_were_fitted_once_are_taken_as_they_are(
   changes = {"image_size": 32, "data.eval_short_side": 32}
   origin = origin_of(tmp_path / "large.npz", **changes)
   assert origin.resolved == {"tokens_mlp_dim": 64}
-  assert "token mixing" not in origin.sentence
+  assert "token mixing" not in origin.message
 
 
 def test_what_a_run_starts_from(pretrained, tmp_path):
   names = [f"class {k}" for k in range(10)]
-  random = initial.prepare(make_config(), tmp_path, names)
-  assert random.sentence == "starting from random weights"
+  random = initial.find(make_config(), tmp_path, names)
+  assert random.message == "starting from random weights"
   assert random.place("a state") == "a state"
   config = make_config()
   assert random.config(config) is config and random.resolved == {}
@@ -284,7 +284,7 @@ def test_what_a_run_starts_from(pretrained, tmp_path):
   content = {"config": {}, "resolved": {"tokens_mlp_dim": 77}}
   (workdir / "config.json").write_text(json.dumps(content))
   config.init_from = "gone"
-  later = initial.prepare(config, workdir, names)
+  later = initial.find(config, workdir, names)
   assert later.params is None
   assert later.config(config).model.tokens_mlp_dim == 77
   assert config.model.tokens_mlp_dim == 16

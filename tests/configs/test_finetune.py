@@ -86,7 +86,7 @@ def test_a_file_of_weights_brings_its_model_and_size(tmp_path):
   assert (c.image_size, c.data.eval_short_side) == (8, 9)
   # They are what the run starts from, at another size as well.
   for config in (c, recipe(f"model={path},dataset=pets,size=16")):
-    origin = lib.prepare(config, tmp_path / "run", ["a", "b"])
+    origin = lib.find(config, tmp_path / "run", ["a", "b"])
     assert f"the weights of {path}" in origin.sentence
   np.savez(path, **trained_files.older(trained_files.npz(path, 3)))
   assert recipe(f"model={path}").model == c.model
@@ -121,7 +121,7 @@ def test_a_run_brings_its_model_and_size(tmp_path, place):
 def test_a_variant_without_weights_is_refused(smoke_config, tmp_path):
   for words in ("", "dataset=birds", "model=S/16,dataset=birds"):
     with pytest.raises(UserError) as caught:
-      lib.prepare(recipe(words), tmp_path, ["a", "b"])
+      lib.find(recipe(words), tmp_path, ["a", "b"])
     assert "no weights are named" in str(caught.value)
     assert "scratch.py:dataset=" in str(caught.value)
   # By a sweep too, before it trains.
@@ -133,7 +133,7 @@ def test_a_variant_without_weights_is_refused(smoke_config, tmp_path):
     sweep.sweep(c, tmp_path / "sweep")
   assert not (tmp_path / "sweep" / "lr_0.01").exists()
   c.init_from = ""
-  assert "random" in lib.prepare(c, tmp_path, ["a", "b"]).sentence
+  assert "random" in lib.find(c, tmp_path, ["a", "b"]).sentence
 
 
 def test_size():
