@@ -87,7 +87,7 @@ def test_a_file_of_weights_brings_its_model_and_size(tmp_path):
   # They are what the run starts from, at another size as well.
   for config in (c, recipe(f"model={path},dataset=pets,size=16")):
     origin = lib.find(config, tmp_path / "run", ["a", "b"])
-    assert f"the weights of {path}" in origin.sentence
+    assert f"the weights of {path}" in origin.message
   np.savez(path, **trained_files.older(trained_files.npz(path, 3)))
   assert recipe(f"model={path}").model == c.model
 
@@ -133,7 +133,7 @@ def test_a_variant_without_weights_is_refused(smoke_config, tmp_path):
     sweep.sweep(c, tmp_path / "sweep")
   assert not (tmp_path / "sweep" / "lr_0.01").exists()
   c.init_from = ""
-  assert "random" in lib.find(c, tmp_path, ["a", "b"]).sentence
+  assert "random" in lib.find(c, tmp_path, ["a", "b"]).message
 
 
 def test_size():
