@@ -185,51 +185,6 @@ def test_resampling_to_a_finer_grid_and_back_changes_nothing(grid, more, seed):
   assert_same(back, params, atol=1e-5)
 
 
-def low_frequencies(size, channels, seed):
-  """A smooth field [H, W, channels] of at most one period a side."""
-  rng = np.random.default_rng(seed)
-  y, x = ((np.arange(n) + 0.5) / n for n in size)
-  out = np.zeros((*size, channels))
-  for u, v in itertools.product(range(3), repeat=2):
-    wave = np.outer(np.cos(np.pi * u * y), np.cos(np.pi * v * x))
-    out = out + wave[..., None] * rng.standard_normal(channels) / (1 + u + v)
-  return out
-
-
-def smooth_params(grid, seed):
-  """Weights that vary slowly over the tokens, as those of trained models do."""
-  params = random_params(make_shape(grid, t=8, c=12), seed)
-  for i in range(2):
-    mlp = params[f"MixerBlock_{i}"]["token_mixing"]
-    s, t = mlp["Dense_0"]["kernel"].shape
-    field = low_frequencies(grid, 2 * t + 1, seed + i).reshape(s, -1)
-    field = field.astype(np.float32)
-    mlp["Dense_0"]["kernel"] = field[:, :t] / s
-    mlp["Dense_1"] = {"kernel": field[:, t:-1].T, "bias": field[:, -1]}
-  # A stem that sees colours, not what is finer than a patch.
-  kernel = params["stem"]["kernel"]
-  params["stem"]["kernel"] = np.broadcast_to(kernel[:1, :1], kernel.shape)
-  return params
-
-
-@examples(max_examples=20)
-@given(
-  old=st.tuples(st.integers(6, 9), st.integers(6, 9)),
-  new=st.tuples(st.integers(4, 16), st.integers(4, 16)),
-  seed=seeds,
-)
-def test_smooth_images_give_nearly_the_same_at_another_size(old, new, seed):
-  params = smooth_params(old, seed)
-  resized = resolution.resize(params, pixels(new), "resample", pixels(old))
-  here, there = (
-    low_frequencies(pixels(grid), 3, seed)[None] for grid in (old, new)
-  )
-  wanted = pre_logits(params, here)
-
-  difference = pre_logits(resized, there) - wanted
-  assert np.linalg.norm(difference) < 0.03 * np.linalg.norm(wanted)
-
-
 @pytest.mark.parametrize(
   ("size", "method", "width", "sentence"),
   [

@@ -1,15 +1,18 @@
 import dataclasses
 import json
+import pathlib
 import shutil
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from configs import smoke
 from mixer import config as config_lib
-from mixer import model, released, trained, weights
+from mixer import metadata, model, npz, released, trained, weights
 from mixer import workdir as workdir_lib
 from mixer.datasets import wordnet
 from mixer.errors import UserError
@@ -265,3 +268,32 @@ def test_nothing_there(tmp_path):
     trained.load(str(tmp_path / "none"))
   with pytest.raises(UserError, match="there is no checkpoint in"):
     trained.load(str(tmp_path))
+
+
+def known(*names):
+  return metadata.Metadata((8, 16), 0, "softmax", names, names, "")
+
+
+_NAMES = st.lists(st.text(st.characters(codec=None)), min_size=1, max_size=3)
+
+
+@hypothesis.given(_NAMES)
+@hypothesis.example(["b\u00e4r", "a\n\x1b", "\udcff\ud800"])
+def test_any_names_go_through_strings_and_json(names):
+  found = known(*names)
+  strings = found.to_strings(source="runs/\udcff")
+  for text in (*strings.values(), *strings):
+    text.encode()  # As protocol buffers and safetensors need it.
+  assert metadata.parse(strings, "it") == found
+  assert metadata.parse(json.loads(json.dumps(found.to_json())), "it") == (
+    found
+  )
+
+
+def test_any_names_lie_beside_an_npz(tmp_path):
+  path = tmp_path / "w.npz"
+  npz.write(path, {"head/bias": np.zeros(3, np.float32)})
+  found = known("b\u00e4r", "a\n\x1b", "\udcff\ud800")
+  metadata.write_beside(path, found)
+  assert metadata.read_beside(path, 3) == found
+  assert "bär" in pathlib.Path(f"{path}.json").read_text("utf-8")
