@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from etils import epy
@@ -42,87 +42,82 @@ with epy.lazy_imports():
   from mixer import metadata as metadata_lib
   from mixer.insight import kernels
 
-_METADATA = (
-  *("config", "resolved", "class_names", "origin", "environment", "history"),
-)
-# That differs of any two runs, and says little: in JSON alone.
-_NOISE = ("goodput/", "data/")
-
 Described: TypeAlias = "tuple[dict[str, Any], weights.Params]"
+_METADATA = ("config", "resolved", "class_names", "environment", "history")
+# Said of two by their weights and digests, or that differs of any two: not
+# among what is printed of their differences.
+_NOISE = (
+  *("path", "modules.", "norm", "sha256", "digests", "not_as_saved", "history"),
+  *("bytes", "file_sha256", "metrics.goodput/", "metrics.data/"),
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the command's own."""
-  parser.add_argument(
+  add = parser.add_argument
+  add(
     "path",
     metavar="CHECKPOINT",
     help="workdir, WORKDIR/checkpoints/STEP, .npz file, or released name",
   )
-  parser.add_argument(
-    "other", metavar="OTHER", nargs="?", help="to compare it with"
-  )
-  parser.add_argument(
+  add("other", metavar="OTHER", nargs="?", help="to compare it with")
+  add(
     "--parameters",
     action="store_true",
     help="list every parameter, and norms by module",
   )
-  parser.add_argument("--json", action="store_true", help="for programs")
+  add("--json", action="store_true", help="for programs")
 
 
 def describe(path: str) -> Described:
   """What a checkpoint or a file of weights says, as JSON; and its weights."""
   if released.kind(path) == "checkpoint":
-    return _checkpoint(path)
-  params, file = released.load(path), released.resolve(path)
-  with open(file, "rb") as f:
-    sha256 = hashlib.file_digest(f, "sha256").hexdigest()
-  older = npz.is_older(npz.read(file, values=False))
-  facts = {
-    "path": str(file),
-    "bytes": file.stat().st_size,
-    "file_sha256": sha256,
-    "layout": "older names" if older else "current names",
-  }
-  num_classes = len(params.get("head", {}).get("bias", ()))
-  if known := metadata_lib.read_beside(file, num_classes):
-    facts["class_names"] = known.class_ids
-  return facts | _of_weights(params), params
-
-
-def _checkpoint(path: str) -> Described:
-  count, different = checkpoints.verify(path)
-  params, info = checkpoints.load_params(path, averaged=False, verify=False)
-  workdir, step = checkpoints.locate(path)
-  newest: dict[str, Any] = {}
-  for record in metrics.read(workdir):
-    newest |= record if record["step"] <= step else {}
-  facts = {"path": info["path"], "step": step} | _of_weights(params)
-  if info["averaged"]:
-    average, _ = checkpoints.load_params(path, verify=False)
-    facts["sha256_ema"] = digest(average)
-  facts |= {"digests": count, "not_as_saved": different, "metrics": newest}
-  return facts | {name: info.get(name) for name in _METADATA}, params
-
-
-def _of_weights(params: weights.Params) -> dict[str, Any]:
-  flat = weights.flatten(params)
-  modules = {
-    module: {
-      "parameters": sum(x.size for x in leaves.values()),
-      "norm": _norm(leaves.values()),
-      "largest": max(np.abs(x).max(initial=0).item() for x in leaves.values()),
+    count, different = checkpoints.verify(path)
+    params, info = checkpoints.load_params(path, averaged=False, verify=False)
+    workdir, step = checkpoints.locate(path)
+    newest: dict[str, Any] = {}
+    for record in metrics.read(workdir):
+      if record["step"] <= step:
+        newest |= record
+    facts = {"path": info["path"], "step": step, "metrics": newest}
+    facts |= {name: info.get(name) for name in _METADATA}
+    facts |= {"digests": count, "not_as_saved": different}
+    if info["averaged"]:
+      average, _ = checkpoints.load_params(path, verify=False)
+      facts["sha256_ema"] = digest(average)
+  else:
+    params, file = released.load(path), released.resolve(path)
+    older = npz.is_older(npz.read(file, values=False))
+    with open(file, "rb") as f:
+      sha256 = hashlib.file_digest(f, "sha256").hexdigest()
+    facts = {
+      "path": str(file),
+      "bytes": file.stat().st_size,
+      "file_sha256": sha256,
+      "layout": "older names" if older else "current names",
     }
-    for module, leaves in _modules(flat).items()
-  }
-  return {
+    num_classes = len(params.get("head", {}).get("bias", ()))
+    if known := metadata_lib.read_beside(file, num_classes):
+      facts["class_names"] = known.class_ids
+  flat = weights.flatten(params)
+  modules = _modules(flat)
+  norms = {name: float(np.linalg.norm(x)) for name, x in modules.items()}
+  return facts | {
     "model": kernels.model_name(params),
     "parameters": sum(x.size for x in flat.values()),
-    "norm": _norm(flat.values()),
+    "norm": float(np.linalg.norm([*norms.values()])),
     "finite": not weights.not_finite(params),
     "sha256": digest(params),
-    "modules": modules,
+    "modules": {
+      name: {
+        "parameters": x.size,
+        "norm": norms[name],
+        "largest": float(np.abs(x).max(initial=0)),
+      }
+      for name, x in modules.items()
+    },
     "shapes": {k: list(x.shape) for k, x in flat.items()},
-  }
+  }, params
 
 
 def digest(params: weights.Params) -> str:
@@ -141,70 +136,40 @@ def digest(params: weights.Params) -> str:
   return sha.hexdigest()
 
 
-def _modules(flat: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
-  """Leaves by module: `MixerBlock_3/token_mixing`, `stem`, `head`."""
-  found: dict[str, dict[str, np.ndarray]] = {}
+def _modules(flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """`stem`, `MixerBlock_3/token_mixing` and so on, each as one vector."""
+  found: dict[str, list[np.ndarray]] = {}
   for name, leaf in flat.items():
     module = "/".join(name.split("/")[:-1][:2])
-    found.setdefault(module, {})[name] = np.asarray(leaf)
-  return found
-
-
-def _norm(leaves: Iterable[np.ndarray]) -> float:
-  squares = (np.sum(np.square(x, dtype=np.float64)) for x in leaves)
-  return float(sum(squares)) ** 0.5
+    found.setdefault(module, []).append(np.ravel(leaf).astype(np.float64))
+  return {name: np.concatenate(leaves) for name, leaves in found.items()}
 
 
 def compare(first: Described, second: Described) -> dict[str, Any]:
   """What differs of two, as JSON.
 
-  `same_weights`, to the bit; `shapes`, lines on parameters that differ in them;
-  `modules`, for each that both have: `relative` |b - a| / |a|, the `cosine` of
-  a and b, the `largest` change of a weight, and the share that `changed`; and
-  pairs of what differs, by name.
+  `same_weights`, to the bit; `modules`, for each in which both have the same
+  parameters: `relative` |b - a| / |a|, the `cosine` of a and b, the `largest`
+  change of a weight, and the share that `changed`; `differences`, pairs by
+  name of all that is said of them.
   """
-  (a, params), (b, others) = first, second
-  flat, other = weights.flatten(params), weights.flatten(others)
-  both = {k for k in flat.keys() & other if flat[k].shape == other[k].shape}
-  plain = ("model", "step", "parameters", "origin", "class_names")
-
-  def pairs(read: Any) -> dict[str, list[Any]]:
-    x, y = read(a) or {}, read(b) or {}
-    keys = dict.fromkeys([*x, *y])
-    return {k: [x.get(k), y.get(k)] for k in keys if x.get(k) != y.get(k)}
-
+  flat = [weights.flatten(params) for _, params in (first, second)]
+  shapes = [weights.shapes(x) for x in flat]
+  same = [k for k in flat[0] if shapes[0][k] == shapes[1].get(k)]
+  a, b = (_modules({k: x[k] for k in same}) for x in flat)
+  facts = [config_lib.flatten(about) for about, _ in (first, second)]
   return {
-    "same_weights": a["sha256"] == b["sha256"],
-    "shapes": weights.mismatches(
-      weights.shapes(params), weights.shapes(others)
-    ),
-    "modules": {
-      module: _distance([(x, np.asarray(other[k])) for k, x in leaves.items()])
-      for module, leaves in _modules(
-        {k: x for k, x in flat.items() if k in both}
-      ).items()
+    "same_weights": first[0]["sha256"] == second[0]["sha256"],
+    "modules": {name: _distance(a[name], b[name]) for name in a},
+    "differences": {
+      key: [x.get(key) for x in facts]
+      for key in dict.fromkeys([*facts[0], *facts[1]])
+      if facts[0].get(key) != facts[1].get(key)
     },
-    "facts": pairs(lambda facts: {k: facts.get(k) for k in plain}),
-    "config": pairs(
-      lambda facts: config_lib.flatten(facts.get("config") or {})
-    ),
-    "metrics": pairs(lambda facts: facts.get("metrics")),
-    "environment": pairs(_environment),
   }
 
 
-def _environment(facts: Mapping[str, Any]) -> dict[str, Any]:
-  found = facts.get("environment") or {}
-  return {**found, **found.get("versions", {}), "versions": None}
-
-
-def _distance(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
-  """Of all arrays of a module as one vector."""
-  a, b = (
-    np.concatenate([x.ravel() for x in side])
-    for side in zip(*pairs, strict=True)
-  )
-  a, b = a.astype(np.float64), b.astype(np.float64)
+def _distance(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
   own, other, apart = (float(np.linalg.norm(x)) for x in (a, b, b - a))
   return {
     "relative": apart / own if own else None,
@@ -215,29 +180,18 @@ def _distance(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
 
 
 def _print(about: Mapping[str, Any], params: Any, parameters: bool) -> None:
-  classes = about.get("class_names") or ()
-  head = f"; classes {_short(classes)}" if classes else ""
-  rows = [
-    ("checkpoint", about["path"]),
-    ("model", f"{about['model']}; {about['parameters']:,} parameters{head}"),
+  rows = [("checkpoint", about["path"]), ("model", about["model"])]
+  rows += [
+    (key, _short(about[key]))
+    for key in ("parameters", "step", "class_names", "bytes", "layout")
+    if about.get(key) is not None
   ]
-  if "layout" in about:
-    rows += [
-      ("file", f"{about['bytes']:,} bytes, {about['layout']}"),
-      ("", f"sha256 {about['file_sha256']}"),
-    ]
-  else:
-    total = (about["resolved"] or {}).get("total")
-    rows += [("step", f"{about['step']}" + (f" of {total}" if total else ""))]
-    rows += [("made", line) for line in _made(about)]
+  rows += [("made", line) for line in _made(about)]
   finite = "" if about["finite"] else "  NOT ALL FINITE"
   rows.append(("norm", f"{about['norm']:.6f}{finite}"))
-  recorded = about.get("metrics", {})
-  rows += [
-    ("metrics", f"{name:<26}{_short(value)}")
-    for name, value in recorded.items()
-    if name != "step"
-  ]
+  for name, value in about.get("metrics", {}).items():
+    if name != "step":
+      rows.append(("metrics", f"{name:<26}{_short(value)}"))
   if about.get("config"):
     default = config_lib.flatten(config_lib.default())
     flat = config_lib.flatten(about["config"])
@@ -245,99 +199,56 @@ def _print(about: Mapping[str, Any], params: Any, parameters: bool) -> None:
       ("config", f"{k}: {v!r}") for k, v in flat.items() if v != default.get(k)
     ]
     rows.append(("config", "(all else has its default; --json has everything)"))
-  rows.append(("sha256", about["sha256"]))
-  if "sha256_ema" in about:
-    rows.append(("sha256_ema", about["sha256_ema"]))
+  rows += [
+    (key, about[key])
+    for key in ("file_sha256", "sha256", "sha256_ema")
+    if key in about
+  ]
   if "digests" in about:
     rows.append(("digests", _verified(about)))
   before = ""
   for label, line in rows:
-    _say(f"{'' if label == before else label:<12}{line}")
+    _say(f"{'' if label == before else label:<13}{line}")
     before = label
   if parameters:
+    flat = weights.flatten(params)
     _table(
       ("parameter", "shape", "mean", "std"),
-      [
-        (name, str(x.shape), f"{np.mean(x):.3g}", f"{np.std(x):.3g}")
-        for name, x in weights.flatten(params).items()
-      ],
+      [(k, str(x.shape), np.mean(x), np.std(x)) for k, x in flat.items()],
     )
+    columns = ("parameters", "norm", "largest")
     _table(
-      ("module", "parameters", "norm", "largest"),
-      [
-        (k, f"{m['parameters']:,}", f"{m['norm']:.4g}", f"{m['largest']:.3g}")
-        for k, m in about["modules"].items()
-      ],
+      ("module", *columns),
+      [(k, *(m[c] for c in columns)) for k, m in about["modules"].items()],
     )
 
 
-def _made(metadata: Mapping[str, Any]) -> list[str]:
-  """Lines for people: the starts of a run, machines and code."""
+def _made(about: Mapping[str, Any]) -> list[str]:
+  """A line for each start, and two for the machines and the code before it."""
   lines = []
-  for i, entry in enumerate(metadata.get("history") or []):
-    steps, about = entry["steps"], entry["environment"]
-    at = ""
-    if steps:
-      shown = ", ".join(f"{s:,}" for s in steps[:8])
-      more = f" and {len(steps) - 8} more" if len(steps) > 8 else ""
-      at = f"started at step {shown}{more}: "
-    lines.append(at + ("went on" if i else entry["origin"]))
-    lines += [f"  {line}" for line in _machine(about)]
-  return lines
-
-
-def _machine(about: Mapping[str, Any]) -> list[str]:
-  lines = []
-  if "device_kind" in about:
-    processes = about.get("num_processes", 1)
-    of = f" of {processes} processes" if processes > 1 else ""
+  for entry in about.get("history") or []:
+    on = entry["environment"]
+    steps = ", ".join(f"{step:,}" for step in entry["steps"][:8])
+    more = ", ..." * (len(entry["steps"]) > 8)
+    lines.append(f"started at step {steps}{more}: {entry['origin']}")
     lines.append(
-      f"on {about['num_devices']} x {about['device_kind']}{of}, first host "
-      f"{about.get('host') or 'unknown'}"
+      f"  on {on['num_devices']} x {on['device_kind']} of "
+      f"{on['num_processes']} processes, first host {on['host']}"
     )
-  code = {k: about[k] for k in ("source", "commit") if about.get(k)}
-  for parts in (code, about.get("versions") or {}):
-    if parts:
-      lines.append(", ".join(f"{k} {v}" for k, v in parts.items()))
+    code = {k: on[k] for k in ("source", "commit") if on[k]} | on["versions"]
+    lines.append("  " + ", ".join(f"{k} {v}" for k, v in code.items()))
   return lines
-
-
-def _print_both(a: str, b: str, found: Mapping[str, Any]) -> None:
-  _say(f"a  {a}\nb  {b}\n")
-  if found["same_weights"]:
-    print("The weights are the same to the bit.")
-  elif found["modules"]:
-    print("Weights, |b - a| / |a| and so on by module:")
-    _table(
-      ("module", "relative", "cosine", "largest", "changed"),
-      [
-        (
-          name,
-          "-" if m["relative"] is None else f"{m['relative']:.3g}",
-          "-" if m["cosine"] is None else f"{m['cosine']:.4f}",
-          f"{m['largest']:.3g}",
-          f"{m['changed']:.1%}",
-        )
-        for name, m in found["modules"].items()
-      ],
-    )
-  for line in found["shapes"]:
-    _say(f"in a, not so in b: {line}")
-  for group in ("facts", "config", "metrics", "environment"):
-    for name, (first, second) in found[group].items():
-      if not name.startswith(_NOISE):
-        key = name if group == "facts" else f"{group} {name}"
-        _say(f"{key}: {_short(first)} -> {_short(second)}")
 
 
 def _say(line: str) -> None:
   print(errors.printable(line, keep="\n"))
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
   """Prints columns, the first to the left, the others to the right."""
-  widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-  for first, *rest in (head, *rows):
+  lines = [head, *([_short(cell) for cell in row] for row in rows)]
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  for first, *rest in lines:
     cells = [f"{c:>{w}}" for c, w in zip(rest, widths[1:], strict=True)]
     _say("  ".join([f"{first:<{widths[0]}}", *cells]))
 
@@ -346,38 +257,42 @@ def _short(value: Any) -> str:
   if isinstance(value, list | tuple):
     more = f", ... ({len(value):,} in all)" if len(value) > 5 else ""
     return ", ".join(map(str, value[:5])) + more
-  if isinstance(value, float):
+  if isinstance(value, int):
+    return f"{value:,}"
+  if isinstance(value, float | np.floating):
     return f"{value:.6g}"
   return "(none)" if value is None else str(value)
 
 
 def _verified(about: Mapping[str, Any]) -> str:
   """What the comparison with the digests has found."""
-  if not about["digests"]:
-    return "none: this checkpoint is from before there were any"
-  of = f"{about['digests']} arrays"
-  if about["not_as_saved"]:
-    return f"{of}, NOT AS SAVED: {weights.shorten(about['not_as_saved'])}"
+  of, changed = f"{about['digests']} arrays", about["not_as_saved"]
+  if changed:
+    return f"{of}, NOT AS SAVED: {weights.shorten(changed)}"
   return f"{of}, all as saved"
 
 
 def main(args: argparse.Namespace) -> None:
-  """Does what the command line says.
-
-  Raises:
-    UserError: something that the user can mend, or a damaged checkpoint.
-  """
+  """Does what the command line says."""
   runtime.start("cpu")
   found = [describe(path) for path in (args.path, args.other) if path]
   facts, params = found[0]
-  if len(found) == 2:
+  if args.json:
+    print(json.dumps(compare(*found) if args.other else facts, indent=2))
+  elif args.other:
+    _say(f"a  {facts['path']}\nb  {found[1][0]['path']}\n")
     different = compare(*found)
-    if args.json:
-      print(json.dumps(different, indent=2))
+    if different["same_weights"]:
+      print("The weights are the same to the bit.")
     else:
-      _print_both(facts["path"], found[1][0]["path"], different)
-  elif args.json:
-    print(json.dumps(facts, indent=2))
+      print("Weights, |b - a| / |a| and so on by module:")
+      columns = ("relative", "cosine", "largest", "changed")
+      modules = different["modules"].items()
+      rows = [(k, *(m[c] for c in columns)) for k, m in modules]
+      _table(("module", *columns), rows)
+    for key, (a, b) in different["differences"].items():
+      if not key.startswith(_NOISE):
+        _say(f"{key}: {_short(a)} -> {_short(b)}")
   else:
     _print(facts, params, args.parameters)
   for about, _ in found:
