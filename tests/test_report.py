@@ -193,9 +193,8 @@ def test_predictions_against_numpy(case):
   wrong = full - np.diag(full.diagonal())
   pairs = [[int(a), int(b), int(wrong[a, b])] for a, b in np.argwhere(wrong)]
   assert got["pairs"] == sorted(pairs, key=lambda p: -p[2])[:30]
-  # Of many classes, the two that are taken for each other most.
-  both = wrong + wrong.T
-  assert both.max() == both[np.ix_(chosen, chosen)].max()
+  # Of many classes, those that are mistaken most.
+  assert wrong.max() == wrong[np.ix_(chosen, chosen)].max()
   samples = [e["index"] for e in got["samples"]]
   assert samples == sorted(set(samples)) and len(samples) == min(n, 24)
   assert {samples[0], samples[-1]} == {0, n - 1}
@@ -347,7 +346,6 @@ def test_a_whole_run(tmp_path):
   assert got["name"] == "me"
   assert got["curves"]["train/loss"] == [[10, 20], [2.1, None]]
   assert got["hours"] == [[20], [65.5 / 3600]]
-  assert got["time"] == [["start", 4.0], ["updates", 61.5]]
   assert ["model.variant", "S/4"] in got["settings"]
   assert ["versions.jax", "1.2.3"] in got["environment"]
   assert (got["predictions"], got["weights"]) == (None, None)
@@ -361,6 +359,7 @@ def test_a_whole_run(tmp_path):
     "batch": "32 images an update",
     "devices": "8 x TPU v0",
     "code": "mixer 0.1.0, jax 1.2.3",
+    "time": "1m06s: updates 93.9%, start 6.1%",
   }
   assert got["finals"] == [
     ["Accuracy", "25.00%", "at step 20; best 50.00% at 10"],
@@ -419,13 +418,11 @@ def test_what_is_kept_and_how_old_it_is(tmp_path):
   make_run(tmp_path, config)
   assert collect.kept(tmp_path) == (None, "")
   assert collect.read(tmp_path, "x", fresh=kept(20))["notes"] == ["!"]
-  # The checkpoint is that of step 4: nothing newer can be evaluated.
-  assert collect.read(tmp_path, "x", fresh=kept(4))["notes"][-1] == (
-    "Predictions and weights are those of step 4, and the newest evaluation is "
-    "that of step 20."
+  got = collect.read(tmp_path, "x", fresh=kept(4))
+  assert (
+    "those of step 4, and the newest evaluation is that of step 20"
+    in (got["notes"][-1])
   )
-  got = collect.read(tmp_path, "x", fresh=kept(2))
-  assert "--evaluate" in got["notes"][-1]
   content = kept(20) | {"predictions": {"mean_loss": float("nan")}}
   collect.keep(tmp_path, content)
   got = collect.read(tmp_path, "x")

@@ -106,9 +106,8 @@ function curvesSection(runs) {
   const others = charts.filter((chart) => !known.includes(chart));
   return {
     node: section("curves", "Curves", steering(runs, view), grid(known),
-      timeTable(runs), others.length
-        ? folded("More metrics", `${others.length} charts`, grid(others))
-        : null),
+      others.length ? folded("More metrics", `${others.length} charts`,
+        grid(others)) : null),
     draw: view.draw,
     drawAll: () => charts.forEach((chart) => chart.draw()),
   };
@@ -294,27 +293,4 @@ function recordTable(spec, view) {
   });
   more.click();
   return [scrolls(`${spec.title}: records`, grid), more];
-}
-
-// Where each run's time went, as bars and as a table.
-function timeTable(runs) {
-  const timed = runs.filter((run) => run.time.length);
-  if (!timed.length) return null;
-  const rows = aligned(timed.map((run) => {
-    const total = run.time.reduce((sum, [, seconds]) => sum + seconds, 0);
-    return [...run.time, ["all", total]].map(([kind, seconds]) =>
-      [kind, `${number(seconds)} s (${percent(seconds / total)})`]);
-  }));
-  const kinds = rows.map(([kind]) => kind);
-  const tint = (kind) => `background:${colour(kinds.indexOf(kind))}`;
-  return block("Where the time went",
-    timed.map((run) => [runs.length > 1 ? el("p", null, named(run)) : null,
-      el("div", { class: "stack", "aria-hidden": true },
-        run.time.map(([kind, seconds]) => el("span", { title: kind,
-          style: `flex:${seconds} 0 0;${tint(kind)}` })))]),
-    scrolls("Time by kind", table(
-      timed.length > 1 ? ["", ...timed.map((run) => clipped(run.name))] : null,
-      rows.map(([kind, ...cells]) => [[kind === "all" ? null
-        : el("span", { class: "swatch", style: tint(kind) }), kind], ...cells]),
-      { class: "numbers" })));
 }

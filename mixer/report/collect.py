@@ -130,7 +130,14 @@ def read(
     )
   notes += [sentence for sentence in (damage, said) if sentence]
   if found is not None:
-    notes += [*found["notes"], *_older(path, found["step"], newest, records)]
+    notes += found["notes"]
+    evaluated = [r["step"] for r in records if "eval/accuracy" in r]
+    if evaluated and evaluated[-1] != found["step"]:
+      notes.append(
+        f"Predictions and weights are those of step {found['step']:,}, and the "
+        f"newest evaluation is that of step {evaluated[-1]:,}; mixer report "
+        f"--evaluate {path} takes the newest checkpoint."
+      )
   elif not said:
     notes.append(
       "No predictions: a run makes them at its end, and mixer report "
@@ -141,21 +148,18 @@ def read(
   environment = metadata.get("environment") or {}
   spent = [r for r in thin if any(map(_is_time, r))]
   hours = {r["step"]: _seconds(r) / 3600 for r in spent}
-  last = spent[-1] if spent else {}
   return {
     "name": name,
     "finals": _finals(curves),
-    "facts": _facts(path, config, resolved, done, metadata, header),
+    "facts": [
+      *_facts(path, config, resolved, done, metadata, header),
+      *([["time", _time(spent[-1])]] if spent else []),
+    ],
     "settings": _flat(content["config"]),
     "environment": _flat(environment),
     "batch_size": config.batch_size,
     "curves": curves,
     "hours": [sorted(hours), [hours[s] for s in sorted(hours)]] if hours else 0,
-    "time": [
-      [text, last[f"goodput/{kind}"]]
-      for kind, text in reporter.KINDS.items()
-      if last.get(f"goodput/{kind}")
-    ],
     "predictions": found and found["predictions"],
     "weights": found and found["weights"],
     "notes": notes,
@@ -177,25 +181,6 @@ def _checkpoint(
       what = errors.first_line(e)
     lacks = "devices, versions and the number of parameters aren't known"
     return step, None, [f"{what}: {lacks}."]
-
-
-def _older(
-  path: epath.Path, step: int, newest: int | None, records: Records
-) -> list[str]:
-  """A sentence if predictions are not those of the newest evaluation."""
-  evaluated = [r["step"] for r in records if r.get("eval/accuracy") is not None]
-  if not evaluated or evaluated[-1] == step:
-    return []
-  note = (
-    f"Predictions and weights are those of step {step:,}, and the newest "
-    f"evaluation is that of step {evaluated[-1]:,}"
-  )
-  if newest not in (None, step):
-    note += (
-      f": mixer report --evaluate {path} takes the newest checkpoint, that of "
-      f"step {newest:,}"
-    )
-  return [f"{note}."]
 
 
 def _thin(records: Records, notes: list[str]) -> Records:
@@ -236,6 +221,21 @@ def _is_time(name: str) -> bool:
 
 def _seconds(record: Mapping[str, Any]) -> float:
   return sum(v or 0.0 for name, v in record.items() if _is_time(name))
+
+
+def _time(record: Mapping[str, Any]) -> str:
+  """Where the time went, the largest part first."""
+  total = _seconds(record)
+  parts = {
+    text: record[f"goodput/{kind}"] / total
+    for kind, text in reporter.KINDS.items()
+    if record.get(f"goodput/{kind}")
+  }
+  shares = [
+    f"{text} {share:.1%}"
+    for text, share in sorted(parts.items(), key=lambda part: -part[1])
+  ]
+  return f"{metrics.duration(total)}: {', '.join(shares)}"
 
 
 def _finals(curves: Mapping[str, list[list[Any]]]) -> list[list[str]]:

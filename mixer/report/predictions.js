@@ -153,20 +153,11 @@ function reliability({ ece, bins }) {
     { class: "numbers" }))));
 }
 
-// Each pixel a square; a click enlarges.
-function weights({ weights: list }) {
-  return el("div", { class: "figures" }, list.map((figure) => {
-    const image = el("img", { src: figure.image, class: "pixels",
-      alt: `${figure.title}: small pictures of weights` });
-    const size = (room) => {
-      image.width = figure.width
-        * Math.max(1, Math.floor(room / figure.width));
-    };
-    size(320);
-    return el("figure", null, toggle(image, false, (on) =>
-      size(on ? document.getElementById("report").clientWidth - 60 : 320),
-    { class: "enlarge", "aria-label": `Enlarge: ${figure.title}` }),
+function weights({ weights: figures }) {
+  return el("div", { class: "figures" }, figures.map((figure) =>
+    el("figure", null, el("img", { src: figure.image, class: "pixels",
+      alt: `${figure.title}: small pictures of weights`,
+      width: figure.width * Math.max(1, Math.floor(400 / figure.width)) }),
     el("figcaption", null, el("strong", null, figure.title), " ",
-      figure.caption));
-  }));
+      figure.caption))));
 }

@@ -48,17 +48,7 @@ class Gathered:
     config: config_lib.Config,
     interrupt: Callable[[], None] = lambda: None,
   ):
-    """Evaluates the split. All hosts call it.
-
-    Args:
-      model: its functions, as for `evaluate.examples`.
-      params: to be evaluated.
-      batches: this host's.
-      mesh: of all devices.
-      split: that they are of.
-      config: of the run.
-      interrupt: called before each batch; may raise.
-    """
+    """Evaluates the split, as `evaluate.examples`. All hosts call it."""
     self._split, self._config = split, config
     self._counts = evaluate.ConfusionCounts(len(split.class_names))
     self._seen = 0
@@ -102,12 +92,7 @@ class Gathered:
     }
 
   def result(self, step: int) -> dict[str, Any]:
-    """JSON for `report.json`: all that the page shows of the model.
-
-    For one host.
-
-    Args:
-      step: updates that the weights have seen.
+    """JSON for `report.json`: what the page shows of the model. For one host.
 
     Raises:
       UserError: an example can't be read.
@@ -129,7 +114,12 @@ class Gathered:
   def _predictions(self, step: int) -> dict[str, Any]:
     table = list(self._counts.classes())
     pairs = self._pairs()
-    matrix = self._matrix(pairs)
+    # All classes, or those that are mistaken most: others would leave it empty
+    # beside its diagonal.
+    matrix = list(range(len(table)))
+    if len(table) > _MATRIX:
+      mistaken = dict.fromkeys(k for pair in pairs for k in pair[:2])
+      matrix = sorted(list(mistaken or matrix)[:_MATRIX])
     by_class = [(r.label, r.examples, r.correct) for r in _listed(table)]
     worst, samples = [example for _, example in self._worst], self._samples
     self._add_images([*worst, *samples])
@@ -193,23 +183,6 @@ class Gathered:
     row, col, count = (x[wrong] for x in (found.row, found.col, found.data))
     order = np.lexsort((col, row, -count))
     return [(int(row[i]), int(col[i]), int(count[i])) for i in order]
-
-  def _matrix(self, pairs: Sequence[tuple[int, int, int]]) -> list[int]:
-    """The classes of the confusion matrix, in order."""
-    count = len(self._split.class_names)
-    if count <= _MATRIX:
-      return list(range(count))
-    both: dict[tuple[int, int], int] = {}
-    for a, b, times in pairs:
-      key = (min(a, b), max(a, b))
-      both[key] = both.get(key, 0) + times
-    # Those that are mistaken for each other: a matrix of classes that are
-    # merely mistaken often would be empty beside its diagonal.
-    chosen: set[int] = set()
-    for key in sorted(both, key=lambda k: (-both[k], k)):
-      if len(chosen | set(key)) <= _MATRIX:
-        chosen |= set(key)
-    return sorted(chosen) or list(range(_MATRIX))
 
 
 def _listed(table: list[Any]) -> list[Any]:
@@ -276,21 +249,38 @@ def _shown_weights(params: Any, mesh: Mesh) -> dict[str, Any]:
 def _figures(
   params: Mapping[str, Any], config: config_lib.Config
 ) -> tuple[list[dict[str, Any]], list[str]]:
-  """Figures 5 to 7 of the paper in small, and what isn't drawn.
-
-  `kernels` orders and colours them.
-  """
-  found, notes = [], []
+  """Figures 5 to 7 of the paper in small, and notes on what isn't drawn."""
+  found, notes, data = [], [], config.data
   patch = params["stem"]["kernel"].shape[0]
   height, width = config_lib.image_size(config)
   grid = height // patch, width // patch
-
-  def draw(title: str, what: str, make: Callable[[], np.ndarray]) -> None:
+  if config.model.token_mixing != "shared":
+    notes.append(
+      "No token-mixing weights are drawn: each channel has an MLP of its own "
+      f"(model.token_mixing={config.model.token_mixing})."
+    )
+  for name in params:
     try:
-      images = make()
+      if name == "stem":
+        images = kernels.stem_kernels(params)
+        title = "Stem"
+        what = (
+          f"kernels of {patch} x {patch} pixels, low frequencies first; each "
+          "scaled by its largest weight, mid-grey is 0."
+        )
+      else:
+        block = int(name.removeprefix("MixerBlock_"))
+        places = kernels.token_places(grid, data.permute, data.permute_seed)
+        images = kernels.token_units(params, block, grid, places)
+        title = f"Token mixing, block {block}"
+        what = (
+          f"hidden units: how each weighs the {grid[0]} x {grid[1]} tokens; "
+          "red above 0, blue below, each scaled by its largest weight. Low "
+          "frequencies first, each beside its closest inverse."
+        )
     except UserError as e:
       notes.append(f"Weights that are not drawn: {e}")
-      return
+      continue
     # Pairs of a unit and its closest inverse stay together.
     pairs = kernels.evenly(-(-len(images) // 2), _UNITS // 2)
     chosen = [i for k in pairs for i in (2 * k, 2 * k + 1) if i < len(images)]
@@ -303,35 +293,4 @@ def _figures(
         "width": picture.shape[1],
       }
     )
-
-  what = (
-    f"kernels of {patch} x {patch} pixels, low frequencies first; each scaled "
-    "by its largest weight, mid-grey is 0."
-  )
-  draw("Stem", what, lambda: kernels.stem_kernels(params))
-  what = (
-    f"hidden units: how each weighs the {grid[0]} x {grid[1]} tokens; red "
-    "above 0, blue below, each scaled by its largest weight. Low frequencies "
-    "first, each beside its closest inverse."
-  )
-  if config.model.token_mixing != "shared":
-    notes.append(
-      "No token-mixing weights are drawn: each channel has an MLP of its own "
-      f"(model.token_mixing={config.model.token_mixing})."
-    )
-  for name in params:
-    if name != "stem":
-      block = int(name.removeprefix("MixerBlock_"))
-      draw(
-        f"Token mixing, block {block}",
-        what,
-        lambda block=block: kernels.token_units(
-          params,
-          block,
-          grid,
-          kernels.token_places(
-            grid, config.data.permute, config.data.permute_seed
-          ),
-        ),
-      )
   return found, notes
