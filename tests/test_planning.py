@@ -96,7 +96,7 @@ def test_what_is_wrong_is_said(run, words, what):
   assert code == 1 and err.startswith("error: ") and what in err
 
 
-def test_sizes_of_data_sets(tmp_path, data_dir):
+def test_sizes_of_data_sets(tmp_path, monkeypatch):
   c = mixer_jft.get_config()
   c.data.data_dir = str(tmp_path)
   assert plan.data_size(c, None, None)[:2] == (300_000_000, 18_291)
@@ -106,11 +106,18 @@ def test_sizes_of_data_sets(tmp_path, data_dir):
   c.data.examples_per_class = 25
   assert plan.data_size(c, None, None)[0] == 250
   assert plan.data_size(c, None, 3) == (250, 3, "as published, or as given")
-  # A prepared set is asked, other than one that ships.
   c = smoke.get_config()
   c.data.data_dir = str(tmp_path)
   assert plan.data_size(c, None, None)[1:] == (10, "as published")
   assert not any(tmp_path.iterdir())
+  # One that is prepared is asked; here by code.
+  (tmp_path / "my_set.py").write_text(
+    "def get(split, data_dir):\n"
+    "  return [{'image': b'', 'label': 0}] * 7, ['cat', 'dog']\n"
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  c.data.name, c.data.examples_per_class = "my_set:get", 0
+  assert plan.data_size(c, None, None) == (7, 2, "as prepared")
 
 
 # Hardware.

@@ -33,7 +33,7 @@ with epy.lazy_imports():
   import input_pipeline
   from mixer import compiling, hardware, planning, validation
   from mixer import config as config_lib
-  from mixer.datasets import catalog, locate
+  from mixer.datasets import catalog
 
 _MENDS = {
   "matmuls": "the matmuls, as it should be: more or faster chips shorten it",
@@ -121,20 +121,20 @@ def data_size(
   if examples and classes:
     return examples, classes, "as given"
   d = config.data
-  name, root = catalog.base_name(d.name), locate.resolve_data_dir(d.data_dir)
-  # Opening a shipped set would prepare it.
-  if name in catalog.SHIPPED or not locate.versions(root, d.name):
-    found, source = catalog.size(name, d.train_split), "as published"
-    if found and d.examples_per_class:
-      found = min(found[0], d.examples_per_class * found[1]), found[1]
-  else:
+  name = catalog.base_name(d.name)
+  try:
+    if name in catalog.SHIPPED:  # Opening would prepare it.
+      raise UserError("")
     split = input_pipeline.open_splits(config)[0]
     found, source = (len(split), len(split.class_names)), "as prepared"
-  if found is None:
-    raise UserError(
-      f"how large {d.name} is, isn't known: it is neither prepared in {root} "
-      "nor a known set. Say it by --examples=N --classes=K."
-    )
+  except UserError as e:
+    found, source = catalog.size(name, d.train_split), "as published"
+    if found is None:
+      raise UserError(
+        f"{e} Or say how large it is by --examples=N --classes=K."
+      ) from e
+    if d.examples_per_class:
+      found = min(found[0], d.examples_per_class * found[1]), found[1]
   source += ", or as given" * bool(examples or classes)
   return examples or found[0], classes or found[1], source
 

@@ -29,7 +29,7 @@ def real(feature: Any) -> dict[str, Any]:
 
 
 class Records:
-  """Random access to records of encoded images and labels; picklable."""
+  """Random access to records of encoded images and labels."""
 
   def __init__(self, raw: Any, parse: Callable[[Any], dict[str, Any]] = plain):
     """Wraps a data source of serialized `tf.train.Example`s.

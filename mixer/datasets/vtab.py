@@ -8,7 +8,6 @@ on the order in which TFDS stores a set: on its version, not on us.
 
 import dataclasses
 import difflib
-import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -118,47 +117,27 @@ def tasks_of(data_set: str) -> tuple[str, ...]:
   )
 
 
-def _clevr_count(numbers: Numbers) -> int:
-  # Its scenes have 3 to 10 objects.
-  return len(numbers["objects/size"]) - 3
-
-
 # In the units of CLEVR's depth, and in meters.
 _CLEVR_EDGES = (8.0, 8.5, 9.0, 9.5, 10.0)
 _KITTI_EDGES = (8.0, 20.0, 999.0)
 
 
-def _bin(value: float, edges: Sequence[float]) -> int:
-  """Counts the edges below a value; on an edge it is in the nearer bin."""
-  return sum(edge < value for edge in edges)
-
-
 def _clevr_distance(numbers: Numbers) -> int:
-  # (x, y, depth) of each object.
-  depths = numbers["objects/pixel_coords"][2::3]
+  depths = numbers["objects/pixel_coords"][2::3]  # (x, y, depth) of each.
   # No class, for no scene: whoever reads it is told the record.
   return _bin(min(depths), _CLEVR_EDGES) if depths else -1
 
 
 def _kitti_distance(numbers: Numbers) -> int:
-  # Cars, vans and trucks; (x, y, z) in meters from the camera.
-  depths = [
-    z
-    for kind, z in zip(
-      numbers["objects/type"], numbers["objects/location"][2::3], strict=True
-    )
-    if kind < 3
-  ]
-  return _bin(min(depths, default=1000.0), _KITTI_EDGES)
+  # Of cars, vans and trucks; (x, y, z) in meters from the camera.
+  kinds, depths = numbers["objects/type"], numbers["objects/location"][2::3]
+  near = [z for kind, z in zip(kinds, depths, strict=True) if kind < 3]
+  return _bin(min(near, default=1000.0), _KITTI_EDGES)
 
 
-def _grouped(numbers: Numbers, feature: str, count: int, groups: int) -> int:
-  """Of `count` values of a label, neighbors are taken together."""
-  return int(numbers[feature][0]) * groups // count
-
-
-def _direct(numbers: Numbers, feature: str) -> int:
-  return int(numbers[feature][0])
+def _bin(value: float, edges: Sequence[float]) -> int:
+  """Counts the edges below a value; on an edge it is in the nearer bin."""
+  return sum(edge < value for edge in edges)
 
 
 def _dsprites(feature: str, what: str, count: int) -> Task:
@@ -170,7 +149,7 @@ def _dsprites(feature: str, what: str, count: int) -> Task:
     ("train", 80),
     "train[90%:]",
     (feature,),
-    functools.partial(_grouped, feature=feature, count=count, groups=16),
+    lambda numbers: int(numbers[feature][0]) * 16 // count,
     tuple(f"{what} {a} to {b - 1}" for a, b in itertools.pairwise(starts)),
     scale=255,  # Its pixels are 0 and 1.
   )
@@ -184,7 +163,7 @@ def _smallnorb(feature: str, degrees: range) -> Task:
     ("test", 0),
     "test[50%:]",
     (feature,),
-    functools.partial(_direct, feature=feature),
+    lambda numbers: int(numbers[feature][0]),
     tuple(f"{d} degrees" for d in degrees),
   )
 
@@ -216,7 +195,7 @@ TASKS = {
       ("train", 90),
       "validation",
       ("objects/size",),
-      _clevr_count,
+      lambda numbers: len(numbers["objects/size"]) - 3,  # 3 to 10 objects.
       tuple(f"{n} objects" for n in range(3, 11)),
     ),
     "clevr_distance": Task(

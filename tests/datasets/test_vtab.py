@@ -3,7 +3,6 @@
 import collections
 import functools
 import io
-import pickle
 import re
 import shutil
 
@@ -324,8 +323,7 @@ def test_from_end_to_end(root, name):
   image = examples(task.data_set)[place % CYCLE]["image"]
   with Image.open(io.BytesIO(image)) as found:
     pixels = np.asarray(found.convert("RGB")).astype(int) * task.scale
-  again = pickle.loads(pickle.dumps(opened))  # As worker processes get it.
-  shown = images.Opened(again[0]["image"]).pixels()
+  shown = images.Opened(opened[0]["image"]).pixels()
   np.testing.assert_array_equal(shown, pixels)
   if task.data_set == "dsprites":
     assert set(np.unique(shown)) == {0, 255}
