@@ -21,6 +21,7 @@ from benchmarks import common, peer, step
 from mixer import (
   __version__,
   durations,
+  export_timm,
   npz,
   optim,
   runtime,
@@ -30,7 +31,6 @@ from mixer import (
 )
 from mixer import config as config_lib
 from mixer import model as model_lib
-from mixer.export import timm as timm_lib
 
 
 def make_config(work: dict[str, Any]) -> config_lib.Config:
@@ -112,7 +112,7 @@ class Ours:
       return jax.grad(lambda p: losses(p, batch, None).mean())(params)
 
     found = gradient(self._start().params, self._batch)
-    return timm_lib.state_dict(jax.device_get(found))
+    return export_timm.state_dict(jax.device_get(found))
 
 
 class Authors:
@@ -202,7 +202,7 @@ class Authors:
     found = jax.jit(jax.grad(self._loss))(
       self._start(), self._images, self._labels
     )
-    return timm_lib.state_dict(jax.device_get(found))
+    return export_timm.state_dict(jax.device_get(found))
 
 
 def make(

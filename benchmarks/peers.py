@@ -38,10 +38,9 @@ import numpy as np
 
 from benchmarks import common, step
 from benchmarks.peer_process import PLAIN, Setting, contenders
-from mixer import cli, npz, trained, validation, weights
+from mixer import cli, export_timm, npz, trained, validation, weights
 from mixer import model as model_lib
 from mixer.errors import UserError
-from mixer.export import timm as timm_lib
 
 # Relative differences that are rounding alone, by dtype: of logits, and of
 # gradients and losses.
@@ -105,7 +104,7 @@ def make_work(
       "weight_decay": 0.1 if optimizer == "adamw" else 0.0,
       "momentum": 0.9,
     },
-    "timm": timm_lib.arguments(model),
+    "timm": export_timm.arguments(model),
   }
   (folder / "work.json").write_text(json.dumps(work))
   config = step.recipe(variant, batch, dtype)
@@ -113,7 +112,7 @@ def make_work(
   examples = step.make_batch(config, num_classes)
   np.savez(folder / "batch.npz", allow_pickle=False, **examples)
   npz.write(folder / "flax.npz", flat)
-  state = timm_lib.state_dict(params)
+  state = export_timm.state_dict(params)
   np.savez(folder / "timm.npz", allow_pickle=False, **state)
   return work
 

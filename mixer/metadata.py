@@ -9,15 +9,13 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mixer import errors, files, npz
 from mixer.errors import UserError
 
 _CROP = "center"
-_LOSSES = ("softmax", "sigmoid")
-_DTYPES = ("", "float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,45 +79,44 @@ def _interpolation(short_side: int) -> str:
 def parse(found: Mapping[str, Any], where: str) -> Metadata:
   """Reads what `to_json` or `to_strings` gave; `where` is for the error."""
 
-  def value(name: str, kind: Any, default: Any = None) -> Any:
-    got = found.get(name, default)
-    if isinstance(got, str) and kind is not str:
+  def get(name: str, default: Any, sound: Callable[[Any], bool]) -> Any:
+    value = found.get(name, default)
+    if isinstance(value, str) and not isinstance(default, str):
       with contextlib.suppress(ValueError, RecursionError):
-        got = json.loads(got)
-    if not isinstance(got, kind) or isinstance(got, bool):
-      raise UserError(f"{where} has {name}={got!r:.60}, which can't be.")
-    return got
+        value = json.loads(value)
+    if not sound(value):
+      raise UserError(f"{where} has {name}={value!r:.60}, which can't be.")
+    return value
 
-  size = value("image_height", int), value("image_width", int)
-  short_side = value("short_side", int)
-  if min(size) < 1 or short_side < 0:
-    raise UserError(
-      f"{where} has images of {size[0]} x {size[1]} px out of a short side of "
-      f"{short_side}, which can't be."
-    )
+  def whole(least: int) -> Callable[[Any], bool]:
+    return lambda n: type(n) is int and n >= least
+
+  def some_of(*choices: str) -> Callable[[Any], bool]:
+    return lambda text: text in choices and isinstance(text, str)
+
+  def is_names(x: Any) -> bool:
+    return isinstance(x, list | tuple) and all(isinstance(n, str) for n in x)
+
+  short_side = get("short_side", None, whole(0))
   own = _interpolation(short_side)
-  loss, dtype = value("scores", str), value("dtype", str, "")
-  for name, got, allowed in (
-    ("crop", value("crop", str, _CROP), (_CROP,)),
-    ("interpolation", value("interpolation", str, own), (own,)),
-    ("scores", loss, _LOSSES),
-    ("dtype", dtype, _DTYPES),
-  ):
-    if got not in allowed:
-      raise UserError(
-        f"{where} has {name}={got!r:.60}; expected {' or '.join(allowed)}."
-      )
-  ids, names = (
-    tuple(value(k, (list, tuple), ())) for k in ("class_ids", "class_names")
-  )
-  if not all(isinstance(each, str) for each in (*ids, *names)):
-    raise UserError(f"{where} has class_ids or class_names that are no text.")
-  if ids and names and len(ids) != len(names):
+  get("crop", _CROP, some_of(_CROP))
+  get("interpolation", own, some_of(own))
+  ids = tuple(get("class_ids", (), is_names))
+  names = tuple(get("class_names", ids, is_names)) or ids
+  if ids and len(ids) != len(names):
     raise UserError(
       f"{where} has {len(ids):,} class_ids, and another number of class_names."
     )
   return Metadata(
-    size, short_side, loss, ids or names or None, names or ids or None, dtype
+    image_size=(
+      get("image_height", None, whole(1)),
+      get("image_width", None, whole(1)),
+    ),
+    short_side=short_side,
+    loss=get("scores", "", some_of("softmax", "sigmoid")),
+    class_ids=ids or names or None,
+    class_names=names or None,
+    dtype=get("dtype", "", some_of("", "float32", "bfloat16")),
   )
 
 

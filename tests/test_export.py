@@ -35,9 +35,10 @@ from mixer import (
   trained,
   weights,
 )
+from mixer import export_onnx as onnx_lib
+from mixer import export_stablehlo as stablehlo
+from mixer import export_timm as timm
 from mixer.errors import UserError
-from mixer.export import onnx as onnx_lib
-from mixer.export import stablehlo, timm
 from tests import reference, trained_files
 
 FORMS = {"timm": timm, "onnx": onnx_lib, "stablehlo": stablehlo}

@@ -187,11 +187,11 @@ def test_metadata_of_other_weights_is_refused(tmp_path):
       trained.load(str(path))
   by_hand = {k: v for k, v in said.items() if k not in ("sha256", "weights")}
   for wrong, sentence in (
-    ({"scores": "hinge"}, "scores='hinge'; expected softmax or sigmoid"),
-    ({"interpolation": "bicubic"}, "expected area"),
+    ({"scores": "hinge"}, "scores='hinge', which can't be"),
+    ({"interpolation": "bicubic"}, "interpolation='bicubic', which"),
     ({"image_width": "wide"}, "image_width='wide', which can't be"),
     ({"image_width": 12}, "images of 8 x 12 px don.t have"),
-    ({"short_side": -1}, "short side of -1"),
+    ({"short_side": -1}, "short_side=-1, which"),
     ({"class_ids": "abc"}, "class_ids='abc'"),
     ({"class_ids": ["a"]}, "another number of class_names"),
     ({"class_ids": list("abcd"), "class_names": list("abcd")}, "3 outputs"),

@@ -34,8 +34,14 @@ from mixer import flags
 with epy.lazy_imports():
   import jax
 
-  from mixer import export, runtime, trained
-  from mixer.export import onnx, stablehlo, timm
+  from mixer import (
+    export,
+    export_onnx,
+    export_stablehlo,
+    export_timm,
+    runtime,
+    trained,
+  )
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +93,11 @@ def main(args: argparse.Namespace) -> None:
   """
   suffix, members, packages, write = ".npz", (), (), export.write_npz
   if args.to != "npz":
-    form = {"timm": timm, "onnx": onnx, "stablehlo": stablehlo}[args.to]
+    form = {
+      "timm": export_timm,
+      "onnx": export_onnx,
+      "stablehlo": export_stablehlo,
+    }[args.to]
     suffix, members, packages = form.SUFFIX, form.MEMBERS, form.PACKAGES
     write = form.write
   if args.to == "stablehlo":
