@@ -93,7 +93,10 @@ def _descriptor(path: str | os.PathLike[str]) -> int | None:
 
 @contextlib.contextmanager
 def atomic_write(
-  path: str | os.PathLike[str], mode: str = "wb", advice: str = ""
+  path: str | os.PathLike[str],
+  mode: str = "wb",
+  advice: str = "",
+  partial: bool = False,
 ) -> Iterator[IO[Any]]:
   """Yields a file that is there whole or not at all: the one writer.
 
@@ -106,6 +109,7 @@ def atomic_write(
     path: local or gs://.
     mode: "wb", or "w" for UTF-8, in which names of files keep their bytes.
     advice: sentences for the end of the error.
+    partial: what was written before an exception stays, as PATH.partial.
 
   Raises:
     UserError: it can't be written; also for an OSError within the block.
@@ -115,8 +119,10 @@ def atomic_write(
       file: Any = io.BytesIO()
     else:
       stack.enter_context(writing(path, advice))
-      opened = open_in_place(path) if in_place(path) else _replacing(path)
-      file = stack.enter_context(opened)
+      if in_place(path):
+        file = stack.enter_context(open_in_place(path))
+      else:
+        file = stack.enter_context(_replacing(path, partial))
     out = file
     if mode == "w":
       out = io.TextIOWrapper(
@@ -138,11 +144,15 @@ def open_in_place(path: str | os.PathLike[str]) -> IO[bytes]:
 
 
 @contextlib.contextmanager
-def _replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def _replacing(
+  path: str | os.PathLike[str], partial: bool
+) -> Iterator[IO[bytes]]:
   folder, name = os.path.split(target := os.path.realpath(path))
   part = os.path.join(folder, f".{name[:40]}.{secrets.token_hex(4)}.part")
+  if partial:
+    part = f"{target}.partial"
   try:
-    with open(part, "xb") as f:
+    with open(part, "wb") as f:
       with contextlib.suppress(OSError):
         os.fchmod(f.fileno(), stat.S_IMODE(os.stat(target).st_mode))
       yield f
@@ -151,7 +161,8 @@ def _replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     os.replace(part, target)
   finally:
     with contextlib.suppress(OSError):
-      os.unlink(part)
+      if not (partial and os.path.getsize(part)):
+        os.unlink(part)
   sync_folder(folder)
 
 

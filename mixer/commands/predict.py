@@ -37,7 +37,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any
+from typing import Any
 
 from etils import epy
 
@@ -220,17 +220,19 @@ def _writer(
   args: argparse.Namespace, paths: Sequence[str]
 ) -> contextlib.AbstractContextManager[Callable[[Any], None]]:
   """What takes one result after the other, and where they go."""
+  path = os.path.expanduser(args.features or args.output)
+  suffix = pathlib.Path(path).suffix.lower()
+  if path:
+    files.make_parent(path)
   if not args.features:
-    suffix = pathlib.Path(args.output).suffix.lower()
     form = args.format or _SUFFIXES.get(suffix, "table")
-    return _text(args.output, form, min(max(map(len, paths)), _WIDEST))
-  suffix = pathlib.Path(args.features).suffix.lower()
+    return _text(path, form, min(max(map(len, paths)), _WIDEST))
   if suffix not in (".npy", ".parquet"):
     raise UserError(
-      f"features can't be written to {args.features}: expected a name that "
-      "ends in .npy or .parquet."
+      f"features can't be written to {path}: expected a name that ends in .npy "
+      "or .parquet."
     )
-  return (_npy if suffix == ".npy" else _parquet)(args.features)
+  return (_npy if suffix == ".npy" else _parquet)(path)
 
 
 @contextlib.contextmanager
@@ -238,26 +240,23 @@ def _text(
   path: str, form: str, width: int
 ) -> Iterator[Callable[[predictor.Prediction], None]]:
   """Writes predictions, each at once, to a file or, without one, stdout."""
-  with _partial(path) if path else contextlib.nullcontext() as file:
-
-    def put(text: str) -> None:
-      if file is not None:
-        with files.writing(path):
-          file.write(text.encode("utf-8", errors.NAMES))
-          file.flush()
-      elif form == "table":
-        print(text, end="", flush=True)
-      else:  # For programs: only a terminal gets it made safe.
-        sys.stdout.write_exactly(text)  # type: ignore[attr-defined]
-
+  with contextlib.ExitStack() as stack:
+    file: Any = sys.stdout
+    write = file.write
+    if path:
+      file = stack.enter_context(files.atomic_write(path, "w", partial=True))
+      write = file.write
+    elif form != "table":  # For programs: only a terminal gets it made safe.
+      write = file.write_exactly
     head = _csv_line(_COLUMNS) if form == "csv" else ""
 
-    def write(one: predictor.Prediction) -> None:
+    def put(one: predictor.Prediction) -> None:
       nonlocal head
-      put(head + _form(form, one, width))
+      write(head + _form(form, one, width))
+      file.flush()
       head = ""
 
-    yield write
+    yield put
 
 
 def _form(form: str, one: predictor.Prediction, width: int) -> str:
@@ -293,40 +292,13 @@ def _csv_line(fields: Sequence[Any]) -> str:
 
 
 @contextlib.contextmanager
-def _partial(path: str) -> Iterator[IO[bytes]]:
-  """Opens PATH.partial, which becomes PATH at the end.
-
-  Left by an exception it stays, if anything is in it. What can't be replaced,
-  as a device or a pipe, is written in place.
-  """
-  files.make_parent(path)
-  target = os.path.realpath(os.path.expanduser(path))
-  in_place = files.in_place(path)
-  part = f"{target}.partial"
-  with files.writing(path):
-    if os.path.isdir(target):
-      raise IsADirectoryError
-    file = files.open_in_place(path) if in_place else open(part, "wb")
-  try:
-    yield file
-    with files.writing(path):
-      file.flush()
-      if not in_place:
-        os.fsync(file.fileno())
-        os.replace(part, target)
-  finally:
-    with contextlib.suppress(OSError):
-      file.close()
-    with contextlib.suppress(OSError):
-      if not in_place and not os.path.getsize(part):
-        os.unlink(part)
-
-
-@contextlib.contextmanager
 def _npy(path: str) -> Iterator[Callable[[predictor.Features], None]]:
   rows = width = 0
-  beside = os.fspath(pathlib.Path(path).with_suffix(".csv"))
-  with _partial(path) as array, _partial(beside) as table:
+  beside = pathlib.Path(path).with_suffix(".csv")
+  with (
+    files.atomic_write(path, partial=True) as array,
+    files.atomic_write(beside, "w", partial=True) as table,
+  ):
     if not array.seekable():
       raise UserError(
         f"features can't be written to {path}: it is a pipe; name a file."
@@ -337,27 +309,22 @@ def _npy(path: str) -> Iterator[Callable[[predictor.Features], None]]:
       shape = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
       np.lib.format.write_array_header_1_0(array, shape)
 
-    def put(*fields: str) -> None:
-      table.write(_csv_line(fields).encode("utf-8", errors.NAMES))
-
-    def write(one: predictor.Features) -> None:
+    def put(one: predictor.Features) -> None:
       nonlocal rows, width
-      with files.writing(path):
-        if not rows:
-          width = len(one.values)
-          header()
-          put("path", "error")
-        array.write(one.values.astype("<f4").tobytes())
-        put(one.source, one.problem)
+      if not rows:
+        width = len(one.values)
+        header()
+        table.write(_csv_line(["path", "error"]))
+      array.write(one.values.astype("<f4").tobytes())
+      table.write(_csv_line([one.source, one.problem]))
       rows += 1
 
     try:
-      yield write
+      yield put
     finally:
       if rows:
-        with files.writing(path):
-          array.seek(0)
-          header()
+        array.seek(0)
+        header()
 
 
 @contextlib.contextmanager
@@ -368,9 +335,9 @@ def _parquet(path: str) -> Iterator[Callable[[predictor.Features], None]]:
 
   writer: Any = None
   waiting: list[predictor.Features] = []
-  with _partial(path) as file:
+  with files.atomic_write(path, partial=True) as file:
 
-    def put() -> None:
+    def write() -> None:
       nonlocal writer
       width = len(waiting[0].values)
       problems = pyarrow.array([bool(one.problem) for one in waiting])
@@ -387,17 +354,15 @@ def _parquet(path: str) -> Iterator[Callable[[predictor.Features], None]]:
       writer.write_table(rows)
       waiting.clear()
 
-    def write(one: predictor.Features) -> None:
+    def put(one: predictor.Features) -> None:
       waiting.append(one)
       if len(waiting) == _ROW_GROUP:
-        with files.writing(path):
-          put()
+        write()
 
     try:
-      yield write
+      yield put
     finally:
-      with files.writing(path):
-        if waiting:
-          put()
-        if writer:
-          writer.close()
+      if waiting:
+        write()
+      if writer:
+        writer.close()
