@@ -282,7 +282,8 @@ class StoredFile:
     self._changed = (exceptions.NotFound, exceptions.PreconditionFailed)
     retry = DEFAULT_RETRY.with_timeout(3 * _ANSWER)
     self._options = {"timeout": _ANSWER, "retry": retry}
-    self._known: tuple[bytes, int] = (b"", 0)  # Generation 0: there is none.
+    # What it holds, and its generation; 0: there is none.
+    self.known: tuple[bytes, int] = (b"", 0)
 
   def is_locked(self) -> bool:
     """Never: there is no such thing."""
@@ -293,24 +294,24 @@ class StoredFile:
     while True:
       blob = self._bucket.get_blob(self._name, **self._options)
       if blob is None:
-        self._known = (b"", 0)
+        self.known = (b"", 0)
         return b""
       with contextlib.suppress(*self._changed):
         match = {"if_generation_match": blob.generation}
         data = blob.download_as_bytes(**match, **self._options)
-        self._known = (data, blob.generation)
+        self.known = (data, blob.generation)
         return data
 
   def swap(self, before: bytes, after: bytes) -> bool:
     """Writes it (removes it, if empty) if it holds `before`, as known here."""
-    return before == self._known[0] and self.write(after)
+    return before == self.known[0] and self.write(after)
 
   def write(self, data: bytes) -> bool:
     """Writes it (removes it, if empty) if it is as we know it."""
-    if data == self._known[0]:
+    if data == self.known[0]:
       return True
     blob = self._bucket.blob(self._name)
-    options = self._options | {"if_generation_match": self._known[1]}
+    options = self._options | {"if_generation_match": self.known[1]}
     try:
       if data:
         blob.upload_from_string(data, "application/json", **options)
@@ -320,7 +321,7 @@ class StoredFile:
       if data and e.code == 404:  # The bucket.
         raise
       return False
-    self._known = (data, blob.generation if data else 0)
+    self.known = (data, blob.generation if data else 0)
     return True
 
 

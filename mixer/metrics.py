@@ -314,9 +314,11 @@ class _Uploads:
       if name not in self._stored:
         self._stored[name] = lock.StoredFile(self._workdir / name)
         self._stored[name].read()
-      # If it was written but the answer got lost, it reads as it should.
       file = self._stored[name]
+      known = file.known
+      # If it was written but the answer got lost, it reads as it should.
       if not file.write(data) and file.read() != data:
+        file.known = known  # So it stays the other's.
         raise OSError("another run writes there, too")
 
 

@@ -173,8 +173,8 @@ def check(
     # The folder must take files: better said now than at the first save.
     probe = workdir / f".probe.{uuid.uuid4().hex}"
     probe.write_text("probe")
-    probe.unlink()
     names = sorted(p.name for p in workdir.iterdir() if p.name[0] != ".")
+    probe.unlink()
   except failures(workdir) as e:
     raise not_writable(workdir, e) from e
   if names and CONFIG not in names:

@@ -3,8 +3,6 @@
 The JSON API's buckets and objects, with generations and their preconditions,
 for gcsfs, google-cloud-storage and TensorStore alike. It keeps everything in
 memory, one request after the other.
-
-python -m tests.object_store PORT   runs it by itself, with a bucket `bucket`.
 """
 
 import http.server
@@ -329,9 +327,3 @@ class Server:
     self._server.shutdown()
     self._server.server_close()
     self._thread.join()
-
-
-if __name__ == "__main__":
-  with Server(int(sys.argv[1])) as server:
-    print(json.dumps(server.environment), flush=True)
-    threading.Event().wait()
