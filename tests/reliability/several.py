@@ -5,9 +5,21 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 
-from tests import conftest
+from mixer import checkpoints, metrics, stop
+from tests import conftest, test_train
+
+# 24 updates, an evaluation and a checkpoint after every eighth.
+ARGS = (
+  "--config.total=24 steps",
+  "--config.schedule.warmup=4 steps",
+  "--config.eval_every=8 steps",
+  "--config.checkpoint_every=8 steps",
+  "--config.log_every=1 steps",
+  "--config.keep_checkpoints=2",
+)
 
 
 def free_port() -> int:
@@ -23,11 +35,11 @@ class Run:
     self,
     data_dir: str,
     workdir: pathlib.Path,
-    args: Sequence[str] = (),
+    *args: str,
     processes: int = 1,
     devices: int = 1,
     program: Sequence[str] = ("train.py",),
-    own: Mapping[int, Sequence[str]] | None = None,
+    own: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
   ):
     """Starts them.
@@ -35,11 +47,11 @@ class Run:
     Args:
       data_dir: of the data sets.
       workdir: of the run.
-      args: for all processes.
+      *args: behind `ARGS`, for all processes.
       processes: how many.
       devices: of each.
       program: what Python runs, before the flags.
-      own: further arguments of single processes.
+      own: further arguments of the last process.
       env: variables beside this process's.
     """
     port = free_port()
@@ -49,6 +61,8 @@ class Run:
         "--config=configs/smoke.py",
         f"--workdir={workdir}",
         f"--config.data.data_dir={data_dir}",
+        *ARGS,
+        *args,
       ]
       if processes > 1:
         flags += [
@@ -57,10 +71,11 @@ class Run:
           f"--process_id={i}",
           "--heartbeat_seconds=10",
         ]
+      flags += own if i == processes - 1 else ()
       count = f"--xla_force_host_platform_device_count={devices}"
       self.processes.append(
         subprocess.Popen(
-          [sys.executable, *program, *flags, *args, *(own or {}).get(i, ())],
+          [sys.executable, *program, *flags],
           cwd=conftest.ROOT,
           env=os.environ | {"XLA_FLAGS": count} | dict(env or {}),
           stdout=subprocess.PIPE,
@@ -69,14 +84,61 @@ class Run:
         )
       )
 
-  def wait(self, timeout: float = 240) -> list[int]:
+  def wait(self, timeout: float = 400) -> list[int]:
     """Exit codes; `out` and `err` have what each has said."""
     said = [p.communicate(timeout=timeout) for p in self.processes]
     self.out = [out for out, _ in said]
     self.err = [err for _, err in said]
     return [p.returncode for p in self.processes]
 
+  def wait_for_line(self, start: str) -> None:
+    """Until the first process prints a line that starts so."""
+    for line in self.processes[0].stdout:
+      if line.startswith(start):
+        return
+    raise AssertionError(self.processes[0].communicate())
+
+  def wait_for_update(self, workdir: pathlib.Path, step: int) -> None:
+    """Until the metrics have it."""
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+      if any(r["step"] >= step for r in metrics.read(workdir)):
+        return
+      for p in self.processes:
+        assert p.poll() is None, p.communicate()
+      time.sleep(0.02)
+    raise AssertionError("no progress")
+
   def kill(self) -> None:
     for p in self.processes:
       p.kill()
       p.communicate()
+
+
+def hit(data_dir, workdir, moment, nth, signal, process=0, args=(), **kwargs):
+  """A run of which a process is hit at a moment; see `at`."""
+  words = (moment, str(nth), signal, str(process), "--")
+  program = ("-m", "tests.reliability.at", *words)
+  return Run(data_dir, workdir, *args, program=program, **kwargs)
+
+
+def finish(data_dir, workdir, expected, processes=1):
+  """The same command line again, to the end and to the same bits."""
+  run = Run(data_dir, workdir, processes=processes)
+  assert run.wait() == [stop.DONE] * processes, run.err
+  test_train.assert_same_run(workdir, expected)
+  assert test_train.page(workdir)["runs"][0]["predictions"]["step"] == 24
+  # And nothing is left lying about; the one that was gone on from may stay.
+  left = {p.name for p in (workdir / "checkpoints").iterdir()}
+  assert "24" in left and all(name.isdigit() for name in left)
+  assert 2 <= len(left) <= 3
+  return run
+
+
+def newest(workdir) -> int:
+  return max(checkpoints.committed(workdir), default=0)
+
+
+def losses(workdir) -> dict[int, float]:
+  records = metrics.read(workdir)
+  return {r["step"]: r["train/loss"] for r in records if "train/loss" in r}

@@ -9,58 +9,9 @@ import pytest
 
 from mixer import metrics, stop
 from tests import test_train
-from tests.reliability import at, several, test_phases
+from tests.reliability import at, several
 
 HEARTBEAT = 10
-undisturbed = test_phases.undisturbed
-
-
-def start(data_dir, workdir, processes=2, **kwargs):
-  return several.Run(data_dir, workdir, test_phases.ARGS, processes, **kwargs)
-
-
-def wait_for_update(run, workdir, step):
-  """Until the metrics have it."""
-  deadline = time.monotonic() + 200
-  while time.monotonic() < deadline:
-    if any(r["step"] >= step for r in metrics.read(workdir)):
-      return
-    for p in run.processes:
-      assert p.poll() is None, p.communicate()
-    time.sleep(0.02)
-  raise AssertionError("no progress")
-
-
-def losses(workdir):
-  return {
-    r["step"]: r["train/loss"]
-    for r in metrics.read(workdir)
-    if "train/loss" in r
-  }
-
-
-def check_stop(data_dir, tmp_path, undisturbed, moment, nth, process):
-  """SIGTERM to one of two: both stop at one step; then they go on."""
-  workdir = tmp_path / "run"
-  run = test_phases.start(
-    data_dir, workdir, moment, nth, "SIGTERM", process, processes=2
-  )
-  assert run.wait() == [stop.PREEMPTED] * 2, (run.out, run.err)
-  assert f"at {moment}" in run.out[process]
-  for text in run.err:
-    assert "SIGTERM on " in text and "Traceback" not in text
-  steps = [r["step"] for r in metrics.read(workdir)]
-  assert test_phases.newest(workdir) == max(steps, default=0)
-  test_phases.finish(data_dir, workdir, undisturbed(2), 2)
-
-
-@pytest.mark.slow
-def test_two_processes_stop_together(data_dir, tmp_path, undisturbed):
-  check_stop(data_dir, tmp_path, undisturbed, at.COMPILE, 12, 1)
-  # Both have evaluated for it, the first one has written it.
-  (run,) = test_train.page(tmp_path / "run")["runs"]
-  last = [r for r in run["metrics"] if "eval/accuracy" in r][-1]
-  assert run["predictions"]["accuracy"] == last["eval/accuracy"]
 
 
 @pytest.mark.slow
@@ -69,26 +20,41 @@ def test_two_processes_stop_together(data_dir, tmp_path, undisturbed):
   ("moment", "nth"),
   [
     ("gate", 1),
-    ("init", 1),
     (at.COMPILE, 1),
-    ("put", 4),
+    (at.COMPILE, 12),
     ("metrics", 12),
     ("evaluation", 2),
     ("save", 2),
     ("saving", 2),
   ],
 )
-def test_two_processes_stop_together_at_any_moment(
-  data_dir, tmp_path, undisturbed, moment, nth, process
+def test_two_processes_stop_together(
+  data_dir, tmp_path, undisturbed_run, moment, nth, process
 ):
-  check_stop(data_dir, tmp_path, undisturbed, moment, nth, process)
-
-
-def check_loss_of_one(data_dir, tmp_path, undisturbed, process, number):
-  """One is killed or stopped: the other ends, and both can go on."""
+  """SIGTERM to one of two: both stop at one step; then they go on."""
   workdir = tmp_path / "run"
-  run = start(data_dir, workdir)
-  wait_for_update(run, workdir, 3)
+  run = several.hit(
+    data_dir, workdir, moment, nth, "SIGTERM", process, processes=2
+  )
+  assert run.wait() == [stop.PREEMPTED] * 2, (run.out, run.err)
+  assert f"at {moment}" in run.out[process]
+  for text in run.err:
+    assert "SIGTERM on " in text and "Traceback" not in text
+  steps = [r["step"] for r in metrics.read(workdir)]
+  assert several.newest(workdir) == max(steps, default=0)
+  several.finish(data_dir, workdir, undisturbed_run(2), 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("process", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_one_of_two_is_lost(
+  data_dir, tmp_path, undisturbed_run, process, number
+):
+  """The other ends, and both can go on."""
+  workdir = tmp_path / "run"
+  run = several.Run(data_dir, workdir, processes=2)
+  run.wait_for_update(workdir, 3)
   lost, left = run.processes[process], run.processes[1 - process]
   lost.send_signal(number)
   since = time.monotonic()
@@ -100,19 +66,23 @@ def check_loss_of_one(data_dir, tmp_path, undisturbed, process, number):
     run.kill()
   print(f"the other process ended after {seconds:.1f} s: {left.returncode}")
   assert left.returncode not in (0, stop.PREEMPTED, -signal.SIGKILL)
-  test_phases.finish(data_dir, workdir, undisturbed(2), 2)
+  several.finish(data_dir, workdir, undisturbed_run(2), 2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("process", [0, 1])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_one_of_two_is_lost(data_dir, tmp_path, undisturbed, process, number):
-  check_loss_of_one(data_dir, tmp_path, undisturbed, process, number)
+def test_all_end_when_one_of_two_hangs(data_dir, tmp_path, process):
+  args = ["--config.hang_seconds=20"]
+  run = several.hit(
+    data_dir, tmp_path, at.COMPILE, 12, "HANG", process, args, processes=2
+  )
+  codes = run.wait()
+  assert not {*codes} & {stop.DONE, stop.PREEMPTED, -signal.SIGKILL}, codes
 
 
 def test_processes_that_differ_do_not_start(data_dir, tmp_path):
-  own = {1: ["--config.optimizer.learning_rate=0.5"]}
-  run = start(data_dir, tmp_path / "run", own=own)
+  own = ["--config.optimizer.learning_rate=0.5"]
+  run = several.Run(data_dir, tmp_path / "run", processes=2, own=own)
   assert run.wait() == [stop.FAILED] * 2
   for text in run.err:
     assert re.search(
@@ -121,16 +91,15 @@ def test_processes_that_differ_do_not_start(data_dir, tmp_path):
       text,
     ), text
     assert "Traceback" not in text
-  assert not losses(tmp_path / "run")
+  assert not several.losses(tmp_path / "run")
 
 
 @pytest.mark.slow
 def test_what_fails_on_one_is_told_by_all(data_dir, tmp_path):
   # The second finds no data where it looks for them.
-  own = {1: ["--config.data.name=imagenet2012"]}
-  run = start(data_dir, tmp_path / "run", own=own)
-  codes = run.wait()
-  assert codes == [stop.FAILED] * 2, (codes, run.err)
+  own = ["--config.data.name=imagenet2012"]
+  run = several.Run(data_dir, tmp_path / "run", processes=2, own=own)
+  assert run.wait() == [stop.FAILED] * 2, run.err
   assert "imagenet2012" in run.err[1]
   assert "process 1 on" in run.err[0] and "imagenet2012" in run.err[0]
 
@@ -139,8 +108,8 @@ def test_what_fails_on_one_is_told_by_all(data_dir, tmp_path):
 @pytest.mark.parametrize("process", [0, 1])
 def test_a_device_that_is_too_small_is_no_loss(data_dir, tmp_path, process):
   # It would be as small after a restart, which 75 asks for.
-  run = test_phases.start(
-    data_dir, tmp_path / "run", at.COMPILE, 3, "MEMORY", process, processes=2
+  run = several.hit(
+    data_dir, tmp_path, at.COMPILE, 3, "MEMORY", process, processes=2
   )
   assert run.wait() == [stop.FAILED] * 2, run.err
   for text in run.err:
@@ -149,54 +118,42 @@ def test_a_device_that_is_too_small_is_no_loss(data_dir, tmp_path, process):
 
 @pytest.mark.slow
 def test_processes_that_do_not_come_are_not_waited_for_long(data_dir, tmp_path):
-  run = start(data_dir, tmp_path / "run")
+  run = several.Run(data_dir, tmp_path / "run", processes=2)
   run.processes[1].kill()
-  codes = run.wait(timeout=400)
-  assert codes[0] not in (0, stop.PREEMPTED, -9)
+  assert run.wait()[0] not in (0, stop.PREEMPTED, -9)
 
 
 @pytest.mark.slow
-def test_four_processes(data_dir, tmp_path, undisturbed):
-  workdir = tmp_path / "run"
-  run = start(data_dir, workdir, 4)
-  assert run.wait(timeout=500) == [stop.DONE] * 4, run.err
-  one, four = losses(undisturbed(1)), losses(workdir)
-  assert one.keys() == four.keys()
-  np.testing.assert_allclose(list(one.values()), list(four.values()), rtol=1e-4)
+def test_any_number_of_processes_make_the_run_of_one(
+  data_dir, tmp_path, undisturbed_run
+):
+  run = several.Run(data_dir, tmp_path / "four", processes=4)
+  assert run.wait() == [stop.DONE] * 4, run.err
   # Only the first one speaks, but for a library.
   for out in run.out[1:]:
     assert all(line.startswith("[Gloo]") for line in out.splitlines())
-
-
-def test_two_processes_make_the_run_of_one(undisturbed):
-  one, two = losses(undisturbed(1)), losses(undisturbed(2))
-  assert one.keys() == two.keys()
-  np.testing.assert_allclose(list(one.values()), list(two.values()), rtol=1e-4)
-  a, b = (test_train.exact(undisturbed(n))[-1] for n in (1, 2))
-  assert a["step"] == b["step"] == 24
-  assert a["eval/examples"] == b["eval/examples"] == 397
+  one = several.losses(undisturbed_run(1))
+  last = test_train.exact(undisturbed_run(1))[-1]
+  for workdir in (undisturbed_run(2), tmp_path / "four"):
+    found = several.losses(workdir)
+    assert found.keys() == one.keys()
+    np.testing.assert_allclose([*found.values()], [*one.values()], rtol=1e-4)
+    record = test_train.exact(workdir)[-1]
+    for name in ("step", "eval/examples"):
+      assert record[name] == last[name]
 
 
 @pytest.mark.slow
-def test_other_topologies_go_on(data_dir, tmp_path, undisturbed):
+def test_other_topologies_go_on(data_dir, tmp_path, undisturbed_run):
   workdir = tmp_path / "run"
   for devices, processes in ((4, 1), (2, 2), (2, 1)):
     # Each stops itself after some updates.
-    run = test_phases.start(
-      data_dir,
-      workdir,
-      at.COMPILE,
-      6,
-      "SIGTERM",
-      processes=processes,
-      devices=devices,
-    )
+    topology = {"processes": processes, "devices": devices}
+    run = several.hit(data_dir, workdir, at.COMPILE, 6, "SIGTERM", **topology)
     assert run.wait() == [stop.PREEMPTED] * processes, run.err
-  run = start(data_dir, workdir, 4)
-  assert run.wait(timeout=500) == [stop.DONE] * 4, run.err
+  run = several.Run(data_dir, workdir, processes=4)
+  assert run.wait() == [stop.DONE] * 4, run.err
   # One device or several differ in the last bits of sums.
-  found, expected = losses(workdir), losses(undisturbed(1))
+  found, expected = several.losses(workdir), several.losses(undisturbed_run(1))
   assert found.keys() == expected.keys()
-  np.testing.assert_allclose(
-    list(found.values()), list(expected.values()), rtol=1e-3
-  )
+  np.testing.assert_allclose([*found.values()], [*expected.values()], rtol=1e-3)
