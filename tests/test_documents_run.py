@@ -26,7 +26,7 @@ _LEFT_OUT = {
   r"python -m mixer\.datasets\.labels\.make": "wants the files of WordNet",
   r"python -m mixer demo": "minutes: `make demo` in CI",
   r"python (-X importtime|train\.py)$": "no command",
-  r"launch/|sbatch|sky|for vm in": "dry runs: test_documents.py, test_launch.py",
+  r"launch/|sbatch|sky|for vm in": "dry runs: tests of launch and documents",
   r"kubectl": "wants a cluster",
   r".*\.\.\.": "not whole",
 }

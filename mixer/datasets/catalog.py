@@ -1,4 +1,4 @@
-"""The data sets that `mixer prepare` knows by name, and how each is had.
+"""The data sets that `mixer prepare` knows by name, and how to get each.
 
 What TFDS 4.9.10 downloads, and whether its builder needs TensorFlow, was read
 from its code: unpacking an archive, opening one, and encoding pixels all go

@@ -83,7 +83,7 @@ def find(name: str, root: pathlib.Path, data_dir: str = "") -> pathlib.Path:
 
   Args:
     name: with config and version if need be, the latter as "1.*.*", too;
-      without a config, the default is meant, or the only one that is prepared.
+      without a config, the only one that is prepared is meant.
     root: where data sets are.
     data_dir: as the user gave it.
 
@@ -94,14 +94,13 @@ def find(name: str, root: pathlib.Path, data_dir: str = "") -> pathlib.Path:
   pattern = re.compile(re.escape(version).replace(r"\*", "[0-9]+") or ".*")
   there = by_config(root / base)
   if not config and "" not in there and there:
-    config = _default(root / base)
-    if config not in there and len(there) > 1:
+    if len(there) > 1:
       several = ", ".join(f"{base}/{c}" for c in sorted(there))
       raise UserError(
         f"data set {name} in {root} is prepared in several forms; name one of "
         f"them: {several}."
       )
-    config = config if config in there else next(iter(there))
+    (config,) = there
   damaged = ""
   for folder in there.get(config, ()):
     if pattern.fullmatch(folder.name):
@@ -109,15 +108,6 @@ def find(name: str, root: pathlib.Path, data_dir: str = "") -> pathlib.Path:
         return folder
       damaged = f" (there is no {folder / stored.INFO})"
   raise _not_prepared(name, root, data_dir, damaged)
-
-
-def _default(base: pathlib.Path) -> str:
-  """The config that TFDS takes where none is named, "" if nothing says so."""
-  path = base / ".config" / "metadata.json"
-  if not path.exists():
-    return ""
-  content = files.read_json(path, "the default config of a data set")
-  return str(content.get("default_config_name", ""))
 
 
 def _not_prepared(

@@ -124,7 +124,7 @@ _KITTI_EDGES = (8.0, 20.0, 999.0)
 
 def _clevr_distance(numbers: Numbers) -> int:
   depths = numbers["objects/pixel_coords"][2::3]  # (x, y, depth) of each.
-  # No class, for no scene: whoever reads it is told the record.
+  # A scene without objects has no class, which reading it reports.
   return _bin(min(depths), _CLEVR_EDGES) if depths else -1
 
 
