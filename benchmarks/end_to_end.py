@@ -43,7 +43,7 @@ import jax
 import input_pipeline
 import train
 from benchmarks import common
-from configs import demo_pretrain
+from configs import demo
 from mixer import cli, durations, loader, metrics, sharding, train_step
 from mixer import config as config_lib
 
@@ -55,7 +55,7 @@ _READY = 4  # Batches, one after the other and from the start again.
 
 def recipe(args: argparse.Namespace) -> config_lib.Config:
   """The demo's small model, or a variant at 224 px, on glyphs."""
-  config = demo_pretrain.get_config()
+  config = demo.get_config()
   config.data.data_dir = args.data_dir
   config.fewshot.name = ""
   config.data.eval_split = "test[:64]"

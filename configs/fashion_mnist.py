@@ -20,15 +20,6 @@ from mixer.errors import UserError
 
 
 def get_config(which: str = "") -> config_lib.Config:
-  """The recipe.
-
-  Args:
-    which: "" for two CPU cores, "glyphs" for the pre-training, "gpu" for ten
-      minutes of a GPU.
-
-  Raises:
-    UserError: none of these.
-  """
   if which not in ("", "glyphs", "gpu"):
     raise UserError(
       f"configs/fashion_mnist.py has no {which!r}; there are `glyphs` and "
@@ -49,7 +40,6 @@ def get_config(which: str = "") -> config_lib.Config:
   c.data.name = "fashion_mnist"
   c.data.eval_split = "test"
   c.data.crop = "resize"
-  c.data.flip = True
   c.data.eval_short_side = 28
 
   c.loss.label_smoothing = 0.1

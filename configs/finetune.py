@@ -5,7 +5,7 @@
   python train.py --config=configs/finetune.py --workdir=DIR2 \
     --config.init_from=WORKDIR_OF_B16
 
-Behind the colon may stand, in any order:
+Behind the colon may be, in any order:
 
   model    weights: a released checkpoint (imagenet21k/Mixer-B_16), which is
            fetched, an .npz file, a workdir or one of its checkpoints; or a
@@ -13,25 +13,25 @@ Behind the colon may stand, in any order:
   dataset  imagenet2012, cifar10, cifar100, oxford_iiit_pet, oxford_flowers102,
            vtab/TASK for the 19 tasks of VTAB-1k, or any other prepared set,
            such as one of `mixer prepare folder`
-  size     of the images, in pixels, or height x width as in size=224x320; for
+  size     of the images, in pixels, or height x width as in size=224x320; to
            another one than that of the weights, which is the default, these
-           are fitted to it, as `init_resize` says
+           are fitted as `init_resize` says
 
 Without weights it is refused: random ones are for configs/scratch.py.
 
 The head starts at zero, with the new data set's classes. The learning rate is
 the paper's choice among .003, .01, .03 and .06 (VTAB: without .06), made on a
-part of the training split that is held out for it. This tries them all there,
-and trains once more, on all of the training split, with the best one:
+held-out part of the training split. This tries them all there, and trains once
+more, on all of the training split, with the best one:
 
   python -m mixer sweep --workdir=DIR3 \
     --config=configs/finetune.py:model=imagenet21k/Mixer-B_16,dataset=cifar10
 
 Hardware: one GPU or a few TPU chips; batch 512 is divided among all devices.
 Where that is too much memory, `--config.optimizer.accumulate=4` computes the
-same in four parts. Sets that the paper hasn't get 2,500 steps, and a tenth of
-`train` to choose on; their last number is of the split `test`, or of
-`validation` where there is no `test`.
+same in four parts. Sets that the paper hasn't get 2,500 steps, a tenth of
+`train` to choose on, and are evaluated on `test`, or on `validation` if there
+is no `test`.
 
 Expected: B/16 and L/16 pre-trained on ImageNet-21k reach 80.64 % and 82.89 % on
 ImageNet (the paper's numbers; at 448 px L/16 84.15 %), 96.82 % and 98.34 % on
@@ -51,52 +51,30 @@ from mixer.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class _Recipe:
-  """What the paper does with a data set.
+  """What the paper does with a data set: steps, and splits to choose on."""
 
-  Attributes:
-    steps: of training.
-    test: split that the last number is of; "auto": `test`, or `validation`.
-    train: split of the last run.
-    choose_train: split to train on while the learning rate is chosen.
-    choose_eval: split to choose by.
-    crop: Inception crops and flips, or neither.
-    rates: of learning, to choose from.
-  """
-
-  steps: int
-  test: str
-  train: str = "train"
+  steps: int = 2_500
+  test: str = "test"
   choose_train: str = "train[:90%]"
   choose_eval: str = "train[90%:]"
   crop: bool = True
   rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.06)
 
 
+_CIFAR = _Recipe(10_000, "test", "train[:98%]", "train[98%:]")
 _RECIPES = {
-  "imagenet2012": _Recipe(
-    20_000,
-    "validation",
-    choose_train="train[:99%]",
-    choose_eval="train[99%:]",
-  ),
-  "cifar10": _Recipe(
-    10_000, "test", choose_train="train[:98%]", choose_eval="train[98%:]"
-  ),
-  "cifar100": _Recipe(
-    10_000, "test", choose_train="train[:98%]", choose_eval="train[98%:]"
-  ),
-  "oxford_iiit_pet": _Recipe(500, "test"),
-  "oxford_flowers102": _Recipe(500, "test"),
+  "imagenet2012": _Recipe(20_000, "validation", "train[:99%]", "train[99%:]"),
+  "cifar10": _CIFAR,
+  "cifar100": _CIFAR,
+  "oxford_iiit_pet": _Recipe(500),
+  "oxford_flowers102": _Recipe(500),
 }
 _VTAB = _Recipe(
-  2_500,
-  "test",
   choose_train="train800",
   choose_eval="val200",
   crop=False,
   rates=(0.003, 0.01, 0.03),
 )
-_OTHER = _Recipe(2_500, "auto")
 # Names that people give them.
 _ALIASES = {
   "imagenet": "imagenet2012",
@@ -106,41 +84,11 @@ _ALIASES = {
 
 
 def get_config(words: str = "") -> config_lib.Config:
-  """The recipe.
-
-  Args:
-    words: what stands behind the colon, as "model=B/16,dataset=cifar10".
-
-  Raises:
-    UserError: it can't be understood.
-  """
-  given = parse(
-    words,
-    "configs/finetune.py",
-    "model=imagenet21k/Mixer-B_16,dataset=cifar10",
-  )
+  example = "model=imagenet21k/Mixer-B_16,dataset=cifar10"
+  given = parse(words, "configs/finetune.py", example)
   c = config_lib.default()
   model = given.get("model", "B/16")
-  height = width = 224
-  released = re.fullmatch(r"\w+/Mixer-([SBLH])_(\d+)(\.npz)?", model)
-  if re.fullmatch(r"[SBLH]/\d+", model):
-    c.init_from, c.model.variant = config_lib.UNNAMED, model
-  elif released:
-    c.init_from, c.model.variant = model, f"{released[1]}/{released[2]}"
-  else:
-    # What is on this machine; late, as it takes a second to import.
-    from mixer import initial
-
-    c.init_from = model
-    try:
-      shape, (height, width) = initial.model_of(model)
-    except UserError as e:
-      raise UserError(
-        f"model={model} behind configs/finetune.py: is no variant, such as "
-        f"B/16, and {e}"
-      ) from e
-    c.model.update(shape)
-  c.model.dtype = "bfloat16"
+  height, width = _take_model(c, model)
   if "size" in given:
     height, width = sides(given["size"])
   c.image_size, c.image_width = height, width if width != height else 0
@@ -149,13 +97,11 @@ def get_config(words: str = "") -> config_lib.Config:
   data = given.get("dataset", "cifar10")
   c.data.name = _ALIASES.get(data, data)
   is_vtab = c.data.name.startswith("vtab/")
-  r = _VTAB if is_vtab else _RECIPES.get(c.data.name, _OTHER)
+  r = _VTAB if is_vtab else _RECIPES.get(c.data.name, _Recipe(test="auto"))
   c.total = f"{r.steps} steps"
-  c.data.train_split = r.train
   c.data.eval_split = r.test
   c.data.flip = r.crop
   c.data.crop = "inception" if r.crop else "resize"
-  c.data.crop_area_min = 0.05
   # CIFAR's too, as in the authors' fine-tuning: enlarged by areas, as others
   # are evaluated, 32 pixels become a mosaic that training doesn't show.
   squeezed = is_vtab or c.data.name in ("cifar10", "cifar100")
@@ -166,8 +112,6 @@ def get_config(words: str = "") -> config_lib.Config:
   c.sweep.train_split = r.choose_train
   c.sweep.eval_split = r.choose_eval
 
-  c.loss.name = "softmax"
-
   c.optimizer.name = "sgd"
   c.optimizer.learning_rate = 0.01
   c.optimizer.momentum = 0.9
@@ -175,14 +119,36 @@ def get_config(words: str = "") -> config_lib.Config:
   c.schedule.warmup = f"{min(500, r.steps // 5)} steps"
   c.schedule.decay = "cosine"
 
-  c.log_every = "50 steps"
   c.eval_every = "10%"
   c.checkpoint_every = "10%"
   return c
 
 
+def _take_model(c: config_lib.Config, model: str) -> tuple[int, int]:
+  """Sets the model and its weights; returns the size of its images."""
+  released = re.fullmatch(r"\w+/Mixer-([SBLH])_(\d+)(\.npz)?", model)
+  if re.fullmatch(r"[SBLH]/\d+", model):
+    c.init_from, c.model.variant = config_lib.UNNAMED, model
+    return 224, 224
+  if released:
+    c.init_from, c.model.variant = model, f"{released[1]}/{released[2]}"
+    return 224, 224
+  from mixer import initial  # Late, as it takes a second to import.
+
+  c.init_from = model
+  try:
+    shape, size = initial.model_of(model)
+  except UserError as e:
+    raise UserError(
+      f"model={model} behind configs/finetune.py: is no variant, such as B/16, "
+      f"and {e}"
+    ) from e
+  c.model.update(shape)
+  return size
+
+
 def parse(words: str, recipe: str, example: str) -> dict[str, str]:
-  """Reads what stands behind the colon: "size=96" -> {"size": "96"}.
+  """Reads what is behind the colon: "size=96" -> {"size": "96"}.
 
   Args:
     words: as there.

@@ -24,7 +24,6 @@ from mixer import config as config_lib
 
 
 def get_config() -> config_lib.Config:
-  """The recipe."""
   c = mixer_b16_i21k.get_config()
   c.model.head_bias = -6.9
   c.data.name = "imagenet2012"

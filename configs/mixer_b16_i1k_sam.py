@@ -31,7 +31,6 @@ from mixer import config as config_lib
 
 
 def get_config() -> config_lib.Config:
-  """The recipe."""
   c = mixer_b16_i1k.get_config()
   c.data.randaugment_layers = 0
   c.loss.mixup = 0.0

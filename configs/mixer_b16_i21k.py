@@ -22,7 +22,6 @@ from mixer import config as config_lib
 
 
 def get_config() -> config_lib.Config:
-  """The recipe."""
   c = config_lib.default()
   c.batch_size = 4096
   c.total = "300 epochs"
@@ -30,19 +29,12 @@ def get_config() -> config_lib.Config:
 
   c.model.variant = "B/16"
   c.model.stochastic_depth = 0.1
-  c.model.dropout = 0.0
   c.model.head_bias = -10.0
-  c.model.dtype = "bfloat16"
 
   c.data.name = "imagenet21k"
-  c.data.train_split = "train"
-  c.data.eval_split = "validation"
-  c.data.crop = "inception"
   c.data.crop_area_min = 0.05
-  c.data.flip = True
   c.data.randaugment_layers = 2
   c.data.randaugment_magnitude = 10
-  c.data.eval_short_side = 256
 
   c.loss.name = "sigmoid"
   c.loss.mixup = 0.2
@@ -54,7 +46,6 @@ def get_config() -> config_lib.Config:
   c.schedule.warmup = "10000 steps"
   c.schedule.decay = "linear"
 
-  c.log_every = "50 steps"
   c.eval_every = "5 epochs"
   c.checkpoint_every = "1000 steps"
   return c

@@ -4,12 +4,11 @@
     --config.data.name=NAME
 
 JFT-300M (300 M images, 18,291 classes) isn't public: name a large set of your
-own, prepared with the splits `train` and `validation`. Without a size behind
-the colon it is B/16: `python train.py --config=configs/mixer_jft.py --workdir=`
-and so on. There is no augmentation but crop and flip, nor other
-regularization than weight decay, so on a set of ImageNet-21k's size Mixers
-overfit (the paper's figure 2). The epochs below are those of JFT-300M; `total`
-has them as examples, so that a run is as long on any set.
+own, prepared with the splits `train` and `validation`. Behind the colon is the
+model; without one it is B/16. Crop, flip and weight decay are all the
+regularization, so on a set of ImageNet-21k's size Mixers overfit (the paper's
+figure 2). The epochs below are those of JFT-300M; `total` has them as examples,
+so that a run is as long on any set.
 
 Time, from FLOP at a share of the peak, predicted and not run (docs/recipes.md
 has the formula and what it assumes), and expected accuracy on ImageNet after
@@ -50,14 +49,6 @@ _TABLE = {
 
 
 def get_config(variant: str = "B/16") -> config_lib.Config:
-  """The recipe of a model of the paper.
-
-  Args:
-    variant: what stands behind the colon.
-
-  Raises:
-    UserError: not a model of the paper's.
-  """
   if variant not in _TABLE:
     raise UserError(
       f"the paper has no {variant!r} on JFT-300M; there are "

@@ -19,7 +19,6 @@ from mixer import config as config_lib
 
 
 def get_config() -> config_lib.Config:
-  """The recipe."""
   c = mixer_b16_i1k.get_config()
   c.model.variant = "L/16"
   return c

@@ -3,7 +3,7 @@
   python -m mixer prepare folder --name=birds --source=DIR
   python train.py --config=configs/scratch.py:dataset=birds --workdir=runs/birds
 
-Behind the colon may stand, in any order:
+Behind the colon may be, in any order:
 
   dataset  a prepared set, such as one of `mixer prepare folder`
   size     of the images, in pixels (224), or height x width as in size=224x320
@@ -11,10 +11,9 @@ Behind the colon may stand, in any order:
            size: S with 16-pixel patches at 224 px, of half its widths and with
            4-pixel patches at 32 px (CIFAR and the like)
 
-The evaluation is on the split `test`, or on `validation` where there is no
-`test`. Durations are epochs and per cent, so the schedule fits a set of any
-number of images. Left and right may not be alike in yours (letters, digits):
---config.data.flip=False.
+Evaluates on the split `test`, or on `validation` if there is no `test`.
+Durations are epochs and per cent, so the schedule fits any number of images.
+If left and right differ in yours (letters, digits): --config.data.flip=False.
 
 Hardware: one GPU; a small set at a small size trains on CPUs too, with
 --config.model.dtype=float32. Time: 300 epochs of 50,000 images take 3e16 FLOP
@@ -22,30 +21,22 @@ at 32 px, 3e17 at 224 px.
 Expected: less than fine-tuning reaches (configs/finetune.py), by far for some
 hundred or thousand images; from random weights Mixers want many.
 
-`mixer sweep` in place of `train.py` tries three learning rates on a tenth of
-`train` first.
+`mixer sweep` in place of `train.py` first tries three learning rates on a tenth
+of `train`.
 """
 
 from configs import finetune
 from mixer import config as config_lib
 from mixer.errors import UserError
 
-# More make the token MLPs large and slow.
-_MOST_TOKENS = 1024
+_MOST_TOKENS = 1024  # More make the token MLPs large and slow.
 
 
 def get_config(words: str = "") -> config_lib.Config:
-  """The recipe.
-
-  Args:
-    words: what stands behind the colon, as "dataset=birds,size=96".
-
-  Raises:
-    UserError: it can't be understood, or no patch divides the size.
-  """
   given = finetune.parse(words, "configs/scratch.py", "dataset=birds,size=96")
   height, width = finetune.sides(given.get("size", "224"))
-  small = max(height, width) <= 64
+  side = max(height, width)
+  small = side <= 64
   c = config_lib.default()
   c.batch_size = 128
   c.total = "300 epochs"
@@ -57,7 +48,6 @@ def get_config(words: str = "") -> config_lib.Config:
     c.model.tokens_mlp_dim = 128
     c.model.channels_mlp_dim = 1024
   c.model.stochastic_depth = 0.1
-  c.model.dtype = "bfloat16"
 
   c.data.name = given.get("dataset", "cifar10")
   c.data.eval_split = "auto"
@@ -65,7 +55,6 @@ def get_config(words: str = "") -> config_lib.Config:
   c.data.randaugment_layers = 2
   c.data.randaugment_magnitude = 5 if small else 10
   # Small images are seen whole.
-  side = max(height, width)
   c.data.eval_short_side = side if small else round(side * 256 / 224)
 
   c.loss.label_smoothing = 0.1
@@ -78,18 +67,13 @@ def get_config(words: str = "") -> config_lib.Config:
   c.sweep.train_split = "train[:90%]"
   c.sweep.eval_split = "train[90%:]"
 
-  c.log_every = "50 steps"
   c.eval_every = "5%"
   c.checkpoint_every = "5%"
   return c
 
 
 def _patch(height: int, width: int) -> int:
-  """The largest patch up to 16 pixels that makes at least 7 of a side.
-
-  Raises:
-    UserError: none divides the size into few enough.
-  """
+  """The largest patch up to 16 pixels with at least 7 to each side."""
   fits = (
     p
     for p in range(16, 0, -1)

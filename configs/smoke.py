@@ -9,7 +9,6 @@ from mixer import config as config_lib
 
 
 def get_config() -> config_lib.Config:
-  """The recipe."""
   c = config_lib.default()
   c.batch_size = 32
   c.total = "60 steps"

@@ -35,7 +35,7 @@ COMMANDS = {
   "visualize": "Looks inside a trained Mixer: figures of weights and features.",
   "replay": "Makes one update of a run again, and says where it breaks.",
   "plan": "Predicts memory, communication, time and cost of a run.",
-  "demo": "Pre-trains and fine-tunes a small model on data that ships with it.",
+  "demo": "Pre-trains and fine-tunes a small model, on data that is shipped.",
 }
 _HELP = """MLP-Mixer (arXiv 2105.01601) in JAX: mixer COMMAND ...
 

@@ -189,8 +189,6 @@ class Session:
 
 
 _BEFORE = {
-  "configs/demo_finetune.py": "python train.py --config=configs/"
-  "demo_pretrain.py --workdir=runs/glyphs",
   "configs/finetune.py": "python train.py --workdir=WORKDIR_OF_B16 "
   "--config=configs/scratch.py:dataset=cifar10,model=B/16",
   "docs/after_training.md": "python -m mixer export --checkpoint=tiny.npz "

@@ -458,8 +458,8 @@ def test_a_compiler_that_is_missing_or_fails(monkeypatch):
 
 # Recipe -> the slices that its docstring names.
 RECIPES = {
-  "mixer_s32_i21k": ("h100-1", "v5e-64"),
-  "mixer_s16_i21k": ("h100-4", "v5e-64"),
+  "mixer_i21k:S/32": ("h100-1", "v5e-64"),
+  "mixer_i21k:S/16": ("h100-4", "v5e-64"),
   "mixer_b16_i21k": ("h100-8", "v5e-64"),
   "mixer_l16_i21k": ("h100-8", "v5e-64"),
   "mixer_b16_i1k_sam": ("h100-8", "v5e-64"),

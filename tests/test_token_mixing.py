@@ -1,6 +1,5 @@
 """Appendix A.1's ways to mix tokens, against plain numpy and laws."""
 
-import importlib
 import math
 import re
 from typing import Any
@@ -12,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import experiment_token_mixing
+from configs import experiments
 from mixer import block as block_lib
 from mixer import config as config_lib
 from mixer import model, optim, validation, weights
 from mixer.errors import UserError
 
-KINDS = experiment_token_mixing.KINDS
+KINDS = experiments.MIXINGS
 TokenMixing = block_lib.TokenMixing
 
 
@@ -436,19 +435,12 @@ def test_tokens_of_an_oblong_image():
     validation.validate(c, 1)
 
 
-def recipe(name, kind):
-  module = importlib.import_module(f"configs.{name}")
-  return module, module.get_config(kind)
-
-
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-  "name", ["experiment_token_mixing", "experiment_token_mixing_s32"]
-)
-def test_recipes_differ_in_token_mixing_alone(name, kind):
-  module, config = recipe(name, kind)
+@pytest.mark.parametrize("size", ["", ",paper"])
+def test_recipes_differ_in_token_mixing_alone(kind, size):
+  config = experiments.get_config(kind + size)
   validation.validate(config, 8)
-  plain = module.get_config()
+  plain = experiments.get_config("shared" + size)
   changed = config_lib.differences(plain, config)
   assert all(
     re.match(r"model\.(token_|group_|pyramid_)", key) for key in changed
@@ -457,17 +449,17 @@ def test_recipes_differ_in_token_mixing_alone(name, kind):
   assert model.from_config(plain, 5).mixing == TokenMixing()
 
 
-@pytest.mark.parametrize("kind", ["", "tied", "Untied"])
-def test_other_kinds_are_refused(kind):
-  with pytest.raises(UserError, match=f"no token mixing '{kind}'; there"):
-    experiment_token_mixing.get_config(kind)
+@pytest.mark.parametrize("words", ["", "tied", "Untied", "untied,big"])
+def test_other_experiments_are_refused(words):
+  with pytest.raises(UserError, match=f"no experiment '{words}'; there are"):
+    experiments.get_config(words)
 
 
 def test_the_table_in_the_docstring():
   images = 300 * (13_153_500 - 2 * 25_600)
   found = []
   for kind in KINDS:
-    module, config = recipe("experiment_token_mixing_s32", kind)
+    config = experiments.get_config(f"{kind},paper")
     net = model.from_config(config, 19_167)
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), net.dtype)
     tree = jax.eval_shape(net.init, jax.random.key(0), image)
@@ -475,6 +467,6 @@ def test_the_table_in_the_docstring():
     total = f"{model.training_flop(net, 224) * images:.1e}".replace("e+", "e")
     found.append((kind, total, f"{millions:.1f}"))
   told = re.findall(
-    r"(?m)^    (\w+) +(\S+e\d+) +(\S+) M  ", module.__doc__ or ""
+    r"(?m)^    (\w+) +(\S+e\d+) +(\S+) M", experiments.__doc__ or ""
   )
   assert told == found

@@ -241,7 +241,7 @@ def _made(about: Mapping[str, Any]) -> list[str]:
 
 
 def _say(line: str) -> None:
-  print(errors.printable(line, keep="\n"))
+  print(errors.printable(line))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -28,7 +28,7 @@ from mixer.errors import UserError
 # The recipe that a set is for; any other is for fine-tuning.
 _RECIPES = {
   "digits": "smoke",
-  "glyphs": "demo_pretrain",
+  "glyphs": "demo",
   "imagenet2012": "mixer_b16_i1k",
   "imagenet21k": "mixer_b16_i21k",
   "imagenet21k_p": "mixer_b16_i21k",

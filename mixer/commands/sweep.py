@@ -6,10 +6,10 @@ r"""Chooses a learning rate on held-out data, then trains on all of it.
 Trains once for each of the config's `sweep.learning_rates` on
 `sweep.train_split`, compares the accuracies on `sweep.eval_split` at the end,
 and trains once more, on `data.train_split`, with the best rate. Only that run
-sees `data.eval_split`, so its accuracy there was not chosen by.
+sees `data.eval_split`, so nothing was chosen by its accuracy there.
 
 Each run has a folder in the workdir, as train.py makes it: `lr_0.003`, ...,
-`final`. `sweep.json` has the table. The same command goes on where it stopped.
+`final`. `sweep.json` has the table. The same command continues a stopped one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from etils import epy
 
@@ -42,10 +43,31 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-  """A learning rate, and the accuracy it led to; None where it diverged."""
+  """A learning rate, and the accuracy it led to; None if it diverged."""
 
   learning_rate: float
   accuracy: float | None
+
+
+def main(args: argparse.Namespace) -> None:
+  """Does what the command line says."""
+  flags.checkout("mixer sweep")
+  stop.listen()
+  cli.train(args, _run)
+
+
+def _run(
+  config: config_lib.Config, workdir: epath.Path, allow_change: Sequence[str]
+) -> None:
+  trials, last = sweep(config, workdir, allow_change)
+  if not jax.process_index():
+    content = {
+      "trials": [dataclasses.asdict(t) for t in trials],
+      "last": dataclasses.asdict(last),
+      "config": config_lib.to_json(config),
+    }
+    workdir_lib.write_json(workdir / "sweep.json", content)
+    print("\n" + table(config, trials, last))
 
 
 def sweep(
@@ -79,71 +101,46 @@ def sweep(
     )
   # All that the last run needs is opened before the first one trains.
   run = input_pipeline.open_inputs(config)
-  trial = input_pipeline.open_inputs(_choosing(config))
-  chosen_by = trial.eval_split.expression
-  if chosen_by == run.eval_split.expression:
+  splits = {f"data.{k}": s[k] for k in ("train_split", "eval_split")}
+  trial = input_pipeline.open_inputs(config_lib.changed(config, splits))
+  if trial.eval_split.expression == run.eval_split.expression:
     raise UserError(
       f"sweep.eval_split={s.eval_split} is data.eval_split as well: the last "
       "number would be of data that was chosen by. Hold out a part of the "
       'training split, as in --config.sweep.eval_split="train[90%:]".'
     )
-  config = run.config
-  trials = [
-    _try(config, float(rate), workdir, allow_change)
-    for rate in s.learning_rates
-  ]
-  finished = [t for t in trials if t.accuracy is not None]
-  if not finished:
+
+  def accuracy(changes: dict[str, Any], name: str) -> float:
+    changed = config_lib.changed(run.config, changes)
+    found = train.train(changed, workdir / name, allow_change)
+    return found["eval/accuracy"]
+
+  trials = []
+  for rate in s.learning_rates:
+    print(f"\nlearning rate {rate:g} on {s.train_split}", flush=True)
+    changes = {**splits, "optimizer.learning_rate": rate}
+    try:
+      trials.append(Trial(float(rate), accuracy(changes, f"lr_{rate:g}")))
+    except reporter.NotFinite as e:
+      print(f"diverged: {e}", flush=True)
+      trials.append(Trial(float(rate), None))
+  done = [t for t in trials if t.accuracy is not None]
+  if not done:
     raise UserError(
-      "training diverged with every learning rate; add smaller ones to "
-      "sweep.learning_rates."
+      "training diverged with every learning rate that was tried; add smaller "
+      'ones, as in --config.sweep.learning_rates="(0.0003, 0.001)".'
     )
   # The first of equals: rates are listed from the smallest on.
-  best = max(finished, key=lambda t: t.accuracy or 0.0).learning_rate
-  print(f"\nlast run: learning rate {best:g} on {config.data.train_split}")
-  last = train.train(_with_rate(config, best), workdir / "final", allow_change)
-  return trials, Trial(best, last["eval/accuracy"])
-
-
-def _with_rate(
-  config: config_lib.Config, learning_rate: float
-) -> config_lib.Config:
-  rate = {"optimizer.learning_rate": learning_rate}
-  return config_lib.changed(config, rate)
-
-
-def _choosing(config: config_lib.Config) -> config_lib.Config:
-  """With the splits that the rates are chosen on."""
-  keys = ("train_split", "eval_split")
-  splits = {f"data.{key}": config.sweep[key] for key in keys}
-  return config_lib.changed(config, splits)
-
-
-def _try(
-  config: config_lib.Config,
-  learning_rate: float,
-  workdir: epath.Path,
-  allow_change: Sequence[str],
-) -> Trial:
-  changed = _choosing(_with_rate(config, learning_rate))
-  print(
-    f"\nlearning rate {learning_rate:g} on {config.sweep.train_split}",
-    flush=True,
-  )
-  try:
-    values = train.train(
-      changed, workdir / f"lr_{learning_rate:g}", allow_change
-    )
-  except reporter.NotFinite as e:
-    print(f"diverged: {e.what}", flush=True)
-    return Trial(learning_rate, None)
-  return Trial(learning_rate, values["eval/accuracy"])
+  best = max(done, key=lambda t: t.accuracy or 0.0).learning_rate
+  print(f"\nlearning rate {best:g} on {config.data.train_split}", flush=True)
+  last = accuracy({"optimizer.learning_rate": best}, "final")
+  return trials, Trial(best, last)
 
 
 def table(
   config: config_lib.Config, trials: Sequence[Trial], last: Trial
 ) -> str:
-  """The accuracies, a line a run."""
+  """The accuracies, a line for each run."""
   lines = [f"{'learning rate':<16}accuracy on {config.sweep.eval_split}"]
   for t in trials:
     text = "diverged" if t.accuracy is None else f"{t.accuracy:.4f}"
@@ -161,30 +158,3 @@ def table(
         f"The best rate is the {word} tried: one beyond it may be better."
       )
   return "\n".join(lines)
-
-
-def run(
-  config: config_lib.Config,
-  workdir: epath.Path,
-  allow_change: Sequence[str] = (),
-) -> None:
-  """Sweeps, prints the table, writes sweep.json."""
-  trials, last = sweep(config, workdir, allow_change)
-  if jax.process_index():
-    return
-  workdir_lib.write_json(
-    workdir / "sweep.json",
-    {
-      "trials": [dataclasses.asdict(t) for t in trials],
-      "last": dataclasses.asdict(last),
-      "config": config_lib.to_json(config),
-    },
-  )
-  print("\n" + table(config, trials, last))
-
-
-def main(args: argparse.Namespace) -> None:
-  """Does what the command line says."""
-  flags.checkout("mixer sweep")
-  stop.listen()
-  cli.train(args, run)

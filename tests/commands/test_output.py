@@ -190,14 +190,14 @@ def test_names_in_figures(capsys, tmp_path, evil_run):
   assert "saliency.png" in harmless(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("name", ["tokens.png", "confusion.csv"])
+@pytest.mark.parametrize("name", ["tokens_block0.png", "confusion.csv"])
 @pytest.mark.usefixtures("untouched")
 def test_a_full_disk(name, tmp_path, monkeypatch, capsys, digits_run):
   folder = tmp_path / "out"
   folder.mkdir()
   (folder / name).symlink_to("/dev/full")
   args = [f"--checkpoint={digits_run}", f"--output={folder}"]
-  if name == "tokens.png":
+  if name == "tokens_block0.png":
     assert cli.main(["visualize", *args, "--figures=tokens"]) == 1
   else:
     assert cli.main(["evaluate", *args, "--batch_size=8"]) == 1
