@@ -280,7 +280,9 @@ def main(args: argparse.Namespace) -> None:
   if args.json:
     print(json.dumps(compare(*found) if args.other else facts, indent=2))
   elif args.other:
-    _say(f"a  {facts['path']}\nb  {found[1][0]['path']}\n")
+    _say(f"a  {facts['path']}")
+    _say(f"b  {found[1][0]['path']}")
+    print()
     different = compare(*found)
     if different["same_weights"]:
       print("The weights are the same to the bit.")
