@@ -202,6 +202,11 @@ def _prepare(args: argparse.Namespace) -> None:
     _summary(args, own.prepare(args, root), root)
     return
   manual = args.source[0] if args.source else root / "downloads" / "manual"
+  if len(args.source) > 1 and not there:
+    raise UserError(
+      f"{args.set} is prepared by TFDS from one folder, and --source is given "
+      f"{len(args.source)} times; put the files into one."
+    )
   if base not in catalog.SHIPPED and not there:
     tfds.check(args.set, manual, bool(args.source))
   if given := [f"--{f}" for f in _OWN if getattr(args, f) is not None]:
@@ -222,11 +227,6 @@ def _prepare(args: argparse.Namespace) -> None:
   elif there:
     _convert(args, root, there)
   else:
-    if len(args.source) > 1:
-      raise UserError(
-        f"{args.set} is prepared by TFDS from one folder, and --source is "
-        f"given {len(args.source)} times; put the files into one."
-      )
     with locate.lock(args.set, root):
       print(f"preparing data set {args.set} in {root} by TFDS", flush=True)
       try:

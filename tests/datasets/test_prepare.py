@@ -2,21 +2,31 @@
 
 import contextlib
 import csv
+import functools
 import hashlib
 import io
 import json
+import os
 import pathlib
 import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
+from tensorflow_datasets.core import read_only_builder, registered
 
 from mixer import cli
-from mixer.datasets import split, wordnet
-from mixer.datasets.prepare import idx
+from mixer.datasets import locate, split, stored, wordnet
+from mixer.datasets.prepare import build, builders, idx, own
+from mixer.errors import UserError
+from tests.conftest import ROOT
 from tests.datasets import forms
 
 
@@ -221,3 +231,453 @@ def tfds_image(png: bytes) -> np.ndarray:
   from PIL import Image
 
   return np.asarray(Image.open(io.BytesIO(png)))[..., None]
+
+
+def test_what_a_user_is_told_of_his_photos(run, given):
+  source = given / "photos"
+  out = run("folder", "--name=pets", f"--source={source}", "--hold_out=8")
+  here = run.data / "pets" / "1.0.0"
+  assert out.splitlines()[:5] == [
+    "left out: 1 damaged, 1 empty, 1 not an image; "
+    f"kept: 1 in two classes, 1 mislabelled; listed in {here}/report.tsv",
+    f"data set pets is ready in {here}",
+    "  train                 70 examples",
+    "  validation             8 examples",
+    "  3 classes: cat, d\u00f6g, eel",
+  ]
+  told = run.problems("pets")
+  copy = told.pop("eel/copy.ppm", None) or told.pop("cat/3.ppm")
+  assert copy == "in two classes"
+  assert told == {
+    "cat/mislabelled.jpg": "mislabelled",
+    "cat/empty.ppm": "empty",
+    "cat/cut.ppm": "damaged",
+    "eel/page.jpg": "not an image",
+  }
+  assert run.said.splitlines() == [
+    f"preparing data set pets in {run.data} from folders of images ({source})",
+    "warning: 1 classes have images in folders within their own, and take them "
+    "together: cat (cat has sub).",
+    f"warning: 1 images are in {source} itself, in no class's folder, and are "
+    "left out.",
+    "warning: 1 hidden folders or images are left out: .h.",
+    "warning: 1 files '.mp4' are no images by their names and are left out.",
+  ]
+  # `pets` behind the colon is the Oxford one.
+  tuned, scratch = re.findall("^  python train.py (.*)", out, re.M)
+  assert tuned.startswith(
+    "--config=configs/finetune.py:model=imagenet21k/Mixer-B_16,dataset=pets "
+    f"--config.data.name=pets --config.data.data_dir={run.data} --config.data."
+  )
+  assert scratch.startswith("--config=configs/scratch.py:dataset=pets --con")
+  # TFDS reads it, and without the source it says what is there.
+  theirs = read_only_builder.builder_from_files("pets", data_dir=str(run.data))
+  assert theirs.info.splits["train"].num_examples == 70
+  again = run("folder", "--name=pets")
+  assert again.startswith("data set pets was prepared before, from folders of")
+  assert again.splitlines()[1:] == out.splitlines() and run.said == ""
+
+
+def test_without_a_split_to_evaluate_on_a_part_of_train_is(run, given):
+  flags = ["folder", "--name=x", f"--source={given / 'photos'}"]
+  out = run(*flags, "--hold_out=none")
+  assert "'--config.data.eval_split=train[-1:]'" in out
+  assert len(run.read("x", "train[:-1]")) == 77
+
+
+def folder_of(root: pathlib.Path, sizes: dict[str, int]) -> pathlib.Path:
+  return forms.write(
+    root,
+    {
+      f"{name}/{k}.ppm": forms.image(100 * c + k)
+      for c, (name, size) in enumerate(sizes.items())
+      for k in range(size)
+    },
+  )
+
+
+def labels(run: Run, name: str, part: str) -> list[int]:
+  found = [record["label"] for record in run.read(name, part)]
+  return [found.count(k) for k in range(max(found) + 1)]
+
+
+def test_a_folder_is_divided_by_class(run, tmp_path):
+  root = folder_of(tmp_path / "in", dict(a=20, b=20, c=20, d=1, e=2))
+  flags = ["folder", f"--source={root}"]
+  run(*flags, "--name=x")
+  assert labels(run, "x", "validation") == [2, 2, 2, 0, 1]
+  assert labels(run, "x", "train") == [18, 18, 18, 1, 1]
+  run(*flags, "--name=y", "--hold_out=validation=4,test=2")
+  assert labels(run, "y", "validation") == [2, 1, 1]
+  assert len(run.read("y", "test")) == 2
+  run(*flags, "--name=z", "--hold_out=test=59", code=1)
+  assert "59 images as test, and 58 can be spared: each class keeps" in run.said
+  # The same files elsewhere give the same draw, another seed another one.
+  moved = shutil.copytree(root, tmp_path / "moved")
+  run("folder", f"--source={moved}", "--name=moved")
+  run(*flags, "--name=other", "--seed=1")
+  drawn = [run.names(n, "validation") for n in ("x", "moved", "other")]
+  assert drawn[0] == drawn[1] and {*drawn[0]} != {*drawn[2]}
+  alone = folder_of(tmp_path / "alone", dict(a=1, b=1))
+  run("folder", "--name=alone", f"--source={alone}")
+  assert "warning: no image is held out as validation, as no class" in run.said
+  assert labels(run, "alone", "train") == [1, 1]
+
+
+def test_equal_images_in_two_splits_are_listed(run, tmp_path):
+  root = folder_of(tmp_path, {"train/a": 4, "train/b": 3, "val/b": 2})
+  shutil.copy(root / "train/a/0.ppm", root / "val/b/9.ppm")
+  (root / "val/c").mkdir()
+  shutil.copy(root / "train/b/0.ppm", root / "val/c/9.ppm")
+  flags = ("folder", "--name=x", f"--source={root}")
+  out = run(*flags)
+  assert "kept: 2 in two classes, 2 in two splits; listed" in out
+  assert "warning: 1 classes have images, but none in train: c." in run.said
+  run(*flags[:1], "--name=y", flags[2], "--hold_out=10%", code=1)
+  assert "the source names the split of every image; leave it out" in run.said
+
+
+def test_bad_and_mislabelled_files(run, given, tmp_path):
+  flags = ["folder", "--name=x", f"--source={given / 'photos'}"]
+  run(*flags, "--bad=fail", code=1)
+  assert "can't be used (" in run.said and "--bad=skip" in run.said
+  run(*flags, "--mislabelled=fail", "--restart", code=1)
+  assert "cat/mislabelled.jpg can't be used (mislabelled): a PPM by" in run.said
+  out = run(*flags, "--mislabelled=skip", "--restart")
+  assert (
+    "1 mislabelled" in out.split("; ")[0] and "train                 69" in out
+  )
+  for k in range(30):
+    forms.write(tmp_path / "bad", {f"a/{k}.ppm": b"x" if k % 4 else b""})
+  run("folder", "--name=y", f"--source={tmp_path / 'bad'}", code=1)
+  assert "30 of the 30 files of the source can't be used, such as" in run.said
+  forms.write(tmp_path / "bad", {"a/good.ppm": forms.image(1)})
+  run("folder", "--name=z", f"--source={tmp_path / 'bad'}", code=1)
+  out = run("folder", "--name=z", f"--source={tmp_path / 'bad'}", "--max_bad=1")
+  assert "train                  1" in out
+
+
+def test_what_differs_from_what_is_there(run, tmp_path):
+  root = folder_of(tmp_path / "in", dict(a=10, b=10))
+  flags = ["folder", "--name=x", f"--source={root}"]
+  run(*flags)
+  for words in (flags, flags[:2]):
+    run(*words, "--hold_out=20%", "--resize=4", code=1)
+    told = "hold_out (validation=10% then, validation=20% now)"
+    assert f"{told}, short_side (0 then, 4 now). It is left" in run.said
+  forms.write(root, {"a/99.ppm": forms.image(99)})
+  run(*flags, code=1)
+  assert "the source (its place, or its files' number, sizes or t" in run.said
+  moved = root.rename(tmp_path / "moved")
+  out = run(*flags)
+  assert f"not compared with its source now: the source {root} does n" in out
+  run(*flags, "--restart", code=1)  # Leaves it as it is.
+  assert labels(run, "x", "validation") == [1, 1]
+  flags = ["folder", "--name=x", f"--source={moved}"]
+  forms.write(moved, {"c/1.ppm": forms.image(1000)})
+  out = run(*flags, "--restart", "--hold_out=20%")
+  assert "  3 classes: a, b, c\n" in out
+  assert labels(run, "x", "validation") == [2, 2]
+  assert [p.name for p in (run.data / "x").iterdir()] == ["1.0.0"]
+  names = run.data / "x" / "1.0.0" / "label.labels.txt"
+  names.write_text("a\nc\nb\n")
+  run(*flags, "--hold_out=20%", code=1)
+  assert "is not as it was prepared: label.labels.txt has changed" in run.said
+  run(*flags, "--restart")
+
+
+def test_what_the_first_version_prepared_is_known(run, tmp_path):
+  root = folder_of(tmp_path / "in", dict(a=10, b=10))
+  flags = ["folder", "--name=x", f"--source={root}"]
+  run(*flags)
+  path = run.data / "x" / "1.0.0" / "preparation.json"
+  then = json.loads(path.read_text())
+  then["identity"] |= {"format": 2, "source": "1", "drop_duplicates": False}
+  del then["identity"]["shuffle"]
+  path.write_text(json.dumps(then))
+  assert "was prepared before" in run(*flags)
+
+
+@pytest.mark.parametrize(
+  ("words", "says"),
+  [
+    ("", "name a data set, or --list."),
+    ("nosuch", "There is no data set 'nosuch'. TFDS has no builder of that"),
+    ("foldr --name=x --source=.", "Did you mean folder? "),
+    ("digits --source=.", "digits is made here, of no files, in one form"),
+    ("digits:3.0.0", "digits is made here, of no files, in one form"),
+    ("cifar10 --resize=64 --bad=fail", "needs TensorFlow, for preparing only"),
+    ("digits --resize=64 --bad=fail", "--resize, --bad: only for what is prep"),
+    ("kmnist --source=a --source=b", "--source is given 2 times; put the"),
+    ("mnist", "Without it: `python -m mixer prepare mnist --source=PATH`"),
+    ("imagenet2012", "prepare imagenet2012 --source=PATH"),
+    ("vtab/pet", "has no task 'vtab/pet'; did you mean vtab/pets?"),
+    ("folder", "give it a name of small letters, digits"),
+    ("folder --name=x", "name them with --source. `python -m mixer prepare"),
+    ("folder --name=Big --source=.", "can't be called 'Big'; give it a name"),
+    ("folder --name=x --source=/nosuch", "/nosuch does not exist"),
+    ("folder --name=x --source=LONG", "can't be looked at: File name too l"),
+    ("folder --name=x --source=v2 --source=i21k", "--source is given 2 times"),
+    ("folder --name=x --source=i21k/fall11_whole.tar", "is no folder; unpack"),
+    ("folder/a --name=x --source=.", "has no release 'a'; it has one form."),
+    ("imagenet21k", "name them with --source. `python -m mixer prepare ima"),
+    ("imagenet21k --name=x", "--name is not for imagenet21k; leave it out."),
+    (
+      "imagenet21k/fall12",
+      "has imagenet21k/winter21 and imagenet21k/fall11",
+    ),
+    ("imagenet21k:7.0.0", "in version 1.0.0; leave :7.0.0 out."),
+    ("imagenet2012 --classes=x", "--classes is not for imagenet2012"),
+    ("mnist --source=a --accept_truncated", "--accept_truncated is not for"),
+    ("imagenet21k --source=i21k_p/folders", "holds imagenet21k_resized; th"),
+    ("imagenet21k --source=i21k_p/imagenet21k_resized.tar.gz", "egins with im"),
+    ("imagenet21k_p --source=i21k/fall11_whole.tar", "begins with n02084071.t"),
+    ("imagenet21k_p --source=i21k/folders", "holds n01440764, n02084071,"),
+    ("imagenet21k --source=ilsvrc/real.json", "can't be read as a tar of im"),
+    ("imagenet21k --source=i21k --source=v2", "i21k is or holds fall11_whole"),
+    ("imagenet21k_p --source=photos", "that is not imagenet21k_p. Expected:"),
+    ("imagenet2012 --source=i21k/folders.tar", "begins with top/n02084071/"),
+    ("imagenet2012 --source=photos", "photos holds no tar; that is not"),
+    ("imagenet2012_real --source=i21k", "0 files of labels and 0 tars of im"),
+    ("imagenet_v2/topimages --source=v2", "of the variant matched-frequency:"),
+    ("mnist --source=photos", "photos has no train-images-idx3-ubyte; it hol"),
+    ("imagenet21k --source=i21k/tars --hold_out=99999999", "of 13,153,500; as"),
+    ("imagenet_v2 --source=v2 --hold_out=9", "of an unknown number; ask for a"),
+    (
+      "imagenet21k_p --source=i21k_p/folders --hold_out=validation=1%",
+      "--hold_out draws a split validation, and the source has one",
+    ),
+  ],
+)
+def test_what_it_refuses(run, given, monkeypatch, words, says):
+  monkeypatch.chdir(given)
+  out = run(*words.replace("LONG", "a" * 300).split(), code=1)
+  assert says in run.said, run.said
+  assert out == "" and "Traceback" not in run.said
+
+
+@pytest.mark.parametrize(
+  "flag",
+  [
+    *("--bad=maybe", "--resize=-1", "--nosuch=1", "--hold_out=0"),
+    *("--hold_out=a=1,a=2", "--hold_out=ten%", "--hold_out=train=5"),
+    *("--hold_out=a=5,b=10%", "--hold_out=60%,b=60%", "--hold_out=my split=1"),
+  ],
+)
+def test_wrong_flags(run, flag):
+  with pytest.raises(SystemExit):
+    run("folder", "--name=x", "--source=.", flag)
+
+
+def test_the_list(run):
+  out = run("--list")
+  assert "is downloaded, 0.17 GB; needs TensorFlow\n" in out
+  assert "--source=a folder with ILSVRC2012_img_train.tar and" in out
+
+
+def test_lists_of_classes(run, given, tmp_path):
+  listed = tmp_path / "classes.txt"
+  listed.write_text("# Mine.\nn12345678 seal\n\nn01440764,tench\n")
+  flags = [f"--source={given / 'i21k/tars'}", f"--classes={listed}", SHARES]
+  out = run("imagenet21k", *flags, "--max_bad=1")
+  assert "  2 classes: n12345678, n01440764\n" in out
+  assert {*run.problems("imagenet21k").values()} == {"unreadable"}
+  for text in ("n12345678\nn12345678", "cat", "\n", "\xff"):
+    listed.write_text(text, "latin-1")
+    run("imagenet21k", *flags, "--restart", code=1)
+    assert f"the list of classes {listed} " in run.said
+  run("imagenet21k", *flags[:1], "--restart")
+  said = "the source has 3 classes, and this release 19,167."
+  assert said in run.said and "no image is held out as test" in run.said
+
+
+# Stopping.
+SIZES = dict(a=9, b=9, c=9)
+
+
+def small_chunks(monkeypatch, images=8):
+  options = functools.partial(build.Options, chunk_images=images)
+  monkeypatch.setattr(own, "Options", options)
+
+
+def files_of(root: pathlib.Path) -> dict[str, str]:
+  """Digests of all files of a data set."""
+  return {
+    path.relative_to(root).as_posix(): stored.file_digest(path)
+    for path in sorted(root.rglob("*"))
+    if path.is_file() and not path.name.endswith(".lock")
+  }
+
+
+class Killed(BaseException):
+  """What nobody catches."""
+
+
+@pytest.mark.parametrize(
+  ("name", "source", "flags"),
+  [
+    ("folder", "photos", ["--name=x", "--hold_out=test=20%,validation=10%"]),
+    pytest.param(
+      *("imagenet2012", "ilsvrc", ["--hold_out=minival=50%", "--seed=1"]),
+      marks=pytest.mark.slow,
+    ),
+  ],
+)
+def test_stopped_at_every_fsync_and_rename(
+  tmp_path, given, monkeypatch, name, source, flags
+):
+  """A kill there leaves what these calls have done."""
+  small_chunks(monkeypatch, {"photos": 40}.get(source, 5))
+  words = [name, f"--source={given / source}", *flags]
+  whole = Run(tmp_path / "whole")
+  whole(*words)
+  count = stop = 0
+
+  def stopping(function):
+    def call(*args, **kwargs):
+      nonlocal count
+      count += 1
+      if count == stop:
+        raise Killed
+      function(*args, **kwargs)
+
+    return call
+
+  for function in ("fsync", "rename", "replace"):
+    monkeypatch.setattr(os, function, stopping(getattr(os, function)))
+  while True:
+    stop += 1
+    count = 0
+    run = Run(tmp_path / str(stop))
+    try:
+      run(*words)
+      break
+    except Killed:
+      pass
+    for path in run.data.glob(f"{name if name != 'folder' else 'x'}/[0-9]*"):
+      assert (path / "dataset_info.json").exists()  # Whole or not there.
+    count = -10_000
+    run(*words)
+    assert files_of(run.data) == files_of(whole.data)
+    shutil.rmtree(run.data)
+  assert stop > 25
+
+
+def test_what_is_unfinished_is_no_data_set(run, given, monkeypatch):
+  small_chunks(monkeypatch)
+  real = os.rename
+
+  def killed(old, new):
+    if os.path.basename(new) == "1.0.0":
+      raise Killed
+    real(old, new)
+
+  flags = ["folder", "--name=x", f"--source={given / 'photos'}"]
+  with monkeypatch.context() as patch:
+    patch.setattr(os, "rename", killed)
+    with pytest.raises(Killed):
+      run(*flags)
+  for name in ("x", "x:1.0.0", "x:1.*.*"):
+    with pytest.raises(registered.DatasetNotFoundError):
+      read_only_builder.builder_from_files(name, data_dir=str(run.data))
+  with pytest.raises(UserError, match="a preparation was begun"):
+    split.open_split("x", "train", str(run.data))
+  # With other options it doesn't go on.
+  run(*flags, "--seed=1", code=1)
+  assert "differs in seed (0 then, 1 now)" in run.said.replace("the source", "")
+  work = run.data / "x" / ".preparing-1.0.0"
+  for name in ("identity.json", "00000.json"):
+    content = (work / name).read_bytes()
+    (work / name).write_bytes(content[:-9])
+    run(*flags, code=1)
+    assert f"{name} " in run.said and "--restart discards it" in run.said
+    (work / name).write_bytes(content)
+  run(*flags)
+  assert not work.exists()
+
+
+def test_a_source_goes_on_where_it_was_stopped(run, given, monkeypatch):
+  """Read anew are only the members that aren't committed, however read."""
+  small_chunks(monkeypatch)
+  for name, source in (
+    ("imagenet21k", "i21k/winter21_whole.tar.gz"),
+    ("imagenet21k", "i21k/tars"),
+    ("imagenet21k", "i21k/folders"),
+    ("imagenet21k_p", "i21k_p/imagenet21k_resized.tar.gz"),
+    ("imagenet_v2", f"v2/{forms.V2_TOP}"),
+    ("folder", "splits"),
+    ("mnist", "mnist"),
+    ("imagenet2012", "ilsvrc"),
+  ):
+    release = next(iter(builders.BUILDERS[name].releases))
+    request = builders.Request(name, release, [given / source], None, False, 0)
+    opened = builders.open_source(request)
+    opened.classes = opened.classes or forms.CLASSES
+    members = list(opened.members())
+    done = [d for _, d in members]
+    assert done == sorted(done) and 0 < done[-1] <= opened.total_bytes
+    for start in (0, 1, len(members) // 2, len(members) - 1, len(members)):
+      assert list(opened.members(start)) == members[start:]
+
+
+def test_a_full_disk(run, given, monkeypatch):
+  small_chunks(monkeypatch)
+  real, left = build.array_record_module.ArrayRecordWriter, 20
+
+  class Full:
+    def __init__(self, *args):
+      self._real = real(*args)
+      self.close = self._real.close
+
+    def write(self, record):
+      nonlocal left
+      left -= 1
+      if left < 0:
+        raise RuntimeError("write() failed: No space left on device; writing x")
+      self._real.write(record)
+
+  flags = ["folder", "--name=x", f"--source={given / 'photos'}"]
+  with monkeypatch.context() as patch:
+    patch.setattr(build.array_record_module, "ArrayRecordWriter", Full)
+    run(*flags, code=1)
+  assert "The disk of " in run.said and "is full. Make room there" in run.said
+  usage = shutil.disk_usage(given)
+  with monkeypatch.context() as patch:
+    patch.setattr(shutil, "disk_usage", lambda p: usage._replace(free=900))
+    run(*flags, code=1)
+    assert "has 0.000 GB free, and the data set needs about" in run.said
+  run(*flags)
+  (run.data.parent / "file").touch()
+  run.data = run.data.parent / "file" / "data"
+  run(*flags, code=1)
+  assert "can't be prepared in " in run.said and "Not a directory" in run.said
+
+
+def test_two_at_once(run, given):
+  with locate.lock("x", run.data):
+    run("folder", "--name=x", f"--source={given / 'photos'}", code=1)
+  assert "is being prepared in " in run.said and "another process" in run.said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_a_signal_and_gone_on_with(tmp_path, number):
+  files = {f"c{k % 3}/{k}.ppm": forms.image(k, 40, 40) for k in range(9000)}
+  forms.write(tmp_path / "photos", files)
+  command = [
+    *(sys.executable, "-m", "mixer", "prepare", "folder", "--name=pets"),
+    *(f"--source={tmp_path / 'photos'}", f"--data_dir={tmp_path / 'data'}"),
+    "--workers=1",
+  ]
+  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+  first = subprocess.Popen(command, cwd=ROOT, **pipes)
+  deadline = time.monotonic() + 60
+  while not list(tmp_path.glob("data/pets/.preparing-1.0.0/shards/*")):
+    assert time.monotonic() < deadline and first.poll() is None
+    time.sleep(0.01)
+  first.send_signal(number)
+  out, err = first.communicate(timeout=60)
+  said = f"{number.name}: stopped; the same command goes on with it"
+  assert (first.returncode, err.splitlines()[-1], out) == (42, said, "")
+  second = subprocess.run(command, cwd=ROOT, check=True, **pipes)
+  assert "data set pets is ready in" in second.stdout

@@ -116,8 +116,10 @@ class Target(NamedTuple):
     """The feature of a record that has its class."""
     return "original_label" if self.builder.several_labels else "label"
 
-  def discard(self) -> None:
-    """Removes what a preparation has left beside the data set."""
+  def clean(self) -> None:
+    """Removes what a preparation has left beside a data set that is whole."""
+    if self.replaced.exists() and not self.folder.exists():
+      self.replaced.rename(self.folder)  # A kill came in between.
     for folder in (self.work, self.replaced):
       shutil.rmtree(folder, ignore_errors=True)
 
@@ -317,8 +319,8 @@ class _Preparation:
       "classes": hashlib.sha256(names.encode()).hexdigest(),
       **self._options.identity(),
     }
-    if not (self._folder / "identity.json").exists():
-      with disk(self._folder):  # Nothing was committed before.
+    if not (self._folder / "00000.json").exists():  # Nothing is committed.
+      with disk(self._folder):
         shutil.rmtree(self._shards, ignore_errors=True)
         self._shards.mkdir(parents=True)
     elif changed := differences(self._load("identity"), self._identity):
@@ -541,11 +543,9 @@ class _Preparation:
 
   def assemble(self) -> None:
     """Makes the data set of the shards and moves it to its place."""
-    data, target, final = (
-      self._folder / "data",
-      self._target,
-      self._target.folder,
-    )
+    target, final = self._target, self._target.folder
+    # Nobody takes a folder of that name for a data set.
+    data = self._folder / f"{locate.PREPARING}data"
     by_split: dict[str, list[dict[str, Any]]] = {}
     for shard in (*(s for s in self._made if not s["keys"]), *self._sorted()):
       by_split.setdefault(shard["split"], []).append(shard)
@@ -588,7 +588,7 @@ class _Preparation:
         os.rename(final, target.replaced)
       os.rename(data, final)
       files.sync_folder(final.parent)
-    target.discard()
+    target.clean()
 
   def _describe(self, folder: pathlib.Path, splits: dict[str, Any]) -> None:
     """Writes what TFDS wants to know of a data set."""

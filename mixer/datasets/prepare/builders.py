@@ -421,14 +421,13 @@ def open_source(request: Request) -> Source:
   Raises:
     UserError: what is there fits no form, or can't be read.
   """
-  for path in request.paths:
-    if not path.exists():
-      expected = _EXPECTED.get(request.base, "")
-      raise UserError(
-        f"the source {path} does not exist."
-        + (f" Expected for {request.base}: {expected}." if expected else "")
-      )
   try:
+    if missing := [path for path in request.paths if not path.exists()]:
+      expected = _EXPECTED.get(request.base)
+      raise UserError(
+        f"the source {missing[0]} does not exist."
+        + (f" Expected: {expected}." if expected else "")
+      )
     return BUILDERS[request.base].open(request)
   except OSError as e:  # No permission, a bad disk.
     raise UserError(

@@ -56,18 +56,21 @@ def prepare(args: argparse.Namespace, root: pathlib.Path) -> str:
   truncated = bool(args.accept_truncated)
   seed = given.get("seed", 0)
   request = Request(base, release, args.source, args.classes, truncated, seed)
+  target = Target(folder, args.name or base, release, builder)
   if (folder / stored.INFO).exists() and not args.restart:
+    if target.work.exists():  # A kill came after the end.
+      with locate.lock(target.name, root):
+        target.clean()
     _compare(name, folder, request, given)
   elif args.source:
-    with Progress() as progress, locate.lock(args.name or base, root):
+    with Progress() as progress, locate.lock(target.name, root):
       source = builders.open_source(request)
       progress.say(
         f"preparing data set {name} in {root} from {source.description}"
       )
       options = _options(builder, source, given)
-      target = Target(folder, args.name or base, release, builder)
       if args.restart:
-        target.discard()
+        target.clean()
       runtime.keep_freed_memory()  # Resizing takes half the time.
       _find_classes(source, target, builder.releases[release][1], progress)
       build.build(source, target, options, progress)
@@ -187,11 +190,10 @@ def _tell(folder: pathlib.Path) -> None:
   """Says which files had problems."""
   record = files.read_json(folder / build.PREPARATION, "its record")
   skips = record.get("identity", {}).get("on_mislabelled") == "skip"
-  told: dict[str, list[str]] = {}
-  for kind, count in record.get("problems", {}).items():
+  told: dict[str, list[str]] = {"left out": [], "kept": []}
+  for kind, count in sorted(record.get("problems", {}).items()):
     out = kind not in build.NOT_BAD or (skips and kind == build.MISLABELLED)
-    place = "left out" if out else "kept"
-    told.setdefault(place, []).append(f"{count:,} {kind}")
-  if told:
-    parts = "; ".join(f"{k}: {', '.join(v)}" for k, v in told.items())
+    told["left out" if out else "kept"].append(f"{count:,} {kind}")
+  parts = "; ".join(f"{k}: {', '.join(v)}" for k, v in told.items() if v)
+  if parts:
     print(f"{parts}; listed in {folder / build.REPORT}")
