@@ -268,12 +268,13 @@ class Tars(sources.Source):
       with _open(path) as stream:
         try:
           for member, size in self._members(stream, layout):
+            if number >= start and not member.error:
+              member = member._replace(data=stream.read(size))
             number += 1
             last = member.name
             found.add(member.class_name)
             if number > start:
-              data = b"" if member.error else stream.read(size)
-              yield member._replace(data=data), before + stream.bytes_done
+              yield member, before + stream.bytes_done
           stream.drain()
         except (BrokenError, DamagedError) as e:
           if isinstance(layout, str):  # The loss ends with the file.

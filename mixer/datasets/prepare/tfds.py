@@ -264,8 +264,7 @@ def convert(
     raise UserError(
       f"{folder} is stored as {old.formats[0]}; only tfrecord is converted."
     )
-  final = data_dir.resolve() / old.path
-  work = final
+  work = final = (data_dir / old.path).resolve()  # Through links, too.
   if final != folder:
     if final.exists():
       raise UserError(
