@@ -168,10 +168,10 @@ def _known_sets() -> None:
     how = f"--source={entry.by_hand}" if entry.by_hand else "is made here"
     if entry.downloads and not entry.by_hand:
       how = f"is downloaded, {entry.downloads / 1e9:.2g} GB"
-    if "tensorflow" in entry.needs and entry.name not in catalog.OWN:
+    if entry.name not in (*catalog.OWN, *catalog.SHIPPED):
       how += "; needs TensorFlow"
-    if not entry.labelled:
-      how += f"; read as {' or '.join(vtab.tasks_of(entry.name))}"
+    if tasks := vtab.tasks_of(entry.name):
+      how += f"; read as {' or '.join(tasks)}"
     if entry.name in catalog.ALSO_TFDS and not entry.files:
       size = f"{entry.downloads / 1e9:.2g} GB"
       how += f"; without it TFDS downloads {size}, with TensorFlow"

@@ -51,6 +51,10 @@ PACKAGES = {
   "cv2": "opencv-python-headless",
   "h5py": "h5py",
 }
+_IMPORTS = {
+  "cv2": ("sun397", "kitti"),
+  "h5py": ("patch_camelyon", "dsprites"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +67,6 @@ class Entry:
   where: str = ""  # That can be had.
   files: tuple[str, ...] = ()  # That the folder of --source must have.
   downloads: int = 0  # Bytes that TFDS fetches, by its own checksums.
-  needs: tuple[str, ...] = ("tensorflow",)  # Modules that TFDS's builder needs.
-  labelled: bool = True  # Whether it has one label an image.
 
 
 _ILSVRC = "image-net.org/download-images, with an account"
@@ -72,27 +74,24 @@ _ILSVRC = "image-net.org/download-images, with an account"
 ENTRIES = {
   entry.name: entry
   for entry in (
-    Entry("digits", "1,797 handwritten digits, 8 x 8; shipped", needs=()),
-    Entry("glyphs", "40,800 rendered characters, 32 x 32; shipped", needs=()),
+    Entry("digits", "1,797 handwritten digits, 8 x 8; shipped"),
+    Entry("glyphs", "40,800 rendered characters, 32 x 32; shipped"),
     Entry(
       "imagenet21k",
       "ImageNet-21k, as released in winter 2021 or fall 2011",
       "winter21_whole.tar.gz, fall11_whole.tar, or what was unpacked from it",
       _ILSVRC,
-      needs=(),
     ),
     Entry(
       "imagenet21k_p",
       "ImageNet-21K-P, the processed subset",
       "imagenet21k_resized.tar.gz, or what was unpacked from it",
       _ILSVRC,
-      needs=(),
     ),
     Entry(
       "folder",
       "images of your own, in one folder a class",
       "a folder with CLASS/*, or train/CLASS/* and test/CLASS/*",
-      needs=(),
     ),
     Entry(
       "imagenet2012",
@@ -169,19 +168,8 @@ _DOWNLOADED = {
   "smallnorb": ("toys 96 x 96, for VTAB's azimuth, elevation", 262_778_180),
   "kitti": ("streets, for VTAB's distance of a vehicle", 12_575_610_564),
 }
-_ALSO_NEEDS = {
-  "cv2": ("sun397", "kitti"),
-  "h5py": ("patch_camelyon", "dsprites"),
-}
-_NO_LABEL = ("clevr", "dsprites", "smallnorb", "kitti")
 ENTRIES |= {
-  name: Entry(
-    name,
-    what,
-    downloads=size,
-    needs=("tensorflow", *(m for m in _ALSO_NEEDS if name in _ALSO_NEEDS[m])),
-    labelled=name not in _NO_LABEL,
-  )
+  name: Entry(name, what, downloads=size)
   for name, (what, size) in _DOWNLOADED.items()
 }
 
@@ -252,9 +240,13 @@ def near(name: str) -> list[str]:
   return list(dict.fromkeys(found))[:3]
 
 
-def missing(needs: Sequence[str]) -> list[str]:
-  """Those of the modules that aren't installed."""
-  return [m for m in needs if importlib.util.find_spec(m) is None]
+def missing(base: str) -> list[str]:
+  """Modules that TFDS's builder of a set needs and that aren't installed."""
+  ours = base in SHIPPED or (base in OWN and base not in ALSO_TFDS)
+  if base not in ENTRIES or ours:
+    return []
+  needs = [m for m, names in _IMPORTS.items() if base in names]
+  return [m for m in ("tensorflow", *needs) if not importlib.util.find_spec(m)]
 
 
 def requirement(modules: Sequence[str]) -> str:
@@ -289,8 +281,7 @@ def how_to(name: str, data_dir: str = "") -> str:
     if entry.by_hand:
       text += f", where PATH is {entry.by_hand}"
       text += f" (from {entry.where})" if entry.where else ""
-    lacking = missing(entry.needs)
-    if lacking and entry.name not in OWN:
+    if base not in OWN and (lacking := missing(base)):
       text += f". It needs {requirement(lacking)}"
     return text + "."
   if known(name):

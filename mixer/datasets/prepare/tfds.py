@@ -1,7 +1,7 @@
 """Data sets that TFDS prepares, and those that it has written as TFRecord."""
 
 import contextlib
-import importlib
+import importlib.util
 import io
 import json
 import logging
@@ -40,8 +40,8 @@ def check(name: str, manual: pathlib.Path, given: bool) -> None:
       f"There is no data set {name!r}. {catalog.how_to(name)} "
       "`python -m mixer prepare --list` lists the sets with hints."
     )
-  entry = catalog.ENTRIES.get(base, catalog.Entry(base, "", needs=()))
-  if lacking := catalog.missing(entry.needs):
+  entry = catalog.ENTRIES.get(base, catalog.Entry(base, ""))
+  if lacking := catalog.missing(base):
     also = base in catalog.ALSO_TFDS
     raise UserError(
       f"TFDS's builder of {base} needs {catalog.requirement(lacking)}; then "
@@ -68,11 +68,11 @@ def prepare(name: str, root: pathlib.Path, manual: pathlib.Path) -> None:
   What TFDS would download is taken from `manual` if it is there by its name.
   """
   base = catalog.base_name(name)
-  entry = catalog.ENTRIES.get(base, catalog.Entry(base, "", needs=()))
+  entry = catalog.ENTRIES.get(base, catalog.Entry(base, ""))
   # It works on the host alone, and TensorFlow takes all of a GPU's memory.
   os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
   with _explained(base, manual):
-    if not catalog.missing(["tensorflow"]):
+    if importlib.util.find_spec("tensorflow"):
       importlib.import_module("tensorflow")
     builder = _builder(name, root)
     here = pathlib.Path(builder.data_dir)
