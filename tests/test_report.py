@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from configs import smoke
-from mixer import __version__, block, metrics, model, sharding, workdir
+from mixer import (
+  __version__,
+  block,
+  metrics,
+  model,
+  reporter,
+  sharding,
+  workdir,
+)
 from mixer import config as config_lib
 from mixer.errors import UserError
 from mixer.insight import kernels
@@ -28,6 +36,7 @@ RECORDS = [
     "step": 20,
     "train/loss": None,
     "train/images_per_second": 1100.0,
+    **{f"goodput/{kind}": 0.0 for kind in reporter.KINDS},
     "goodput/start": 4.0,
     "goodput/step": 61.5,
   },
@@ -55,6 +64,7 @@ def save_checkpoint(path, config, change=lambda metadata: None):
       "device_kind": "TPU v0",
       "num_devices": 8,
       "versions": {"mixer": "0.1.0", "jax": "1.2.3"},
+      "commit": "abc",
     }
     metadata["origin"] = "starting from random weights"
     change(metadata)
@@ -345,21 +355,22 @@ def test_a_whole_run(tmp_path):
   got = collect.read(tmp_path, "me")
   assert got["name"] == "me"
   assert got["curves"]["train/loss"] == [[10, 20], [2.1, None]]
-  assert got["hours"] == [[20], [65.5 / 3600]]
+  assert got["curves"]["hours"] == [[20], [65.5 / 3600]]
   assert ["model.variant", "S/4"] in got["settings"]
   assert ["versions.jax", "1.2.3"] in got["environment"]
   assert (got["predictions"], got["weights"]) == (None, None)
-  assert dict(got["facts"]) == {
+  facts = dict(got["facts"])
+  assert facts.pop("time").startswith("1m06s: updates 93.9%, start 6.1%, ")
+  assert facts == {
     "workdir": str(tmp_path),
-    "model": "Mixer S/4 at 16 px, 10 classes, 0.01 M parameters, float32",
+    "model": "Mixer S/4 at 16 x 16 px, 10 classes, float32",
+    "parameters": "0.01 M",
     "started": "from random weights",
     "data": "digits: train (1,400 images) for training, test (397 images) for "
     "evaluation",
-    "steps": "20 of 20 (0.5 epochs)",
-    "batch": "32 images an update",
+    "steps": "20 of 20 (0.5 epochs), 32 images each",
     "devices": "8 x TPU v0",
-    "code": "mixer 0.1.0, jax 1.2.3",
-    "time": "1m06s: updates 93.9%, start 6.1%",
+    "code": "mixer 0.1.0, commit abc, jax 1.2.3",
   }
   assert got["finals"] == [
     ["Accuracy", "25.00%", "at step 20; best 50.00% at 10"],
@@ -388,7 +399,7 @@ def test_a_run_that_has_only_begun(tmp_path):
   assert got["notes"][2:] == ["Because."]
   (tmp_path / metrics.FILE).unlink()
   got = collect.read(tmp_path, "x")
-  assert (got["curves"], got["hours"], got["finals"]) == ({}, 0, [])
+  assert (got["curves"], got["finals"]) == ({}, [])
   with pytest.raises(UserError, match="has no config.json"):
     collect.read(tmp_path / "none", "x")
 

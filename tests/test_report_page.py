@@ -178,6 +178,7 @@ def make_run(name="runs/a", count=30, seed=0, classes=10, names=None):
     "eval/loss": [some, rng.random(len(some)).tolist()],
     "eval/accuracy": [some, rng.random(len(some)).tolist()],
     "train/grad_norm": [steps, (rng.random(count) + 1).tolist()],
+    "hours": [[10, steps[-1]], [1.0, 2.0]],
     "my/own": [steps, [step / 3 for step in steps]],
   }
   curves["train/loss"][1][count // 2] = None
@@ -189,7 +190,6 @@ def make_run(name="runs/a", count=30, seed=0, classes=10, names=None):
     "environment": [["versions.jax", "0.11.0"]],
     "batch_size": 32 * (seed + 1),
     "curves": curves,
-    "hours": [[10, steps[-1]], [1.0, 2.0]],
     "predictions": predictions(classes, seed, names),
     "weights": [
       {
@@ -205,7 +205,7 @@ def make_run(name="runs/a", count=30, seed=0, classes=10, names=None):
 
 def bare(name="runs/new"):
   """A run that has just begun."""
-  empty = {"curves": {}, "hours": 0, "predictions": None, "weights": None}
+  empty = {"curves": {}, "predictions": None, "weights": None}
   lists = {key: [] for key in ("finals", "facts", "environment")}
   note = ["There is no checkpoint in runs/new yet."]
   return make_run(name) | empty | lists | {"notes": note}

@@ -48,7 +48,7 @@ function chartSpecs(runs) {
 function along(run, steps, axis) {
   if (axis === "step") return steps;
   if (axis === "images") return steps.map((step) => step * run.batch_size);
-  const [known, hours] = run.hours;
+  const [known, hours] = run.curves.hours;
   let i = 0;
   return steps.map((step) => {
     while (i < known.length - 1 && known[i] < step) i++;
@@ -122,7 +122,7 @@ function steering(runs, view) {
       view.draw();
     } });
   const axes = ["step", ...runs.every((run) => run.batch_size) ? ["images"] : [],
-    ...runs.every((run) => run.hours) ? ["hours"] : []];
+    ...runs.every((run) => run.curves.hours) ? ["hours"] : []];
   const scale = (by) => {
     const [from, to] = view.range || view.full();
     const [middle, half] = [(from + to) / 2, by * (to - from) / 2];

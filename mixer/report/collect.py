@@ -23,6 +23,7 @@ _FORMAT = 2
 _KEYS = ("format", "step", "predictions", "weights", "notes")
 # Records that a browser still draws without a pause.
 _MOST = 20_000
+_HOURS = "hours"  # A metric of the page: time spent so far.
 # Metrics at the top of the page: their name, how to write them, the best one.
 _FINALS = {
   "eval/accuracy": ("Accuracy", "{:.2%}", max),
@@ -39,15 +40,9 @@ Records = Sequence[Mapping[str, Any]]
 def finish(
   workdir: epath.Path, step: int, gathered: predictions.Gathered | None
 ) -> str:
-  """Writes `report.json` and `report.html` at a run's end. For one host.
+  """Writes the page at a run's end, and `report.json` if it was evaluated.
 
-  Args:
-    workdir: of the run; its metrics are complete.
-    step: updates done.
-    gathered: None leaves `report.json` as it is.
-
-  Returns:
-    A sentence for people, also where something went wrong.
+  For one host. Returns a sentence for people, also where something went wrong.
   """
   try:
     if gathered is not None:
@@ -93,19 +88,10 @@ def read(
   said: str = "",
   fresh: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-  """What is known of a run, finished or not.
+  """What is known of a run, finished or not: an element of the page's `runs`.
 
-  Args:
-    workdir: of the run.
-    name: to call it.
-    said: a sentence about predictions, to be among the notes; or "".
-    fresh: what `kept` would give, if it has just been made.
-
-  Returns:
-    An element of the page's `runs`; `notes` say what is missing in it.
-
-  Raises:
-    UserError: it is no workdir of ours.
+  `said` is a sentence about predictions, for the notes on what is missing;
+  `fresh` what `kept` would give, if it has just been made.
   """
   path = workdir_lib.path(workdir)
   content = workdir_lib.read_config(path)
@@ -115,18 +101,17 @@ def read(
   metadata = header.metadata if header else {}
   try:
     examined = metrics.examine(path, metadata.get("metrics_lines", 0))
-    records = list(examined.records.values())
+    records = [_timed(record) for record in examined.records.values()]
     notes += [examined.damage] if examined.damage else []
   except UserError as e:
     records = []
     notes.append(f"There are no metrics: {e}")
   found, damage = (fresh, "") if fresh else kept(path)
   done = max([newest or 0, *(r["step"] for r in records)])
-  total = resolved.get("total")
-  if total and done < total:
+  if done < (total := resolved["total"]):
     notes.append(
-      f"The run has done {done:,} of {total:,} updates: it is under way, or "
-      "was stopped and goes on with the same command."
+      f"The run has done {done:,} of {total:,} updates: it is under way, or was "
+      "stopped and goes on with the same command."
     )
   notes += [sentence for sentence in (damage, said) if sentence]
   if found is not None:
@@ -145,21 +130,17 @@ def read(
     )
   thin = _thin(records, notes)
   curves = _curves(thin)
-  environment = metadata.get("environment") or {}
-  spent = [r for r in thin if any(map(_is_time, r))]
-  hours = {r["step"]: _seconds(r) / 3600 for r in spent}
+  facts = _facts(path, config, resolved, done, header)
+  if timed := [r for r in thin if _HOURS in r]:
+    facts.append(["time", _time(timed[-1])])
   return {
     "name": name,
     "finals": _finals(curves),
-    "facts": [
-      *_facts(path, config, resolved, done, metadata, header),
-      *([["time", _time(spent[-1])]] if spent else []),
-    ],
+    "facts": facts,
     "settings": _flat(content["config"]),
-    "environment": _flat(environment),
+    "environment": _flat(metadata.get("environment", {})),
     "batch_size": config.batch_size,
     "curves": curves,
-    "hours": [sorted(hours), [hours[s] for s in sorted(hours)]] if hours else 0,
     "predictions": found and found["predictions"],
     "weights": found and found["weights"],
     "notes": notes,
@@ -181,6 +162,12 @@ def _checkpoint(
       what = errors.first_line(e)
     lacks = "devices, versions and the number of parameters aren't known"
     return step, None, [f"{what}: {lacks}."]
+
+
+def _timed(record: dict[str, Any]) -> dict[str, Any]:
+  """With the hours since the run's first start."""
+  spent = [v for name, v in record.items() if name.startswith("goodput/")]
+  return record | ({_HOURS: sum(spent) / 3600} if spent else {})
 
 
 def _thin(records: Records, notes: list[str]) -> Records:
@@ -215,25 +202,13 @@ def _curves(records: Records) -> dict[str, list[list[Any]]]:
   }
 
 
-def _is_time(name: str) -> bool:
-  return name.startswith("goodput/")
-
-
-def _seconds(record: Mapping[str, Any]) -> float:
-  return sum(v or 0.0 for name, v in record.items() if _is_time(name))
-
-
 def _time(record: Mapping[str, Any]) -> str:
   """Where the time went, the largest part first."""
-  total = _seconds(record)
-  parts = {
-    text: record[f"goodput/{kind}"] / total
-    for kind, text in reporter.KINDS.items()
-    if record.get(f"goodput/{kind}")
-  }
+  total = 3600 * record[_HOURS]
+  kinds = {text: record[f"goodput/{k}"] for k, text in reporter.KINDS.items()}
   shares = [
-    f"{text} {share:.1%}"
-    for text, share in sorted(parts.items(), key=lambda part: -part[1])
+    f"{text} {seconds / total:.1%}"
+    for text, seconds in sorted(kinds.items(), key=lambda kind: -kind[1])
   ]
   return f"{metrics.duration(total)}: {', '.join(shares)}"
 
@@ -261,54 +236,39 @@ def _facts(
   config: config_lib.Config,
   resolved: Mapping[str, Any],
   done: int,
-  metadata: Mapping[str, Any],
   header: checkpoints.Header | None,
 ) -> list[list[str]]:
   """Pairs of a label and a text, for people."""
+  data, counts = config.data, resolved
   height, width = config_lib.image_size(config)
-  size = height if height == width else f"{height} x {width}"
-  model = f"Mixer {config.model.variant} at {size} px"
-  if resolved.get("num_classes"):
-    model += f", {resolved['num_classes']:,} classes"
+  epochs = done * config.batch_size / counts["train_examples"]
+  found = {
+    "workdir": os.fspath(path),
+    "model": f"Mixer {config.model.variant} at {height} x {width} px, "
+    f"{counts['num_classes']:,} classes, {config.model.dtype}",
+    "data": f"{data.name}: {data.train_split} ({counts['train_examples']:,} "
+    f"images) for training, {data.eval_split} ({counts['eval_examples']:,} "
+    "images) for evaluation",
+    "steps": f"{done:,} of {counts['total']:,} ({epochs:,.1f} epochs), "
+    f"{config.batch_size:,} images each",
+  }
   if header:
+    about = header.metadata["environment"]
     shapes = [
-      array[1]
-      for name, array in header.arrays.items()
+      shape
+      for name, (_, shape, _) in header.arrays.items()
       if name.startswith("params/")
     ]
     count = sum(map(math.prod, shapes))
-    model += f", {count / 1e6:,.2f} M parameters"
-  total, examples = resolved.get("total"), resolved.get("train_examples")
-  steps = f"{done:,} of {total:,}" if total else f"{done:,}"
-  if examples:
-    steps += f" ({done * config.batch_size / examples:,.1f} epochs)"
-  about = metadata.get("environment") or {}
-  devices = ""
-  if "device_kind" in about:
-    devices = f"{about['num_devices']} x {about['device_kind']}"
-  versions = about.get("versions") or {}
-  code = {"mixer": versions.get("mixer"), "commit": about.get("commit")}
-  code |= {"jax": versions.get("jax")}
-  found = {
-    "workdir": os.fspath(path),
-    "model": f"{model}, {config.model.dtype}",
-    "started": (metadata.get("origin") or "").removeprefix("starting "),
-    "data": _data(config, resolved),
-    "steps": steps,
-    "batch": f"{config.batch_size:,} images an update",
-    "devices": devices,
-    "code": ", ".join(f"{k} {v}" for k, v in code.items() if v),
-  }
-  return [[label, text] for label, text in found.items() if text]
-
-
-def _data(config: config_lib.Config, resolved: Mapping[str, Any]) -> str:
-  parts = []
-  for split, use in (("train", "training"), ("eval", "evaluation")):
-    count = resolved.get(f"{split}_examples")
-    images = f" ({count:,} images)" if count else ""
-    parts.append(f"{config.data[f'{split}_split']}{images} for {use}")
-  return f"{config.data.name}: {', '.join(parts)}"
+    versions = about["versions"]
+    found |= {
+      "parameters": f"{count / 1e6:,.2f} M",
+      "started": header.metadata["origin"].removeprefix("starting "),
+      "devices": f"{about['num_devices']} x {about['device_kind']}",
+      "code": f"mixer {versions['mixer']}, commit {about['commit'] or '-'}, "
+      f"jax {versions['jax']}",
+    }
+  return [[label, text] for label, text in found.items()]
 
 
 def _flat(tree: Mapping[str, Any]) -> list[list[str]]:

@@ -113,7 +113,9 @@ def test_at_a_runs_end(made, run, monkeypatch):
 def test_it_evaluates_once(made, run, command, monkeypatch):
   out = command(run)
   found = check(made, run)
-  assert out.startswith("one: steps 20 of 20 (0.5 epochs), Accuracy 25.00%")
+  assert out.startswith(
+    "one: steps 20 of 20 (0.5 epochs), 32 images each, Accuracy 25.00%"
+  )
   assert "397 predictions for test at step 4" in out
   assert all(f"  note: {note}" in out for note in found["notes"])
   assert out.endswith(f"written to    {run}/report.html\n")
