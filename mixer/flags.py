@@ -317,8 +317,8 @@ def checkout(command: str = "") -> pathlib.Path | None:
       return folder
   if command:
     raise UserError(
-      f"{command} trains with train.py and configs/ of a checkout, and there "
-      "is none here: clone the repository, and run this in its folder."
+      f"{command} needs train.py and configs/ of a checkout, and there is none "
+      "here: clone the repository, and run this in its folder."
     )
   return None
 

@@ -290,7 +290,7 @@ def test_commands_that_train_want_a_checkout(tmp_path):
     capture_output=True,
     text=True,
   )
-  assert "UserError: mixer X trains with train.py and configs/" in done.stderr
+  assert "UserError: mixer X needs train.py and configs/" in done.stderr
 
 
 def test_output_that_nobody_reads_is_no_defect():

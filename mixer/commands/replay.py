@@ -209,6 +209,7 @@ def text(found: Mapping[str, Any], workdir: str) -> str:
 
 def main(args: argparse.Namespace) -> None:
   """Does what the command line says."""
+  flags.checkout("mixer replay")
   runtime.start(args.platform)
   found = replay(args.workdir, args.step, args.data_dir)
   print(json.dumps(found) if args.json else text(found, args.workdir))
