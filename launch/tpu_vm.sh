@@ -97,7 +97,9 @@ state() {  # tpu-vm|queued-resources KEY: ABSENT without one, "" if gcloud fails
 create() {
   tpus queued-resources create "$name" --node-id="$name" \
     --accelerator-type="$type" --runtime-version="$version" \
-    ${create_flags[@]+"${create_flags[@]}"} || return
+    ${create_flags[@]+"${create_flags[@]}"} && await
+}
+await() {  # A request becomes a slice.
   local now=''
   until [[ $now == ACTIVE || $dry ]]; do
     [[ ! $now =~ FAILED|SUSPEND|DELETING|ABSENT ]] || return
@@ -128,8 +130,9 @@ start() {  # Detached from ssh. The exit code is kept, of a machine that stops t
       </dev/null >>~/mixer.log 2>&1 & sleep 1"
 }
 status() {
-  hosts all "if $running; then echo running
-    else cat ~/mixer.exit 2>/dev/null || echo lost; fi"
+  hosts all "if $running; then now=running
+    else now=\$(cat ~/mixer.exit 2>/dev/null || echo lost); fi
+    echo mixer: \$now" | sed -n 's/^mixer: //p'
 }
 logs() { hosts "$worker" "tail -n 200 ~/mixer.log"; }
 delete() {
@@ -160,6 +163,8 @@ until_done() {
       CREATING | STARTING | RESTARTING | REPAIRING) sleep "$poll" && continue ;;
       *)
         say "$name is $now" && started='' before=''
+        now=$(state queued-resources state.state)
+        [[ ! $now =~ ACCEPTED|CREATING|PROVISIONING|WAITING ]] || ! await || continue
         if ! delete || ! create; then again "$name could not be made"; fi
         continue
         ;;

@@ -323,6 +323,14 @@ def test_failures_of_gcloud_and_ssh_are_repeated_not_for_ever(cloud):
   assert len(cloud.calls("create")) == created
 
 
+def test_a_request_keeps_its_place_in_the_queue(cloud):
+  cloud.lives([["exit 0"]])
+  cloud.put("request", "WAITING_FOR_RESOURCES")
+  cloud.put("life", "1")
+  cloud(*UNTIL_DONE, *RUN)
+  assert not cloud.calls("queued-resources", "create")
+
+
 def test_until_done_can_be_interrupted_and_takes_over_again(cloud):
   cloud.lives([["exit 0"], ["wait"]])
 
