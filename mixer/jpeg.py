@@ -1,20 +1,20 @@
-"""Decodes of a JPEG what is needed: a box, at some scale.
+"""Decodes a region of a JPEG, optionally downscaled; encodes JPEGs for that.
 
 libjpeg-turbo, through simplejpeg, decodes whole images; by its fast integer
 transform, as TensorFlow did for the published runs: the accurate one's pixels
-are another grey level, one in the mean. Most of its time goes
-into the entropy code, which has no way in but from the beginning. It can stop
-early, though: with a smaller height written into a copy of the header it
-decodes only so many rows. And where the file has restart markers, at which the
-code starts afresh, the pieces between them that the box needs make a JPEG of
-their own (`mixer prepare` writes such markers into what it encodes).
+are another grey level, one in the mean. Most of its time goes into the entropy
+code, which can only be read from the beginning. Decoding can stop early,
+though: with a smaller height in a copy of the header only so many rows are
+decoded. And where a file has restart markers, at which the code starts afresh,
+the pieces between them that a box needs make a JPEG of their own (`mixer
+prepare --resize` writes such markers).
 """
 
-import dataclasses
 import math
 import struct
 import threading
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -28,17 +28,14 @@ _FRAMES = frozenset((0xC0, 0xC1, 0xC2))
 _REFUSED = frozenset(
   (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xD8, 0xD9, 0xDA)
 )
-_SCAN = 0xDA
-_INTERVAL = 0xDD  # Of restart markers.
-_ADOBE = 0xEE
-# Profiles, EXIF data and comments, on which no pixel depends; without a length.
+_SCAN, _INTERVAL, _ADOBE = 0xDA, 0xDD, 0xEE
+# Profiles, EXIF data and comments, on which no pixel depends.
 _OTHERS = frozenset((*range(0xE1, 0xEE), 0xEF, 0xFE))
-_SHORT = frozenset((0x01, *range(0xD0, 0xD8)))
-# Warnings of libjpeg after which it goes on to the last pixel, and so do Pillow
-# and TensorFlow; and those of them after which pixels are missing.
+_SHORT = frozenset((0x01, *range(0xD0, 0xD8)))  # Without a length.
+# Warnings after which libjpeg goes on to the last pixel, as do Pillow and
+# TensorFlow; and those of them after which pixels are missing.
 _HARMLESS = ("Corrupt JPEG data", "Invalid SOS parameters")
 _MISSING = ("premature end", "bad huffman code")
-_MARKERS = tuple(bytes((0xFF, 0xD0 + i)) for i in range(8))
 _END = b"\xff\xd9"
 # Pixels around a box that its own depend on: colours are interpolated across
 # the edges of blocks.
@@ -48,12 +45,14 @@ _WORTH = 12_000
 # A thread's buffer for decoded pixels isn't kept beyond this.
 _KEPT_BYTES = 1 << 26
 _kept = threading.local()
+# Samplings of the colours, by the rows and columns of their units: the name,
+# and OpenCV's number.
 _SAMPLINGS = {
-  (8, 8): "444",
-  (8, 16): "422",
-  (16, 16): "420",
-  (16, 8): "440",
-  (8, 32): "411",
+  (8, 8): ("444", cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+  (8, 16): ("422", cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422),
+  (16, 16): ("420", cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420),
+  (16, 8): ("440", cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440),
+  (8, 32): ("411", cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411),
 }
 
 
@@ -61,45 +60,28 @@ class DamagedError(ValueError):
   """The file is a JPEG of which pixels are missing; no decoder is to try."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Header:
-  """What a JPEG's headers say.
+class Header(NamedTuple):
+  """What a JPEG's headers say."""
 
-  Attributes:
-    height: pixels.
-    width: pixels.
-    row: pixels in height of the smallest unit that is coded as one.
-    column: its pixels in width.
-    offset: of the two bytes of the height; the width follows.
-    data: offset of the entropy code of a single scan of all channels; 0 where
-      there are several.
-    restart: units between restart markers; 0 for no markers.
-    channels: 1 for grey, 3 for colours, 4 for inks.
-    inverted: the inks are stored as Adobe does, 0 for all of one.
-  """
-
-  height: int
+  height: int  # Pixels; likewise `width`.
   width: int
-  row: int
-  column: int
-  offset: int
-  data: int
-  restart: int
-  channels: int
-  inverted: bool
+  row: int  # Pixels in height of the smallest unit that is coded as one.
+  column: int  # Its pixels in width.
+  offset: int  # Of the two bytes of the height; the width follows.
+  data: int  # Offset of the code of a single scan; 0 where there are several.
+  restart: int  # Units between restart markers; 0 for no markers.
+  channels: int  # 1 for grey, 3 for colours, 4 for inks.
+  inverted: bool  # The inks are stored as Adobe does, 0 for all of one.
 
   @property
   def sampling(self) -> str:
-    """Of the colours, as `encode` has it; "444" for any that it hasn't."""
-    three = self.channels == 3
-    return _SAMPLINGS.get((self.row, self.column), "444") if three else "444"
+    """Of the colours, as in `encode`; "444" for any that it hasn't."""
+    known = _SAMPLINGS.get((self.row, self.column), ("444",))
+    return known[0] if self.channels == 3 else "444"
 
 
 def header(encoded: bytes) -> Header | None:
-  """Reads the headers.
-
-  Args:
-    encoded: the bytes of a file.
+  """Reads the headers of a file.
 
   Returns:
     None where this module can't decode it: no JPEG, one of 12 bits, an
@@ -152,16 +134,12 @@ def _bare(encoded: bytes) -> bytes:
 def _frame(
   encoded: bytes, offset: int, data: int, restart: int, inverted: bool
 ) -> Header | None:
-  precision, height, width, channels = struct.unpack_from(
+  bits, height, width, channels = struct.unpack_from(
     ">BHHB", encoded, offset - 1
   )
   factors = encoded[offset + 6 : offset + 5 + 3 * channels : 3]
-  if (
-    precision != 8
-    or channels not in (1, 3, 4)
-    or len(factors) != channels
-    or not height * width  # A height of 0 is told only after the pixels.
-  ):
+  usual = bits == 8 and channels in (1, 3, 4) and len(factors) == channels
+  if not usual or not height * width:  # 0: the height follows the pixels.
     return None
   row = column = 8  # A single channel's units are its blocks.
   if channels > 1:
@@ -184,13 +162,13 @@ def decode(
     encoded: the bytes of a file.
     head: what `header` said of them.
     box: (left, top, right, bottom) of the pixels wanted; None for all.
-    reduction: 1, 2, 4 or 8: so many pixels become one, by a shorter transform
-      of each block, which is a mean of them but for rounding. The box's edges
-      are divided by it, and rounded.
+    reduction: 1, 2, 4 or 8: so many pixels a side become one, by a shorter
+      transform of each block, which is a mean of them but for rounding. The
+      box's edges are divided by it, and rounded.
 
   Returns:
-    uint8 [height, width, 3]. It lies in a buffer that the next call from the
-    same thread overwrites.
+    uint8 [height, width, 3], in a buffer that the next call from the same
+    thread overwrites.
 
   Raises:
     DamagedError: pixels are missing.
@@ -199,15 +177,10 @@ def decode(
   box = left, top, right, bottom = box or (0, 0, head.width, head.height)
   piece = _piece(encoded, head, box) if head.restart else None
   if piece is None:
-    # One row of units more, for what lies across their edge.
+    # One row of units more, for what depends on both sides of their edge.
     height = min(head.height, (-(-bottom // head.row) + 1) * head.row)
-    piece = (
-      _resized(encoded, head, height, head.width),
-      height,
-      head.width,
-      0,
-      0,
-    )
+    cut = _resized(encoded, head, height, head.width)
+    piece = cut, height, head.width, 0, 0
   encoded, height, width, x, y = piece
   inks = head.channels == 4
   shape = -(-height // reduction), -(-width // reduction), 4 if inks else 3
@@ -245,7 +218,7 @@ def decode(
 
 
 def _warned(encoded: bytes) -> str:
-  """Of what in the header, "" for nothing."""
+  """What libjpeg warns of in the header; "" for nothing."""
   try:
     simplejpeg.decode_jpeg_header(encoded)
   except Exception as e:  # A KeyError too, for a sampling without a name.
@@ -256,7 +229,7 @@ def _warned(encoded: bytes) -> str:
 def _of_inks(image: np.ndarray, inverted: bool) -> np.ndarray:
   """CMYK to RGB, as TensorFlow does; uint8."""
   result = np.empty((*image.shape[:2], 3), np.uint8)
-  for y, inks in enumerate(image):  # By rows: 16 bits take room.
+  for y, inks in enumerate(image):  # By rows: 16 bits take memory.
     light = (inks if inverted else ~inks).astype(np.uint16)
     result[y] = light[:, :3] * light[:, 3:] // 255
   return result
@@ -275,15 +248,9 @@ def _piece(
 ) -> tuple[bytes, int, int, int, int] | None:
   """A JPEG of the pieces between restart markers that a box needs.
 
-  Args:
-    encoded: the bytes of a file.
-    head: their headers.
-    box: (left, top, right, bottom).
-
   Returns:
     Its bytes, height and width, and the place (x, y) of its corner; None where
-    it isn't worth it, or where markers don't stand at the same columns of each
-    row.
+    it isn't worth it, or where markers aren't at the same columns of each row.
   """
   left, top, right, bottom = box
   across = -(-head.width // head.column)  # Units in a row.
@@ -301,32 +268,33 @@ def _piece(
   saved = 1 - height * width / (head.height * head.width)
   if saved * (len(encoded) - head.data) < _WORTH:
     return None
-  marks = _marks(encoded, head.data)
-  # Numbered in turn; the end of the image closes the last piece.
+  # Markers are numbered in turn; the end of the image closes the last piece.
+  offsets, kinds = _marks(encoded, head.data)
   total = -(-head.height // head.row) * per_row
   turns = 0xD0 + np.arange(total - 1) % 8
-  if len(marks) < total or not np.array_equal(marks[: total - 1, 1], turns):
+  if len(kinds) < total or not np.array_equal(kinds[: total - 1], turns):
     return None
-  ends = marks[:, 0].tolist()
+  ends = offsets.tolist()
   starts = [head.data, *(end + 2 for end in ends)]
   parts = [_resized(encoded, head, height, width)[: head.data]]
-  number = 0
-  for row in range(above, below):
-    at = row * per_row
-    for k in range(at + first, at + last):
-      parts += encoded[starts[k] : ends[k]], _MARKERS[number % 8]
-      number += 1
+  pieces = (
+    k
+    for row in range(above, below)
+    for k in range(row * per_row + first, row * per_row + last)
+  )
+  for number, k in enumerate(pieces):
+    parts += encoded[starts[k] : ends[k]], bytes((0xFF, 0xD0 + number % 8))
   parts[-1] = _END
   return b"".join(parts), height, width, x, y
 
 
-def _marks(encoded: bytes, start: int) -> np.ndarray:
-  """Offsets and kinds of the restart markers and the end: int [N, 2]."""
+def _marks(encoded: bytes, start: int) -> tuple[np.ndarray, np.ndarray]:
+  """Offsets and kinds of the restart markers and the end: int [N] each."""
   code = np.frombuffer(encoded, np.uint8, offset=start)
   at = np.flatnonzero(code[:-1] == 0xFF)
   kind = code[at + 1]
   within = (kind >= 0xD0) & (kind <= 0xD9)
-  return np.stack([at[within] + start, kind[within].astype(np.int64)], 1)
+  return at[within] + start, kind[within].astype(np.int64)
 
 
 def _buffer(size: int) -> np.ndarray:
@@ -339,15 +307,6 @@ def _buffer(size: int) -> np.ndarray:
   return kept[:size]
 
 
-_FACTORS = {
-  "444": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
-  "422": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
-  "420": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
-  "440": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440,
-  "411": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411,
-}
-
-
 def encode(pixels: np.ndarray, quality: int, sampling: str = "420") -> bytes:
   """Encodes a baseline JPEG with restart markers that `decode` can use.
 
@@ -355,16 +314,17 @@ def encode(pixels: np.ndarray, quality: int, sampling: str = "420") -> bytes:
     pixels: uint8 [H, W, 3] RGB, or [H, W, 1] grey.
     quality: libjpeg's, 1 to 100.
     sampling: of the colours: "444", "422", "420", "440" or "411".
-
-  Returns:
-    The bytes of a file.
   """
   options = [cv2.IMWRITE_JPEG_QUALITY, quality]
   column = 8
   if pixels.shape[2] == 3:
     pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, _FACTORS[sampling]]
-    column = next(c for (_, c), name in _SAMPLINGS.items() if name == sampling)
+    column, factor = next(
+      (column, factor)
+      for (_, column), (name, factor) in _SAMPLINGS.items()
+      if name == sampling
+    )
+    options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor]
   across = -(-pixels.shape[1] // column)
   # Markers at the same columns of each row, some 48 pixels apart.
   interval = next(n for n in (3, 2, 4, 5, 6, 7, 8, 1) if across % n == 0)
