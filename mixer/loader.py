@@ -87,12 +87,12 @@ class Loader(Iterator[_Made], Generic[_Made]):
     if not self._pending:
       raise StopIteration
     images, tasks = self._pending.popleft()
+    self._start()  # So that no thread is idle at the end of this one.
     rows: list[Any] = []
     for task in tasks:
       some, seconds = task.result()
       rows += some
       self._busy += seconds
-    self._start()
     self._made += len(rows)
     self._waited += time.perf_counter() - start
     return self._finish(images, rows)
