@@ -110,8 +110,8 @@ def read(
   done = max([newest or 0, *(r["step"] for r in records)])
   if done < (total := resolved["total"]):
     notes.append(
-      f"The run has done {done:,} of {total:,} updates: it is under way, or was "
-      "stopped and goes on with the same command."
+      f"The run has done {done:,} of {total:,} updates: it is under way, or "
+      "was stopped and goes on with the same command."
     )
   notes += [sentence for sentence in (damage, said) if sentence]
   if found is not None:
@@ -209,6 +209,7 @@ def _time(record: Mapping[str, Any]) -> str:
   shares = [
     f"{text} {seconds / total:.1%}"
     for text, seconds in sorted(kinds.items(), key=lambda kind: -kind[1])
+    if seconds
   ]
   return f"{metrics.duration(total)}: {', '.join(shares)}"
 
