@@ -209,7 +209,7 @@ def verify(
   batches = _batches(images, model)
   dtype = "float32" if written.bound else ""
   ours = outputs(model, batches, dtype)
-  theirs = _joined([written.run(batch) for batch in _batches(images, found)])
+  theirs = _joined([written.run(batch) for batch in batches])
   sizes = [str(len(batch)) for batch in batches]
   bound = f"{written.bound:.0e}" if written.bound else "equal bits"
   lines = [

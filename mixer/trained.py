@@ -41,32 +41,18 @@ _SIGMOID_BIAS = -3.0
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """A trained model.
+  """A trained model; see `metadata.Metadata` for what isn't said here."""
 
-  Attributes:
-    module: the Flax module, with a head if the weights have one.
-    params: nested dict of float32 numpy arrays.
-    image_size: (height, width) of the images it takes, in pixels.
-    short_side: to which their shorter side is resized before the crop.
-    class_ids: of its outputs, in order, as the data set named them; None where
-      nobody knows or there is no head.
-    class_names: the same, for people.
-    loss: that it was trained with, "softmax" or "sigmoid".
-    source: where it is, for people.
-    origin: the same, and what was done to it.
-    config: of the run that it comes from; None for a file.
-  """
-
-  module: model_lib.MlpMixer
-  params: Any
+  module: model_lib.MlpMixer  # With a head if the weights have one.
+  params: Any  # Nested dict of float32 numpy arrays.
   image_size: tuple[int, int]
   short_side: int
   class_ids: tuple[str, ...] | None
   class_names: tuple[str, ...] | None
   loss: str
-  source: str
-  origin: str
-  config: config_lib.Config | None = None
+  source: str  # Where it is, for people.
+  origin: str  # The same, and what was done to it.
+  config: config_lib.Config | None = None  # Of the run that it comes from.
 
   @property
   def num_classes(self) -> int:
