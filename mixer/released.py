@@ -231,11 +231,13 @@ def _receive(
     url, headers=headers, stream=True, timeout=_TIMEOUT_SECONDS
   ) as answer:
     place = answer.headers.get("Content-Range", "")
-    if answer.status_code != 206 or not place.startswith(f"bytes {have}-"):
-      out.truncate(0)  # The whole file comes, or will when next asked for.
-      if have and answer.status_code in (206, 416):
-        raise requests.RequestException("the server has no such part")
-      have = 0
+    if answer.status_code == 200:  # The whole file comes.
+      have = out.truncate(0)
+    elif answer.status_code == 416 or (
+      answer.status_code == 206 and not place.startswith(f"bytes {have}-")
+    ):
+      out.truncate(0)
+      raise requests.RequestException("the server has no such part")
     answer.raise_for_status()
     if url.startswith("https:") and not answer.url.startswith("https:"):
       raise UserError(f"{url} leads to {answer.url}, which is no https.")

@@ -148,10 +148,10 @@ def test_a_name_is_downloaded_once(server, file, content, monkeypatch, capfd):
 
 
 def test_a_connection_that_breaks_is_taken_up(server, file, content):
-  server.cuts = [1_000_000, 2_000_000]
+  server.cuts, server.statuses = [1_000_000, 0, 2_000_000], [200, 503]
   fetch_whole(file, content)
-  first, *later = server.requests
-  assert first is None
+  first, busy, *later = server.requests
+  assert first is None and busy == later[0]
   # What came within the last block may come once more.
   starts = [int(r[len("bytes=") : -1]) for r in later]
   assert 900_000 < starts[0] <= 1_000_000 < 2_800_000 < starts[1] <= 3_000_000
