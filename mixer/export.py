@@ -190,7 +190,7 @@ def write_npz(model: trained.Trained, place: Place) -> Written:
       "them; the two belong together.",
     ),
     against="the file, loaded again",
-    run=lambda batch: outputs(again, [batch]),
+    run=runner(again),
     metadata=again.metadata,
   )
 
@@ -250,32 +250,22 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
   if ours.shape != theirs.shape:
     return np.inf, np.inf
   absolute = float(np.abs(ours.astype(np.float64) - theirs).max())
-  largest = float(np.abs(ours).max())  # Of a new head 0.
-  return absolute, absolute / largest if largest or np.isnan(absolute) else (
-    np.inf if absolute else 0.0
-  )
+  return absolute, absolute / (float(np.abs(ours).max()) or 1.0)
 
 
 def random_images(size: tuple[int, int], seed: int = 0) -> list[np.ndarray]:
   """Six images uint8 `[H, W, 3]`: noise, smooth, flat; of several shapes."""
   rng = np.random.default_rng(seed)
-  height, width = size
+  h, w = size
 
-  def noise(side: tuple[int, int]) -> np.ndarray:
-    return rng.integers(0, 256, (*side, 3), np.uint8)
+  def noise(height: int, width: int) -> np.ndarray:
+    return rng.integers(0, 256, (height, width, 3), np.uint8)
 
-  def smooth(side: tuple[int, int]) -> np.ndarray:
-    return preprocess.resize(noise((4, 4)), side)
-
-  black, white = (np.full((*size, 3), value, np.uint8) for value in (0, 255))
-  return [
-    noise(size),
-    black,
-    white,
-    smooth((height, 3 * width)),
-    smooth((2 * height, width)),
-    noise((height + 1, 2 * width)),
+  flat = [np.full((h, w, 3), value, np.uint8) for value in (0, 255)]
+  smooth = [
+    preprocess.resize(noise(4, 4), sides) for sides in ((h, 3 * w), (2 * h, w))
   ]
+  return [noise(h, w), *flat, *smooth, noise(h + 1, 2 * w)]
 
 
 def _batches(images: Sequence[Any], takes: predictor.Takes) -> list[np.ndarray]:
@@ -297,7 +287,15 @@ def _joined(rows: Sequence[Outputs]) -> Outputs:
 def outputs(
   model: trained.Trained, batches: Sequence[np.ndarray], dtype: str = ""
 ) -> Outputs:
-  """What the model computes of uint8 `[B, H, W, 3]`, on one device.
+  """What the model computes of batches, see `runner`."""
+  run = runner(model, dtype)
+  return _joined([run(batch) for batch in batches])
+
+
+def runner(
+  model: trained.Trained, dtype: str = ""
+) -> Callable[[np.ndarray], Outputs]:
+  """Runs the model on uint8 `[B, H, W, 3]`, on one device.
 
   In float32 matmuls are as exact as the device has them; without a `dtype` bits
   are those of evaluation.
@@ -312,7 +310,7 @@ def outputs(
 
   def run(batch: np.ndarray) -> Outputs:
     masked = {"image": batch, "mask": np.ones(len(batch), bool)}
-    return {k: np.asarray(f(params, masked)[0]) for k, f in by_name.items()}
+    with jax.default_matmul_precision("highest" if dtype else None):
+      return {k: np.asarray(f(params, masked)[0]) for k, f in by_name.items()}
 
-  with jax.default_matmul_precision("highest" if dtype else None):
-    return _joined([run(batch) for batch in batches])
+  return run
