@@ -271,16 +271,6 @@ def test_classes_of_imagenet(folder, images):
   assert lines[1] == f"{'':9}  {one.scores[1]:6.3f}  {one.names[1]}"
 
 
-def test_logits_that_are_not_numbers(folder, images):
-  flat = trained_files.npz(folder / "nan.npz", 3)
-  found = trained.load(str(folder / "nan.npz"))
-  found.params["head"]["bias"] = flat["head/bias"] * np.float32(np.nan)
-  broken = predictor.Predictor(found)
-  with pytest.raises(errors.UserError, match="images.0. can't .* not numbers"):
-    broken.predict(images[0])
-  assert "not numbers" in next(broken.stream(images[0])).problem
-
-
 @pytest.mark.slow
 def test_the_readme_way_in_a_process_of_its_own(folder, loaded, tmp_path):
   """One device, and nothing prepared by the tests."""

@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixer import model, resolution, weights
 from mixer.errors import UserError
-from tests import reference
+from tests import reference, trained_files
 
 P = 2
 BLOCKWISE = ("tiles", "interleaved")
@@ -31,13 +30,7 @@ def make_shape(grid=(3, 4), t=5, c=6, k=3, patch=P):
 
 
 def random_params(shape, seed=0) -> Any:
-  rng = np.random.default_rng(seed)
-  return weights.unflatten(
-    {
-      name: rng.normal(0, 0.5, dims).astype(np.float32)
-      for name, dims in weights.expected(shape).items()
-    }
-  )
+  return weights.unflatten(trained_files.random_weights(shape, seed))
 
 
 def pixels(grid, by=(1, 1)):
@@ -108,27 +101,6 @@ def test_pre_logits_are_the_mean_of_the_parts(method, grid, by, t, c, seed):
 def test_so_they_are_in_the_model_itself(method):
   params = random_params(make_shape((3, 4)))
   check_mean_of_parts(flax_pre_logits, 2e-6, params, (3, 4), (2, 3), method)
-
-
-def test_tiles_are_the_block_diagonal_kernels_of_the_paper():
-  g, k = 3, 2
-  params = random_params(make_shape((g, g)))
-  new = resolution.resize(params, g * k * P, "tiles")
-  r, c = np.divmod(np.arange((g * k) ** 2), g * k)
-  tile, inner = (r // g) * k + c // g, (r % g) * g + c % g
-  place = tile * g * g + inner
-  for block in ("MixerBlock_0", "MixerBlock_1"):
-    old_mlp, new_mlp = params[block]["token_mixing"], new[block]["token_mixing"]
-    copies = {k: [v] * 4 for k, v in weights.flatten(old_mlp).items()}
-    one: Any = scipy.linalg.block_diag(*copies["Dense_0/kernel"])
-    two: Any = scipy.linalg.block_diag(*copies["Dense_1/kernel"])
-    wanted = {
-      "Dense_0/kernel": one[place],
-      "Dense_0/bias": np.concatenate(copies["Dense_0/bias"]),
-      "Dense_1/kernel": two[:, place],
-      "Dense_1/bias": np.concatenate(copies["Dense_1/bias"])[place],
-    }
-    assert_same(new_mlp, weights.unflatten(wanted))
 
 
 @functools.cache

@@ -198,17 +198,6 @@ def test_metadata_of_other_weights_is_refused(tmp_path):
     trained.load(str(path))
 
 
-def test_a_file_without_head_gives_features(tmp_path):
-  trained_files.npz(tmp_path / "w.npz", 0)
-  found = trained.load(str(tmp_path / "w.npz"))
-  assert (found.num_classes, found.class_ids, found.class_names) == (
-    0,
-    None,
-    None,
-  )
-  assert logits(found, pictures(8)).shape == (2, 8)
-
-
 def test_another_size_is_the_mean_over_tiles(tmp_path):
   # Appendix C, as the head is linear.
   trained_files.npz(tmp_path / "w.npz", 10)
@@ -254,13 +243,6 @@ def test_permuted_patches_go_with_the_model_and_with_one_size(tmp_path):
   assert not np.allclose(logits(found, images), logits(plain, images))
   with pytest.raises(UserError, match="patches permuted.*--image_size"):
     trained.load(str(tmp_path), 32)
-
-
-def test_nothing_there(tmp_path):
-  with pytest.raises(UserError, match=r"(?s)there are no weights at"):
-    trained.load(str(tmp_path / "none"))
-  with pytest.raises(UserError, match="there is no checkpoint in"):
-    trained.load(str(tmp_path))
 
 
 def known(*names):
