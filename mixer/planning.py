@@ -98,6 +98,8 @@ class Plan:
   permuted: int  # Sent for mixup.
   traffic: int  # To and from memory.
   seconds: dict[str, float]  # By "matmuls", "memory", "links", "input".
+  bottleneck: str  # Which of them is the longest.
+  step_seconds: float  # That one.
   host_images: float  # Images/s that each host has to deliver.
   host_bytes: float  # Bytes/s that each host ships to its devices then.
   host_cores: float  # That this takes.
@@ -118,24 +120,9 @@ class Plan:
     return self.memory <= self.limit
 
   @property
-  def bottleneck(self) -> str:
-    """The key of `seconds` with the most."""
-    return max(self.seconds, key=lambda k: self.seconds[k])
-
-  @property
-  def step_seconds(self) -> float:
-    """Of an update."""
-    return self.seconds[self.bottleneck]
-
-  @property
-  def run_seconds(self) -> float:
-    """Of all updates, without start, evaluation and saving."""
-    return self.steps * self.step_seconds
-
-  @property
   def chip_hours(self) -> float:
-    """Of the whole slice, as it is rented."""
-    return self.run_seconds / 3600 * self.target.num_chips
+    """Of the whole slice, without start, evaluation and saving."""
+    return self.steps * self.step_seconds / 3600 * self.target.num_chips
 
   @property
   def mfu(self) -> float:
@@ -192,7 +179,8 @@ def predict(
     "links": target.all_reduce_seconds(summed) / LINK_SHARE,
     "input": c.batch_size / (target.num_hosts * cores * rate),
   }
-  host_images = c.batch_size / target.num_hosts / max(seconds.values())
+  bottleneck = max(seconds, key=lambda what: seconds[what])
+  host_images = c.batch_size / target.num_hosts / seconds[bottleneck]
   return Plan(
     target=target,
     steps=steps.total,
@@ -211,6 +199,8 @@ def predict(
     permuted=image_bytes if c.loss.mixup and n > 1 else 0,
     traffic=traffic,
     seconds=seconds,
+    bottleneck=bottleneck,
+    step_seconds=seconds[bottleneck],
     host_images=host_images,
     host_bytes=host_images * image_bytes,
     host_cores=host_images / rate,

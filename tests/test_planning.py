@@ -68,9 +68,7 @@ def test_json(run):
     *("--config.total=10 epochs", "--config.schedule.warmup=5%"),
   )
   found = json.loads(out)
-  lines = {line["name"]: line for line in found["sections"]["run"]}
-  assert code == 0 and lines["updates"]["value"] == 2441
-  assert lines["training examples"]["note"] == "as given"
+  assert code == 0 and found["sections"]["run"]["updates"] == 2441
   assert found["bottleneck"] in ("matmuls", "memory", "links", "input")
   assert found["fits"] in (True, False) and found["compiled"] is None
 
@@ -401,7 +399,7 @@ def test_every_bottleneck_has_its_sentence():
   config = mixer_b16_i1k.get_config()
   found = dataclasses.replace(predict(config), host_cores=1000.0)
   for name in found.seconds:
-    slow = dataclasses.replace(found, seconds=found.seconds | {name: 10.0})
+    slow = dataclasses.replace(found, bottleneck=name)
     sentences = plan.verdict(slow, config)
     assert any(s.startswith(f"The bottleneck is {name}: ") for s in sentences)
   assert "Each host would have to have 1000 cores" in sentences[2]

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from typing import NamedTuple
 
 from etils import epy
 
@@ -87,7 +86,7 @@ def main(args: argparse.Namespace) -> None:
   if args.json:
     values = {
       "sections": {
-        title: [line._asdict() for line in lines]
+        title: {line[1]: line[2] for line in lines}
         for title, lines in sections.items()
       },
       "fits": plan.fits,
@@ -139,77 +138,71 @@ def data_size(
   return examples or found[0], classes or found[1], source
 
 
-class Line(NamedTuple):
-  """One number."""
-
-  key: str  # Of `planning.FORMULAS` where it has one, else "".
-  name: str
-  value: float
-  unit: str = ""
-  note: str = ""
-
-
 def table(
   p: planning.Plan, source: str, price: float | None
-) -> dict[str, list[Line]]:
+) -> dict[str, list[tuple[str, str, float, str, str]]]:
   """All numbers of a plan, in the order in which they are printed.
 
   Args:
     p: the plan.
     source: where the number of examples is from.
     price: of a chip and hour in dollars; None if it isn't known.
+
+  Returns:
+    Lines by title: key of `planning.FORMULAS`, name, value, unit, note.
   """
   target, seconds = p.target, p.seconds
   grid = "x".join(map(str, target.grid))
   chips = f"{target.num_chips} chips as {grid}" if grid else "GPUs"
-  each = p.batch_size // target.num_devices
+  each = f"{p.batch_size // target.num_devices} a device"
   cores = f"of {target.host_cores:g} usual there"
+  days, rate = p.steps * p.step_seconds / 86_400, p.batch_size / p.step_seconds
   cost = []
   if price is not None:
     note = f"at ${price:g} a chip and hour"
-    cost = [Line("", "cost", p.chip_hours * price, "$", note)]
+    cost = [("", "cost", p.chip_hours * price, "$", note)]
   return {
     "run": [
-      Line("", "devices", target.num_devices, "", chips),
-      Line("", "hosts", target.num_hosts),
-      Line("", "batch", p.batch_size, "images", f"{each} a device"),
-      Line("", "training examples", p.examples, "", source),
-      Line("", "classes", p.num_classes),
-      Line("", "updates", p.steps),
+      ("", "devices", target.num_devices, "", chips),
+      ("", "hosts", target.num_hosts, "", ""),
+      ("", "batch", p.batch_size, "images", each),
+      ("", "training examples", p.examples, "", source),
+      ("", "classes", p.num_classes, "", ""),
+      ("", "updates", p.steps, "", ""),
     ],
     "model": [
-      Line("parameters", "parameters", p.parameters),
-      Line("flop", "operations an update", p.flop, "FLOP"),
-      Line("", "operations of the run", p.flop * p.steps, "FLOP"),
+      ("parameters", "parameters", p.parameters, "", ""),
+      ("flop", "operations an update", p.flop, "FLOP", ""),
+      ("", "operations of the run", p.flop * p.steps, "FLOP", ""),
     ],
     "memory of a device": [
-      Line("state", "weights", p.weights, "B"),
-      Line("state", "optimizer, average", p.optimizer, "B"),
-      Line("batch", "batch", p.batch, "B"),
-      Line("activations", "activations", p.activations, "B"),
-      Line("gradients", "gradients", p.gradients, "B"),
-      Line("memory", "together", p.memory, "B"),
-      Line("", "that a program can have", p.limit, "B"),
+      ("state", "weights", p.weights, "B", ""),
+      ("state", "optimizer, average", p.optimizer, "B", ""),
+      ("batch", "batch", p.batch, "B", ""),
+      ("activations", "activations", p.activations, "B", ""),
+      ("gradients", "gradients", p.gradients, "B", ""),
+      ("memory", "together", p.memory, "B", ""),
+      ("", "that a program can have", p.limit, "B", ""),
     ],
     "communication of an update": [
-      Line("reduced", "gradients, weights", p.reduced, "B", "a device sends"),
-      Line("permuted", "neighbours, for mixup", p.permuted, "B"),
+      ("reduced", "gradients, weights", p.reduced, "B", "a device sends"),
+      ("permuted", "neighbours, for mixup", p.permuted, "B", ""),
     ],
     "input of a host": [
-      Line("input", "images to decode", p.host_images, "images/s"),
-      Line("", "shipped to devices", p.host_bytes, "B/s"),
-      Line("input", "cores busy", p.host_cores, "cores", cores),
+      ("input", "images to decode", p.host_images, "images/s", ""),
+      ("", "shipped to devices", p.host_bytes, "B/s", ""),
+      ("input", "cores busy", p.host_cores, "cores", cores),
     ],
     "time": [
-      Line("matmuls", "matmuls", seconds["matmuls"], "s"),
-      Line("traffic", "memory traffic", p.traffic, "B"),
-      Line("memory_time", "memory", seconds["memory"], "s"),
-      Line("links", "links", seconds["links"], "s"),
-      Line("input", "input", seconds["input"], "s"),
-      Line("step", "an update", p.step_seconds, "s", f"{p.mfu:.0%} MFU"),
-      Line("", "images a second", p.batch_size / p.step_seconds, "images/s"),
-      Line("", "the run", p.run_seconds / 86_400, "d"),
-      Line("", "chip-hours", p.chip_hours, "h"),
+      ("matmuls", "matmuls", seconds["matmuls"], "s", ""),
+      ("traffic", "memory traffic", p.traffic, "B", ""),
+      ("memory_time", "memory", seconds["memory"], "s", ""),
+      ("links", "links", seconds["links"], "s", ""),
+      ("input", "input", seconds["input"], "s", ""),
+      ("step", "an update", p.step_seconds, "s", f"{p.mfu:.0%} MFU"),
+      ("", "images a second", rate, "images/s", ""),
+      ("", "the run", days, "d", ""),
+      ("", "chip-hours", p.chip_hours, "h", ""),
       *cost,
     ],
   }
