@@ -44,12 +44,10 @@ def match(
     model: with a head.
     classes: of the data set, in the order of its labels.
     data: the name of the data set.
-    same: the outputs are these classes, in this order, whatever they are
-      called.
+    same: the outputs are these classes, in this order, whatever their names.
 
   Raises:
-    UserError: there is no head, its classes aren't known, or the data set has
-      others.
+    UserError: there is no head, its classes aren't known, or are others.
   """
   where, count = f"the checkpoint {model.origin}", model.num_classes
   head = model.class_ids
@@ -82,19 +80,14 @@ def match(
   if len(missing) > (int(_MAY_LACK * len(classes)) if released else 0):
     shown = ", ".join(map(repr, missing[:5]))
     pairs = enumerate(zip(head, classes, strict=False))
+    first = "The first to differ is class {}: {!r} there, {!r} here. "
     apart = next(((k, a, b) for k, (a, b) in pairs if a != b), None)
     raise UserError(
       f"{where} and data set {data} have different classes: it has "
       f"{len(head):,} outputs, the data set {len(classes):,} classes, and "
       f"{len(missing):,} of these are among no outputs ({shown}"
       f"{', ...' if len(missing) > 5 else ''}). "
-      + (
-        "The first to differ is class {}: {!r} there, {!r} here. ".format(
-          *apart
-        )
-        if apart
-        else ""
-      )
+      + (first.format(*apart) if apart else "")
       + "Name the data set that it was trained on, or one with a part of "
       "those classes; or try its features with --fewshot."
     )

@@ -14,7 +14,6 @@ import scipy.sparse
 from jax.sharding import Mesh
 
 from mixer import loader, preprocess, sharding, train_step
-from mixer.datasets import split as split_lib
 
 Batches = Iterable[dict[str, np.ndarray]]
 # The class that is predicted for an example with a NaN among its logits.
@@ -22,7 +21,7 @@ NO_CLASS = -1
 
 
 def batches(
-  split: split_lib.Split,
+  split: Any,
   image_size: tuple[int, int],
   short_side: int,
   batch_size: int,
@@ -37,7 +36,7 @@ def batches(
   all hosts see equally many batches of equal size.
 
   Args:
-    split: to be evaluated.
+    split: a `datasets.split.Split`.
     image_size: (height, width), see `preprocess.evaluation`.
     short_side: likewise.
     batch_size: B, of all P hosts together.
@@ -163,22 +162,13 @@ def evaluate(
 
 
 class ClassRow(NamedTuple):
-  """A class in the table.
-
-  Attributes:
-    label: its number.
-    examples: of it.
-    correct: those that were predicted to be of it.
-    confused_with: the wrong class that was predicted most often, the lower one
-      of equals; None where nothing was wrong.
-    confused: how often.
-  """
+  """A class in the table."""
 
   label: int
   examples: int
   correct: int
-  confused_with: int | None
-  confused: int
+  confused_with: int | None  # The most frequent wrong class, the first of them.
+  confused: int  # How often.
 
 
 class ConfusionCounts:
@@ -197,12 +187,10 @@ class ConfusionCounts:
     num_classes: int,
     valid_labels: Sequence[frozenset[int]] | None = None,
   ):
-    """Starts at zero.
+    """Starts at zero, for K classes.
 
-    Args:
-      num_classes: K.
-      valid_labels: for each example of the split, in its order, the labels
-        that count as right for `real_accuracy`.
+    `valid_labels` are the labels of each example of the split, in its order,
+    that count as right for `real_accuracy`.
     """
     self._valid = valid_labels
     self._examples = np.zeros(num_classes, np.int64)

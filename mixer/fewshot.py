@@ -8,10 +8,9 @@ prediction counts.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-
-from mixer.datasets import split as split_lib
 
 _BIAS = 100.0
 
@@ -20,7 +19,7 @@ class Task:
   """A data set with its draws of labelled examples.
 
   Args:
-    train: where labelled examples are drawn from.
+    train: a `datasets.split.Split`; labelled examples are drawn from it.
     test: what accuracy is measured on.
     shots: numbers of labelled examples a class.
     seeds: how many draws of each number.
@@ -32,8 +31,8 @@ class Task:
 
   def __init__(
     self,
-    train: split_lib.Split,
-    test: split_lib.Split,
+    train: Any,
+    test: Any,
     shots: Sequence[int],
     seeds: int,
     l2: float,
@@ -46,7 +45,7 @@ class Task:
     }
 
   def accuracies(
-    self, extract: Callable[[split_lib.Split], np.ndarray]
+    self, extract: Callable[[Any], np.ndarray]
   ) -> dict[int, list[float]]:
     """Accuracy on the test split: shots -> one value a draw.
 
@@ -58,7 +57,7 @@ class Task:
     found = extract(dataclasses.replace(self._train, indices=used))
     test = extract(self._test)
 
-    def accuracy(draw: split_lib.Split) -> float:
+    def accuracy(draw: Any) -> float:
       x = found[np.searchsorted(used, draw.records)]
       classes = ridge(
         x, draw.labels, test, len(self._train.class_names), self._l2

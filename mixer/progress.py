@@ -37,12 +37,8 @@ class Progress:
   ) -> None:
     """Updates the bar, or prints a line if the last one is a minute old.
 
-    Args:
-      stage: what is being done; a new stage starts a new bar.
-      done: how much of it, in any unit.
-      total: the whole of it; 0 or None if unknown.
-      images: so far, for a rate in images/s.
-      note: what else to show.
+    `done` and `total` (0 or None if unknown) are in any unit; a new `stage`
+    starts a new bar; `images` so far give a rate.
     """
     now = time.monotonic()
     if stage != self._stage:

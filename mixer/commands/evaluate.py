@@ -106,11 +106,7 @@ _DENSE_CLASSES, _NAMED_CLASSES = 1_000, 40
 
 
 def main(args: argparse.Namespace) -> None:
-  """Does what the command line says.
-
-  Raises:
-    UserError: something that the user can mend.
-  """
+  """Evaluates as the command line says."""
   if args.fewshot and args.examples:
     raise UserError(
       "--examples lists what the head predicts, and --fewshot "
@@ -167,7 +163,6 @@ def main(args: argparse.Namespace) -> None:
       some, model.image_size, model.short_side, batch_size
     )
 
-  first = jax.process_index() == 0
   written: list[pathlib.Path] = []
   if args.fewshot:
     train = split_lib.open_split(data, args.train_split, data_dir)
@@ -181,16 +176,15 @@ def main(args: argparse.Namespace) -> None:
   else:
     rows = evaluate.examples(functions, params, batches(split), mesh)
     listing = contextlib.nullcontext()
-    if args.examples and first:
+    if args.examples:
       listing = _open_table(args.examples)
     with listing as write:
       counts, speed = _count(split, rows, write)
     metrics = counts.metrics() | {"images_per_second": speed}
     if matching.missing:
       metrics.pop("loss")
-    if first:
-      names = trained.names_for_people(split.class_names)
-      written = _write_confusions(folder, counts, split.class_names, names)
+    names = trained.names_for_people(split.class_names)
+    written = _write_confusions(folder, counts, split.class_names, names)
   print(_describe(metrics, model.loss))
   results = {
     "metrics": metrics,
@@ -210,8 +204,7 @@ def main(args: argparse.Namespace) -> None:
     "files": [f.name for f in written],
     "environment": runtime.environment(),
   }
-  if first:
-    workdir.write_json(folder / "results.json", results)
+  workdir.write_json(folder / "results.json", results)
   print(f"written to    {folder}")
 
 
@@ -292,11 +285,7 @@ def _examples(
 
 @contextlib.contextmanager
 def _open_table(path: str) -> Iterator[Callable[[Any], None]]:
-  """Opens a .csv or .parquet table of examples; yields what adds rows.
-
-  Raises:
-    UserError: it can't be written.
-  """
+  """Opens a .csv or .parquet table of examples; yields what adds rows."""
   where = pathlib.Path(path).expanduser()
   files.make_parent(where)
   if where.suffix.lower() == ".csv":
@@ -331,11 +320,7 @@ def _write_confusions(
 ) -> list[pathlib.Path]:
   """Writes per_class.csv, confusion.csv and, with few classes, .npy and .png.
 
-  Args:
-    folder: that is there; its files of the same names are replaced.
-    counts: of a split.
-    ids: of the classes, as the data set names them.
-    names: of the classes, for people.
+  `ids` are the classes as the data set names them, `names` are for people.
   """
 
   def table(name: str, columns: str, rows: Iterator[Any]) -> pathlib.Path:
