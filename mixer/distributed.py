@@ -37,11 +37,7 @@ _START, _END, TIMEOUT = 300, 60, 120.0
 _READ = 1.0
 # What may differ between hosts: of the config, and of `runtime.environment`.
 _HOST = ("host", "cpu_count", "xla_flags", "source", "commit")
-_OWN = (
-  "data.data_dir",
-  "data.threads",
-  "data.prefetch_batches",
-)
+_OWN = ("data.data_dir", "data.threads", "data.prefetch_batches")
 
 
 class HostsError(UserError):
@@ -58,20 +54,9 @@ def start(
 ) -> str:
   """Meets the other processes, if there are any, and starts JAX.
 
-  Args:
-    platform: see `runtime.start`.
-    cluster: one of `CLUSTERS`.
-    coordinator_address: HOST:PORT, where process 0 listens.
-    num_processes: of the run; 0: not given.
-    process_id: this one, from 0; -1: not given.
-    heartbeat_seconds: a process that is silent for so long counts as dead.
-
-  Returns:
-    The kind of cluster, "none" for a single process.
-
-  Raises:
-    UserError: the flags contradict each other, the others don't come, or JAX
-      finds no such device.
+  Takes the command line's flags: 0 and -1 mean that there was none. Returns the
+  kind of cluster, "none" for a single process. UserError: flags contradict each
+  other, the others don't come, or JAX finds no such device.
   """
   runtime.configure(platform)
   address = coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS", "")
@@ -168,17 +153,10 @@ _rounds: collections.Counter[str] = collections.Counter()
 
 
 def gather(name: str, value: Any, timeout: float = TIMEOUT) -> list[Any]:
-  """Every process's value, in their order, on every process.
+  """Every process's value (small JSON), in their order, on every process.
 
-  All processes have to call it, in the same order for one name.
-
-  Args:
-    name: of what is told, for the message and the key.
-    value: small JSON.
-    timeout: seconds to wait for the slowest.
-
-  Raises:
-    HostsError: not all have called it in time.
+  All processes have to call it, in the same order for one name. HostsError: not
+  all have called it within `timeout` seconds.
   """
   if jax.process_count() == 1:
     return [json.loads(json.dumps(value))]
@@ -205,11 +183,7 @@ def broadcast(name: str, value: Any) -> Any:
 
 
 def on_first(name: str, function: Callable[[], Any]) -> Any:
-  """Calls a function on the first process; its JSON result on all.
-
-  Raises:
-    UserError: what the function has raised, on every process.
-  """
+  """Calls a function on the first process; its result or UserError on all."""
   result, refusal = None, ""
   if jax.process_index() == 0:
     try:
@@ -253,10 +227,7 @@ class Board:
       time.sleep(_READ)
 
   def next_after(self, passed: int) -> int:
-    """The first check that no process has passed; all have to ask.
-
-    It is -1, which never comes, if not all ask: some are at their end.
-    """
+    """The first check that no process has passed; -1, never, if not all ask."""
     try:
       return 1 + max(gather("stop", passed))
     except HostsError:
@@ -271,9 +242,8 @@ def board() -> Board | None:
 def end_failed(error: Exception, message: str) -> None:
   """Ends one of several processes that has failed; returns for a single one.
 
-  Where the error comes of the loss of another process, the exit code is
-  `stop.LOST`, or `stop.FAILED` with what the other has failed by. Else the
-  others get to read the message.
+  An error that comes of another's loss ends in `stop.LOST`, or in what the
+  other has failed by. Else the others get to read the message.
   """
   if not several():
     return
@@ -296,15 +266,9 @@ def _own_name() -> str:
 
 
 def check_same(config: config_lib.Config, more: Mapping[str, Any]) -> None:
-  """Compares what all processes are about to run, before the first update.
+  """Refuses to start processes that would run different things.
 
-  Args:
-    config: the run's.
-    more: further facts, JSON, that have to be the same.
-
-  Raises:
-    UserError: on every process alike, which one differs in what.
-    HostsError: not all have come.
+  Compares config, code, versions, machines, and `more` facts (JSON).
   """
   if jax.process_count() == 1:
     return

@@ -38,12 +38,10 @@ _MEND = (
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """What a file of metrics holds.
+  """Whole records by the number of their line, from 0; what else there is.
 
-  Attributes:
-    records: that are whole, by the number of their line from 0, in order.
-    damage: a sentence about lines that are damaged or gone; or "".
-    changed: whether there are damaged lines, but for a last one cut off.
+  `damage` is a sentence about lines that are damaged or gone, or ""; `changed`
+  says whether damaged ones are there, but for a last one that was cut off.
   """
 
   records: dict[int, dict[str, Any]]
@@ -57,26 +55,13 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
 
 
 def scores(records: Iterable[dict[str, Any]], name: str) -> dict[int, float]:
-  """A metric by step, so that more is better: a loss is negated.
-
-  Args:
-    records: of `read`.
-    name: of the metric; none have "". What isn't finite is left out.
-  """
+  """A metric by step, a loss negated; none for the name ""."""
   sign = -1.0 if name.endswith("loss") else 1.0
   return {r["step"]: sign * r[name] for r in records if r.get(name) is not None}
 
 
 def examine(workdir: epath.PathLike, least: int = 0) -> Found:
-  """Reads the records of a run.
-
-  Args:
-    workdir: of the run.
-    least: lines that were written, as a checkpoint knows.
-
-  Raises:
-    UserError: the file can't be read.
-  """
+  """Reads the records of a run; `least` lines were written, as is known."""
   path, data = epath.Path(workdir) / FILE, b""
   try:
     data = files.read_bytes(path, "the metrics of a run", _LARGEST)
@@ -118,14 +103,9 @@ def _parse(line: bytes) -> tuple[int, dict[str, Any]] | None:
 class Writer:
   """Appends records of metrics, on the first host alone.
 
-  A run that goes on from step N first drops the records after N, which it
-  will write again: so the file reads as if nothing had happened.
-
-  Attributes:
-    records: from the first step on.
-    dropped: those after the start step, which an earlier start has written.
-    lines: written so far, those that were damaged since among them.
-    damage: sentences about what was found damaged.
+  A run that goes on from step N first moves the records after N to `dropped`,
+  as it will write them again: the file reads as if nothing had happened.
+  `lines` were written so far; `damage` is about those found damaged.
   """
 
   def __init__(self, workdir: epath.PathLike, start_step: int, least: int = 0):
@@ -165,11 +145,7 @@ class Writer:
     return {k: v for k, v in found[-1].items() if k != "step"} if found else {}
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    """Appends one record; a value that is not finite becomes null.
-
-    Raises:
-      UserError: the disk doesn't take it.
-    """
+    """Appends one record; a value that is not finite becomes null."""
     record = {"step": step} | {
       k: v if math.isfinite(v) else None for k, v in values.items()
     }
@@ -185,11 +161,7 @@ class Writer:
         self._uploads.keep_up()
 
   def flush(self) -> None:
-    """Returns when all is where it is kept; call it before every save.
-
-    Raises:
-      UserError: the disk or the store doesn't take it.
-    """
+    """Returns when all is where it is kept; call it before every save."""
     if self._active:
       with self._failing_clearly():
         self._board.flush()

@@ -130,16 +130,7 @@ class Reporter:
     began: float,
     lines: int = 0,
   ):
-    """Opens the files.
-
-    Args:
-      workdir: of the run.
-      inputs: of `input_pipeline.open_inputs`.
-      model: the Flax module, for the FLOP of an update.
-      start_step: updates done.
-      began: when this start began, as `time.monotonic` says.
-      lines: of metrics written so far, as the checkpoint knows.
-    """
+    """Opens the files; `lines` of metrics the checkpoint knows of."""
     self.writer = metrics.Writer(workdir, start_step, lines)
     self.goodput = Goodput(began, self.writer.records, self.writer.dropped)
     self.loader: loader.Loader | None = None
@@ -168,13 +159,7 @@ class Reporter:
   ) -> None:
     """Takes metrics, still being computed; reads those before.
 
-    Args:
-      step: updates done.
-      values: scalars; of several updates `[count]`.
-      count: of updates, the last is `step`.
-
-    Raises:
-      NotFinite: in those before.
+    Of one update they are scalars, of several `[count]`; the last is `step`.
     """
     self.settle()
     self._pending = (step, count, values)

@@ -180,17 +180,11 @@ def environment() -> dict[str, Any]:
 def history(
   before: Mapping[str, Any] | None, step: int, origin: str
 ) -> dict[str, Any]:
-  """What checkpoints keep of where they come from.
+  """What checkpoints keep of where they come from, after that of `before`.
 
-  Args:
-    before: metadata of the checkpoint that this start goes on from, if any.
-    step: updates done before this start.
-    origin: what this start says that it starts from.
-
-  Returns:
-    `origin` of the first start; `environment` of this one; and `history`: for
-    each change of environment the `steps` at which starts in it began, and the
-    `origin` and `environment` of the first of them.
+  `origin` of the first start, `environment` of this one, and `history`: for
+  each change of environment the `steps` at which starts in it began, and the
+  `origin` and `environment` of the first of them.
   """
   now = environment()
   entries = list((before or {}).get("history", ()))

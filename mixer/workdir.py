@@ -105,11 +105,8 @@ def write_config(
 ) -> None:
   """Writes config.json: the config as JSON, and what it comes to.
 
-  Args:
-    workdir: of the run.
-    config: the run's, whole.
-    resolved: durations in steps, numbers of examples and classes, the data
-      set's identity.
+  `resolved` has durations in steps, numbers of examples and classes, and the
+  data set's identity.
   """
   content = {"config": config, "resolved": resolved}
   write_json(epath.Path(workdir) / CONFIG, files.sealed(content))
@@ -242,11 +239,9 @@ def _differences(
 
 
 def data_set_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-  """A line for each part of the data set's identity that is known and differs.
+  """A line for each part of the data set's identity that differs and is known.
 
-  Args:
-    old: as of `read_config`.
-    new: the same.
+  Takes two results of `read_config`.
   """
   a, b = (start["resolved"].get(DATA_SET, {}) for start in (old, new))
   # Groups that one lacks follow from the config, as few-shot evaluation does.
