@@ -43,6 +43,7 @@ from mixer import (
   lock,
   reporter,
   runtime,
+  saving,
   sharding,
   train_step,
 )
@@ -106,7 +107,7 @@ def train(
       inputs = dataclasses.replace(inputs, config=config)
       mesh = sharding.make_mesh(fsdp=config.sharding.fsdp)
       trainer = train_step.Trainer(config, plan, len(class_names), mesh)
-      with checkpoints.Checkpoints(
+      with saving.Checkpoints(
         path,
         config.keep_checkpoints,
         keep_every=plan.keep_every,
@@ -155,7 +156,7 @@ class _Run:
   path: epath.Path
   mesh: Mesh
   trainer: train_step.Trainer
-  saved: checkpoints.Checkpoints
+  saved: saving.Checkpoints
   report: reporter.Reporter
   watch: stop.Watch
   pulse: Callable[[], None]
@@ -173,7 +174,7 @@ class _Run:
     try:
       self.train()
       report.say(f"{self.path}: done")
-    except (checkpoints.SaveError, reporter.NotFinite):
+    except (saving.SaveError, reporter.NotFinite):
       raise
     except lock.LostError:
       ours = False  # Nothing may be written any more.

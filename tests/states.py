@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint.experimental.v1
 
 from configs import smoke
-from mixer import checkpoints, sharding, train_step
+from mixer import saving, sharding, train_step
 from tests import updates
 
 # Orbax's annotations don't fit its own classes.
@@ -93,7 +93,7 @@ def assert_same(got, expected):
 def save_tiny(workdir: pathlib.Path, *steps: int):
   """A workdir with checkpoints of tiny states; the states by step."""
   made = {step: tiny(step) for step in steps}
-  with checkpoints.Checkpoints(workdir, keep=len(steps)) as c:
+  with saving.Checkpoints(workdir, keep=len(steps)) as c:
     for step, state in made.items():
       c.save(step, state, {"class_names": ["a", "b"], "step": step})
   return {step: copy(state) for step, state in made.items()}
@@ -132,11 +132,11 @@ def main() -> None:
       f"127.0.0.1:{port}", int(count), int(rank), initialization_timeout=120
     )
   if action == "save":
-    with checkpoints.Checkpoints(folder, keep=9) as c:
+    with saving.Checkpoints(folder, keep=9) as c:
       for step in map(int, steps):
         c.save(step, tiny(step), {})
     return
-  with checkpoints.Checkpoints(folder, keep=9) as c:
+  with saving.Checkpoints(folder, keep=9) as c:
     state, step = c.restore(abstract(tiny(0)))
   assert step == int(steps[0]), step
   for ours, expected in zip(

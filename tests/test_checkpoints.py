@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mixer import checkpoints, digests, sharding, workdir
+from mixer import checkpoints, digests, saving, sharding, workdir
 from mixer.errors import UserError
 from tests import conftest, object_store, states
 from tests.reliability import several
@@ -39,7 +39,7 @@ def spoiled(saved, tmp_path) -> pathlib.Path:
 
 
 def restore(folder, abstract=ABSTRACT):
-  with checkpoints.Checkpoints(folder, keep=9) as c:
+  with saving.Checkpoints(folder, keep=9) as c:
     state, step = c.restore(abstract)
     assert c.latest == step
   return state, step
@@ -48,7 +48,7 @@ def restore(folder, abstract=ABSTRACT):
 def save(folder, steps: Sequence[int], **options) -> list[str]:
   """What is there after saves of these steps."""
   state = states.tiny(0)
-  with checkpoints.Checkpoints(folder, **options) as c:
+  with saving.Checkpoints(folder, **options) as c:
     for step in steps:
       c.save(step, state, {})
   return states.listing(folder)
@@ -88,7 +88,7 @@ def test_onto_fewer_devices_and_back(saved, tmp_path, devices):
   for leaf in jax.tree.leaves(state):
     assert leaf.sharding.device_set == {*jax.devices()[:devices]}
   state = dataclasses.replace(state, ema=None)
-  with checkpoints.Checkpoints(tmp_path) as c:
+  with saving.Checkpoints(tmp_path) as c:
     c.save(5, state, {})
   states.assert_same(
     restore(tmp_path, dataclasses.replace(ABSTRACT, ema=None))[0],
@@ -101,7 +101,7 @@ def test_a_state_may_be_donated_right_after_a_save(tmp_path):
   trainer = states.make_trainer()
   state = states.update(trainer, trainer.init())
   expected = states.copy(state)
-  with checkpoints.Checkpoints(tmp_path) as c:
+  with saving.Checkpoints(tmp_path) as c:
     c.save(1, state, {})
     states.update(trainer, state)  # Over the buffers being saved.
     assert state.params["stem"]["kernel"].is_deleted()
@@ -122,7 +122,7 @@ def test_what_stays(tmp_path, options, left):
 
 def test_the_one_that_was_restored_stays(tmp_path):
   save(tmp_path, (1, 2))
-  with checkpoints.Checkpoints(tmp_path) as c:
+  with saving.Checkpoints(tmp_path) as c:
     assert c.restore(ABSTRACT)[1] == 2
     for step in (3, 4, 5):
       c.save(step, states.tiny(0), {})
@@ -135,7 +135,7 @@ def test_what_a_killed_save_leaves_is_put_away(spoiled, capsys):
   for name in ("7.orbax-checkpoint-tmp", "2.removed"):
     shutil.copytree(folder / "1", folder / name)
   (folder / "5" / "commit_success.txt").unlink()
-  with checkpoints.Checkpoints(spoiled) as c:
+  with saving.Checkpoints(spoiled) as c:
     assert c.latest == 3
   assert states.listing(spoiled) == ["1", "3"]
   out = capsys.readouterr().out
@@ -249,7 +249,7 @@ def test_another_model_is_refused_and_nothing_moved(spoiled):
 
 def test_a_damaged_config_is_written_anew(tmp_path):
   config, resolved = {"seed": 3}, {"total": 7}
-  with checkpoints.Checkpoints(tmp_path) as c:
+  with saving.Checkpoints(tmp_path) as c:
     c.save(1, states.tiny(1), {"config": config, "resolved": resolved})
   assert checkpoints.mend_config(tmp_path) == ""  # It is missing.
   workdir.write_config(tmp_path, config, resolved)
@@ -271,11 +271,11 @@ def test_a_save_that_fails(tmp_path, monkeypatch, when):
 
   broken = full if when == "at once" else lambda *a, **k: Later()
   state = states.tiny(0)
-  with checkpoints.Checkpoints(tmp_path) as c:
+  with saving.Checkpoints(tmp_path) as c:
     for kept in ("there is none yet", "that of step 5 is whole"):
       with monkeypatch.context() as patch:
         patch.setattr(checkpoints.ocp, "save_checkpointables_async", broken)
-        with pytest.raises(checkpoints.SaveError) as caught:
+        with pytest.raises(saving.SaveError) as caught:
           c.save(6, state, {})
           c.wait()
       assert f"No space left on device; {kept}" in str(caught.value)
@@ -299,7 +299,7 @@ def test_what_a_disk_refuses(tmp_path, cause):
   remount = ["mount", "-o", "remount,ro", str(folder)]
   filler = folder / "filler"
   try:
-    with checkpoints.Checkpoints(folder) as c:
+    with saving.Checkpoints(folder) as c:
       c.save(3, states.tiny(3), {})
       c.wait()
       if cause == "limit":
@@ -312,7 +312,7 @@ def test_what_a_disk_refuses(tmp_path, cause):
             f.flush()
       else:
         subprocess.run(remount, check=True)
-      with pytest.raises(checkpoints.SaveError, match=r"step 3 is whole\. M"):
+      with pytest.raises(saving.SaveError, match=r"step 3 is whole\. M"):
         c.save(4, states.tiny(4), {})
         c.wait()
       resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -331,12 +331,12 @@ def test_what_a_disk_refuses(tmp_path, cause):
 
 
 def test_a_workdir_that_has_vanished_is_not_made_anew(tmp_path):
-  with checkpoints.Checkpoints(tmp_path / "run") as c:
+  with saving.Checkpoints(tmp_path / "run") as c:
     (tmp_path / "run").mkdir()
     c.save(2, states.tiny(3), {})
     c.wait()
     (tmp_path / "run").rename(tmp_path / "elsewhere")
-    with pytest.raises(checkpoints.SaveError, match="has vanished"):
+    with pytest.raises(saving.SaveError, match="has vanished"):
       c.save(3, states.tiny(3), {})
   assert not (tmp_path / "run").exists()
 

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from configs import smoke
+from mixer import config as config_lib
 from mixer import (
-  checkpoints,
   initial,
   npz,
   resolution,
+  saving,
   sharding,
   train_step,
   trained,
 )
-from mixer import config as config_lib
 from mixer import metadata as metadata_lib
 from mixer.errors import UserError
 from tests import updates
@@ -50,7 +50,7 @@ def make_trainer(num_classes=10, ema_decay=0.9):
 
 def save(workdir, step, state, metadata):
   workdir.mkdir(exist_ok=True)
-  with checkpoints.Checkpoints(workdir) as c:
+  with saving.Checkpoints(workdir) as c:
     c.save(step, state, metadata)
 
 

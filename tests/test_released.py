@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixer import checkpoints, npz, released, train_step, weights
+from mixer import npz, released, saving, train_step, weights
 from mixer.errors import UserError
 from tests import trained_files
 
@@ -296,7 +296,7 @@ def test_what_is_there_comes_before_a_name(tmp_path, monkeypatch, file):
 
 
 def test_a_run_is_loaded(tmp_path):
-  with checkpoints.Checkpoints(tmp_path, keep=2) as saver:
+  with saving.Checkpoints(tmp_path, keep=2) as saver:
     for step, ema in ((10, None), (20, 3)):
       params, average = (
         None if seed is None else jax.tree.map(jnp.asarray, small(seed))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixer import checkpoints, sharding, train_step
+from mixer import saving, sharding, train_step
 from mixer.errors import UserError
 from tests import updates
 
@@ -213,7 +213,7 @@ def test_a_state_with_frozen_parts_is_saved_and_restored(
   plain_config.optimizer.update(options)
   plain_config.sharding.min_size = 64
   trainer, state, _ = updates.run(plain_config, 8, steps=2)
-  with checkpoints.Checkpoints(tmp_path) as saved:
+  with saving.Checkpoints(tmp_path) as saved:
     saved.save(2, state, {})
     restored, _ = saved.restore(trainer.abstract)
   assert jax.tree.structure(restored) == jax.tree.structure(state)

@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixer import (
-  checkpoints,
-  model,
-  train_step,
-  trained,
-  weights,
-)
 from mixer import config as config_lib
 from mixer import (
   metadata as metadata_lib,
+)
+from mixer import (
+  model,
+  saving,
+  train_step,
+  trained,
+  weights,
 )
 
 _NAMES = list("0123456789")
@@ -47,7 +47,7 @@ def save(workdir, config, change=lambda metadata: None, scale=1.0):
   }
   change(metadata)
   os.makedirs(workdir, exist_ok=True)
-  with checkpoints.Checkpoints(workdir) as c:
+  with saving.Checkpoints(workdir) as c:
     c.save(4, state, metadata)
   return state
 

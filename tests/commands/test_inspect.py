@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_st
 
 from configs import smoke
-from mixer import checkpoints, cli, metrics, runtime, sharding, weights
+from mixer import cli, metrics, runtime, saving, sharding, weights
 from mixer.commands import inspect
 from tests import states, trained_files
 
@@ -171,7 +171,7 @@ def test_weights_that_are_not_finite(run, tmp_path, command):
   params = jax.device_get(run[1].params)
   kernel = params["head"]["kernel"] + np.float32("nan")
   params = {**params, "head": {**params["head"], "kernel": kernel}}
-  with checkpoints.Checkpoints(tmp_path) as c:
+  with saving.Checkpoints(tmp_path) as c:
     c.save(1, run[1].replace(params=params, ema=None), {})
   out = command(tmp_path)
   assert "NOT ALL FINITE" in out
@@ -212,7 +212,7 @@ def test_a_run_beside_another(run, tmp_path, command):
   changed = state.replace(params=dict(state.params) | {"head": head})
   config = {"seed": 1, "optimizer": {"own": 0.5}}
   environment = {"versions": runtime.versions() | {"jax": "1"}, "host": "h"}
-  with checkpoints.Checkpoints(tmp_path) as c:
+  with saving.Checkpoints(tmp_path) as c:
     about = {"config": config, "environment": environment}
     c.save(9, changed, about)
   out = command(workdir, tmp_path)

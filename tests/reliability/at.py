@@ -27,12 +27,12 @@ from orbax.checkpoint._src.path import atomicity
 import input_pipeline
 import train
 from mixer import (
-  checkpoints,
   cli,
   distributed,
   initial,
   loader,
   reporter,
+  saving,
   sharding,
   train_step,
 )
@@ -46,14 +46,14 @@ MOMENTS: dict[str, tuple[Any, str, bool]] = {
   "check": (workdir_lib, "check", False),
   "gate": (distributed, "check_same", True),
   "init": (initial.Origin, "place", True),
-  "restore": (checkpoints.Checkpoints, "restore", True),
+  "restore": (saving.Checkpoints, "restore", True),
   "batch": (loader.Loader, "__next__", True),
   "put": (sharding, "put_batch", True),
   "metrics": (reporter.Reporter, "update", True),
   "evaluation": (train._Run, "evaluate", True),
   "evaluated": (train._Run, "evaluate", False),
-  "save": (checkpoints.Checkpoints, "save", True),
-  "saving": (checkpoints.Checkpoints, "save", False),
+  "save": (saving.Checkpoints, "save", True),
+  "saving": (saving.Checkpoints, "save", False),
   "commit": (atomicity.AtomicRenameTemporaryPath, "finalize", True),
   "committed": (atomicity.AtomicRenameTemporaryPath, "finalize", False),
   "examine": (collect, "gather", True),

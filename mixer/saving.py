@@ -1,0 +1,283 @@
+"""Saves a run's checkpoints in the background; restores the newest whole."""
+
+import concurrent.futures
+import contextlib
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from mixer import checkpoints, distributed, durations, files
+from mixer import workdir as workdir_lib
+from mixer.errors import UserError
+
+_UNFINISHED = ".orbax-checkpoint-tmp"  # In the names of what Orbax writes,
+_REMOVED = ".removed"  # and of what we are removing.
+# Seconds: thirty years; and for the slowest host to read a checkpoint.
+_LONG, _READING = 10**9, 1800.0
+
+
+class SaveError(UserError):
+  """A checkpoint could not be written."""
+
+  at_once = True
+
+
+class Checkpoints:
+  """The checkpoints of one run: saves in the background, keeps what is due.
+
+  A context manager: leaving it waits for a save under way. Of several hosts,
+  all have to make the same calls; the first alone moves and removes.
+
+  Attributes:
+    directory: where they are.
+    metadata: of the checkpoint that was restored, None if none was.
+  """
+
+  def __init__(
+    self,
+    workdir: epath.PathLike,
+    keep: int = 1,
+    *,
+    keep_every: durations.Interval = 0,
+    scores: Callable[[], Mapping[int, float]] = dict,
+  ):
+    """Puts away what a killed save has left.
+
+    Of committed ones these stay: the newest `keep`, those at multiples of
+    `keep_every` steps (0: none), the best by `scores` (by step, as far as they
+    are known), and the one that was restored, known to be whole.
+    """
+    self.directory = checkpoints.directory(workdir)
+    self.metadata: dict[str, Any] | None = None
+    self._keep, self._keep_every, self._scores = keep, keep_every, scores
+    self._remote = files.is_remote(self.directory)
+    self._saving = self._restored = None
+    self._pending: concurrent.futures.Future[list[str]] | None = None
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
+    for line in distributed.on_first("checkpoints", self._tidy):
+      distributed.say(line)
+    self._latest = max(self._committed(), default=None)
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, kind: type | None, *unused: object) -> None:
+    try:
+      self.wait()
+    except SaveError:
+      if kind is None:  # Else what brought us here comes first.
+        raise
+    finally:
+      self._thread.shutdown(wait=False)
+
+  def _committed(self) -> list[int]:
+    """As the first host sees them, on all."""
+    return distributed.on_first(
+      "checkpoints", lambda: checkpoints.committed(self.directory.parent)
+    )
+
+  @property
+  def latest(self) -> int | None:
+    """The newest step that is committed, None if there is none."""
+    self.wait()
+    return self._latest
+
+  def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
+    """Starts a save; returns once the state, a dataclass, may be donated."""
+    self.wait()
+    self._saving = step
+    first = jax.process_index() == 0
+    try:
+      if first and not self._remote:
+        # Not its parent: a workdir that has vanished isn't made anew.
+        self.directory.mkdir(exist_ok=True)
+      parts = checkpoints.parts_of(state)
+      with self._context():
+        response = checkpoints.ocp.save_checkpointables_async(
+          self.directory / str(step),
+          parts,
+          custom_metadata=checkpoints.sealed(metadata, parts),
+        )
+    except (OSError, ValueError) as e:
+      raise self._failure(e) from e
+    scores = dict(self._scores()) if first else {}
+    self._pending = self._thread.submit(
+      self._finish, step, response, list(parts), scores
+    )
+
+  def _context(self) -> Any:
+    """How Orbax is to save."""
+    context = checkpoints.ocp.Context()
+    # Else a folder that can't be made leaves threads that wait for it.
+    context.asynchronous.create_directories_asynchronously = False
+    if jax.process_count() == 1:
+      # Orbax waits by the time of day: should that jump by more, a sound save
+      # would count as failed. `hang_seconds` bounds the wait.
+      context.asynchronous.timeout_secs = _LONG
+    if self._remote:  # A rename there would copy it bit by bit.
+      context.atomicity.mode = checkpoints.ocp.options.AtomicityMode.COMMIT_FILE
+    return context
+
+  def _finish(
+    self,
+    step: int,
+    response: Any,
+    parts: list[str],
+    scores: Mapping[int, float],
+  ) -> list[str]:
+    """In the background: waits for the commit, removes what is due."""
+    response.result()
+    if jax.process_index():
+      return []
+    # Orbax doesn't notice when it is removed while being written.
+    if not all((self.directory / str(step) / p).is_dir() for p in parts):
+      raise OSError("it has vanished")
+    steps = checkpoints.committed(self.directory.parent)
+    stay = {*steps[-self._keep :], step, self._restored}
+    stay |= {s for s in steps if durations.is_due(self._keep_every, s)}
+    stay.add(checkpoints.best({s: v for s, v in scores.items() if s in steps}))
+    lines = []
+    for old in sorted({*steps} - stay):
+      try:
+        _remove(self.directory / str(old))
+      except OSError as e:
+        lines.append(
+          f"checkpoint {self.directory / str(old)} can't be removed: "
+          f"{checkpoints.reason(e)}. It is left as it is."
+        )
+    return lines
+
+  def wait(self) -> None:
+    """Returns when the save under way is committed; SaveError if it failed."""
+    pending, self._pending = self._pending, None
+    if pending is None:
+      return
+    try:
+      lines = pending.result()
+    except Exception as e:
+      raise self._failure(e) from e
+    self._latest = self._saving
+    for line in lines:
+      distributed.say(line)
+
+  def _failure(self, error: Exception) -> SaveError:
+    workdir = self.directory.parent
+    if not self._remote and not workdir.exists():
+      return SaveError(workdir_lib.vanished(workdir))
+    whole = []
+    with contextlib.suppress(OSError):
+      whole = [s for s in checkpoints.committed(workdir) if s != self._saving]
+    kept = "there is none yet"
+    if whole:
+      kept = f"that of step {whole[-1]} is whole"
+    return SaveError(
+      f"the checkpoint of step {self._saving} could not be written to "
+      f"{self.directory}: {checkpoints.reason(error)}; {kept}. Mend the cause "
+      "(most often a full disk or missing rights) and start the same command "
+      "again."
+    )
+
+  def restore(self, abstract: Any) -> tuple[Any, int]:
+    """The newest state that is whole, laid out as `abstract` says; its step.
+
+    Damaged ones that are newer are told, and moved to `checkpoints.damaged`.
+    Several hosts pass over the same ones: a step is taken only when all could
+    take it. UserError: one is of another model; or none is whole.
+    """
+    self.wait()
+    targets = checkpoints.parts_of(abstract)
+    wrong: dict[int, checkpoints.Damaged] = {}
+    for step in reversed(self._committed()):
+      path = self.directory / str(step)
+      try:
+        about, found = _together(checkpoints.read_state, path, targets)
+        # Of several hosts, all have to take part in it.
+        names = checkpoints.changed(about, found)
+        _together(checkpoints.refuse, about, names)
+      except checkpoints.Damaged as e:
+        wrong[step] = e
+        continue
+      for old, error in wrong.items():
+        at = distributed.on_first(
+          "damaged", lambda old=old: _move_aside(self.directory / str(old))
+        )
+        distributed.say(
+          f"{error}. It is now in {at}; going on from checkpoint {step}."
+        )
+      self.metadata, self._latest, self._restored = about.metadata, step, step
+      return checkpoints.state_of(abstract, found), step
+    raise UserError(
+      f"none of the checkpoints in {self.directory} is whole "
+      f"({'; '.join(map(str, wrong.values()))}). They are left as they are. "
+      "Put one from a copy in their place, or start in another --workdir."
+    )
+
+  def _tidy(self) -> list[str]:
+    """Removes unfinished saves and removals, moves uncommitted steps aside."""
+    lines = []
+    with files.writing(self.directory):
+      for path in checkpoints.inside(self.directory):
+        if _UNFINISHED in path.name or path.name.endswith(_REMOVED):
+          path.rmtree()
+      for path in checkpoints.steps_in(self.directory):
+        if not checkpoints.is_committed(path):
+          at = "removed" if self._remote else f"now in {_move_aside(path)}"
+          lines.append(
+            f"{path} was never finished, or has lost its mark of that: it "
+            f"doesn't count as a checkpoint, and is {at}."
+          )
+          if self._remote:  # A killed save leaves it so.
+            path.rmtree()
+    return lines
+
+
+def _together(function: Callable[..., Any], *args: Any) -> Any:
+  """Calls a function on every host; what one refuses, all refuse."""
+  result, refusal = None, None
+  try:
+    result = function(*args)
+  except UserError as e:
+    refusal = [isinstance(e, checkpoints.Damaged), str(e)]
+  said = distributed.gather("reading a checkpoint", refusal, _READING)
+  for damaged, message in sorted(filter(None, said)):
+    raise (checkpoints.Damaged if damaged else UserError)(message, lines=True)
+  return result
+
+
+def _remove(path: epath.Path) -> None:
+  """Removes a checkpoint; a kill leaves it whole, or not counting."""
+  if files.is_remote(path):
+    (path / checkpoints.COMMITTED).unlink(missing_ok=True)
+  else:
+    path = path.rename(path.with_name(path.name + _REMOVED))
+  path.rmtree()
+
+
+def _move_aside(path: epath.Path) -> str:
+  """Moves a checkpoint to `WORKDIR/checkpoints.damaged`; returns its place."""
+  folder = path.parent.with_name("checkpoints.damaged")
+  names = (f"{path.name}.{n}" for n in itertools.count(2))
+  places = map(folder.joinpath, itertools.chain([path.name], names))
+  to = next(place for place in places if not place.exists())
+  with files.writing(to, f"Move {path}, which is damaged, away."):
+    folder.mkdir(parents=True, exist_ok=True)
+    if files.is_remote(path):
+      for name in _files_in(path):
+        (path / name).copy(to / name)
+      _remove(path)
+    else:
+      path.rename(to)
+  return os.fspath(to)
+
+
+def _files_in(folder: epath.Path, prefix: str = "") -> Iterator[str]:
+  """The names of all files in it, those in folders as `params/_METADATA`."""
+  for path in folder.iterdir():
+    if path.is_dir():
+      yield from _files_in(path, f"{prefix}{path.name}/")
+    else:
+      yield prefix + path.name
