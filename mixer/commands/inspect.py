@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from etils import epy
@@ -44,6 +44,8 @@ with epy.lazy_imports():
 
 Described: TypeAlias = "tuple[dict[str, Any], weights.Params]"
 _METADATA = ("config", "resolved", "class_names", "environment", "history")
+# Not printed of one, as it is long or said otherwise.
+_LONG = ("modules.", "shapes.", "resolved.", "environment.", "history")
 # Said of two by their weights and digests, or that differs of any two: not
 # among what is printed of their differences.
 _NOISE = (
@@ -79,8 +81,9 @@ def describe(path: str) -> Described:
     for record in metrics.read(workdir):
       if record["step"] <= step:
         newest |= record
-    facts = {"path": info["path"], "step": step, "metrics": newest}
+    facts = {"path": info["path"], "step": step}
     facts |= {name: info.get(name) for name in _METADATA}
+    facts["metrics"] = newest
     facts |= {"digests": count, "not_as_saved": different}
     if info["averaged"]:
       average, _ = checkpoints.load_params(path, verify=False)
@@ -102,7 +105,8 @@ def describe(path: str) -> Described:
   flat = weights.flatten(params)
   modules = _modules(flat)
   norms = {name: float(np.linalg.norm(x)) for name, x in modules.items()}
-  return facts | {
+  about = {
+    "path": facts["path"],
     "model": kernels.model_name(params),
     "parameters": sum(x.size for x in flat.values()),
     "norm": float(np.linalg.norm([*norms.values()])),
@@ -117,7 +121,8 @@ def describe(path: str) -> Described:
       for name, x in modules.items()
     },
     "shapes": {k: list(x.shape) for k, x in flat.items()},
-  }, params
+  }
+  return about | facts, params
 
 
 def digest(params: weights.Params) -> str:
@@ -179,74 +184,48 @@ def _distance(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
   }
 
 
-def _print(about: Mapping[str, Any], params: Any, parameters: bool) -> None:
-  rows = [("checkpoint", about["path"]), ("model", about["model"])]
-  rows += [
-    (key, _short(about[key]))
-    for key in ("parameters", "step", "class_names", "bytes", "layout")
-    if about.get(key) is not None
-  ]
-  rows += [("made", line) for line in _made(about)]
-  finite = "" if about["finite"] else "  NOT ALL FINITE"
-  rows.append(("norm", f"{about['norm']:.6f}{finite}"))
-  for name, value in about.get("metrics", {}).items():
-    if name != "step":
-      rows.append(("metrics", f"{name:<26}{_short(value)}"))
-  if about.get("config"):
-    default = config_lib.flatten(config_lib.default())
-    flat = config_lib.flatten(about["config"])
-    rows += [
-      ("config", f"{k}: {v!r}") for k, v in flat.items() if v != default.get(k)
-    ]
-    rows.append(("config", "(all else has its default; --json has everything)"))
-  rows += [
-    (key, about[key])
-    for key in ("file_sha256", "sha256", "sha256_ema")
-    if key in about
-  ]
-  if "digests" in about:
-    rows.append(("digests", _verified(about)))
-  before = ""
-  for label, line in rows:
-    _say(f"{'' if label == before else label:<13}{line}")
-    before = label
-  if parameters:
-    flat = weights.flatten(params)
-    _table(
-      ("parameter", "shape", "mean", "std"),
-      [(k, str(x.shape), np.mean(x), np.std(x)) for k, x in flat.items()],
-    )
-    columns = ("parameters", "norm", "largest")
-    _table(
-      ("module", *columns),
-      [(k, *(m[c] for c in columns)) for k, m in about["modules"].items()],
-    )
-
-
-def _made(about: Mapping[str, Any]) -> list[str]:
-  """A line for each start, and two for the machines and the code before it."""
-  lines = []
+def _print(about: Mapping[str, Any]) -> None:
+  """A line for each fact, but for keys of the config with their defaults."""
+  default = config_lib.flatten({"config": config_lib.default()})
+  for key, value in config_lib.flatten(about).items():
+    if not key.startswith(_LONG) and value != default.get(key):
+      _say(f"{key:<32}{_short(value)}")
   for entry in about.get("history") or []:
-    on = entry["environment"]
-    steps = ", ".join(f"{step:,}" for step in entry["steps"][:8])
-    more = ", ..." * (len(entry["steps"]) > 8)
-    lines.append(f"started at step {steps}{more}: {entry['origin']}")
-    lines.append(
-      f"  on {on['num_devices']} x {on['device_kind']} of "
-      f"{on['num_processes']} processes, first host {on['host']}"
+    steps = _short(entry["steps"])
+    _say(f"{'started at step ' + steps:<32}{entry['origin']}")
+    on = config_lib.flatten(entry["environment"])
+    _say(
+      "  "
+      + ", ".join(
+        f"{k.removeprefix('versions.')} {v}" for k, v in on.items() if v
+      )
     )
-    code = {k: on[k] for k in ("source", "commit") if on[k]} | on["versions"]
-    lines.append("  " + ", ".join(f"{k} {v}" for k, v in code.items()))
-  return lines
+
+
+def _print_both(
+  first: Mapping[str, Any], second: Mapping[str, Any], found: Mapping[str, Any]
+) -> None:
+  _say(f"a  {first['path']}")
+  _say(f"b  {second['path']}")
+  if found["same_weights"]:
+    print("\nThe weights are the same to the bit.")
+  else:
+    print("\nWeights, |b - a| / |a| and so on by module:")
+    _table("module", found["modules"])
+  for key, (a, b) in found["differences"].items():
+    if not key.startswith(_NOISE):
+      _say(f"{key}: {_short(a)} -> {_short(b)}")
 
 
 def _say(line: str) -> None:
   print(errors.printable(line))
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def _table(name: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
   """Prints columns, the first to the left, the others to the right."""
-  lines = [head, *([_short(cell) for cell in row] for row in rows)]
+  columns = list(next(iter(rows.values()), {}))
+  lines = [[name, *columns]]
+  lines += [[k, *(_short(row[c]) for c in columns)] for k, row in rows.items()]
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   for first, *rest in lines:
     cells = [f"{c:>{w}}" for c, w in zip(rest, widths[1:], strict=True)]
@@ -256,20 +235,12 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 def _short(value: Any) -> str:
   if isinstance(value, list | tuple):
     more = f", ... ({len(value):,} in all)" if len(value) > 5 else ""
-    return ", ".join(map(str, value[:5])) + more
-  if isinstance(value, int):
+    return ", ".join(map(str, value[:5])) + more or "(none)"
+  if isinstance(value, int) and not isinstance(value, bool):
     return f"{value:,}"
   if isinstance(value, float | np.floating):
     return f"{value:.6g}"
   return "(none)" if value is None else str(value)
-
-
-def _verified(about: Mapping[str, Any]) -> str:
-  """What the comparison with the digests has found."""
-  of, changed = f"{about['digests']} arrays", about["not_as_saved"]
-  if changed:
-    return f"{of}, NOT AS SAVED: {weights.shorten(changed)}"
-  return f"{of}, all as saved"
 
 
 def main(args: argparse.Namespace) -> None:
@@ -280,26 +251,19 @@ def main(args: argparse.Namespace) -> None:
   if args.json:
     print(json.dumps(compare(*found) if args.other else facts, indent=2))
   elif args.other:
-    _say(f"a  {facts['path']}")
-    _say(f"b  {found[1][0]['path']}")
-    print()
-    different = compare(*found)
-    if different["same_weights"]:
-      print("The weights are the same to the bit.")
-    else:
-      print("Weights, |b - a| / |a| and so on by module:")
-      columns = ("relative", "cosine", "largest", "changed")
-      modules = different["modules"].items()
-      rows = [(k, *(m[c] for c in columns)) for k, m in modules]
-      _table(("module", *columns), rows)
-    for key, (a, b) in different["differences"].items():
-      if not key.startswith(_NOISE):
-        _say(f"{key}: {_short(a)} -> {_short(b)}")
+    _print_both(facts, found[1][0], compare(*found))
   else:
-    _print(facts, params, args.parameters)
+    _print(facts)
+    if args.parameters:
+      rows = {
+        k: {"shape": list(x.shape), "mean": np.mean(x), "std": np.std(x)}
+        for k, x in weights.flatten(params).items()
+      }
+      _table("parameter", rows)
+      _table("module", facts["modules"])
   for about, _ in found:
-    if about.get("not_as_saved"):
+    if changed := about.get("not_as_saved"):
       raise UserError(
-        f"checkpoint {about['path']} is damaged: {_verified(about)}. Take "
-        "another one, or a copy."
+        f"checkpoint {about['path']} is damaged; not as saved: "
+        f"{weights.shorten(changed)}. Take another one, or a copy."
       )

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import pathlib
 import sys
 
@@ -28,7 +27,7 @@ from mixer.errors import UserError
 with epy.lazy_imports():
   import numpy as np
 
-  from mixer import image_files, predictor, preprocess, trained
+  from mixer import image_files, predictor, trained
   from mixer.datasets import split as split_lib
   from mixer.insight import figures, kernels
 
@@ -100,69 +99,57 @@ def take_words(args: argparse.Namespace) -> None:
   args.images = words + args.images
 
 
-def _of_files(
+def _images(
   args: argparse.Namespace, model: trained.Trained
 ) -> tuple[figures.Images, list[str]]:
-  """Images of the command line, by the folders they are in; and problems."""
-  paths, empty = image_files.expand(args.images)
-  problems = [f"{name}: there is no image in it." for name in empty]
-  images, good = [], []
-  for i in kernels.evenly(len(paths), args.examples):
+  """Those of the command line, else of the run's data set; and problems."""
+  problems: list[str] = []
+  if args.images:
+    paths, empty = image_files.expand(args.images)
+    problems += [f"{name}: there is no image in it." for name in empty]
+    chosen = [paths[i] for i in kernels.evenly(len(paths), args.examples)]
+    parts = [pathlib.Path(path).absolute().parts[-2:] for path in chosen]
+    found = [(path, *part) for path, part in zip(chosen, parts, strict=True)]
+    kind = "folder"
+  elif model.config is None:
+    raise UserError("it needs images: name some with --images.")
+  else:
+    data = model.config.data
     try:
-      images.append(predictor.read(paths[i], model))
-      good.append(os.path.abspath(paths[i]))
+      split = split_lib.open_split(
+        data.name, data.eval_split, args.data_dir or data.data_dir
+      )
     except UserError as e:
-      problems.append(str(e))
-  if len(paths) > args.examples:
-    print(f"images        {args.examples:,} of {len(paths):,} (--examples)")
-  folders = [os.path.basename(os.path.dirname(path)) for path in good]
-  names = list(map(os.path.basename, good))
-  if len(set(folders)) < 2:
-    folders = []
+      raise UserError(
+        "it needs images: name some with --images. Those of the run's own data "
+        f"set can't be had: {e}"
+      ) from e
+    classes = trained.names_for_people(split.class_names)
+    places = kernels.evenly(len(split), args.examples).tolist()
+    found = [
+      (r["image"], classes[r["label"]], f"{data.eval_split} {r['index']}")
+      for r in split.read(places)
+    ]
+    kind = "class"
+  images, names, labels = [], [], []
+  for source, label, name in found:
+    try:
+      images.append(predictor.fit(source, model))
+    except ValueError as e:
+      problems.append(f"{label}/{name} can't be used: {e}")
+    else:
+      names.append(f"{label}/{name}")
+      labels.append(label)
+  if not images:
+    problems.append("none of the images can be used.")
+  known = labels if kind == "class" or len({*labels}) > 1 else []
   shape = (len(images), *model.image_size, 3)
   pixels = np.array(images, np.uint8).reshape(shape)
-  return figures.Images(pixels, names, folders, "folder"), problems
-
-
-def _of_data(
-  args: argparse.Namespace, model: trained.Trained
-) -> figures.Images:
-  """Some of the evaluation split of the run that the model comes from."""
-  if model.config is None:
-    raise UserError("it needs images: name some with --images.")
-  data = model.config.data
-  try:
-    split = split_lib.open_split(
-      data.name, data.eval_split, args.data_dir or data.data_dir
-    )
-  except UserError as e:
-    raise UserError(
-      "it needs images: name some with --images. Those of the run's own data "
-      f"set can't be had: {e}"
-    ) from e
-  classes = trained.names_for_people(split.class_names)
-  places = kernels.evenly(len(split), args.examples).tolist()
-  images, labels, names = [], [], []
-  for i, record in zip(places, split.read(places), strict=True):
-    try:
-      images.append(
-        preprocess.evaluation(
-          record["image"], model.image_size, model.short_side
-        )
-      )
-    except ValueError as e:
-      raise split.decode_error(record["index"], e) from e
-    labels.append(classes[record["label"]])
-    names.append(f"{labels[-1]} ({data.eval_split} {i})")
-  return figures.Images(np.stack(images), names, labels, "class")
+  return figures.Images(pixels, names, known, kind), problems
 
 
 def main(args: argparse.Namespace) -> int:
-  """Does what the command line says; returns the exit code.
-
-  Raises:
-    UserError: something that the user can mend.
-  """
+  """Does what the command line says; returns the exit code."""
   take_words(args)
   if args.embedding == "umap" and importlib.util.find_spec("umap") is None:
     raise UserError(
@@ -174,36 +161,27 @@ def main(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
   model = flags.load_model(args)
   print(f"checkpoint    {model.origin}", flush=True)
-  shown, problems, missing = None, [], ""
+  shown, problems, missing = None, [], "there are no images."
   if set(args.figures) - set(figures.OF_WEIGHTS):
     try:
-      if args.images:
-        shown, problems = _of_files(args, model)
-      else:
-        shown = _of_data(args, model)
+      shown, problems = _images(args, model)
+      print(f"images        {len(shown.images):,} looked at", flush=True)
     except UserError as e:
       missing = str(e)
   for problem in problems:
     print(errors.printable(f"error: {problem}"), file=sys.stderr)
-  if shown is not None and not len(shown.images):
-    shown, missing = None, "none of the images can be read."
-  if shown:
-    print(f"images        {len(shown.images):,} looked at", flush=True)
   written: list[str] = []
   left_out: dict[str, str] = {}
   for kind in args.figures:
-    if kind not in figures.OF_WEIGHTS and shown is None:
-      left_out[kind] = missing
-      continue
-    print(f"making        {kind}", flush=True)
     try:
+      if kind not in figures.OF_WEIGHTS and (shown is None or not shown.names):
+        raise UserError(missing)
+      print(f"making        {kind}", flush=True)
       for name, figure in figures.DRAW[kind](model, shown, args):
         figures.save(figure, folder, name)
         what = figure.get_suptitle().splitlines()[0]
         written.append(f"  {f'{name}.png, .svg':<28}  {what}")
     except UserError as e:
-      if isinstance(e.__cause__, OSError):  # The disk's: not of this figure.
-        raise
       left_out[kind] = str(e)
   if written:
     print("\n".join([f"\nwritten to {folder}:", *written]))

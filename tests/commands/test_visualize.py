@@ -143,7 +143,7 @@ def test_nothing_to_show(digits_run, tmp_path, command):
   said, _ = command(
     digits_run, "--images", tmp_path / "bad.png", "--figures=saliency", code=1
   )
-  assert "saliency: none of the images can be read." in said.out
+  assert "saliency: there are no images." in said.out
   last = said.err.splitlines()[-1]
   assert last == "error: no figure could be made; see above."
 
