@@ -11,13 +11,11 @@ stablehlo: the same as a program for JAX, with the same bits. Class names, the
 kind of loss and the preprocessing of images go along: inside of .onnx and
 .safetensors, in info.json of a folder, or in FILE.json beside FILE.
 
-Where the run kept an average of its weights that is what is taken;
---no-averaged takes the last weights themselves. Before anything is put in
-place, what was written is run beside the model itself, on the images given or
-on random ones, each prepared as its own metadata say, and a table says how far
-the two are apart. Beyond the bound
-nothing is kept, and the exit code is 1. All this runs on the CPU, unless
---platform names another.
+Where the run kept an average of its weights that is what is taken. Before
+anything is put in place, what was written is run beside the model, on the
+images given or on random ones, and a table says how far the two are apart.
+Beyond the bound nothing is kept, and the exit code is 1. All this runs on the
+CPU, unless --platform names another.
 """
 
 from __future__ import annotations

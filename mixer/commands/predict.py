@@ -6,22 +6,17 @@ r"""Says what is on images, or writes their features.
   find . -name '*.jpg' | python -m mixer predict --checkpoint=runs/my_set \
     --files=- --features=features.npy
 
-An image is a file, all those in a folder and the folders in it, those that a
-pattern matches, or those that a list names. It is turned upright as its EXIF
-data say and put on white ground where it is transparent, as for a data set made
-from a folder, then resized and cropped as for evaluation; of an animation it is
-the first frame. What comes out are the classes with the highest scores:
-probabilities of softmax, or sigmoids where the model was trained with those; as
-a table, as JSON Lines (an object a line, for jq) or as CSV (a line a class).
-Everything else goes to stderr. With --features it is what the head sees
-(pre-logits), float32 [N, C] in a .npy file with a .csv of `path` and `error`
-beside it, or a .parquet file with columns `path`, `features` and `error`; each
-image has its row, of NaN or null where it can't be used.
+Images are files, folders, patterns, or what a list names, and are treated as
+evaluation treats a data set that is made of them. What comes out are the
+classes with the highest scores, probabilities of softmax or sigmoids, as a
+table, as JSON Lines or as CSV; or, with --features, what enters the head:
+float32 [N, C] in a .npy file with a .csv of `path` and `error` beside it, or a
+.parquet file with `path`, `features` and `error`. Everything else goes to
+stderr.
 
-A file that can't be read is told of on stderr, has its `error` in JSON, CSV and
-features, and the rest goes on; the exit code is 1 in the end. A file that is
-written is named FILE.partial until it is whole. Ctrl-C leaves that, with what
-was done, and exits with 130.
+A file that can't be read has an `error`, the rest goes on, and the exit code is
+1. A file that is written is named FILE.partial until it is whole; Ctrl-C leaves
+that, with what was done, and exits with 130.
 """
 
 from __future__ import annotations
