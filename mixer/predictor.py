@@ -154,13 +154,7 @@ class Predictor:
   """
 
   def __init__(self, model: trained.Trained, batch_size: int | None = None):
-    """Puts the weights on the devices.
-
-    Args:
-      model: with or without a head.
-      batch_size: images at a time, rounded up to a multiple of the devices;
-        None for 32 on each.
-    """
+    """Puts the weights on the devices; see `mixer.load` about `batch_size`."""
     _refuse_fork()
     _processes.append(os.getpid())
     self.model = model

@@ -87,23 +87,9 @@ def load(
   dtype: str = "",
   averaged: bool = True,
 ) -> Trained:
-  """Loads a trained model.
+  """Loads a trained model, see `mixer.load`; `method` is its `resize`.
 
-  Args:
-    path: a workdir of train.py (for its best checkpoint where it has kept
-      that, as of `keep_best`, else its newest), a checkpoint in it, a released
-      .npz file, or its name, as "imagenet1k/Mixer-B_16".
-    image_size: of the images it is to take, in pixels: a side, or (height,
-      width); None for what it was trained at. The short side before the crop
-      changes in proportion.
-    method: to fit it to another size, see `resolution.METHODS`; "" for the one
-      that suits the size.
-    dtype: of activations and matmul operands; "" for what the run had, and
-      float32 for a file that doesn't know.
-    averaged: take the average of the weights where the run kept one.
-
-  Raises:
-    UserError: nothing there, no sound weights, or a size that can't be.
+  The short side before the crop changes in proportion to `image_size`.
   """
   for name, value, known in (
     ("resize", method, resolution.METHODS),
