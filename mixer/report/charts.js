@@ -74,7 +74,7 @@ function smoothed(values, weight) {
 function curvesSection(runs) {
   const view = { axis: "step", range: null, weight: 0, hidden: new Set() };
   const specs = chartSpecs(runs);
-  if (!specs.length) return { node: null, draw() {}, drawAll() {} };
+  if (!specs.length) return { node: null, draw() {} };
   const charts = specs.map((spec) => makeChart(spec, view));
   const shown = (line) => !view.hidden.has(line.run);
   view.lines = (spec) => spec.lines.filter(shown);
@@ -88,7 +88,7 @@ function curvesSection(runs) {
     }
     return low < high ? [low, high] : [low - 0.5 || 0, low + 0.5 || 1];
   };
-  view.draw = () => charts.forEach((chart) => chart.age());
+  view.draw = () => charts.forEach((chart) => chart.draw());
   view.zoom = (from, to) => {
     const [low, high] = view.full();
     const [start, end] = [Math.max(low, from), Math.min(high, to)];
@@ -99,18 +99,17 @@ function curvesSection(runs) {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   dark.addEventListener("change", view.draw);
   document.addEventListener("colours", view.draw);
+  addEventListener("resize", view.draw);
   const grid = (some) => el("div", { class: "charts" },
     some.map((chart) => chart.node));
   const known = charts.filter(({ title }) =>
     CHARTS.slice(0, -1).some(([name]) => name === title));
   const others = charts.filter((chart) => !known.includes(chart));
-  return {
-    node: section("curves", "Curves", steering(runs, view), grid(known),
-      others.length ? folded("More metrics", `${others.length} charts`,
-        grid(others)) : null),
-    draw: view.draw,
-    drawAll: () => charts.forEach((chart) => chart.draw()),
-  };
+  const more = others.length ? folded("More metrics",
+    `${others.length} charts`, grid(others)) : null;
+  more?.addEventListener("toggle", view.draw);
+  return { draw: view.draw, node: section("curves", "Curves",
+    steering(runs, view), grid(known), more) };
 }
 
 function steering(runs, view) {
@@ -152,30 +151,24 @@ function makeChart(spec, view) {
   const plot = el("div", { class: "plot", role: "img", "aria-label":
     `${spec.title}: curves. The table beside it has their numbers.` });
   const records = el("div", { hidden: "" });
-  const chart = { ...spec, plot, log: false, stale: true, near: false };
-  // What it shows is no longer what it should.
-  chart.age = () => {
-    chart.stale = true;
-    if (!records.hidden) records.replaceChildren(...recordTable(spec, view));
-    if (chart.near) chart.draw();
-  };
+  const chart = { ...spec, plot, log: false };
   chart.draw = () => {
-    if (!chart.stale || !plot.clientWidth) return;
-    chart.stale = false;
+    if (!plot.clientWidth) return;  // It is folded.
     chart.drawn?.destroy();
     chart.drawn = drawn(chart, view);
     plot.chart = chart;  // For tests, and for whoever opens a console.
+    if (!records.hidden) records.replaceChildren(...recordTable(spec, view));
   };
   const named = (text) => ({ "aria-label": `${spec.title}: ${text}` });
   chart.node = el("figure", { class: "chart" },
     el("figcaption", null, el("h3", { title: spec.title }, spec.title),
       el("div", { class: "actions" }, toggle("Log", false, (on) => {
         chart.log = on;
-        chart.age();
+        chart.draw();
       }, { ...named("logarithmic scale"), title: "Leaves out what is ≤ 0" }),
       toggle("Table", false, (on) => {
         records.hidden = !on;
-        chart.age();
+        chart.draw();
       }, named("data table")))), plot, records);
   // A finger makes a mouse's events or none, and leaves at once.
   plot.addEventListener("pointerdown", (event) => {
@@ -185,13 +178,6 @@ function makeChart(spec, view) {
     chart.drawn.setCursor({ left: event.clientX - left,
       top: event.clientY - top });
   });
-  new ResizeObserver(() => {
-    if (chart.drawn && plot.clientWidth !== chart.drawn.width) chart.age();
-  }).observe(plot);
-  new IntersectionObserver((entries) => {
-    chart.near = entries[entries.length - 1].isIntersecting;
-    if (chart.near) chart.draw();
-  }, { rootMargin: "500px 0px" }).observe(plot);
   return chart;
 }
 

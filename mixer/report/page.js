@@ -206,6 +206,6 @@ function main() {
     document.querySelectorAll("details").forEach((node) => {
       node.open = true;
     });
-    curves.drawAll();
+    curves.draw();
   });
 }
