@@ -153,7 +153,7 @@ def main(args: argparse.Namespace) -> int | None:
     name, *told = e.args
     then = told[0] if told else "the same command goes on with it"
     if args.restart:
-      then = "the same command begins anew; without --restart one goes on"
+      then = "the same command begins anew"
     stop.say(f"{begin}{name}: stopped; {then}", sys.stderr)
     # Threads of a download would be waited for.
     stop.exit_at_once(stop.PREEMPTED)

@@ -158,7 +158,7 @@ def test_which_folders_are_splits(tmp_path, files, splits):
 def test_classes_of_imagenet_without_images(tmp_path):
   forms.write(tmp_path, {"n00000001/1.ppm": b"1", "n00000001/x.mp4": b""})
   (tmp_path / "n00000002").mkdir()
-  source = sources.SynsetFolders({"": tmp_path}, None)
+  source = sources.synset_folders({"": tmp_path}, None)
   assert [*source.classes] == ["n00000001", "n00000002"]
   assert list(members(source)) == ["n00000001/1.ppm"]
   assert source.warnings == [

@@ -363,7 +363,7 @@ def test_what_differs_from_what_is_there(run, tmp_path):
   run(*flags)
   for words in (flags, flags[:2]):
     run(*words, "--hold_out=20%", "--resize=4", code=1)
-    told = "hold_out (validation=10% then, validation=20% now)"
+    told = 'hold_out ([["validation", 0.1]] then, [["validation", 0.2]] now)'
     assert f"{told}, short_side (0 then, 4 now). It is left" in run.said
   forms.write(root, {"a/99.ppm": forms.image(99)})
   run(*flags, code=1)
@@ -437,8 +437,8 @@ def test_what_the_first_version_prepared_is_known(run, tmp_path):
     ("imagenet21k --source=i21k --source=v2", "i21k is or holds fall11_whole"),
     ("imagenet21k_p --source=photos", "that is not imagenet21k_p. Expected:"),
     ("imagenet2012 --source=i21k/folders.tar", "begins with top/n02084071/"),
-    ("imagenet2012 --source=photos", "photos holds no tar; that is not"),
-    ("imagenet2012_real --source=i21k", "0 files of labels and 0 tars of im"),
+    ("imagenet2012 --source=photos", "photos holds no tar of its images; that"),
+    ("imagenet2012_real --source=i21k", "--source is not a single .json that"),
     ("imagenet_v2/topimages --source=v2", "of the variant matched-frequency:"),
     ("mnist --source=photos", "photos has no train-images-idx3-ubyte; it hol"),
     ("imagenet21k --source=i21k/tars --hold_out=99999999", "of 13,153,500; as"),

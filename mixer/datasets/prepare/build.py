@@ -111,11 +111,6 @@ class Target(NamedTuple):
     """Where a data set is for a moment that another one replaces."""
     return self.work.with_name(f"{self.work.name}-replaced")
 
-  @property
-  def label(self) -> str:
-    """The feature of a record that has its class."""
-    return "original_label" if self.builder.several_labels else "label"
-
   def clean(self) -> None:
     """Removes what a preparation has left beside a data set that is whole."""
     if self.replaced.exists() and not self.folder.exists():
@@ -124,31 +119,19 @@ class Target(NamedTuple):
       shutil.rmtree(folder, ignore_errors=True)
 
 
-_HASHED = {
-  "source": "the source (its place, or its files' number, sizes or times)",
-  "classes": "the list of classes",
-}
-
-
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
   """In what an identity differs from an earlier one, for a sentence."""
-
-  def short(value: Any) -> str:
-    if isinstance(value, list):
-      parts = [
-        f"{split}={part if isinstance(part, int) else f'{100 * part:g}%'}"
-        for split, part in value
-      ]
-      return ",".join(parts) or "none"
-    return value if isinstance(value, str) else json.dumps(value)
-
+  hashed = {
+    "source": "the source (its place, or its files' number, sizes or times)",
+    "classes": "the list of classes",
+  }
   return [
-    _HASHED.get(name) or f"{name} ({short(old)} then, {short(new)} now)"
-    for name, new in now.items()
+    hashed.get(k, f"{k} ({json.dumps(old)} then, {json.dumps(new)} now)")
+    for k, new in now.items()
     # What there was no option for was off.
-    if (old := then.get(name, False)) != new
+    if (old := then.get(k, False)) != new
     # Where such files end the preparation, there are none in what it wrote.
-    and (name, old) != ("on_mislabelled", "fail")
+    and (k, old) != ("on_mislabelled", "fail")
   ]
 
 
@@ -412,7 +395,7 @@ class _Preparation:
     if split in self._shuffled and not member.split:
       self._writers[split].keys.append((key + name).hex())
     features = {"image": found.data, "file_name": name}
-    features |= {self._target.label: (label,), **dict(member.more)}
+    features |= {self._target.builder.label: (label,), **dict(member.more)}
     self._writers[split].write(records.encode(features))
     self._counts[split] += 1
 
@@ -578,12 +561,6 @@ class _Preparation:
       for path in data.iterdir():
         sync(path)
       files.sync_folder(data)
-      if target.release:  # So that `NAME` is found without it, too.
-        folder = final.parent.parent / ".config"
-        folder.mkdir(exist_ok=True)
-        default = {"default_config_name": next(iter(target.builder.releases))}
-        with files.atomic_write(folder / "metadata.json", "w") as f:
-          json.dump(default, f)
       if final.exists():  # The old one stays until here.
         os.rename(final, target.replaced)
       os.rename(data, final)
@@ -606,14 +583,14 @@ class _Preparation:
         "pythonClassName": f"{_FEATURE}.image_feature.Image",
         "image": image | ({"encodingFormat": "png"} if int(side) > 0 else {}),
       },
-      target.label: label,
+      builder.label: label,
       "file_name": {
         "pythonClassName": f"{_FEATURE}.text_feature.Text",
         "text": {},
       },
     }
-    labels = {target.label: names}
-    if builder.several_labels:
+    labels = {builder.label: names}
+    if builder.label == "original_label":
       labels["real_label"] = names
       features["real_label"] = {
         "pythonClassName": f"{_FEATURE}.sequence_feature.Sequence",

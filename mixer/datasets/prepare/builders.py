@@ -15,6 +15,7 @@ from mixer.errors import UserError
 
 # Of ImageNet-21K-P's archive, the classes that it leaves out.
 _SMALL_CLASSES = "imagenet21k_small_classes"
+_OTHERS = re.compile("_(test|train_t3|bbox)")
 _CLASS_NUMBER = re.compile("[0-9]{1,3}")
 _VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 # Config of TFDS's -> what the archive and its folder have in their names.
@@ -53,19 +54,34 @@ class Request:
   accept_truncated: bool
   seed: int
 
+  @property
+  def path(self) -> Path:
+    """The only one."""
+    if len(self.paths) != 1:
+      raise UserError(
+        f"{self.base} is prepared from one file or folder, and --source is "
+        f"given {len(self.paths)} times."
+      )
+    return self.paths[0]
+
   def classes(self, listed: str = "") -> Sequence[str] | None:
     """Those of the user's file, else of a list that we have, else None."""
     if self.class_file is not None:
       return sources.read_classes(self.class_file, self.base != "folder")
     return wordnet.classes(listed) if listed else None
 
-  def tars(
-    self,
-    parts: Sequence[tuple[Path, tars.Layout | str]],
-    what: str,
-    classes: Sequence[str] | None,
-  ) -> tars.Tars:
-    return tars.Tars(parts, what, classes, self.accept_truncated)
+  def files(self) -> list[Path]:
+    """The files that are named, or of archives and labels in folders."""
+    found = []
+    for path in self.paths:
+      inside = sources.files_in(path) if path.is_dir() else [path]
+      # Beside them there may be ILSVRC's other downloads.
+      found += [
+        file
+        for file in inside
+        if file == path or (_is_archive(file) and not _OTHERS.search(file.name))
+      ]
+    return found
 
   def unfit(self, what: str) -> UserError:
     """The refusal of a source; `what` says what is there."""
@@ -73,52 +89,47 @@ class Request:
     return UserError(f"{what}; that is not {self.base}.{expected}")
 
 
+def _is_archive(path: Path) -> bool:
+  return path.name.lower().endswith((".tar", ".tar.gz", ".tgz", ".json"))
+
+
 def _folder(request: Request) -> Source:
   """Images of the user's own, in one folder a class."""
-  path = _single(request)
+  path, seed = request.path, request.seed
   splits = sources.user_splits(path)
-  return sources.ClassFolders(path, splits, request.classes(), request.seed)
-
-
-def _single(request: Request) -> Path:
-  if len(request.paths) != 1:
-    raise UserError(
-      f"{request.base} is prepared from one file or folder, and --source is "
-      f"given {len(request.paths)} times."
-    )
-  return request.paths[0]
+  return sources.ClassFolders(path, splits, request.classes(), seed)
 
 
 def _imagenet21k(request: Request) -> Source:
   """ImageNet-21k or its processed subset, in any form."""
   processed = request.base == "imagenet21k_p"
-  known = {"fall11": "fall11", "winter21": ""}
+  listed = {"fall11": "fall11", "winter21": ""}
   if processed:
-    known = {"fall11": "fall11_p", "winter21": "winter21_p"}
-  classes, paths = request.classes(known[request.release]), request.paths
+    listed = {"fall11": "fall11_p", "winter21": "winter21_p"}
+  classes, paths = request.classes(listed[request.release]), request.paths
   # A folder may hold nothing but another one, or archives.
   while len(paths) == 1 and paths[0].is_dir():
     folders = sources.subfolders(paths[0])
     archives = [f for f in sources.files_in(paths[0]) if _is_archive(f)]
     splits = _splits(folders)
     if processed and "train" in splits:
-      return sources.SynsetFolders(splits, classes)
+      return sources.synset_folders(splits, classes)
     is_set = any(sources.is_wnid(folder.name) for folder in folders)
     if is_set and not (archives or processed):
-      return sources.SynsetFolders({"": paths[0]}, classes)
+      return sources.synset_folders({"": paths[0]}, classes)
     paths = [] if is_set or splits else archives or folders
   if processed and len(paths) == len(_splits(paths)) == 2:
-    return sources.SynsetFolders(_splits(paths), classes)
+    return sources.synset_folders(_splits(paths), classes)
   wnids = [sources.wnid_of_tar(path.name) for path in paths]
   if not processed and wnids and all(wnids) and len({*wnids}) == len(wnids):
     what = f"{len(paths):,} tars, one a class ({paths[0].parent})"
     parts = sorted(zip(paths, wnids, strict=True), key=lambda part: part[1])
-    return request.tars(parts, what, classes)
+    return tars.Tars(parts, what, classes, request.accept_truncated)
   if len(paths) != 1:
     top = request.paths[0]
     inside = sources.content(top) if top.is_dir() else "one of several files"
     raise request.unfit(f"{top} is or holds {inside}")
-  first = tars.first_file(paths[0]) or PurePosixPath("no image")
+  first = tars.first_file(paths[0])
   names = {part.lower() for part in first.parts[:-1]}
   layout: tars.Layout = _processed if processed else _whole
   if sources.wnid_of_tar(first.name):
@@ -128,17 +139,14 @@ def _imagenet21k(request: Request) -> Source:
     raise request.unfit(f"{paths[0]} begins with {first}")
   of = "tar" if layout is tars.tar_of_class else "folder"
   what = f"a tar of one {of} a class ({paths[0]})"
-  return request.tars([(paths[0], layout)], what, classes)
+  parts = [(paths[0], layout)]
+  return tars.Tars(parts, what, classes, request.accept_truncated)
 
 
 def _splits(folders: Sequence[Path]) -> dict[str, Path]:
   """Of folders side by side those for training and validation."""
   named = {sources.SPLITS.get(f.name.lower()): f for f in folders if f.is_dir()}
   return {s: named[s] for s in ("train", "validation") if s in named}
-
-
-def _is_archive(path: Path) -> bool:
-  return path.name.lower().endswith((".tar", ".tar.gz", ".tgz"))
 
 
 def _whole(path: PurePosixPath) -> Member:
@@ -163,44 +171,40 @@ def _processed(path: PurePosixPath) -> Member | None:
 
 
 def _imagenet2012(request: Request) -> Source:
-  """ImageNet-1k: a tar of tars, a tar of images, or folders."""
-  classes = wordnet.classes("imagenet1k")
-  if len(request.paths) == 1 and request.paths[0].is_dir():
-    splits = _splits(sources.subfolders(request.paths[0]))
+  """ImageNet-1k, or its validation images with ReaL labels."""
+  classes, paths = wordnet.classes("imagenet1k"), request.paths
+  real = request.base == "imagenet2012_real"
+  if len(paths) == 1 and paths[0].is_dir() and not real:
+    splits = _splits(sources.subfolders(paths[0]))
     if "train" in splits:
       # Images without a split are `train`, and are shuffled.
       named = {"" if s == "train" else s: path for s, path in splits.items()}
-      return sources.SynsetFolders(named, classes)
+      return sources.synset_folders(named, classes)
+  given = request.files()
+  listed = [f for f in given if f.suffix.lower() == ".json" and real]
+  labels = _real_labels(request, listed) if real else None
   found: dict[str, tuple[Path, tars.Layout]] = {}
-  for path in _archives(request, request.paths):
-    first = tars.first_file(path) or PurePosixPath("no image")
-    is_train = bool(sources.wnid_of_tar(first.name))
-    split = "train" if is_train else "validation"
-    if split in found or not (is_train or image_number(first.name)):
+  for path in (f for f in given if f.suffix.lower() != ".json"):
+    first = tars.first_file(path)
+    if sources.wnid_of_tar(first.name):
+      split, layout = "train", tars.tar_of_class
+    else:
+      split, layout = "validation", _validation(labels)
+    is_one = split == "train" or image_number(first.name)
+    if split in found or not is_one:
       raise request.unfit(f"{path} begins with {first}, or is a second tar")
-    layout = tars.tar_of_class if is_train else _validation_layout()
-    found[split] = (path, layout)
+    found[split] = path, layout
   # In this order whatever order they were named in.
-  parts = [found[split] for split in ("train", "validation") if split in found]
+  wanted = ["validation"] if real else ["train", "validation"]
+  parts = [found[split] for split in wanted if split in found]
+  if not parts:
+    raise request.unfit(f"{sources.some(paths)} holds no tar of its images")
   what = f"tars of images ({', '.join(str(path) for path, _ in parts)})"
-  source = request.tars(parts, what, classes)
-  for split in {"train", "validation"} - found.keys():
+  mark = sources.fingerprint(listed)
+  source = tars.Tars(parts, what, classes, request.accept_truncated, mark)
+  for split in {*wanted} - found.keys():
     source.warn(f"there is no tar of the {split} images")
   return source
-
-
-def _archives(request: Request, paths: Sequence[Path]) -> list[Path]:
-  """The archives that are named, or are in the folders that are."""
-  found = []
-  for path in paths:
-    inside = sources.files_in(path) if path.is_dir() else []
-    # Beside them there may be ILSVRC's other downloads.
-    other = re.compile("_(test|train_t3|bbox)")
-    found += [f for f in inside if _is_archive(f) and not other.search(f.name)]
-    found += [] if path.is_dir() else [path]
-  if not found:
-    raise request.unfit(f"{sources.some(paths)} holds no tar")
-  return found
 
 
 def image_number(name: str) -> int:
@@ -209,7 +213,8 @@ def image_number(name: str) -> int:
   return int(match[1]) if match else 0
 
 
-def _validation_layout() -> tars.Layout:
+def _validation(real: list[list[int]] | None) -> tars.Layout:
+  """The layout of the tar of validation images."""
   labels = validation_labels()
 
   def layout(path: PurePosixPath) -> Member:
@@ -217,7 +222,9 @@ def _validation_layout() -> tars.Layout:
     if not 1 <= number <= len(labels):
       error = "its name is none of ILSVRC2012_val_00000001.JPEG to _00050000"
       return Member(path.name, "", error=error)
-    return Member(path.name, labels[number - 1], "validation")
+    member = Member(path.name, labels[number - 1], "validation")
+    more = (("real_label", tuple(real[number - 1])),) if real else ()
+    return member._replace(more=more)
 
   return layout
 
@@ -233,85 +240,53 @@ def validation_labels() -> tuple[str, ...]:
   return tuple(path.read_text().split())
 
 
-def _real(request: Request) -> Source:
-  """ImageNet-1k's validation images and the file of ReaL labels."""
-  classes = wordnet.classes("imagenet1k")
-  inside = [
-    file
-    for path in request.paths
-    for file in (sources.files_in(path) if path.is_dir() else [path])
-  ]
-  listed = [file for file in inside if file.suffix.lower() == ".json"]
-  others = [f for f in inside if f not in listed]
-  images = [
-    tar
-    for tar in (_archives(request, request.paths) if others else [])
-    if tar not in listed
-    and image_number(getattr(tars.first_file(tar), "name", ""))
-  ]
-  if len(listed) != 1 or len(images) != 1:
-    raise request.unfit(
-      f"--source names {len(listed)} files of labels and {len(images)} tars of "
-      "images called ILSVRC2012_val_00000001.JPEG and so on"
-    )
+def _real_labels(request: Request, listed: list[Path]) -> list[list[int]]:
+  """The right classes of each validation image, by number."""
   try:
-    labels: Any = json.loads(listed[0].read_text("utf-8-sig"))
-    wrong = len(labels) != len(validation_labels()) or not all(
-      type(label) is int and 0 <= label < len(classes)
-      for several in labels
-      for label in several
-    )
-  except (OSError, ValueError, TypeError, RecursionError) as e:
-    raise request.unfit(f"{listed[0]} holds no lists of labels: {e}") from e
-  if wrong:
-    raise request.unfit(
-      f"{listed[0]} doesn't have, for each of the 50,000 images, a list of "
-      "classes from 0 to 999"
-    )
-
-  def add(member: Member) -> Member:
-    number = image_number(member.name)
-    right = labels[number - 1] if number else ()
-    return member._replace(more=(("real_label", tuple(right)),))
-
-  what = f"a tar of images ({images[0]})"
-  source = request.tars([(images[0], _validation_layout())], what, classes)
-  return sources.Mapped(source, add, classes, sources.fingerprint(listed))
+    (path,) = listed
+    found: Any = json.loads(path.read_text("utf-8-sig"))
+    known = range(1000)
+    right = all(k in known for several in found for k in several)
+    if right and len(found) == len(validation_labels()):
+      return found
+  except (OSError, ValueError, TypeError, RecursionError):
+    pass
+  raise request.unfit(
+    f"{sources.some(listed) or '--source'} is not a single .json that has, for "
+    "each of the 50,000 images, a list of classes from 0 to 999"
+  )
 
 
 def _imagenet_v2(request: Request) -> Source:
   """ImageNet-V2: folders that are named by the numbers of classes."""
-  classes, path = wordnet.classes("imagenet1k"), _single(request)
-
-  def place(member: Member, folder: str) -> Member:
-    if not _CLASS_NUMBER.fullmatch(folder):
-      return member._replace(error="is in no folder called 0 to 999")
-    return member._replace(class_name=classes[int(folder)], split="test")
+  classes, path = wordnet.classes("imagenet1k"), request.path
 
   def layout(path: PurePosixPath) -> Member:
     name = sources.readable("/".join(path.parts[-2:]))
-    return place(Member(name, ""), path.parent.name)
+    if not _CLASS_NUMBER.fullmatch(path.parent.name):
+      return Member(name, "", error="is in no folder called 0 to 999")
+    return Member(name, classes[int(path.parent.name)], "test")
 
-  def check(name: str) -> None:
-    for variant, part in _VARIANTS.items():
-      if part in name and variant != request.release:
-        raise UserError(
-          f"{path} is of the variant {variant}: prepare it as "
-          f"imagenet_v2/{variant}."
-        )
-
-  if path.is_dir():
-    inside = sources.subfolders(path)
-    if len(inside) == 1 and not _CLASS_NUMBER.fullmatch(inside[0].name):
-      (path,) = inside
+  folders = sources.subfolders(path) if path.is_dir() else []
+  if len(folders) == 1 and not _CLASS_NUMBER.fullmatch(folders[0].name):
+    (path,) = folders
     folders = sources.subfolders(path)
-    if any(_CLASS_NUMBER.fullmatch(folder.name) for folder in folders):
-      check(path.resolve().name)
-      source = sources.ClassFolders(path, {"": path}, None, seed=0)
-      return sources.Mapped(source, lambda m: place(m, m.class_name), classes)
-  path = _archives(request, [path])[0]
-  check(str(tars.first_file(path)))
-  return request.tars([(path, layout)], f"a tar of folders ({path})", classes)
+  numbered = [f for f in folders if _CLASS_NUMBER.fullmatch(f.name)]
+  files = [] if numbered else request.files()
+  if len(files) != 1 - bool(numbered):
+    raise request.unfit(f"{path} holds {len(files)} archives")
+  name = str(tars.first_file(files[0])) if files else path.resolve().name
+  for variant, part in _VARIANTS.items():
+    if part in name and variant != request.release:
+      raise UserError(
+        f"{path} is of the variant {variant}: prepare it as "
+        f"imagenet_v2/{variant}."
+      )
+  if numbered:
+    parts = [("test", classes[int(f.name)], f.name, f) for f in numbered]
+    return sources.LazyFolders(parts, str(path), classes)
+  what, accept = f"a tar of folders ({files[0]})", request.accept_truncated
+  return tars.Tars([(files[0], layout)], what, classes, accept)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,7 +307,8 @@ class Builder:
   takes: Sequence[str] = ("accept_truncated",)
   # Of `build.Options`, where the user gives no other.
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  several_labels: bool = False  # As people see them: ReaL's.
+  # What a record calls the number of its class; ReaL's `real_label` is beside.
+  label: str = "label"
   side: int = 0  # Of gray images that all have one size, 0 for others.
 
 
@@ -372,11 +348,11 @@ BUILDERS = {
     options={"shuffle": True},
   ),
   "imagenet2012_real": Builder(
-    _real,
+    _imagenet2012,
     "The 50,000 validation images of ImageNet-1k, with the classes that people "
     "see in them: one, several, or none (Beyer et al. 2020, arXiv 2006.07159).",
     "https://github.com/google-research/reassessed-imagenet",
-    several_labels=True,
+    label="original_label",
   ),
   "imagenet_v2": Builder(
     _imagenet_v2,
@@ -388,7 +364,7 @@ BUILDERS = {
     releases=dict.fromkeys(_VARIANTS, (0, 1000)),
   ),
   "mnist": Builder(
-    lambda request: idx.IdxFiles(_single(request), request.base),
+    lambda request: idx.IdxFiles(request.path, request.base),
     "MNIST: 70,000 handwritten digits of 28 x 28 pixels, white on black "
     "(LeCun et al. 1998).",
     "https://yann.lecun.com/exdb/mnist/",
@@ -397,7 +373,7 @@ BUILDERS = {
     side=idx.SIDE,
   ),
   "fashion_mnist": Builder(
-    lambda request: idx.IdxFiles(_single(request), request.base),
+    lambda request: idx.IdxFiles(request.path, request.base),
     "Fashion-MNIST: 70,000 gray photographs of clothes, of 28 x 28 pixels, "
     "light on black (Xiao et al. 2017, arXiv 1708.07747).",
     "https://github.com/zalandoresearch/fashion-mnist",

@@ -50,15 +50,7 @@ class IdxFiles(sources.Source):
   """Four idx files in a folder; members in their order, train first."""
 
   def __init__(self, folder: Path, name: str):
-    """Reads all of the files, some 55 MB when unpacked.
-
-    Args:
-      folder: where they are, packed by gzip or not.
-      name: of the set, a key of `CLASSES`.
-
-    Raises:
-      UserError: a file is missing, cut short or of another set.
-    """
+    """Reads all files of a set of `CLASSES`, some 55 MB when unpacked."""
     if not folder.is_dir():
       what = "is no folder" if folder.exists() else "does not exist"
       raise UserError(f"the source {folder} {what}. {_EXPECTED}.")

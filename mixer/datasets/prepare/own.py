@@ -80,8 +80,9 @@ def prepare(args: argparse.Namespace, root: pathlib.Path) -> str:
       f"{catalog.how_to(args.set, args.data_dir)}"
     )
   _tell(folder)
-  is_default = release == next(iter(builder.releases))
-  return base if is_default and not args.name else name
+  # The short name is enough for the only release that is there.
+  is_only = {*locate.by_config(root / base)} == {release}
+  return base if is_only and not args.name else name
 
 
 def _check(

@@ -90,26 +90,6 @@ class Source:
       return member._replace(error=f"the file can't be read: {e}")
 
 
-class Mapped(Source):
-  """Another source whose members are changed by a function."""
-
-  def __init__(
-    self,
-    source: Source,
-    change: Callable[[Member], Member],
-    classes: Sequence[str],
-    *more: object,  # What else decides what comes out.
-  ):
-    mark = fingerprint([], source.fingerprint, *more)
-    super().__init__(source.description, mark, source.total_bytes, classes)
-    self.warnings = source.warnings
-    self._source, self._change = source, change
-
-  def members(self, start: int = 0) -> Iterator[tuple[Member, int]]:
-    for member, done in self._source.members(start):
-      yield self._change(member), done
-
-
 class ClassFolders(Source):
   """Any images in one folder a class.
 
@@ -223,34 +203,38 @@ class ClassFolders(Source):
       yield self.member_of_file(name, label, split, path), done
 
 
-class SynsetFolders(Source):
-  """Folders named by WordNet ids.
+class LazyFolders(Source):
+  """Folders of one class each that are listed when their turn comes.
 
-  ImageNet-21k is 14 million files, so they are listed class by class when their
-  turn comes. The total of bytes is an estimate from some of the classes, and
-  the bytes done follow the number of files.
+  ImageNet-21k is 14 million files. The total of bytes is an estimate from some
+  of the folders, and the bytes done follow the number of files.
   """
 
-  def __init__(self, splits: dict[str, Path], classes: Collection[str] | None):
-    """Lists the classes; `splits`: a split, or "" alone, -> their folder."""
-    self._folders = [
-      (split, path)
-      for split, parent in splits.items()
-      for path in subfolders(parent)
-      if is_wnid(path.name)
-    ]
-    found = {path.name for _, path in self._folders}
-    sample = self._folders[:: max(1, len(self._folders) // 16)]
+  def __init__(
+    self,
+    folders: Sequence[tuple[str, str, str, Path]],
+    where: str,
+    classes: Collection[str] | None,
+  ):
+    """Lists no images yet.
+
+    Args:
+      folders: split or "", class, what names of members begin with, path.
+      where: they are, for a person.
+      classes: all there can be, or None for those that there are.
+    """
+    self._folders = folders
+    found = {class_name for _, class_name, _, _ in folders}
+    sample = folders[:: max(1, len(folders) // 16)]
     measured = sum(
       _size_and_time(entry)[0]
-      for _, path in sample
+      for *_, path in sample
       for _, entry in image_files.find(str(path))
     )
-    where = ", ".join(map(str, splits.values()))
     super().__init__(
-      f"{len(self._folders):,} folders, one a class ({where})",
-      fingerprint([path for _, path in self._folders], list(classes or ())),
-      measured * len(self._folders) // max(1, len(sample)),
+      f"{len(folders):,} folders, one a class ({where})",
+      fingerprint([path for *_, path in folders], list(classes or ())),
+      measured * len(folders) // max(1, len(sample)),
       sorted(found) if classes is None else classes,
     )
     self.warn(*missing(self.classes or (), found))
@@ -258,15 +242,28 @@ class SynsetFolders(Source):
   def members(self, start: int = 0) -> Iterator[tuple[Member, int]]:
     share = self.total_bytes / max(1, len(self._folders))
     passed_over, lacking = Counter[str](), []
-    for i, (split, folder) in enumerate(self._folders):
+    for i, (split, class_name, prefix, folder) in enumerate(self._folders):
       found = list(image_files.find(str(folder), passed_over))
       lacking += [] if found else [str(folder)]
       for k, (way, entry) in enumerate(found[start:], start + 1):
-        name = "/".join(filter(None, (split, folder.name, readable(way))))
-        member = self.member_of_file(name, folder.name, split, entry.path)
+        name = f"{prefix}/{readable(way)}"
+        member = self.member_of_file(name, class_name, split, entry.path)
         yield member, int(share * (i + k / len(found)))
       start = max(0, start - len(found))
     self.warn(*empty(lacking), *no_images(passed_over))
+
+
+def synset_folders(
+  splits: dict[str, Path], classes: Collection[str] | None
+) -> LazyFolders:
+  """Folders named by WordNet ids; a split, or "" alone, -> where they are."""
+  folders = [
+    (split, path.name, f"{split}/{path.name}".lstrip("/"), path)
+    for split, parent in splits.items()
+    for path in subfolders(parent)
+    if is_wnid(path.name)
+  ]
+  return LazyFolders(folders, ", ".join(map(str, splits.values())), classes)
 
 
 def _class_folders(parent: Path) -> dict[str, Path]:

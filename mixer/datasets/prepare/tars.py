@@ -227,6 +227,7 @@ class Tars(sources.Source):
     description: str,
     classes: Collection[str] | None,
     accept_truncated: bool,
+    *more: object,
   ):
     """Reads nothing yet.
 
@@ -235,10 +236,11 @@ class Tars(sources.Source):
       description: for a person.
       classes: all there can be, or None for those that the source has.
       accept_truncated: take what is there of an archive that breaks off.
+      *more: what else decides what comes out.
     """
     paths = [path for path, _ in parts]
     total = sum(path.stat().st_size for path in paths)
-    mark = sources.fingerprint(paths, list(classes or ()))
+    mark = sources.fingerprint(paths, list(classes or ()), *more)
     super().__init__(description, mark, total, classes)
     self._parts, self._accept = parts, accept_truncated
     self._passed_over = Counter[str]()

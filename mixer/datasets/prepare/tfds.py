@@ -4,10 +4,8 @@ import contextlib
 import importlib.util
 import io
 import json
-import logging
 import os
 import pathlib
-import re
 import shutil
 import struct
 import sys
@@ -142,35 +140,10 @@ def _run(builder: Any, manual: pathlib.Path, unpacked: pathlib.Path) -> None:
     try_download_gcs=False,  # Those are TFRecord files.
   )
   # What it prints says less than we do; its bars go to stderr.
-  with contextlib.redirect_stdout(io.StringIO()), _few_warnings():
+  with contextlib.redirect_stdout(io.StringIO()):
     builder.download_and_prepare(
       download_config=config, file_format="array_record"
     )
-
-
-@contextlib.contextmanager
-def _few_warnings() -> Iterator[None]:
-  """One sentence in place of urllib3's warning for each of ten attempts."""
-  logger = logging.getLogger("urllib3.connectionpool")
-  told = set()
-
-  def once(record: logging.LogRecord) -> bool:
-    found = re.search(r"host='([^']+)'", record.getMessage())
-    host = found.group(1) if found else "the site"
-    if host not in told:
-      told.add(host)
-      print(
-        f"no connection to {host} yet; trying for three minutes",
-        file=sys.stderr,
-        flush=True,
-      )
-    return False
-
-  logger.addFilter(once)
-  try:
-    yield
-  finally:
-    logger.removeFilter(once)
 
 
 @contextlib.contextmanager
@@ -180,6 +153,25 @@ def _explained(base: str, manual: pathlib.Path) -> Iterator[None]:
   from tensorflow_datasets.core.download import download_manager, extractor
   from tensorflow_datasets.core.download import util as download_util
 
+  advice: list[tuple[tuple[type[BaseException], ...], str]] = [
+    (
+      (download_manager.NonMatchingChecksumError,),
+      "The copy is damaged, or the site has changed the file. Fetch it anew; "
+      "if it stays so, a newer TFDS may know the new one",
+    ),
+    (
+      (download_util.DownloadError, requests.exceptions.RequestException),
+      "What was fetched before is kept: give the same command again when the "
+      "site can be reached. Or fetch the file by other means, and name its "
+      "folder with --source=DIR",
+    ),
+    ((OSError,), "Mend that, or name another place with --data_dir=DIR"),
+    (
+      (AssertionError, ValueError, extractor.ExtractError),
+      f"What was fetched by hand is looked for in {manual}; --source=DIR names "
+      "another folder",
+    ),
+  ]
   try:
     yield
   except UserError:
@@ -188,55 +180,21 @@ def _explained(base: str, manual: pathlib.Path) -> Iterator[None]:
     chain: list[BaseException] = [e]
     while cause := chain[-1].__cause__ or chain[-1].__context__:
       chain.append(cause)
-
-    def first(*kinds: type[BaseException]) -> str:
-      found = next((c for c in chain if isinstance(c, kinds)), None)
-      return " ".join(str(found).split()).rstrip(".")[:600] if found else ""
-
     # TFDS wraps those in others that don't name the module.
-    if modules := [
-      c.name for c in chain if isinstance(c, ImportError) and c.name
-    ]:
-      needed = catalog.requirement([modules[-1].split(".")[0]])
-      why = f"it needs {needed}; then give the same command again"
-    elif why := first(download_manager.NonMatchingChecksumError):
-      why += (
-        ". The copy is damaged, or the site has changed the file. Fetch it "
-        "anew; if it stays so, a newer TFDS may know the new one"
-      )
-    elif why := first(
-      download_util.DownloadError, requests.exceptions.RequestException
-    ):
-      why = (
-        f"a file can't be downloaded: {why}. What was fetched before is kept: "
-        "give the same command again when the site can be reached. Or fetch by "
-        f"other means, and name with --source=DIR the folder with: "
-        f"{_files(base)}"
-      )
-    elif why := first(OSError):
-      why += ". Mend that, or name another place with --data_dir=DIR"
-    elif (
-      why := first(AssertionError, ValueError, extractor.ExtractError)
-    ) or type(e).__module__.startswith("tensorflow.python"):
-      why = (
-        f"its builder stopped: {why or e}. What was fetched by hand is looked "
-        f"for in {manual}; --source=DIR names another folder"
-      )
-    else:
-      raise
-    raise UserError(f"{base} can't be prepared by TFDS: {why}.") from e
-
-
-def _files(base: str) -> str:
-  """What TFDS downloads for a set: places and names."""
-  from tensorflow_datasets.core import registered
-
-  make: Any = registered.imported_builder_cls(base)
-  return ", ".join(
-    f"{url} as {info.filename}"
-    for url, info in (make.url_infos or {}).items()
-    if info.filename
-  )
+    if lacking := [c.name for c in chain if isinstance(c, ImportError)]:
+      needed = catalog.requirement([str(lacking[-1]).split(".")[0]])
+      raise UserError(
+        f"TFDS's builder of {base} needs {needed}; then give the same command "
+        "again."
+      ) from e
+    for kinds, then in advice:
+      for cause in chain:
+        if isinstance(cause, kinds):
+          why = " ".join(str(cause).split()).rstrip(".")[:600]
+          raise UserError(
+            f"{base} can't be prepared by TFDS: {why}. {then}."
+          ) from e
+    raise
 
 
 def convert(
