@@ -9,7 +9,7 @@ from mixer.datasets.prepare.sources import Source
 from mixer.errors import UserError
 
 HoldOut = Mapping[str, int | float]  # Split -> number or share of the images.
-# Of an equal image that came before: kind of problem, sentence.
+# Kind of problem and sentence, of an equal image that came before.
 Odd = list[tuple[str, str]]
 IN_TWO = ("in two classes", "in two splits")
 
@@ -56,21 +56,17 @@ class ByHash:
         f"--hold_out draws a split {split}, and the source has one of its own; "
         "leave it out of --hold_out."
       )
-    if not split:
-      below = int.from_bytes(key, "big")
-      split = next((s for s, b in self._bounds.items() if below < b), "train")
-    return split, []
+    number = int.from_bytes(key, "big")
+    drawn = [s for s, bound in self._bounds.items() if number < bound]
+    return split or (drawn or ["train"])[0], []
 
   def restore(self, key: bytes, label: int, split: str) -> None:
     """Takes in what an earlier process has placed."""
 
   def warnings(self, counts: Mapping[str, int]) -> list[str]:
-    """About what there is when all are in; `counts` has images by split."""
-    return [
-      f"no image is held out as {split}: chance gave it none of so few"
-      for split in self._bounds
-      if not counts.get(split)
-    ]
+    """About what there is in the end; `counts` has images by split."""
+    none = "no image is held out as {}: chance gave it none of so few"
+    return [none.format(split) for split in self._bounds if not counts[split]]
 
 
 class ByClass:
@@ -102,12 +98,12 @@ class ByClass:
     split = split or (before[1] if before else self._draw(label))
     self.restore(key, label, split)
     odd: Odd = []
+    same = "has the same bytes as an image before it of the"
     if before and before[0] != label:
-      odd.append((IN_TWO[0], f"of the class {self._names[before[0]]}"))
+      odd.append((IN_TWO[0], f"{same} class {self._names[before[0]]}"))
     if before and before[1] != split:
-      odd.append((IN_TWO[1], f"of the split {before[1]}"))
-    same = "has the same bytes as an image before it"
-    return split, [(kind, f"{same} {what}") for kind, what in odd]
+      odd.append((IN_TWO[1], f"{same} split {before[1]}"))
+    return split, odd
 
   def _draw(self, label: int) -> str:
     if self._counts[label, "train"]:
@@ -122,23 +118,23 @@ class ByClass:
 
   def warnings(self, counts: Mapping[str, int]) -> list[str]:
     found = []
-    has = {label for label, _ in self._counts}
-    if lacking := sorted(k for k in has if not self._counts[k, "train"]):
-      names = sources.some([self._names[k] for k in lacking])
+    has = sorted({label for label, _ in self._counts})
+    lacking = [self._names[k] for k in has if not self._counts[k, "train"]]
+    if lacking:
       found.append(
-        f"{len(lacking):,} classes have images, but none in train: {names}"
+        f"{len(lacking):,} classes have images, but none in train: "
+        f"{sources.some(lacking)}"
       )
     for split, wanted in self._hold_out.items():
-      got = counts.get(split, 0)
-      if not got:
+      if not counts[split]:
         found.append(
           f"no image is held out as {split}, as no class has enough different "
           "ones; each keeps one for train"
         )
-      elif isinstance(wanted, int) and got != wanted:
+      elif isinstance(wanted, int) and counts[split] != wanted:
         found.append(
-          f"{split} has {got:,} images where --hold_out asks for {wanted:,}, "
-          "as there are bad or equal files"
+          f"{split} has {counts[split]:,} images where --hold_out asks for "
+          f"{wanted:,}, as there are bad or equal files"
         )
     return found
 
@@ -146,17 +142,10 @@ class ByClass:
 def shares(
   sizes: Mapping[str, int], hold_out: HoldOut
 ) -> dict[str, dict[str, int]]:
-  """How many images of each class each held-out split gets.
+  """Split -> class -> images that it gets, of so many files of each class.
 
   A share is met class by class, by one image at least; a number exactly, in
-  proportion. Each class keeps an image for `train`.
-
-  Args:
-    sizes: class -> files.
-    hold_out: what is asked for.
-
-  Returns:
-    Split -> class -> images.
+  proportion, by largest remainders. Each class keeps an image for `train`.
   """
   spare = {name: max(0, size - 1) for name, size in sizes.items()}
   if hold_out and not any(sizes.values()):
@@ -167,30 +156,23 @@ def shares(
   drawn = {}
   for split, wanted in hold_out.items():
     total = sum(spare.values())
-    if isinstance(wanted, int) and wanted > total:
+    if isinstance(wanted, float):
+      parts = {
+        name: min(left, max(1, round(wanted * sizes[name])))
+        for name, left in spare.items()
+      }
+    elif wanted > total:
       raise UserError(
         f"--hold_out asks for {wanted:,} images as {split}, and {total:,} can "
         "be spared: each class keeps one for train. Ask for fewer, as in "
         f"--hold_out={split}={max(1, total // 2)}."
       )
-    if isinstance(wanted, int):
-      drawn[split] = _in_proportion(spare, wanted)
     else:
-      drawn[split] = {
-        name: min(left, max(1, round(wanted * sizes[name])))
-        for name, left in spare.items()
-      }
-    spare = {name: left - drawn[split][name] for name, left in spare.items()}
+      exact = {name: wanted * left for name, left in spare.items()}
+      parts = {name: part // total for name, part in exact.items()}
+      by_rest = sorted(exact, key=lambda name: (-(exact[name] % total), name))
+      for name in by_rest[: wanted - sum(parts.values())]:
+        parts[name] += 1
+    drawn[split] = parts
+    spare = {name: left - parts[name] for name, left in spare.items()}
   return drawn
-
-
-def _in_proportion(sizes: Mapping[str, int], wanted: int) -> dict[str, int]:
-  """`wanted` divided by largest remainders; none gets more than its size."""
-  total = max(1, sum(sizes.values()))
-  parts = {name: wanted * size // total for name, size in sizes.items()}
-  by_rest = sorted(
-    sizes, key=lambda name: (-(wanted * sizes[name] % total), name)
-  )
-  for name in by_rest[: wanted - sum(parts.values())]:
-    parts[name] += 1
-  return parts

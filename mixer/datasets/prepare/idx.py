@@ -1,7 +1,7 @@
-"""MNIST's own files, and those of the sets that took over its format.
+"""The idx files of MNIST, and of the sets that took over its format.
 
-An idx file is a magic number, the sizes of its axes, and the values: big-endian
-32-bit integers, then bytes (https://yann.lecun.com/exdb/mnist/).
+A magic number, the sizes of the axes, and the values: big-endian 32-bit
+integers, then bytes (https://yann.lecun.com/exdb/mnist/).
 """
 
 import gzip
@@ -21,7 +21,6 @@ from mixer.datasets.prepare.sources import Member
 from mixer.errors import UserError
 
 SIDE = 28
-SIZES = {"train": 60_000, "test": 10_000}
 CLASSES = {
   "mnist": tuple("0123456789"),
   "fashion_mnist": (
@@ -34,16 +33,9 @@ _BEGIN = {
   "mnist": [5, 0, 4, 1, 9, 2, 1, 3, 1, 4],
   "fashion_mnist": [9, 0, 0, 3, 0, 2, 7, 2, 5, 5],
 }
-# Split -> how its files' names begin.
-_FILES = {"train": "train", "test": "t10k"}
-# The largest, EMNIST's, unpack to 550 MB.
-_MOST_BYTES = 1 << 30
-# Some copies have a dot for the second dash; without .gz they are unpacked.
-_FORMS = ("{}-{}-idx{}-ubyte", "{}-{}.idx{}-ubyte")
-_EXPECTED = (
-  "Expected is a folder with train-images-idx3-ubyte, train-labels-idx1-ubyte, "
-  "t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte (or the same with .gz)"
-)
+# Split -> how its files' names begin, and its images.
+_SPLITS = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
+_MOST_BYTES = 1 << 30  # The largest, EMNIST's, unpack to 550 MB.
 
 
 class IdxFiles(sources.Source):
@@ -51,38 +43,30 @@ class IdxFiles(sources.Source):
 
   def __init__(self, folder: Path, name: str):
     """Reads all files of a set of `CLASSES`, some 55 MB when unpacked."""
-    if not folder.is_dir():
-      what = "is no folder" if folder.exists() else "does not exist"
-      raise UserError(f"the source {folder} {what}. {_EXPECTED}.")
-    paths = {
-      (split, axes): _find(folder, begin, axes)
-      for split, begin in _FILES.items()
-      for axes in (3, 1)
-    }
-    arrays = {key: _read(path, key[1]) for key, path in paths.items()}
-    super().__init__(
-      description=f"idx files ({folder})",
-      fingerprint=sources.fingerprint(paths.values()),
-      total_bytes=sum(arrays[split, 3].size for split in _FILES),
-      classes=CLASSES[name],
-    )
+    paths, arrays = [], {}
+    for split, (begin, _) in _SPLITS.items():
+      for kind, axes in (("images", 3), ("labels", 1)):
+        paths.append(_find(folder, f"{begin}-{kind}", axes))
+        arrays[split, axes] = _read(paths[-1], axes)
+    total = sum(array.size for array in arrays.values())
+    mark = sources.fingerprint(paths)
+    super().__init__(f"idx files ({folder})", mark, total, CLASSES[name])
     self._arrays = arrays
-    for split, size in SIZES.items():
+    for split, (_, size) in _SPLITS.items():
       images, labels = arrays[split, 3], arrays[split, 1]
-      shape = (len(labels), SIDE, SIDE)
-      if images.shape != shape or labels.max(initial=0) >= len(CLASSES[name]):
+      shape, last = (len(labels), SIDE, SIDE), labels.max(initial=0)
+      if images.shape != shape or last >= len(CLASSES[name]):
         raise UserError(
-          f"{paths[split, 3]} holds images of shape {images.shape}, where "
-          f"{shape} is expected by the labels beside it, which go up to "
-          f"{labels.max(initial=0)}; take both from the same copy of {name}."
+          f"{folder}: the images of {split} have the shape {images.shape}, "
+          f"where the labels want {shape}, and these go up to {last}; take "
+          f"both from the same copy of {name}."
         )
       if len(labels) != size:
         self.warn(
           f"the split {split} has {len(labels):,} images, and {name} {size:,}"
         )
-    first = arrays["train", 1][:10].tolist()
     for other, begin in _BEGIN.items():
-      if other != name and first == begin:
+      if other != name and arrays["train", 1][:10].tolist() == begin:
         raise UserError(
           f"{folder} holds the files of {other}, whose names are the same; "
           f"prepare it as {other}, or name a folder with those of {name}."
@@ -90,11 +74,11 @@ class IdxFiles(sources.Source):
 
   def members(self, start: int = 0) -> Iterator[tuple[Member, int]]:
     names, number, done = list(self.classes or ()), 0, 0
-    for split in _FILES:
+    for split in _SPLITS:
       labels = self._arrays[split, 1]
       for i, pixels in enumerate(self._arrays[split, 3]):
         number += 1
-        done += pixels.size
+        done += pixels.size + 1
         if number > start:
           png = io.BytesIO()
           Image.fromarray(pixels).save(png, "PNG")
@@ -103,16 +87,17 @@ class IdxFiles(sources.Source):
 
 
 def _find(folder: Path, begin: str, axes: int) -> Path:
-  kind = "images" if axes == 3 else "labels"
-  names = [form.format(begin, kind, axes) for form in _FORMS]
-  for name in names:
-    for path in (folder / name, folder / f"{name}.gz"):
-      if path.is_file():
-        return path
-  raise UserError(
-    f"{folder} has no {names[0]}; it holds {sources.content(folder)}. "
-    f"{_EXPECTED}."
-  )
+  # Some copies have a dot for the second dash; without .gz they are unpacked.
+  names = [f"{begin}{c}idx{axes}-ubyte{z}" for c in "-." for z in ("", ".gz")]
+  found = [folder / name for name in names if (folder / name).is_file()]
+  if not found:
+    inside = sources.content(folder) if folder.is_dir() else "no files"
+    raise UserError(
+      f"{folder} has no {names[0]}; it holds {inside}. Expected is a folder "
+      "with train-images-idx3-ubyte, train-labels-idx1-ubyte and the same two "
+      "of t10k (or with .gz)."
+    )
+  return found[0]
 
 
 def _read(path: Path, axes: int) -> np.ndarray:
@@ -123,17 +108,14 @@ def _read(path: Path, axes: int) -> np.ndarray:
     if content.startswith(b"\x1f\x8b"):
       with gzip.open(io.BytesIO(content)) as packed:
         content = packed.read(_MOST_BYTES)
-  except (OSError, EOFError, zlib.error) as e:
+    begin = 4 * (1 + axes)
+    magic, *sizes = struct.unpack(f">{1 + axes}I", content[:begin])
+    # In Python's integers: a damaged header may claim more than 64 bits hold.
+    if magic != 0x800 + axes or len(content) != begin + math.prod(sizes):
+      raise ValueError(f"its header, {content[:begin].hex(' ', 4)}, is another")
+  except (OSError, EOFError, ValueError, struct.error, zlib.error) as e:
     raise UserError(
-      f"{path} can't be read: {e}. Get it again; it may be cut short."
+      f"{path} is no idx file of {axes} axes, or damaged or cut short ({e}): "
+      f"it has {len(content):,} bytes. Get it again."
     ) from e
-  begin = 4 * (1 + axes)
-  magic, *sizes = struct.unpack(f">{1 + axes}I", content[:begin].ljust(begin))
-  # In Python's integers: a damaged header may claim more than 64 bits hold.
-  if magic != 0x800 + axes or len(content) != begin + math.prod(sizes):
-    raise UserError(
-      f"{path} is no idx file of {axes} axes, or cut short: its header "
-      f"({content[:begin].hex(' ', 4)}) doesn't fit its {len(content):,} "
-      "bytes. Get it again."
-    )
   return np.frombuffer(content, np.uint8, offset=begin).reshape(sizes)
