@@ -257,11 +257,11 @@ def test_what_a_user_is_told_of_his_photos(run, given):
   assert run.said.splitlines() == [
     f"preparing data set pets in {run.data} from folders of images ({source})",
     "warning: 1 classes have images in folders within their own, and take them "
-    "together: cat (cat has sub).",
-    f"warning: 1 images are in {source} itself, in no class's folder, and are "
-    "left out.",
+    "together: cat (sub).",
+    "warning: 1 images are in no folder of a class and are left out: 1.ppm.",
     "warning: 1 hidden folders or images are left out: .h.",
-    "warning: 1 files '.mp4' are no images by their names and are left out.",
+    "warning: 1 kinds of files are no images by their names and are left out: "
+    ".mp4 (1).",
   ]
   # `pets` behind the colon is the Oxford one.
   tuned, scratch = re.findall("^  python train.py (.*)", out, re.M)

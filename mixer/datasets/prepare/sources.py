@@ -65,6 +65,21 @@ class Source:
   def warn(self, *sentences: str) -> None:
     self.warnings += [s for s in sentences if s not in self.warnings]
 
+  def _warn_of(self, what: str, names: Sequence[object]) -> None:
+    if names:
+      self.warn(f"{len(names):,} {what}: {some(names)}")
+
+  def warn_of_rest(
+    self, found: Collection[str], passed_over: Counter[str]
+  ) -> None:
+    """Warns of listed classes that aren't `found`, and of odd files."""
+    lacking = [name for name in self.classes or () if name not in found]
+    self._warn_of("classes have no image in the source", lacking)
+    self._warn_of(
+      "kinds of files are no images by their names and are left out",
+      [f"{suffix} ({n:,})" for suffix, n in sorted(passed_over.items())],
+    )
+
   def list_classes(self, progress: Callable[[int], None]) -> Collection[str]:
     """Reads the source to find its classes; `progress` takes bytes."""
     raise NotImplementedError
@@ -116,12 +131,12 @@ class ClassFolders(Source):
     self._paths: dict[str, str] = {}  # Of names that aren't the path.
     # Key of the order, name, split, class, bytes.
     self._files: list[tuple[bytes, str, str, str, int]] = []
-    count = Counter[tuple[str, str]]()  # By class and split.
+    per_class, without_split = Counter[str](), Counter[str]()
     passed_over, hidden, marks = Counter[str](), list[str](), 0
     nested: dict[str, set[str]] = {}  # Class -> folders in it with images.
     for split, parent in splits.items():
       for label, folder in _class_folders(parent).items():
-        count[label, split] += 0
+        per_class[label] += 0
         base = folder.relative_to(root).as_posix()
         for way, entry in image_files.find(str(folder), passed_over, hidden):
           name = self._name(f"{base}/{way}")
@@ -130,12 +145,15 @@ class ClassFolders(Source):
           marks += int.from_bytes(_hash(f"0:{name}\0{size}\0{time}", 16), "big")
           key = _hash(f"{seed}:{name}", 8)
           self._files.append((key, name, split, label, size))
-          count[label, split] += 1
+          per_class[label] += 1
+          without_split[label] += not split
           nested.setdefault(label, set()).add(way.rpartition("/")[0])
+    if not self._files:
+      raise UserError(
+        f"there is no image in any class folder of {root}; files of images end "
+        "in .jpg, .png, .webp and the like, or have no suffix."
+      )
     self._files.sort()
-    per_class = Counter[str]()
-    for (label, _), files in count.items():
-      per_class[label] += files
     names = sorted(per_class) if classes is None else classes
     super().__init__(
       f"folders of images ({root})",
@@ -143,43 +161,43 @@ class ClassFolders(Source):
       total_bytes=sum(file[-1] for file in self._files),
       classes=names,
       splits=tuple(splits),
-      class_sizes={name: count[name, ""] for name in names},
+      class_sizes={name: without_split[name] for name in names},
     )
-    if not self._files:
-      raise UserError(
-        f"there is no image in any class folder of {root}; files of images end "
-        "in .jpg, .png, .webp and the like, or have no suffix."
-      )
-    self.warn(
-      *empty([label for label in sorted(per_class) if not per_class[label]]),
-      *missing(names, per_class),
+    parents = [*dict.fromkeys([root, *splits.values()])]
+    for parent in parents:
+      with os.scandir(parent) as entries:
+        hidden += image_files.hidden_in(entries)
+    self._warn_of(
+      "class folders hold no image and are kept as classes",
+      [c for c, files in sorted(per_class.items()) if not files],
+    )
+    self._warn_of(
+      "classes have images in folders within their own, and take them together",
+      [
+        f"{c} ({some(sorted(filter(None, below)))})"
+        for c, below in nested.items()
+        if len(below) > 1
+      ],
+    )
+    self._warn_of(
+      "images are in no folder of a class and are left out",
+      [
+        path.relative_to(root)
+        for parent in parents
+        for path in files_in(parent)
+        if image_files.is_image(path.name)
+      ],
+    )
+    self._warn_of(
+      "hidden folders or images are left out",
+      [readable(os.path.relpath(p, root)) for p in sorted({*hidden})],
     )
     if len(names) == 1:
       self.warn(
         f"there is a single class, {next(iter(names))}; if its folders are the "
         "classes, name it as the source"
       )
-    if merged := [label for label, below in nested.items() if len(below) > 1]:
-      below = some(sorted(filter(None, nested[merged[0]])))
-      self.warn(
-        f"{len(merged):,} classes have images in folders within their own, and "
-        f"take them together: {some(merged)} ({merged[0]} has {below})"
-      )
-    for parent in dict.fromkeys([root, *splits.values()]):
-      with os.scandir(parent) as entries:
-        hidden += image_files.hidden_in(entries)
-      loose = [path.name for path in files_in(parent)]
-      if outside := sum(map(image_files.is_image, loose)):
-        self.warn(
-          f"{outside:,} images are in {parent} itself, in no class's folder, "
-          "and are left out"
-        )
-    if hidden:
-      names = [readable(os.path.relpath(p, root)) for p in sorted({*hidden})]
-      self.warn(
-        f"{len(names):,} hidden folders or images are left out: {some(names)}"
-      )
-    self.warn(*no_images(passed_over))
+    self.warn_of_rest(per_class, passed_over)
 
   def _name(self, path: str) -> str:
     """What a file is called in the data set."""
@@ -237,7 +255,6 @@ class LazyFolders(Source):
       measured * len(folders) // max(1, len(sample)),
       sorted(found) if classes is None else classes,
     )
-    self.warn(*missing(self.classes or (), found))
 
   def members(self, start: int = 0) -> Iterator[tuple[Member, int]]:
     share = self.total_bytes / max(1, len(self._folders))
@@ -250,7 +267,9 @@ class LazyFolders(Source):
         member = self.member_of_file(name, class_name, split, entry.path)
         yield member, int(share * (i + k / len(found)))
       start = max(0, start - len(found))
-    self.warn(*empty(lacking), *no_images(passed_over))
+    what = "class folders hold no image and are kept as classes"
+    self._warn_of(what, lacking)
+    self.warn_of_rest({folder[1] for folder in self._folders}, passed_over)
 
 
 def synset_folders(
@@ -417,26 +436,3 @@ def read_classes(path: Path, wnids: bool) -> tuple[str, ...]:
 def no_class(name: str, classes: Collection[str]) -> str:
   """The error of a member of a class that isn't listed."""
   return f"its class {name} is not among the {len(classes):,} of the data set"
-
-
-def missing(classes: Collection[str], found: Collection[str]) -> list[str]:
-  """The warning of classes that a source doesn't have, if any."""
-  lacking = [name for name in classes if name not in found]
-  return lacking and [
-    f"{len(lacking):,} of the {len(classes):,} classes have no image in the "
-    f"source, such as {lacking[0]}"
-  ]
-
-
-def empty(folders: Sequence[str]) -> list[str]:
-  """The warning of classes that have no image, if any."""
-  many = f"{len(folders):,} class folders hold no image and are kept as classes"
-  return [f"{many}: {some(folders)}"] if folders else []
-
-
-def no_images(passed_over: Counter[str]) -> list[str]:
-  """The warnings of what `image_files.is_image` has counted."""
-  return [
-    f"{count:,} files {suffix!r} are no images by their names and are left out"
-    for suffix, count in sorted(passed_over.items())
-  ]

@@ -287,8 +287,7 @@ class Tars(sources.Source):
             whole = f"Whole are the {number - first:,} images up to {last}."
             self._break_off(path, e, whole if last else "No image is whole.")
       before += path.stat().st_size
-    self.warn(*sources.missing(self.classes or (), found))
-    self.warn(*sources.no_images(self._passed_over))
+    self.warn_of_rest(found, self._passed_over)
 
   def _members(
     self, stream: Stream, layout: Layout | str
