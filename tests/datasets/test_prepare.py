@@ -645,7 +645,7 @@ def test_a_full_disk(run, given, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(shutil, "disk_usage", lambda p: usage._replace(free=900))
     run(*flags, code=1)
-    assert "has 0.000 GB free, and the data set needs about" in run.said
+    assert "has 0.000 GB free, and the data set takes up to" in run.said
   run(*flags)
   (run.data.parent / "file").touch()
   run.data = run.data.parent / "file" / "data"

@@ -214,7 +214,6 @@ def test_odd_entries(path):
   errors = {m.error for m in members(source) if m.class_name == "n00000002"}
   assert "its class n00000002 is not among the 2 of the data set" in errors
   assert "1 classes have no image in the source: n00000009" in source.warnings
-  )
 
 
 @pytest.mark.parametrize("pack", ["", "gz"])

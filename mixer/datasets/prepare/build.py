@@ -149,6 +149,17 @@ def disk(path: pathlib.Path) -> Iterator[None]:
     raise UserError(f"{why} {_GO_ON}") from e
 
 
+def check_room(folder: pathlib.Path, need: int) -> None:
+  """Refuses at once what would fill the disk after hours."""
+  free = shutil.disk_usage(folder).free
+  if free < need:
+    raise UserError(
+      f"{folder} has {free / 1e9:.3f} GB free, and the data set takes up to "
+      f"{need / 1e9:.3f} GB more there. Make room, or name another place with "
+      "--data_dir=DIR."
+    )
+
+
 def sync(path: pathlib.Path) -> None:
   """Waits until a file's content is on the disk."""
   with open(path, "rb") as f:
@@ -473,13 +484,7 @@ class _Preparation:
       need *= sum(shard["bytes"] for shard in self._made) / done
     elif self._options.short_side:
       need = min(need, self._options.chunk_bytes)
-    free = shutil.disk_usage(self._folder).free
-    if free < 1.02 * need:  # ArrayRecord's own bytes.
-      raise UserError(
-        f"The disk of {self._folder} has {free / 1e9:,.3f} GB free, and the "
-        f"data set needs about {need / 1e9:,.3f} GB more. Make room there, or "
-        "name another place with --data_dir=DIR."
-      )
+    check_room(self._folder, int(1.02 * need))  # ArrayRecord's own bytes.
 
   def _sorted(self) -> list[dict[str, Any]]:
     """The shards of the splits that are shuffled, if all are written."""

@@ -16,6 +16,7 @@ from unittest import mock
 import google_crc32c
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
+from mixer import files
 from mixer.datasets import catalog, locate, stored
 from mixer.datasets.prepare import build
 from mixer.errors import UserError
@@ -65,14 +66,22 @@ def prepare(name: str, root: pathlib.Path, manual: pathlib.Path) -> None:
   Downloads stay in `root/downloads`, so that the next start goes on with them.
   What TFDS would download is taken from `manual` if it is there by its name.
   """
-  base = catalog.base_name(name)
+  import tensorflow_datasets as tfds
+  from tensorflow_datasets.core import registered
+
+  base, config, version = locate.split_name(name)
   entry = catalog.ENTRIES.get(base, catalog.Entry(base, ""))
   # It works on the host alone, and TensorFlow takes all of a GPU's memory.
   os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
   with _explained(base, manual):
     if importlib.util.find_spec("tensorflow"):
       importlib.import_module("tensorflow")
-    builder = _builder(name, root)
+    make: Any = registered.imported_builder_cls(base)
+    options = {"version": version or None, "file_format": "array_record"}
+    options |= {"config": config} if config else {}
+    # It would look for the set in TFDS's bucket, and leave a folder behind.
+    with mock.patch.object(tfds.core.DatasetInfo, "initialize_from_bucket"):
+      builder = make(data_dir=str(root), **options)
     here = pathlib.Path(builder.data_dir)
     unpacked = root / "downloads" / "extracted" / base
     if here.exists():  # TFDS would take it as it is, and fail when reading.
@@ -81,69 +90,30 @@ def prepare(name: str, root: pathlib.Path, manual: pathlib.Path) -> None:
         "read; remove it and give the same command again."
       )
     # Of a preparation that was killed.
-    left = [*here.parent.glob(f"{locate.UNFINISHED}*"), unpacked]
+    left = [*here.parent.glob(f"{locate.UNFINISHED}*")]
+    left += unpacked.glob(f"{locate.UNFINISHED}*")
     left += (root / "downloads" / base).glob("*.tmp.*")
     for path in left:
       shutil.rmtree(path, ignore_errors=True)
-    by_hand = sum(
-      path.stat().st_size for f in entry.files if (path := manual / f).is_file()
-    )
+    fetched = [path for f in entry.files if (path := manual / f).is_file()]
     # The archives, their content, and the records twice, as TFDS sorts them on
     # disk. Where TFDS knows better, it says so itself.
-    _check_room(root, 4 * entry.downloads + 3 * by_hand, builder.name)
-    _run(builder, manual, unpacked)
+    by_hand = 3 * sum(path.stat().st_size for path in fetched)
+    build.check_room(root, 4 * entry.downloads + by_hand)
+    if not sys.stderr.isatty():
+      tfds.disable_progress_bar()
+    downloads = tfds.download.DownloadConfig(
+      manual_dir=manual if manual.is_dir() else None,
+      extract_dir=unpacked,
+      try_download_gcs=False,  # Those are TFRecord files.
+    )
+    # What it prints says less than we do; its bars go to stderr.
+    with contextlib.redirect_stdout(io.StringIO()):
+      builder.download_and_prepare(
+        download_config=downloads, file_format="array_record"
+      )
     stored.seal(here)
     shutil.rmtree(unpacked, ignore_errors=True)
-
-
-def _check_room(folder: pathlib.Path, need: float, what: str) -> None:
-  free = shutil.disk_usage(folder).free
-  if need > free:
-    raise UserError(
-      f"{folder} has {free / 1e9:.1f} GB free, and preparing {what} takes up "
-      f"to {need / 1e9:.1f} GB there. Make room, or name another place with "
-      "--data_dir=DIR."
-    )
-
-
-def _builder(name: str, root: pathlib.Path) -> Any:
-  import tensorflow_datasets as tfds
-  from tensorflow_datasets.core import registered
-
-  base, config, version = locate.split_name(name)
-  make: Any = registered.imported_builder_cls(base)
-  if config and config not in make.builder_configs:
-    known = ", ".join(f"{base}/{c}" for c in make.builder_configs)
-    raise UserError(
-      f"Data set {base} has no config {config!r}"
-      + (f"; it has {known}." if known else "; leave it out.")
-    )
-  kwargs = {"config": config} if config else {}
-  # It would look for the set in TFDS's bucket, and leave a folder behind.
-  with mock.patch.object(tfds.core.DatasetInfo, "initialize_from_bucket"):
-    return make(
-      data_dir=str(root),
-      file_format="array_record",
-      version=version or None,
-      **kwargs,
-    )
-
-
-def _run(builder: Any, manual: pathlib.Path, unpacked: pathlib.Path) -> None:
-  import tensorflow_datasets as tfds
-
-  if not sys.stderr.isatty():
-    tfds.disable_progress_bar()
-  config = tfds.download.DownloadConfig(
-    manual_dir=manual if manual.is_dir() else None,
-    extract_dir=unpacked,
-    try_download_gcs=False,  # Those are TFRecord files.
-  )
-  # What it prints says less than we do; its bars go to stderr.
-  with contextlib.redirect_stdout(io.StringIO()):
-    builder.download_and_prepare(
-      download_config=config, file_format="array_record"
-    )
 
 
 @contextlib.contextmanager
@@ -224,40 +194,55 @@ def convert(
     )
   work = final = (data_dir / old.path).resolve()  # Through links, too.
   if final != folder:
+    work = final.with_name(f"{locate.UNFINISHED}TFRECORD_{final.name}")
     if final.exists():
       raise UserError(
         f"{final} is there already; remove it, or name another place with "
         "--data_dir=DIR."
       )
-    work = final.with_name(f"{locate.UNFINISHED}TFRECORD_{final.name}")
+  shards = [
+    shard
+    for split, lengths in old.splits.items()
+    for shard in zip(
+      old.files(split, "tfrecord"),
+      old.files(split, "array_record", work),
+      lengths,
+      strict=True,
+    )
+  ]
+  if missing := [source.name for source, *_ in shards if not source.exists()]:
+    raise UserError(
+      f"{folder}: {len(missing)} of {len(shards)} files are missing, the first "
+      f"is {missing[0]}. Fetch them, or prepare the data set anew."
+    )
   with build.disk(work):
     work.mkdir(parents=True, exist_ok=True)
-    shards = [
-      shard
-      for split, lengths in old.splits.items()
-      for shard in zip(
-        old.files(split, "tfrecord"),
-        old.files(split, "array_record", work),
-        lengths,
-        strict=True,
-      )
-    ]
-    if missing := [source.name for source, *_ in shards if not source.exists()]:
-      raise UserError(
-        f"{folder}: {len(missing)} of {len(shards)} files are missing, the "
-        f"first is {missing[0]}. Fetch them, or prepare the data set anew."
-      )
     # Some bytes a record more than TFRecord takes, and whole blocks of 64 KiB.
     todo = [s for s in shards if not s[1].exists()]
     need = sum(s[0].stat().st_size + 64 * s[2] + 2**17 for s in todo)
-    _check_room(work, need, str(folder))
+    build.check_room(work, need)
     done, total = 0, sum(records for *_, records in shards)
     for source, path, records in shards:
       if not path.exists():  # It gets its name when it is whole.
         _convert(source, path, records)
       done += records
       progress.show(old.name, done, total, done)
-    _finish(old, work, final)
+    info = stored.read_info(folder / stored.INFO)
+    if work == final:
+      others = [f for f in old.formats[1:] if f != "array_record"]
+      info["alternativeFileFormats"] = [*others, "array_record"]
+    else:
+      info["fileFormat"] = "array_record"
+      info.pop("alternativeFileFormats", None)
+      for path in folder.iterdir():  # Features, names of the labels, ...
+        if path.is_file() and ".tfrecord" not in path.name:
+          shutil.copyfile(path, work / path.name)
+    # One step that can't be half done.
+    with files.atomic_write(work / stored.INFO, "w") as f:
+      json.dump(info, f, indent=2)
+    stored.seal(work)
+    if work != final:
+      work.rename(final)
   return final
 
 
@@ -278,37 +263,8 @@ def _convert(source: pathlib.Path, target: pathlib.Path, records: int) -> None:
       f"{source} has {count} records, and dataset_info.json says {records}. "
       "Fetch or prepare the data set anew."
     )
-  with half.open("rb") as f:
-    os.fsync(f.fileno())
+  build.sync(half)
   half.rename(target)
-
-
-def _finish(
-  old: stored.Stored, work: pathlib.Path, final: pathlib.Path
-) -> None:
-  """Makes it a data set, in one step that can't be half done."""
-  info = stored.read_info(old.folder / stored.INFO)
-  if work == final:
-    others = [f for f in old.formats[1:] if f != "array_record"]
-    info["alternativeFileFormats"] = [*others, "array_record"]
-  else:
-    info["fileFormat"] = "array_record"
-    info.pop("alternativeFileFormats", None)
-    records = {
-      path.name
-      for kind in old.formats
-      for split in old.splits
-      for path in old.files(split, kind)
-    }
-    for path in old.folder.iterdir():  # Features, names of the labels, ...
-      if path.is_file() and path.name not in records:
-        shutil.copyfile(path, work / path.name)
-  half = work / f"{locate.UNFINISHED}{stored.INFO}"
-  half.write_text(json.dumps(info, indent=2) + "\n", "utf-8")
-  half.rename(work / stored.INFO)
-  stored.seal(work)
-  if work != final:
-    work.rename(final)
 
 
 def read_tfrecord(path: pathlib.Path) -> Iterator[bytes]:
