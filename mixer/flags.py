@@ -326,11 +326,18 @@ def checkout(command: str = "") -> pathlib.Path | None:
 # A run.
 
 
+def _named(value: str) -> str:
+  if not value:
+    raise argparse.ArgumentTypeError("it is empty: name a folder")
+  return value
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of the commands that train: train.py and sweep."""
   add = parser.add_argument
   add(
     "--workdir",
+    type=_named,
     required=True,
     metavar="DIR",
     help="where the run lives: made if missing, continued if not",

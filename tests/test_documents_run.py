@@ -15,7 +15,6 @@ import pytest
 
 from tests import documents, reader, test_documents
 
-pytestmark = test_documents.pytestmark
 COMMANDS = documents.commands()
 # Not run: why.
 _LEFT_OUT = {
@@ -40,9 +39,8 @@ _STOPS = [
   ("docs/data.md", "flowers:load", "No module named 'flowers'; put the folder"),
   ("", r"mixer prepare (cifar10|vtab/pets)$", "make setup-tensorflow"),
   ("", r"mixer plan .*--compile", "make setup-tpu"),
-  ("", r"mixer plan --compile$", "name a recipe and what it is to run on"),
+  ("", r"mixer plan --compile$", "required: --hardware"),
   ("", r"--workdir=gs://", "Google Cloud Storage can't be used"),
-  ("", r"--workdir=$", "name a recipe and a folder"),
   # No account; and a flag that is newer than some gcloud.
   ("", r"gcloud", "active account|credentialed|target-size-policy-mode"),
 ]
@@ -91,7 +89,7 @@ def additions(text: str) -> str:
   more = [reader.SHORT]
   if "Mixer-" not in text:
     more.append(reader.SMALL)
-  if re.search(r"permutation_b16|token_mixing_s32", text):
+  if ",paper" in text:
     # ImageNet's few shots want an image of each of its 1,000 classes.
     more.append("--config.fewshot.name=digits --config.fewshot.eval_split=test")
   if "mixer sweep" in text:
@@ -105,7 +103,7 @@ def data_sets(text: str) -> set[str]:
   for words in test_documents.simple_commands(text):
     flags = [w for w in words if re.match("--config[.=]", w)]
     if flags and "mixer plan" not in words:
-      config = test_documents.absl_reads("train", flags)
+      config = test_documents.reads("train.py", flags).config
       named |= {config.data.name, config.fewshot.name}
   return named
 
