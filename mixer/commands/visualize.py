@@ -182,6 +182,8 @@ def main(args: argparse.Namespace) -> int:
         what = figure.get_suptitle().splitlines()[0]
         written.append(f"  {f'{name}.png, .svg':<28}  {what}")
     except UserError as e:
+      if isinstance(e.__cause__, OSError):  # Of the disk, not of this figure.
+        raise
       left_out[kind] = str(e)
   if written:
     print("\n".join([f"\nwritten to {folder}:", *written]))

@@ -1,14 +1,17 @@
-"""configs/finetune.py: the paper's recipes by words behind the colon."""
+"""configs/finetune.py and configs/scratch.py, by the words behind a colon."""
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
-from configs import finetune, smoke
+import input_pipeline
+from configs import finetune, scratch, smoke
 from mixer import config as config_lib
-from mixer import durations, released, validation, weights
+from mixer import durations, released, validation
 from mixer import initial as lib
+from mixer import model as model_lib
 from mixer.commands import sweep
 from mixer.datasets import catalog, vtab
 from mixer.errors import UserError
@@ -43,38 +46,24 @@ def test_recipes_are_the_papers(name, examples, steps, rates, held_out, test):
   assert c.sweep.learning_rates == (0.003, 0.01, 0.03, 0.06)[:rates]
   assert c.sweep.eval_split == held_out
   assert (c.data.train_split, c.data.eval_split) == ("train", test)
-  assert (c.batch_size, c.optimizer.name, c.optimizer.momentum) == (
-    512,
-    "sgd",
-    0.9,
-  )
-  assert (c.optimizer.clip_norm, c.schedule.decay) == (1.0, "cosine")
-  assert (c.optimizer.weight_decay, c.loss.mixup) == (0.0, 0.0)
+  optimizer = c.optimizer
+  assert (c.batch_size, optimizer.name, optimizer.momentum) == (512, "sgd", 0.9)
+  assert (optimizer.clip_norm, c.schedule.decay) == (1.0, "cosine")
+  assert (optimizer.weight_decay, c.loss.mixup) == (0.0, 0.0)
 
 
-def test_every_set_that_is_named_can_be_prepared():
+def test_names_of_sets_and_weights():
   names = set(finetune._RECIPES) | set(finetune._ALIASES.values())
   assert names <= catalog.ENTRIES.keys()
-
-
-@pytest.mark.parametrize("task", vtab.TASKS)
-def test_vtab_squeezes_and_never_augments(task):
-  c = recipe(f"dataset=vtab/{task.removeprefix('vtab/')}")
-  assert (c.data.crop, c.data.flip, c.data.eval_short_side) == (
-    "resize",
-    False,
-    0,
-  )
-
-
-@pytest.mark.parametrize(
-  "name", [f"{f}/{n}" for f, names in released.NAMES.items() for n in names]
-)
-def test_released_weights_bring_their_variant(name):
-  c = recipe(f"model={name},dataset=pets")
-  assert c.init_from == name
-  assert c.model.variant == name.split("Mixer-")[1].replace("_", "/")
-  assert c.data.name == "oxford_iiit_pet"
+  for task in vtab.TASKS:  # Squeezed, and never augmented.
+    data = recipe(f"dataset=vtab/{task.removeprefix('vtab/')}").data
+    assert (data.crop, data.flip, data.eval_short_side) == ("resize", False, 0)
+  for folder, files in released.NAMES.items():
+    for file in files:
+      c = recipe(f"model={folder}/{file},dataset=pets")
+      assert c.init_from == f"{folder}/{file}"
+      assert c.model.variant == file.split("Mixer-")[1].replace("_", "/")
+      assert c.data.name == "oxford_iiit_pet"
 
 
 def test_a_file_of_weights_brings_its_model_and_size(tmp_path):
@@ -90,16 +79,6 @@ def test_a_file_of_weights_brings_its_model_and_size(tmp_path):
     assert f"the weights of {path}" in origin.message
   np.savez(path, **trained_files.older(trained_files.npz(path, 3)))
   assert recipe(f"model={path}").model == c.model
-
-
-def test_weights_of_a_published_shape_are_of_that_variant(tmp_path):
-  path = tmp_path / "any_name.npz"
-  shape = trained_files.shape_of("S/32", 5)
-  zeros = {k: np.zeros(s, "f4") for k, s in weights.expected(shape).items()}
-  np.savez_compressed(path, allow_pickle=False, **zeros)
-  c = recipe(f"model={path}")
-  assert (c.model.variant, c.model.num_blocks) == ("S/32", 0)
-  assert c.image_size == 224
 
 
 @pytest.mark.parametrize("place", ["", "checkpoints/3"])
@@ -132,18 +111,15 @@ def test_a_variant_without_weights_is_refused(smoke_config, tmp_path):
   with pytest.raises(UserError, match="no weights are named"):
     sweep.sweep(c, tmp_path / "sweep")
   assert not (tmp_path / "sweep" / "lr_0.01").exists()
-  c.init_from = ""
-  assert "random" in lib.find(c, tmp_path, ["a", "b"]).message
 
 
-def test_size():
+def test_sizes():
   c = recipe("size=448,model=L/16,dataset=imagenet")
   assert (c.image_size, c.data.eval_short_side) == (448, 512)
   assert c.model.variant == "L/16"
   assert recipe("").image_size == 224
   c = recipe("size=224x320,dataset=pets")
-  assert (c.image_size, c.image_width) == (224, 320)
-  assert c.data.eval_short_side == 366
+  assert (*config_lib.image_size(c), c.data.eval_short_side) == (224, 320, 366)
   # Enlarged as in training, not to a mosaic.
   assert recipe("dataset=cifar100").data.eval_short_side == 0
 
@@ -155,13 +131,74 @@ def test_size():
     ("model=" + "a" * 5000, "is no variant, such as B/16, and there are no we"),
     ("model=~nobody/x.npz", "there are no weights at ~nobody/x.npz"),
     ("b" * 5000, "^'bbb.* long. behind configs/finetune.py: is none of model="),
-    ("model=B16", "there are no weights at B16: expected an .npz file, a work"),
     ("cifar10", "'cifar10' behind configs/finetune.py: is none of model="),
     ("data=cifar10", "'data=cifar10' behind"),
     ("size=224x", "size=224x behind .* as in size=448 or size=224x320"),
-    ("size=big", "size=big behind .* no number of pixels"),
   ],
 )
 def test_other_words_are_refused(words, sentence):
   with pytest.raises(UserError, match=sentence):
     finetune.get_config(words)
+
+
+# From scratch.
+
+
+@pytest.mark.parametrize(
+  ("size", "variant", "short_side"),
+  [
+    ("8", "S/1", 8),
+    ("28", "S/4", 28),
+    ("64", "S/8", 64),
+    ("96", "S/12", 110),
+    ("224", "S/16", 256),
+    ("224x320", "S/16", 366),
+    ("32x48", "S/4", 48),
+  ],
+)
+def test_the_patch_divides_the_size(size, variant, short_side):
+  c = scratch.get_config(f"dataset=mine,size={size}")
+  validation.validate(c, 8)
+  assert (c.model.variant, c.data.eval_short_side) == (variant, short_side)
+  height, width = config_lib.image_size(c)
+  assert size in (f"{height}", f"{height}x{width}")
+  for examples in (1, 54, 14_000_000):  # The schedule fits any number.
+    plan = durations.plan(c, examples)
+    assert plan.warmup < plan.total == round(300 * examples / 128)
+
+
+def test_small_images_have_a_small_model():
+  c = scratch.get_config("size=32")
+  module = model_lib.from_config(c, 10)
+  images = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
+  shapes = jax.eval_shape(module.init, jax.random.key(0), images)
+  assert sum(x.size for x in jax.tree.leaves(shapes)) < 5e6
+  # As the docstring has it.
+  whole = 300 * 50_000
+  assert f"{model_lib.training_flop(module, 32) * whole:.0e}" == "3e+16"
+  large = model_lib.build("S/16", 10)
+  assert f"{model_lib.training_flop(large, 224) * whole:.0e}" == "3e+17"
+  c = scratch.get_config("model=B/32,size=64")
+  assert (c.model.variant, c.model.hidden_dim) == ("B/32", 0)
+
+
+@pytest.mark.parametrize(
+  ("words", "sentence"),
+  [
+    ("birds", "'birds' behind configs/scratch.py: is none of .*=birds,size=96"),
+    ("size=0", "size=0 behind configs/scratch.py"),
+    ("size=227", "is divided by no patch .* size=224x224, or name a model"),
+    ("size=13x1000", "take a multiple of 16 as in size=16x992"),
+  ],
+)
+def test_words_that_scratch_refuses(words, sentence):
+  with pytest.raises(UserError, match=sentence):
+    scratch.get_config(words)
+
+
+def test_the_evaluation_split_that_there_is(data_dir):
+  c = scratch.get_config("dataset=digits,size=16")
+  c.data.data_dir = data_dir
+  checked = input_pipeline.open_inputs(c)
+  assert checked.config.data.eval_split == "test"
+  assert c.data.eval_split == "auto"
