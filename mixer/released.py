@@ -12,8 +12,13 @@ import sys
 import time
 from typing import Any, BinaryIO, Literal
 
+from etils import epy
+
 from mixer import errors, files, model, npz, progress, weights
 from mixer.errors import UserError, first_line
+
+with epy.lazy_imports():
+  import requests
 
 NAMES = {
   "imagenet1k": ("Mixer-B_16", "Mixer-L_16"),
@@ -58,7 +63,7 @@ def load(path: npz.Path) -> dict[str, Any]:
       Mixer, or not finite.
   """
   if kind(path) == "checkpoint":
-    from mixer import checkpoints  # Slow to import.
+    from mixer import checkpoints  # Here, as it is above this module.
 
     params, _ = checkpoints.load_params(os.fspath(path))
     weights.shape_of(params, f"the weights in {path}")
@@ -174,8 +179,6 @@ def _download(url: str, file: pathlib.Path) -> None:
 
   The process that holds a lock on the part writes it, others wait for it.
   """
-  import requests  # Slow to import.
-
   part = file.with_name(f"{file.name}.part")
   with files.writing(file, "MIXER_CACHE can name another place."):
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -189,7 +192,7 @@ def _download(url: str, file: pathlib.Path) -> None:
         return
       for attempt in range(_ATTEMPTS):
         try:
-          _receive(requests, url, out, file)
+          _receive(url, out, file)
           break
         except requests.RequestException as e:
           if e.response is not None:
@@ -219,9 +222,7 @@ def _download(url: str, file: pathlib.Path) -> None:
     files.sync_folder(file.parent)
 
 
-def _receive(
-  requests: Any, url: str, out: BinaryIO, file: pathlib.Path
-) -> None:
+def _receive(url: str, out: BinaryIO, file: pathlib.Path) -> None:
   """Appends to `out` what it lacks of the file."""
   have = out.seek(0, os.SEEK_END)
   headers = {"Accept-Encoding": "identity", "User-Agent": "mixer"}
