@@ -23,8 +23,6 @@ from mixer import (
   block,
   files,
   npz,
-  predictor,
-  preprocess,
   sharding,
   train_step,
   trained,
@@ -34,8 +32,6 @@ from mixer.errors import UserError, first_line
 
 # Nobody means a folder by them.
 _SUFFIXES = (".npz", ".onnx", ".safetensors", ".stablehlo", ".pt", ".pth")
-# Images in one batch.
-_BATCH = 8
 # Features `[N, C]` and, with a head, logits `[N, K]`, by these names.
 Outputs = dict[str, np.ndarray]
 
@@ -195,101 +191,12 @@ def write_npz(model: trained.Trained, place: Place) -> Written:
   )
 
 
-def verify(
-  model: trained.Trained, written: Written, images: Sequence[Any]
-) -> str:
-  """Runs what was written beside the model; a table of the differences.
-
-  Raises:
-    UserError: they differ beyond the bound, or in what they say of themselves.
-  """
-  assert written.run and written.metadata
-  found = dataclasses.replace(written.metadata, dtype="")
-  metadata_lib.check(found, model.metadata, "what was written")
-  batches = _batches(images, model)
-  dtype = "float32" if written.bound else ""
-  ours = outputs(model, batches, dtype)
-  theirs = _joined([written.run(batch) for batch in batches])
-  sizes = [str(len(batch)) for batch in batches]
-  bound = f"{written.bound:.0e}" if written.bound else "equal bits"
-  lines = [
-    f"compared on {sum(map(len, batches))} images, in batches of "
-    f"{', '.join(sizes[:-1])} and {sizes[-1]}: mixer and {written.against}",
-    f"{'':10}{'absolute':>12}{'relative':>12}{'bound':>12}",
-  ]
-  wrong = []
-  for name, wanted in ours.items():
-    absolute, relative = difference(wanted, theirs[name])
-    lines.append(f"{name:10}{absolute:12.1e}{relative:12.1e}{bound:>12}")
-    if not relative <= written.bound:  # NaN isn't.
-      wrong.append(f"{name} differ by {relative:.1e}")
-  if wrong:
-    raise UserError(
-      f"what was exported of {model.source} computes something else in "
-      f"{written.against}: {', '.join(wrong)}, relative to their largest "
-      f"magnitude, where {bound} is allowed. Nothing was kept. Take another "
-      "version of that package, or report it."
-    )
-  if "logits" in ours:
-    best = (x["logits"].argmax(axis=-1) for x in (ours, theirs))
-    lines.append(
-      f"{'top-1':10}{np.equal(*best).sum()} of {sum(map(len, batches))} agree"
-    )
-  if dtype and jnp.dtype(model.module.dtype) == jnp.bfloat16:
-    name, wanted = list(ours.items())[-1]
-    _, apart = difference(wanted, outputs(model, batches)[name])
-    lines += [
-      "Both in float32, in which the export computes; in the model's own",
-      f"bfloat16 {name} are {apart:.1e} (relative) from that.",
-    ]
-  return "\n".join(lines)
-
-
-def difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
-  """The largest one; the same as a share of the largest magnitude of ours."""
-  if ours.shape != theirs.shape:
-    return np.inf, np.inf
-  absolute = float(np.abs(ours.astype(np.float64) - theirs).max())
-  return absolute, absolute / (float(np.abs(ours).max()) or 1.0)
-
-
-def random_images(size: tuple[int, int], seed: int = 0) -> list[np.ndarray]:
-  """Six images uint8 `[H, W, 3]`: noise, smooth, flat; of several shapes."""
-  rng = np.random.default_rng(seed)
-  h, w = size
-
-  def noise(height: int, width: int) -> np.ndarray:
-    return rng.integers(0, 256, (height, width, 3), np.uint8)
-
-  flat = [np.full((h, w, 3), value, np.uint8) for value in (0, 255)]
-  smooth = [
-    preprocess.resize(noise(4, 4), sides) for sides in ((h, 3 * w), (2 * h, w))
-  ]
-  return [noise(h, w), *flat, *smooth, noise(h + 1, 2 * w)]
-
-
-def _batches(images: Sequence[Any], takes: predictor.Takes) -> list[np.ndarray]:
-  """The first image alone, then more at once: two sizes of batch at least."""
-  fitted = [
-    predictor.read(i, takes) if isinstance(i, str) else predictor.fit(i, takes)
-    for i in images
-  ]
-  rest = fitted[1:] or (fitted[0], fitted[0])
-  starts = range(0, len(rest), _BATCH)
-  cut = [np.stack(rest[start : start + _BATCH]) for start in starts]
-  return [fitted[0][None], *cut]
-
-
-def _joined(rows: Sequence[Outputs]) -> Outputs:
-  return {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
-
-
 def outputs(
-  model: trained.Trained, batches: Sequence[np.ndarray], dtype: str = ""
+  run: Callable[[np.ndarray], Outputs], batches: Sequence[np.ndarray]
 ) -> Outputs:
-  """What the model computes of batches, see `runner`."""
-  run = runner(model, dtype)
-  return _joined([run(batch) for batch in batches])
+  """What comes of all batches."""
+  rows = [run(batch) for batch in batches]
+  return {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
 
 
 def runner(

@@ -38,6 +38,7 @@ from mixer import (
 from mixer import export_onnx as onnx_lib
 from mixer import export_stablehlo as stablehlo
 from mixer import export_timm as timm
+from mixer.commands import export as command
 from mixer.errors import UserError
 from tests import reference, trained_files
 
@@ -79,8 +80,8 @@ def write(found, path, to, **more):
     more.setdefault("platforms", ("cpu", "cuda", "tpu"))
   with export.place(str(path), form.SUFFIX, form.MEMBERS) as place:
     written = form.write(found, place, **more)
-    images = export.random_images(found.image_size)
-    table = "" if written.missing else export.verify(found, written, images)
+    images = command.random_images(found.image_size)
+    table = "" if written.missing else command.verify(found, written, images)
     place.commit()
   return written, table
 
@@ -279,7 +280,7 @@ def test_stablehlo_needs_no_mixer(tmp_path, monkeypatch):
   words = [sys.executable, "-I", "-c", code]
   subprocess.run(words, cwd=tmp_path, check=True)
   black = [np.zeros((2, 8, 12, 3), np.uint8)]
-  wanted = export.outputs(found, black)["logits"]
+  wanted = export.outputs(export.runner(found), black)["logits"]
   for i in range(2):
     # XLA_FLAGS, which it inherits, may change the last ones.
     assert np.load(tmp_path / f"{i}.npy").tobytes() == wanted.tobytes()
@@ -332,7 +333,7 @@ def test_timm_names_shapes_and_arithmetic(tmp_path, monkeypatch):
   flat = safetensors.numpy.load_file(tmp_path / "w.safetensors")
   assert len(flat) == 6 + 2 * 12
   images = np.stack(
-    [predictor.fit(i, found) for i in export.random_images((8, 12))]
+    [predictor.fit(i, found) for i in command.random_images((8, 12))]
   ).astype(np.float64)
   x = (images / 255 - 0.5) / 0.5
   double = {k: v.astype(np.float64) for k, v in flat.items()}

@@ -6,6 +6,7 @@ import pytest
 from benchmarks import peer
 from mixer import export, predictor
 from mixer import model as model_lib
+from mixer.commands import export as command
 from tests import test_export
 
 torch = pytest.importorskip("torch")
@@ -33,12 +34,12 @@ def test_the_lines_that_load_it(tmp_path, kind, name):
   found = {}
   exec(written.loading, found)
   images = np.stack(
-    [predictor.fit(i, model) for i in export.random_images(model.image_size)]
+    [predictor.fit(i, model) for i in command.random_images(model.image_size)]
   )
   x = images.astype(np.float32) / 127.5 - 1
   with torch.inference_mode():
     theirs = found["model"](torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
-  wanted = list(export.outputs(model, [images]).values())[-1]
+  wanted = list(export.outputs(export.runner(model), [images]).values())[-1]
   scale = np.abs(wanted).max()
   np.testing.assert_allclose(theirs.numpy(), wanted, atol=1e-5 * scale)
 

@@ -21,25 +21,37 @@ CPU, unless --platform names another.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import sys
 import textwrap
+from collections.abc import Sequence
+from typing import Any
 
 from etils import epy
 
 from mixer import flags
+from mixer.errors import UserError
 
 with epy.lazy_imports():
   import jax
+  import jax.numpy as jnp
+  import numpy as np
 
   from mixer import (
     export,
     export_onnx,
     export_stablehlo,
     export_timm,
+    metadata,
+    predictor,
+    preprocess,
     runtime,
     trained,
   )
+
+# Images in one batch.
+_BATCH = 8
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -106,11 +118,11 @@ def main(args: argparse.Namespace) -> None:
     model = trained.load(
       args.checkpoint, args.image_size, args.resize, args.dtype, args.averaged
     )
-    images = args.images or export.random_images(model.image_size)
+    images = args.images or random_images(model.image_size)
     written = write(model, place)
     table = ""
     if not written.missing:
-      table = f"\n{export.verify(model, written, images)}\n"
+      table = f"\n{verify(model, written, images)}\n"
     size = sum(f.stat().st_size for f in place.written())
     place.commit()
   count = sum(x.size for x in jax.tree.leaves(model.params))
@@ -128,3 +140,90 @@ def main(args: argparse.Namespace) -> None:
   sys.stdout.flush()
   if written.missing:
     print(f"\nNOT VERIFIED: {written.missing}.", file=sys.stderr)
+
+
+def verify(
+  model: trained.Trained, written: export.Written, images: Sequence[Any]
+) -> str:
+  """Runs what was written beside the model; a table of the differences.
+
+  Raises:
+    UserError: they differ beyond the bound, or in what they say of themselves.
+  """
+  assert written.run and written.metadata
+  found = dataclasses.replace(written.metadata, dtype="")
+  metadata.check(found, model.metadata, "what was written")
+  batches = _batches(images, model)
+  dtype = "float32" if written.bound else ""
+  ours = export.outputs(export.runner(model, dtype), batches)
+  theirs = export.outputs(written.run, batches)
+  sizes = [str(len(batch)) for batch in batches]
+  bound = f"{written.bound:.0e}" if written.bound else "equal bits"
+  lines = [
+    f"compared on {sum(map(len, batches))} images, in batches of "
+    f"{', '.join(sizes[:-1])} and {sizes[-1]}: mixer and {written.against}",
+    f"{'':10}{'absolute':>12}{'relative':>12}{'bound':>12}",
+  ]
+  wrong = []
+  for name, wanted in ours.items():
+    absolute, relative = _difference(wanted, theirs[name])
+    lines.append(f"{name:10}{absolute:12.1e}{relative:12.1e}{bound:>12}")
+    if not relative <= written.bound:  # NaN isn't.
+      wrong.append(f"{name} differ by {relative:.1e}")
+  if wrong:
+    raise UserError(
+      f"what was exported of {model.source} computes something else in "
+      f"{written.against}: {', '.join(wrong)}, relative to their largest "
+      f"magnitude, where {bound} is allowed. Nothing was kept. Take another "
+      "version of that package, or report it."
+    )
+  if "logits" in ours:
+    best = (x["logits"].argmax(axis=-1) for x in (ours, theirs))
+    lines.append(
+      f"{'top-1':10}{np.equal(*best).sum()} of {sum(map(len, batches))} agree"
+    )
+  if dtype and jnp.dtype(model.module.dtype) == jnp.bfloat16:
+    name, wanted = list(ours.items())[-1]
+    _, apart = _difference(
+      wanted, export.outputs(export.runner(model), batches)[name]
+    )
+    lines += [
+      "Both in float32, in which the export computes; in the model's own",
+      f"bfloat16 {name} are {apart:.1e} (relative) from that.",
+    ]
+  return "\n".join(lines)
+
+
+def _difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+  """The largest one; the same as a share of the largest magnitude of ours."""
+  if ours.shape != theirs.shape:
+    return np.inf, np.inf
+  absolute = float(np.abs(ours.astype(np.float64) - theirs).max())
+  return absolute, absolute / (float(np.abs(ours).max()) or 1.0)
+
+
+def random_images(size: tuple[int, int], seed: int = 0) -> list[np.ndarray]:
+  """Six images uint8 `[H, W, 3]`: noise, smooth, flat; of several shapes."""
+  rng = np.random.default_rng(seed)
+  h, w = size
+
+  def noise(height: int, width: int) -> np.ndarray:
+    return rng.integers(0, 256, (height, width, 3), np.uint8)
+
+  flat = [np.full((h, w, 3), value, np.uint8) for value in (0, 255)]
+  smooth = [
+    preprocess.resize(noise(4, 4), sides) for sides in ((h, 3 * w), (2 * h, w))
+  ]
+  return [noise(h, w), *flat, *smooth, noise(h + 1, 2 * w)]
+
+
+def _batches(images: Sequence[Any], takes: predictor.Takes) -> list[np.ndarray]:
+  """The first image alone, then more at once: two sizes of batch at least."""
+  fitted = [
+    predictor.read(i, takes) if isinstance(i, str) else predictor.fit(i, takes)
+    for i in images
+  ]
+  rest = fitted[1:] or (fitted[0], fitted[0])
+  starts = range(0, len(rest), _BATCH)
+  cut = [np.stack(rest[start : start + _BATCH]) for start in starts]
+  return [fitted[0][None], *cut]
