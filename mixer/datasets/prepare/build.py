@@ -1,16 +1,12 @@
 """From a source of images to a TFDS data set in ArrayRecord files.
 
 One pass over the source, in its order, in chunks that are committed one by one
-to a hidden folder beside the data set's:
-
-    identity.json    what is prepared from what, by which options
-    00000.json, ...  one a chunk, written when its shards are whole
-    shuffled.json    the shards of the splits that are shuffled, when all are
-    shards/          what these name
-
-What none of them names goes at the next start, which goes on after the last
-chunk. So however a preparation is stopped, the result is the same, byte for
-byte. A rename puts it where readers look.
+to a hidden folder beside the data set's: shards, and 00000.json and so on, each
+written when all that it names is on the disk. What none of them names goes at
+the next start, which goes on after the last one. So however a preparation is
+stopped, the result is the same, byte for byte. In the end the splits that need
+it are put in the order of their images' hashes, by one more such step, and a
+rename puts the whole where readers look.
 """
 
 import collections
@@ -19,7 +15,6 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import hashlib
 import json
 import os
 import pathlib
@@ -196,11 +191,6 @@ class _ShardWriter:
         "keys": self.keys,
       }
 
-  def abandon(self) -> None:
-    """Lets go of a file that nobody will refer to."""
-    with contextlib.suppress(OSError, RuntimeError):
-      self._writer.close()
-
 
 def _inspect(
   member: Member, options: Options
@@ -274,8 +264,14 @@ class _Preparation:
   ):
     self._source, self._target, self._options = source, target, options
     self._progress, self._folder = progress, target.work
-    self._shards = self._folder / "shards"
     self._labels = {name: i for i, name in enumerate(source.classes or ())}
+    self._identity = {
+      "format": FORMAT,
+      "data set": f"{target.name}:{target.builder.version}",
+      "source": source.fingerprint,
+      "classes": files.json_sha256([*self._labels]),
+      **options.identity(),
+    }
     # The splits of images that are put in the order of their hashes.
     self._shuffled = {"train"} if options.shuffle else set[str]()
     self._draw: holdout.ByHash | holdout.ByClass
@@ -285,74 +281,92 @@ class _Preparation:
       self._draw = holdout.ByHash(options.hold_out, images)
     else:
       self._draw = holdout.ByClass(options.hold_out, source, self._labels)
-    self._begin()
-    self._members = self._bytes_done = self._chunks = self._told = 0
-    self._ended = False
-    self._made: list[dict[str, Any]] = []  # Shards.
+    # What is committed.
+    self._entries = self._members = self._bytes_done = 0
+    self._ended = False  # The source is read to its end.
+    self._shards: list[dict[str, Any]] = []
     self._problems: list[list[str]] = []  # Kind, file, sentence.
-    self._new_chunk()
-    while (self._folder / f"{self._chunks:05}.json").exists():
-      self._take(self._load(f"{self._chunks:05}"))
-    self._counts = collections.Counter[str]()  # Images by split.
-    for shard in self._made:
-      self._counts[shard["split"]] += shard["images"]
+    while (path := self._entry_path()).exists():
+      self._take(self._load(path))
+    # With the chunk at work.
     self._kinds = collections.Counter(kind for kind, *_ in self._problems)
-    named = {shard["file"] for shard in (*self._made, *self._sorted())}
-    for path in self._shards.glob("*"):
-      if path.name not in named:
-        path.unlink()
+    self._counts = collections.Counter[str]()  # Images by split.
+    for shard in self._shards:
+      self._counts[shard["split"]] += shard["images"]
+    self._told = 0  # Warnings.
+    self._new_chunk()
+    with disk(self._folder):
+      (self._folder / "shards").mkdir(parents=True, exist_ok=True)
+      named = {shard["file"] for shard in self._shards}
+      for path in (self._folder / "shards").iterdir():
+        if path.name not in named:
+          path.unlink()
 
-  def _begin(self) -> None:
-    """Refuses to go on with something else."""
-    names = "\n".join(self._labels)
-    target = self._target
-    self._identity = {
-      "format": FORMAT,
-      "data set": f"{target.name}:{target.builder.version}",
-      "source": self._source.fingerprint,
-      "classes": hashlib.sha256(names.encode()).hexdigest(),
-      **self._options.identity(),
-    }
-    if not (self._folder / "00000.json").exists():  # Nothing is committed.
-      with disk(self._folder):
-        shutil.rmtree(self._shards, ignore_errors=True)
-        self._shards.mkdir(parents=True)
-    elif changed := differences(self._load("identity"), self._identity):
+  def _entry_path(self) -> pathlib.Path:
+    return self._folder / f"{self._entries:05}.json"
+
+  def _load(self, path: pathlib.Path) -> dict[str, Any]:
+    try:
+      entry = files.read_json(path, "what a preparation keeps for itself")
+    except UserError as e:
+      raise UserError(f"{e} --restart discards it and begins anew.") from e
+    if changed := differences(entry["identity"], self._identity):
       raise UserError(
         f"{self._folder} has what an earlier preparation had done when it was "
         f"stopped, and it differs in {', '.join(changed)}. Give the source and "
         "the options of that time to go on with it, or --restart to discard it "
         "and begin anew."
       )
-    self._save("identity", self._identity)
-
-  def _load(self, name: str) -> Any:
-    path = self._folder / f"{name}.json"
-    try:
-      return files.read_json(path, "what a preparation keeps for itself")
-    except UserError as e:
-      raise UserError(f"{e} --restart discards it and begins anew.") from e
-
-  def _save(self, name: str, content: dict[str, Any]) -> None:
-    path = self._folder / f"{name}.json"
-    with files.atomic_write(path, "w", advice=f"Mend that {_GO_ON}") as f:
-      json.dump(content, f)
+    return entry
 
   def _take(self, entry: dict[str, Any]) -> None:
-    """Takes in a committed chunk."""
-    self._chunks += 1
+    """Takes in what is committed."""
+    self._entries += 1
     self._members += entry["members"]
-    self._bytes_done, self._ended = entry["bytes_done"], entry["ends"]
-    self._made += entry["shards"]
+    self._bytes_done, self._ended = entry["bytes_done"], entry["ended"]
+    if entry["shuffled"]:
+      self._shards = [s for s in self._shards if not s["keys"]]
+    self._shards += entry["shards"]
     self._problems += entry["problems"]
     for key, label, split in entry["rows"]:
       self._draw.restore(bytes.fromhex(key), label, split)
+
+  def _commit(
+    self,
+    shards: list[dict[str, Any]],
+    done: int,
+    ended: bool,
+    shuffled: bool = False,
+  ) -> None:
+    """Makes what is written count, for good."""
+    entry = {
+      "identity": self._identity,
+      "members": self._new_members,
+      "bytes_done": done,
+      "ended": ended,
+      "shuffled": shuffled,
+      "shards": shards,
+      "problems": self._new_problems,
+      "rows": self._rows,
+    }
+    files.sync_folder(self._folder / "shards")
+    with files.atomic_write(
+      self._entry_path(), "w", f"Mend that {_GO_ON}"
+    ) as f:
+      json.dump(entry, f)
+    self._take(entry | {"rows": ()})
+    self._new_chunk()
 
   def _new_chunk(self) -> None:
     self._writers: dict[str, _ShardWriter] = {}
     self._rows: list[tuple[str, int, str]] = []
     self._new_problems: list[list[str]] = []
     self._new_members = self._new_bytes = 0
+
+  def _writer(self, split: str, number: int = 0) -> "_ShardWriter":
+    # Numbers come first, so that no name of a split is mistaken.
+    name = f"{self._entries:05}-{number:05}-{split}.array_record"
+    return _ShardWriter(self._folder / "shards" / name, split)
 
   def read(self) -> None:
     """The pass over the source: what isn't committed yet."""
@@ -362,20 +376,20 @@ class _Preparation:
     done = self._bytes_done
     self._show(done)
     results = _inspected(self._source.members(self._members), self._options)
-    try:
+    with contextlib.closing(results):  # Ends the threads.
       for member, done, found, key in results:
         self._add(member, found, key)
         self._show(done)
         if self._is_full(self._new_members, self._new_bytes):
-          self._commit(done)
-      self._judge(at_end=True)
-      self._source.warn(*self._draw.warnings(self._counts))
-      self._show(done)
-      self._commit(done, ends=True)
-    finally:
-      results.close()  # Ends the threads.
-      for writer in self._writers.values():
-        writer.abandon()
+          self._commit(self._closed(), done, ended=False)
+    self._judge(at_end=True)
+    self._source.warn(*self._draw.warnings(self._counts))
+    self._show(done)
+    self._commit(self._closed(), done, ended=True)
+
+  def _closed(self) -> list[dict[str, Any]]:
+    """The shards of the chunk, whole."""
+    return [writer.close() for writer in self._writers.values()]
 
   def _is_full(self, images: int, size: int) -> bool:
     """Whether a chunk or shard has what it is to have."""
@@ -399,9 +413,7 @@ class _Preparation:
     if isinstance(self._draw, holdout.ByClass):
       self._rows.append((key.hex(), label, split))
     if split not in self._writers:
-      # The number comes first, so that no name of a split is mistaken.
-      path = self._shards / f"{self._chunks:05}-{split}.array_record"
-      self._writers[split] = _ShardWriter(path, split)
+      self._writers[split] = self._writer(split)
     name = member.name.encode(errors="surrogateescape")
     if split in self._shuffled and not member.split:
       self._writers[split].keys.append((key + name).hex())
@@ -441,22 +453,6 @@ class _Preparation:
         "--max_bad=1; the images so far are kept."
       )
 
-  def _commit(self, done: int, ends: bool = False) -> None:
-    """Ends the chunk, for good."""
-    shards = [writer.close() for writer in self._writers.values()]
-    files.sync_folder(self._shards)
-    entry = {
-      "members": self._new_members,
-      "bytes_done": done,
-      "shards": shards,
-      "problems": self._new_problems,
-      "rows": self._rows,
-      "ends": ends,
-    }
-    self._save(f"{self._chunks:05}", entry)
-    self._take(entry | {"rows": ()})
-    self._new_chunk()
-
   def _show(self, done: int) -> None:
     for warning in self._source.warnings[self._told :]:
       self._progress.say(f"warning: {warning.rstrip('.')}.")
@@ -470,26 +466,17 @@ class _Preparation:
     )
 
   def _check_room(self) -> None:
-    """Stops before hours of work that can't end well.
-
-    Images that are kept take the room that they took, those that are made
-    smaller at least that of a chunk, until that is known. What is shuffled is
-    there twice in the end.
-    """
-    total, done = self._source.total_bytes, self._bytes_done
-    shares = self._options.hold_out.values() if self._shuffled else ()
-    twice = sum(share for share in shares if isinstance(share, float))
-    need = total - done + total * (1 if self._options.shuffle else twice)
-    if done:
-      need *= sum(shard["bytes"] for shard in self._made) / done
-    elif self._options.short_side:
+    """Stops before hours of work that can't end well."""
+    total, shares = self._source.total_bytes, self._options.hold_out.values()
+    need = total - self._bytes_done
+    # What is shuffled is there twice in the end.
+    if self._options.shuffle:
+      need += total
+    elif self._shuffled:
+      need += int(total * sum(v for v in shares if isinstance(v, float)))
+    if self._options.short_side:  # How small they get isn't known.
       need = min(need, self._options.chunk_bytes)
     check_room(self._folder, int(1.02 * need))  # ArrayRecord's own bytes.
-
-  def _sorted(self) -> list[dict[str, Any]]:
-    """The shards of the splits that are shuffled, if all are written."""
-    exists = (self._folder / "shuffled.json").exists()
-    return self._load("shuffled")["shards"] if exists else []
 
   def shuffle(self) -> None:
     """Writes the splits that are shuffled in the order of their keys.
@@ -497,28 +484,24 @@ class _Preparation:
     So any slice of one is a fair sample.
     """
     places: dict[str, list[tuple[str, str, int]]] = {}
-    for shard in self._made:
+    for shard in self._shards:
       found = places.setdefault(shard["split"], [])
       found += [(key, shard["file"], i) for i, key in enumerate(shard["keys"])]
-    done, total = 0, sum(map(len, places.values()))
-    if self._sorted() or not total:
-      return
+    total = sum(map(len, places.values()))
     shards: list[dict[str, Any]] = []
+    done = 0
 
     @functools.lru_cache(_OPEN_FILES)
     def reader(file: str) -> Any:
-      path = str(self._shards / file)
-      return array_record_module.ArrayRecordReader(
-        path, "readahead_buffer_size:0"
-      )
+      path = str(self._folder / "shards" / file)
+      options = "readahead_buffer_size:0"
+      return array_record_module.ArrayRecordReader(path, options)
 
     for split, found in places.items():
       writer = None
       for _, file, i in sorted(found):
-        if writer is None:
-          name = f"shuffled-{len(shards):05}-{split}.array_record"
-          writer = _ShardWriter(self._shards / name, split)
-        with disk(self._shards / file):
+        writer = writer or self._writer(split, len(shards))
+        with disk(self._folder / "shards" / file):
           writer.write(reader(file).read([i])[0])
         done += 1
         self._progress.show("shuffling", done, total, done)
@@ -526,8 +509,8 @@ class _Preparation:
           shards.append(writer.close())
           writer = None
       shards += [writer.close()] if writer else []
-    files.sync_folder(self._shards)
-    self._save("shuffled", {"shards": shards})
+    if total:
+      self._commit(shards, self._bytes_done, ended=True, shuffled=True)
 
   def assemble(self) -> None:
     """Makes the data set of the shards and moves it to its place."""
@@ -535,7 +518,7 @@ class _Preparation:
     # Nobody takes a folder of that name for a data set.
     data = self._folder / f"{locate.PREPARING}data"
     by_split: dict[str, list[dict[str, Any]]] = {}
-    for shard in (*(s for s in self._made if not s["keys"]), *self._sorted()):
+    for shard in self._shards:
       by_split.setdefault(shard["split"], []).append(shard)
     with disk(data):
       data.mkdir(exist_ok=True)
@@ -545,12 +528,11 @@ class _Preparation:
         shards = by_split[split]
         size = sum(shard["bytes"] for shard in shards)
         splits[split] = [shard["images"] for shard in shards], size
+        begin = f"{target.name}-{split}.array_record"
         for i, shard in enumerate(shards):
-          name = (
-            f"{target.name}-{split}.array_record-{i:05}-of-{len(shards):05}"
-          )
+          name = f"{begin}-{i:05}-of-{len(shards):05}"
           if not (data / name).exists():
-            (self._shards / shard["file"]).rename(data / name)
+            (self._folder / "shards" / shard["file"]).rename(data / name)
           digests[name] = shard["sha256"]
       self._describe(data, splits)
       stored.seal(data, digests)
