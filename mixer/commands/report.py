@@ -109,20 +109,15 @@ def _target(output: str, paths: Sequence[epath.Path]) -> epath.Path:
   return target
 
 
-def _due(path: epath.Path, wanted: bool | None) -> tuple[int | None, str]:
-  """The step of the checkpoint to evaluate, or why there are no predictions.
+def _due(path: epath.Path, wanted: bool | None) -> int | None:
+  """The step of the checkpoint to evaluate, by the flag --evaluate.
 
-  By the flag --evaluate; None: where predictions are missing or old.
+  None: where predictions are missing, or older than the newest checkpoint.
   """
-  kept, _ = collect.kept(path)
-  why = "" if kept else "No predictions: there is no checkpoint yet."
-  if wanted is False:
-    return None, why and "No predictions, as of --no-evaluate."
-  try:
-    _, step = checkpoints.locate(path)
-  except (UserError, *workdir.failures(path)):
-    return None, why
-  return step if wanted or not kept or kept["step"] < step else None, ""
+  steps, (kept, _) = checkpoints.committed(path), collect.kept(path)
+  missing = bool(steps) and (not kept or kept["step"] < steps[-1])
+  wanted = missing if wanted is None else wanted
+  return steps[-1] if steps and wanted else None
 
 
 def _evaluate(path: epath.Path, step: int, data_dir: str) -> dict[str, Any]:
@@ -164,22 +159,10 @@ def _evaluate(path: epath.Path, step: int, data_dir: str) -> dict[str, Any]:
 
 
 def _read(
-  path: epath.Path,
-  name: str,
-  step: int | None,
-  why: str,
-  args: argparse.Namespace,
+  path: epath.Path, name: str, step: int | None, args: argparse.Namespace
 ) -> dict[str, Any]:
   """A run for the page; evaluates the checkpoint of `step`, if any."""
-
-  def sentence(error: BaseException) -> str:
-    """On one line; of foreign errors the beginning."""
-    if isinstance(error, UserError):
-      said = cli.own_flags(str(error), args)
-      return " ".join(said.split()).rstrip(".") + "."
-    return f"{errors.first_line(error)}."
-
-  fresh = None
+  fresh, why = None, ""
   if step is not None:
     # The page is worth having all the same.
     try:
@@ -188,12 +171,11 @@ def _read(
     except (UserError, jax.errors.JaxRuntimeError, MemoryError) as e:
       # What to take in place of a damaged checkpoint is no advice here.
       cause = e.__cause__ if isinstance(e.__cause__, checkpoints.Damaged) else e
-      what = (
-        "What was evaluated isn't kept"
-        if fresh
-        else (f"Checkpoint {step:,} isn't evaluated")
-      )
-      why = f"{what}: {sentence(cause)}"
+      said = errors.first_line(cause)
+      if isinstance(cause, UserError):
+        said = " ".join(cli.own_flags(str(cause), args).split()).rstrip(".")
+      what = "kept" if fresh else "evaluated"
+      why = f"Checkpoint {step:,} isn't {what}: {said}."
   return collect.read(path, name, why, fresh)
 
 
@@ -218,11 +200,11 @@ def main(args: argparse.Namespace) -> None:
   target = _target(args.output, opened)
   due = [_due(path, args.evaluate) for path in opened]
   # Without anything to compute, an accelerator stays with whom it has.
-  idle = all(step is None for step, _ in due)
+  idle = all(step is None for step in due)
   runtime.start("cpu" if idle and not args.platform else args.platform)
   found = []
-  for path, name, (step, why) in zip(opened, _names(opened), due, strict=True):
-    found.append(_read(path, name, step, why, args))
+  for path, name, step in zip(opened, _names(opened), due, strict=True):
+    found.append(_read(path, name, step, args))
     print(_describe(found[-1]), flush=True)
   collect.write(target, found)
   print(f"written to    {target}")

@@ -37,8 +37,8 @@ _STYLE: Any = {
 rcParams.update(_STYLE)
 # Pixels of a file: a picture's width, a tile's height.
 _PAGE, _TILE = 1800, 110
-# What an overview of units shows: blocks, pairs of units of each.
-_ROWS, _PAIRS = 12, 10
+# What an overview of units shows: blocks, units of each.
+_ROWS, _UNITS = 12, 20
 # Panels of the receptive field, and images behind it.
 _DEPTHS, _FIELD_IMAGES = 8, 16
 _LEAST_POINTS = 5  # Of an embedding; fewer have no neighbourhoods.
@@ -66,14 +66,18 @@ def save(figure: Figure, folder: pathlib.Path, name: str) -> None:
         figure.savefig(f, format=kind, dpi=_DPI, metadata=metadata)
 
 
-def _title(figure: Figure, model: trained.Trained, *lines: str) -> None:
-  """Writes the lines above it, then the model and where it is."""
-  height, width = model.image_size
+def _figure(
+  model: trained.Trained, width: float, height: float, *lines: str
+) -> Figure:
+  """An empty one, titled by the lines, the model, and where that is."""
+  figure = Figure(figsize=(width, height), layout="constrained")
+  rows, columns = model.image_size
   source = errors.printable(model.source)
   source = source if len(source) < 70 else f"...{source[-67:]}"
-  name = f"{kernels.model_name(model.params)}, {height} x {width} px"
-  most = int(figure.get_figwidth() * 15)
-  figure.suptitle("\n".join([*lines, textwrap.fill(f"{name}; {source}", most)]))
+  name = f"{kernels.model_name(model.params)}, {rows} x {columns} px; {source}"
+  name = textwrap.fill(name, int(width * 13))
+  figure.suptitle("\n".join([*lines, name]))
+  return figure
 
 
 def _whole_numbers(*axes: Any) -> None:
@@ -89,7 +93,11 @@ def _grid(model: trained.Trained) -> tuple[tuple[int, int], np.ndarray]:
 
 
 def _tiles(
-  images: np.ndarray, columns: int, rows: Sequence[str] = ()
+  model: trained.Trained,
+  images: np.ndarray,
+  columns: int,
+  lines: Sequence[str],
+  rows: Sequence[str] = (),
 ) -> Figure:
   """A montage, each of its pixels drawn as equally many of the file's."""
   picture = kernels.montage(images, columns)
@@ -100,7 +108,8 @@ def _tiles(
   zoom = max(1, min(_PAGE // width, _TILE // unit))
   w, h, left = width * zoom, height * zoom, 240 if rows else 40
   full = max(left + w + 40, 1600), h + 200
-  figure = Figure(figsize=(full[0] / _DPI, full[1] / _DPI))
+  figure = _figure(model, full[0] / _DPI, full[1] / _DPI, *lines)
+  figure.set_layout_engine("none")
   left += (full[0] - left - 40 - w) // 2
   box = left / full[0], 40 / full[1], w / full[0], h / full[1]
   axes = figure.add_axes(box, frame_on=False)
@@ -121,31 +130,26 @@ def _tokens(model: trained.Trained, *args: Any) -> Drawn:
     except UserError as e:  # From a pyramid's first step on.
       problem = e
       break
-    pairs = units[: len(units) // 2 * 2].reshape(-1, 2, *grid)
-    some.append(pairs[kernels.evenly(len(pairs), _PAIRS)].reshape(-1, *grid))
+    some.append(kernels.some_pairs(units, _UNITS))
     # In a page's format; even, so that pairs stand side by side.
     columns = 2 * round(np.sqrt(0.55 * len(units) * grid[0] / grid[1])) or 2
-    figure = _tiles(units, columns)
-    _title(
-      figure,
-      model,
+    lines = (
       f"All {len(units)} hidden units of token mixing in MixerBlock_{i}: "
       f"weights of the {grid[0]} x {grid[1]} tokens",
       "low frequency first, each followed by its closest inverse; red above 0, "
       "blue below, each scaled by its largest |weight|",
     )
-    yield f"tokens_block{i:0{len(str(count - 1))}}", figure
-  if some and len(some[0]):
+    name = f"tokens_block{i:0{len(str(count - 1))}}"
+    yield name, _tiles(model, units, columns, lines)
+  if some:
     blocks = kernels.evenly(len(some), _ROWS)
     units = np.concatenate([some[i] for i in blocks])
-    figure = _tiles(units, len(some[0]), [f"MixerBlock_{i}" for i in blocks])
-    _title(
-      figure,
-      model,
+    lines = (
       "Hidden units of token mixing by depth",
       "pairs of a unit and its closest inverse, from low to high frequency",
     )
-    yield "tokens", figure
+    names = [f"MixerBlock_{i}" for i in blocks]
+    yield "tokens", _tiles(model, units, len(some[0]), lines, names)
   if problem:
     raise problem
 
@@ -154,15 +158,11 @@ def _stem(model: trained.Trained, *args: Any) -> Drawn:
   """Figure 7 of the paper."""
   images = kernels.stem_kernels(model.params)
   n, p = images.shape[:2]
-  figure = _tiles(images, round(np.sqrt(1.8 * n)))
-  _title(
-    figure,
-    model,
+  lines = (
     f"The stem's {n} kernels of {p} x {p} px in colour",
-    "low spatial frequency first; each scaled by its largest |weight|; "
-    "mid-grey is 0",
+    "low frequency first; each scaled by its largest |weight|; mid-grey is 0",
   )
-  yield "stem", figure
+  yield "stem", _tiles(model, images, round(np.sqrt(1.8 * n)), lines)
 
 
 def _distance(model: trained.Trained, *args: Any) -> Drawn:
@@ -172,8 +172,7 @@ def _distance(model: trained.Trained, *args: Any) -> Drawn:
   found = kernels.mixing_distances(model.params, count, apart)
   if not found:
     raise UserError("the first block already changes the number of tokens.")
-  figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-  _title(figure, model, "Token-mixing distance by depth")
+  figure = _figure(model, 6.4, 4.2, "Token-mixing distance by depth")
   axes = figure.subplots()
   rng = np.random.default_rng(0)
   for block, (_, units) in enumerate(found):
@@ -210,11 +209,11 @@ def _receptive_field(
   images = shown.images[kernels.evenly(len(shown.images), _FIELD_IMAGES)]
   fields = activations.receptive_fields(model, images, depths, places)
   columns = -(-len(depths) // 2)
-  figure = Figure(figsize=(1.8 * columns + 0.6, 5.2), layout="constrained")
   even = activations.radius(np.ones_like(fields[0]), p)
-  _title(
-    figure,
+  figure = _figure(
     model,
+    1.8 * columns + 0.6,
+    5.2,
     f"Effective receptive field of the central token, {len(images)} images",
     f"and its mean distance from the token ({even:.1f} px if all were alike)",
   )
@@ -249,8 +248,8 @@ def _similarity(model: trained.Trained, shown: Images, flags: Any) -> Drawn:
   if model.module.mixing.pyramid:
     raise UserError("the blocks of a pyramid have different numbers of tokens.")
   cka, cosine = activations.similarity(model, shown.images)
-  figure = Figure(figsize=(9, 4.3), layout="constrained")
-  _title(figure, model, f"Similarity of layers, over {count} images")
+  title = f"Similarity of layers, over {count} images"
+  figure = _figure(model, 9, 4.3, title)
   left, right = figure.subplots(1, 2)
   for axes, values, what, colour, low in (
     (left, cka, "linear CKA of images' tokens", "cividis", 0),
@@ -275,8 +274,8 @@ def _saliency(model: trained.Trained, shown: Images, flags: Any) -> Drawn:
   images, names = shown.images[chosen], [str(shown.names[i]) for i in chosen]
   found = saliency.explain(model, images, flags.smooth)
   tall = 1.8 * images.shape[1] / images.shape[2] + 0.35
-  figure = Figure(figsize=(7, len(names) * tall + 1), layout="constrained")
-  _title(figure, model, "Which pixels the prediction rests on")
+  title = "Which pixels the prediction rests on"
+  figure = _figure(model, 7, len(names) * tall + 1, title)
   smooth = f" (SmoothGrad, {flags.smooth})" if flags.smooth else ""
   side, _ = saliency.window(model.image_size, model.module.patch_size)
   for i, (row, (label, score, slope, fall)) in enumerate(
@@ -320,9 +319,8 @@ def _embedding(model: trained.Trained, shown: Images, flags: Any) -> Drawn:
   for method in dict.fromkeys(("pca", flags.embedding)):
     points, axis_labels = activations.plane(features, method)
     name = activations.METHODS[method]
-    figure = Figure(figsize=(7.6, 5.2), layout="constrained")
     title = f"Features of {count} images (what enters the head), by {name}"
-    _title(figure, model, title)
+    figure = _figure(model, 7.6, 5.2, title)
     axes = figure.subplots()
     rest = points[~np.isin(labels, common)]
     if len(rest):
@@ -338,7 +336,7 @@ def _embedding(model: trained.Trained, shown: Images, flags: Any) -> Drawn:
       axes.plot(own[0], own[1], color=colour, ls="", label=label, **look)
     axes.set_xlabel(axis_labels[0])
     axes.set_ylabel(axis_labels[1])
-    figure.legend(loc="outside right upper", title=kind)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), title=kind)
     yield f"embedding_{method}", figure
 
 

@@ -22,6 +22,13 @@ def evenly(count: int, most: int) -> np.ndarray:
   return np.linspace(0, count - 1, min(count, most)).round().astype(int)
 
 
+def some_pairs(images: np.ndarray, most: int) -> np.ndarray:
+  """At most `most` images, evenly spaced; 2 k and 2 k + 1 stay together."""
+  pairs = evenly(-(-len(images) // 2), most // 2)
+  both = [i for k in pairs for i in (2 * k, 2 * k + 1)]
+  return images[[i for i in both if i < len(images)]]
+
+
 def token_places(
   grid: tuple[int, int], permute: str = "", seed: int = 0
 ) -> np.ndarray:

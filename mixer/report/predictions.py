@@ -282,13 +282,12 @@ def _figures(
       notes.append(f"Weights that are not drawn: {e}")
       continue
     # Pairs of a unit and its closest inverse stay together.
-    pairs = kernels.evenly(-(-len(images) // 2), _UNITS // 2)
-    chosen = [i for k in pairs for i in (2 * k, 2 * k + 1) if i < len(images)]
-    picture = kernels.montage(images[chosen], min(8, len(images)))
+    shown = kernels.some_pairs(images, _UNITS)
+    picture = kernels.montage(shown, min(8, len(images)))
     found.append(
       {
         "title": title,
-        "caption": f"{len(chosen)} of {len(images):,} {what}",
+        "caption": f"{len(shown)} of {len(images):,} {what}",
         "image": _uri(Image.fromarray(picture), "png", optimize=True),
         "width": picture.shape[1],
       }

@@ -138,14 +138,14 @@ def test_several_and_those_without_a_model(
   found = data(run.parent / "report.html")
   assert [r["name"] for r in found] == names
   assert [bool(r["predictions"]) for r in found] == [True, False, False]
-  assert "note: No predictions: there is no checkpoint yet." in out
+  assert "note: There is no whole checkpoint yet: " in out
   assert out.endswith("written to    report.html\n")
 
 
 def test_without_evaluation(run, command, tmp_path):
   target = tmp_path / "x.html"
   out = command(run, "--no-evaluate", "-o", target)
-  assert "note: No predictions, as of --no-evaluate." in out
+  assert "note: No predictions: a run makes them at its end" in out
   assert data(target)[0]["predictions"] is None
   assert not (run / "report.html").exists()
   assert not (run / "report.json").exists()
