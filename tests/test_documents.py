@@ -4,24 +4,19 @@ Every command is looked at here: flags are parsed, configs loaded and validated,
 files that are named exist. tests/test_documents_run.py runs them.
 """
 
-import argparse
 import contextlib
 import functools
 import io
 import re
-import runpy
 import shlex
 import subprocess
-import sys
 import tomllib
-import unittest.mock
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
-from mixer import cli, stop, validation
+from mixer import cli, validation
 from mixer import config as config_lib
 from tests import conftest, documents
 
@@ -65,43 +60,6 @@ def simple_commands(text: str) -> list[list[str]]:
   return [words for words in found if words]
 
 
-class Parsed(BaseException):
-  """A program has read its command line."""
-
-
-def argparse_reads(module: str, arguments: Sequence[str]) -> str:
-  """Runs a module until it has read them; what it prints, as by --help."""
-
-  def then_ends(parse):
-    def parsed(self, args=None, namespace=None):
-      parse(self, args, namespace)
-      raise Parsed
-
-    return parsed
-
-  parser = argparse.ArgumentParser
-  out, err = io.StringIO(), io.StringIO()
-  with (
-    unittest.mock.patch.multiple(
-      parser,
-      parse_args=then_ends(parser.parse_args),
-      parse_intermixed_args=then_ends(parser.parse_intermixed_args),
-    ),
-    unittest.mock.patch.object(sys, "argv", [module, *arguments]),
-    unittest.mock.patch.object(stop, "listen"),
-    warnings.catch_warnings(action="ignore", category=RuntimeWarning),
-    contextlib.redirect_stdout(out),
-    contextlib.redirect_stderr(err),
-  ):
-    try:
-      runpy.run_module(module, run_name="__main__")
-    except Parsed:
-      pass
-    except SystemExit as e:
-      assert not e.code, err.getvalue()
-  return out.getvalue()
-
-
 def reads(name: str, words: Sequence[str]) -> Any:
   """The flags of train.py or of a command, as it reads them."""
   parser = cli.parser(name)
@@ -127,11 +85,20 @@ def reads(name: str, words: Sequence[str]) -> Any:
 @functools.cache
 def flags_of(name: str) -> set[str]:
   """Names of all flags of a program, without dashes."""
-  ours = name in ("train.py", *cli.COMMANDS)
-  said = (
-    cli.parser(name).format_help() if ours else argparse_reads(name, ["--help"])
-  )
-  return {*re.findall(r"--(\w[\w.-]*)", said)}
+  if name in ("train.py", *cli.COMMANDS):
+    said = cli.parser(name).format_help()
+  else:  # A module, as `benchmarks.step`.
+    path = conftest.ROOT.joinpath(*name.split("."))
+    path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+    said = path.read_text() + (path.parent / "common.py").read_text()
+  return {*re.findall(r"(?<![\w-])--(\w[\w.-]*)", said)}
+
+
+def module_reads(name: str, words: Sequence[str]) -> None:
+  """Looks at the names of the flags of a module."""
+  for word in words:
+    flag = word.removeprefix("--").partition("=")[0].replace("no-", "")
+    assert not word.startswith("--") or flag in {*flags_of(name), "help"}, word
 
 
 @functools.cache
@@ -140,10 +107,8 @@ def all_flags() -> set[str]:
   found = {*FOREIGN_FLAGS}
   for name in ("train.py", *cli.COMMANDS):
     found |= flags_of(name)
-  for path in documents.MODULES:
-    if re.search(r"(?is)parser\(.*__main__", path.read_text()):
-      name = ".".join(path.relative_to(conftest.ROOT).with_suffix("").parts)
-      found |= flags_of(name) if name != "train" else set()
+  for path in (conftest.ROOT / "benchmarks").glob("*.py"):
+    found |= flags_of(f"benchmarks.{path.stem}")
   usage = (conftest.ROOT / "launch/tpu_vm.sh").read_text()
   return found | {*re.findall(r"(?m)^  --([\w-]+)", usage)}
 
@@ -173,7 +138,7 @@ def python(words: list[str]) -> None:
       mixer(rest)
     case ["-m", module, *rest] if re.match(r"benchmarks|mixer\.", module):
       if module not in documents.ANY_OF_A_KIND:
-        argparse_reads(module, rest)
+        module_reads(module, rest)
     case ["-m", "pip", *rest]:
       pip(rest)
     case ["-m", "pytest", *paths]:
