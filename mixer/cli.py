@@ -5,7 +5,6 @@ help, `add_flags(parser)` and `main(args)`, which returns the exit code.
 """
 
 import argparse
-import contextlib
 import difflib
 import importlib
 import re
@@ -13,7 +12,7 @@ import signal
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mixer import errors, files, flags, stop
@@ -160,7 +159,7 @@ def _run(
       from mixer import runtime
 
       runtime.quiet_libraries()
-    with _store(), stop.interrupting():
+    with stop.interrupting():
       return work(args) or stop.DONE
   except stop.Preempted as e:
     stop.say(e, sys.stderr)
@@ -169,23 +168,33 @@ def _run(
     name, code = interruption(e)
     stop.say(f"{name}: stopped", sys.stderr)
     return code
-  except UserError as e:
-    from mixer import distributed
-
-    message = own_flags(str(e), args)
-    stop.say(f"error: {message}", sys.stderr)
-    distributed.end_failed(e, message)
-    if e.at_once:
-      stop.exit_at_once(stop.FAILED)
-    return stop.FAILED
   except Exception as e:
     from mixer import distributed
 
-    if not distributed.several():
+    message = _message(e, args)
+    if not message and not distributed.several():
       raise
-    traceback.print_exc()
-    distributed.end_failed(e, f"{type(e).__name__}: {e}")
+    if message:
+      stop.say(f"error: {message}", sys.stderr)
+    else:
+      traceback.print_exc()
+    distributed.end_failed(e, message or f"{type(e).__name__}: {e}")
+    if isinstance(e, UserError) and e.at_once:
+      stop.exit_at_once(stop.FAILED)
     return stop.FAILED
+
+
+def _message(error: Exception, args: argparse.Namespace) -> str:
+  """Of an error that a user can mend; "" of a defect."""
+  if isinstance(error, UserError):
+    return own_flags(str(error), args)
+  if files.of_store(error):
+    return (
+      f"Google Cloud Storage can't be used: {first_line(error)}. Is there a "
+      "network, is the name of the bucket right, and may you use it (gcloud "
+      "auth application-default login)?"
+    )
+  return ""
 
 
 def interruption(error: KeyboardInterrupt) -> tuple[str, int]:
@@ -209,20 +218,3 @@ def own_flags(message: str, args: argparse.Namespace) -> str:
   if hasattr(args, "config"):
     return message
   return re.sub(r"--config\.(?:\w+\.)*(\w+)=", own, message)
-
-
-@contextlib.contextmanager
-def _store() -> Iterator[None]:
-  """Makes a sentence of an object store's errors, wherever they come up."""
-  try:
-    yield
-  except UserError:
-    raise
-  except Exception as e:
-    if not files.of_store(e):
-      raise
-    raise UserError(
-      f"Google Cloud Storage can't be used: {first_line(e)}. Is there a "
-      "network, is the name of the bucket right, and may you use it (gcloud "
-      "auth application-default login)?"
-    ) from e

@@ -7,7 +7,7 @@ code, which can only be read from the beginning. Decoding can stop early,
 though: with a smaller height in a copy of the header only so many rows are
 decoded. And where a file has restart markers, at which the code starts afresh,
 the pieces between them that a box needs make a JPEG of their own (`mixer
-prepare --resize` writes such markers).
+prepare --resize=256` writes such markers).
 """
 
 import math
