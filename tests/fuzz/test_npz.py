@@ -22,7 +22,7 @@ from mixer.errors import UserError
 from tests import trained_files
 from tests.fuzz import mutations
 
-_INPUTS = 10_000
+_INPUTS = 3_000
 _MEMORY, _SECONDS = 2**25, 30
 
 
