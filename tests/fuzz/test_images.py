@@ -34,43 +34,36 @@ def _seeds() -> list[bytes]:
   grey = Image.fromarray(picture[..., 0].astype(np.uint16) * 257)
   exif = Image.Exif()
   exif[0x0112] = 6
-  encode = test_images.encode
-  seeds = [
+  kinds: list[tuple[Image.Image, str, dict]] = [
+    (rgb, "jpeg", {"progressive": True}),
+    (rgb, "jpeg", {"restart_marker_blocks": 2, "exif": exif}),
+    (rgb, "jpeg", {"optimize": True, "keep_rgb": True, "subsampling": 0}),
+    (rgb, "jpeg", {"mode": "L"}),
+    (rgb, "jpeg", {"mode": "CMYK", "icc_profile": bytes(200)}),
+    (rgb, "png", {"mode": "P", "transparency": 3}),
+    (rgb, "png", {"transparency": (1, 2, 3), "exif": exif}),
+    (rgba, "webp", {"lossless": True, "exif": exif}),
+    (rgba, "webp", {"save_all": True, "append_images": [rgba.rotate(90)]}),
+    (rgb, "gif", {"save_all": True, "append_images": [rgb.rotate(90)]}),
+    (rgba, "tiff", {"exif": exif}),
+    (rgb, "tiff", {"mode": "1", "compression": "group4"}),
+    *((rgba, kind, {}) for kind in ("png", "gif", "bmp", "avif")),
+    *((rgb, kind, {}) for kind in ("png", "webp", "bmp", "ppm", "avif")),
+    *((rgb, kind, {"mode": "1"}) for kind in ("png", "ppm")),
+    *((grey, kind, {}) for kind in ("png", "tiff")),
+    *((rgb, kind, {"mode": m}) for kind, m in (("bmp", "P"), ("tiff", "CMYK"))),
+    *(
+      (rgb, "tiff", {"compression": c})
+      for c in ("tiff_lzw", "jpeg", "tiff_adobe_deflate", "packbits")
+    ),
+  ]
+  seeds = [test_images.encode(image, kind, **o) for image, kind, o in kinds]
+  seeds += [
     test_images.rotated_411(),
-    encode(rgb, "jpeg", progressive=True),
-    encode(rgb, "jpeg", restart_marker_blocks=2, exif=exif),
-    encode(rgb, "jpeg", optimize=True, keep_rgb=True, subsampling=0),
-    encode(rgb, "jpeg", mode="L"),
-    encode(rgb, "jpeg", mode="CMYK", icc_profile=bytes(200)),
-    encode(rgb, "png"),
-    encode(rgb, "png", mode="1"),
-    encode(rgb, "png", mode="P", transparency=3),
-    encode(rgb, "png", transparency=(1, 2, 3), exif=exif),
-    encode(rgba, "png"),
-    encode(rgba, "png", mode="LA"),
-    encode(grey, "png"),
-    encode(rgb, "webp"),
-    encode(rgba, "webp", lossless=True, exif=exif),
-    encode(rgba, "webp", save_all=True, append_images=[rgba.rotate(90)]),
-    encode(rgb, "gif", save_all=True, append_images=[rgb.rotate(90)]),
-    encode(rgba, "gif"),
-    encode(rgb, "bmp"),
-    encode(rgb, "bmp", mode="P"),
-    encode(rgba, "bmp"),
-    encode(rgb, "ppm"),
-    encode(rgb, "ppm", mode="1"),
     b"P5 4 2 4095 " + bytes(range(16)),
     b"P3 2 1 255 1 2 3 4 5 6 ",
-    encode(rgb, "avif"),
-    encode(rgba, "avif"),
     test_images.tiff_12_bits(np.full((40, 56), 999, np.uint16)),
-    encode(rgba, "tiff", exif=exif),
-    encode(grey, "tiff"),
-    encode(rgb, "tiff", mode="CMYK"),
   ]
-  for compression in ("tiff_lzw", "jpeg", "tiff_adobe_deflate", "packbits"):
-    seeds.append(encode(rgb, "tiff", compression=compression))
-  seeds.append(encode(rgb, "tiff", mode="1", compression="group4"))
   for sampling in ("420", "422", "440", "444"):
     factor = getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{sampling}")
     options = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor]
