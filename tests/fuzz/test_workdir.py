@@ -15,6 +15,7 @@ from configs import smoke
 from mixer import checkpoints, lock, metrics, runtime, workdir
 from mixer import config as config_lib
 from mixer.errors import UserError
+from mixer.report import collect
 from tests import states
 from tests.fuzz import mutations
 
@@ -73,6 +74,17 @@ def test_the_metrics(tmp_path):
       for copy in tmp_path.glob(f"{metrics.FILE}.damaged.*"):
         copy.unlink()
   assert told > _INPUTS / 2
+
+
+@pytest.mark.slow
+def test_what_a_report_keeps(tmp_path):
+  kept = {"step": 60, "predictions": {"accuracy": 0.5}, "weights": []}
+  kept |= {"notes": ["A note."]}
+  collect.keep(tmp_path, kept)
+  for i in damaged(tmp_path / collect.KEPT):
+    found, damage = collect.kept(tmp_path)
+    assert bool(damage) == (found is None), i
+    assert found is None or found == {"format": 2, **kept}, i
 
 
 @pytest.mark.slow
