@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mixer import model, trained
 from mixer.errors import UserError
-from mixer.insight import activations, kernels, saliency
+from mixer.insight import activations, kernels
 from tests import trained_files
 
 _WHERE = np.arange(9)
@@ -317,9 +317,9 @@ def test_similarity_of_a_models_layers(monkeypatch, most):
 
 
 def test_windows_cover_all_pixels_alike():
-  assert saliency.window((224, 224), 16) == (64, 32)
-  assert saliency.window((448, 448), 14) == (112, 56)
-  masks = saliency.covers((16, 24), 4)
+  assert activations.window((224, 224), 16) == (64, 32)
+  assert activations.window((448, 448), 14) == (112, 56)
+  masks = activations.covers((16, 24), 4)
   assert masks.shape[1:] == (16, 24)
   np.testing.assert_array_equal(masks.sum(axis=0), 4)
 
@@ -338,11 +338,11 @@ def test_saliency_equals_differences(loss):
     return logits, np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
 
   x = image.astype(np.float32) / 127.5 - 1
-  ((label, score, slope, fall),) = saliency.explain(found, image, 0)
+  ((label, score, slope, fall),) = activations.saliency(found, image, 0)
   logits, own = scores(x)
   assert label == logits.argmax()
   assert score == pytest.approx(own[0, label], abs=1e-5)
-  masks = saliency.covers((8, 8), 4)
+  masks = activations.covers((8, 8), 4)
   after = scores(np.where(masks[..., None], 0, x))[1][:, label]
   for y, x_ in ((2, 5), (7, 0)):
     expected = (score - after)[masks[:, y, x_]].mean()
@@ -354,7 +354,7 @@ def test_saliency_equals_differences(loss):
   expected = np.abs(above - below)[:, label].reshape(8, 8, 3).max(-1) / 2e-2
   np.testing.assert_allclose(slope, expected, atol=5e-3 * expected.max())
   # Averaged over noisy copies: always the same ones, and signed.
-  smooth, again = (saliency.explain(found, image, 9)[0] for _ in range(2))
+  smooth, again = (activations.saliency(found, image, 9)[0] for _ in range(2))
   np.testing.assert_array_equal(smooth[2], again[2])
   np.testing.assert_array_equal(smooth[3], fall)
   assert not np.allclose(smooth[2], slope, rtol=1e-2)

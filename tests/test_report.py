@@ -26,7 +26,7 @@ from mixer import (
 from mixer import config as config_lib
 from mixer.errors import UserError
 from mixer.insight import kernels
-from mixer.report import collect, page, predictions
+from mixer.report import collect, predictions
 from tests import object_store, trained_files
 
 # Steps 10 and 20 are logged and evaluated, the checkpoint is that of step 4.
@@ -163,7 +163,7 @@ def gathered(rows, num_classes, cuts=()):
     found = predictions.Gathered(
       nothing, params, [], nothing, split, smoke.get_config()
     )
-  return page.plain(found.result(7))
+  return collect.plain(found.result(7))
 
 
 @st.composite
@@ -465,7 +465,7 @@ def test_an_object_store(monkeypatch):
 
 # The page's text.
 
-_SHAPE = [tag for tag, _, _ in Elements(page.text([{"name": "a"}])).found]
+_SHAPE = [tag for tag, _, _ in Elements(collect.text([{"name": "a"}])).found]
 
 
 @pytest.mark.parametrize(
@@ -480,7 +480,7 @@ _SHAPE = [tag for tag, _, _ in Elements(page.text([{"name": "a"}])).found]
 )
 def test_nothing_gets_out_of_its_place(nasty):
   run = {"name": nasty, "facts": [[nasty, nasty]], "notes": {nasty: nasty}}
-  text = page.text([run])
+  text = collect.text([run])
   elements = Elements(text)
   assert [tag for tag, _, _ in elements.found] == _SHAPE
   assert data_of(text) == {"version": __version__, "runs": [run]}
@@ -505,5 +505,5 @@ def test_any_data_comes_back(value):
       return [expected(v) for v in x]
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
-  (run,) = data_of(page.text([{"name": "a", "config": value}]))["runs"]
+  (run,) = data_of(collect.text([{"name": "a", "config": value}]))["runs"]
   assert run["config"] == expected(value)

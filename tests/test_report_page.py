@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixer.report import page as report_page
+from mixer.report import collect
 
 NASTY = "</script><script>alert(1)</script>{{title}}<!--" + "y" * 200
 
@@ -90,7 +90,7 @@ def show(browser, tmp_path: pathlib.Path):
   file = tmp_path / "report.html"
 
   def opened(runs, **options):
-    file.write_text(report_page.text(runs), encoding="utf-8")
+    file.write_text(collect.text(runs), encoding="utf-8")
     options.setdefault("viewport", {"width": 1280, "height": 900})
     context = browser.new_context(**options)
     context.set_default_timeout(5000)

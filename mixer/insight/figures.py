@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from mixer import errors, files, trained
 from mixer.errors import UserError
-from mixer.insight import activations, kernels, saliency
+from mixer.insight import activations, kernels
 
 _DPI = 200
 # Okabe and Ito's colours for the colour-blind, without yellow and black.
@@ -272,12 +272,12 @@ def _saliency(model: trained.Trained, shown: Images, flags: Any) -> Drawn:
     )
   chosen = kernels.evenly(len(shown.images), flags.explain).tolist()
   images, names = shown.images[chosen], [str(shown.names[i]) for i in chosen]
-  found = saliency.explain(model, images, flags.smooth)
+  found = activations.saliency(model, images, flags.smooth)
   tall = 1.8 * images.shape[1] / images.shape[2] + 0.35
   title = "Which pixels the prediction rests on"
   figure = _figure(model, 7, len(names) * tall + 1, title)
   smooth = f" (SmoothGrad, {flags.smooth})" if flags.smooth else ""
-  side, _ = saliency.window(model.image_size, model.module.patch_size)
+  side, _ = activations.window(model.image_size, model.module.patch_size)
   for i, (row, (label, score, slope, fall)) in enumerate(
     zip(figure.subplots(len(names), 3, squeeze=False), found, strict=True)
   ):

@@ -4,21 +4,28 @@
 predictions and the figures of the weights of one step.
 """
 
+import html
+import importlib.resources
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from mixer import checkpoints, errors, files, metrics, reporter
+from mixer import __version__, checkpoints, errors, files, metrics, reporter
 from mixer import config as config_lib
 from mixer import workdir as workdir_lib
 from mixer.errors import UserError
-from mixer.report import page, predictions
+from mixer.report import predictions
 
 PAGE, KEPT = "report.html", "report.json"
+_PARTS = {
+  "css": ("vendor/uPlot.min.css", "page.css"),
+  "js": ("vendor/uPlot.iife.min.js", "page.js", "charts.js", "predictions.js"),
+}
 _FORMAT = 2
 _KEYS = ("format", "step", "predictions", "weights", "notes")
 # Records that a browser still draws without a pause.
@@ -59,14 +66,44 @@ def write(target: epath.PathLike, runs: Sequence[dict[str, Any]]) -> None:
   advice = "Name a file in a folder that takes some: mixer report ... -o FILE."
   with files.atomic_write(target, advice=advice) as f:
     # Of a name that is no text there may be remains in it.
-    f.write(page.text(runs).encode("utf-8", "replace"))
+    f.write(text(runs).encode("utf-8", "replace"))
+
+
+def text(runs: Sequence[dict[str, Any]]) -> str:
+  """The page about some runs, at least one, as of `read`."""
+  names = [run["name"] for run in runs]
+  title = names[0] if len(names) == 1 else f"{len(names)} runs"
+  data = plain({"version": __version__, "runs": list(runs)})
+  written = json.dumps(data, allow_nan=False, separators=(",", ":"))
+  # So that nothing in it can end the element that it is in.
+  for character in "<>&":
+    written = written.replace(character, f"\\u{ord(character):04x}")
+  folder = importlib.resources.files("mixer.report")
+  values = {
+    kind: "\n".join((folder / name).read_text("utf-8") for name in names)
+    for kind, names in _PARTS.items()
+  } | {"data": written, "title": html.escape(f"{title}: report")}
+  template = (folder / "page.html").read_text("utf-8")
+  # In one go: the data may hold the name of a place.
+  return re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], template)
+
+
+def plain(value: Any) -> Any:
+  """JSON with null for each number that isn't finite."""
+  if isinstance(value, dict):
+    return {k: plain(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [plain(v) for v in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
 
 
 def keep(workdir: epath.PathLike, content: dict[str, Any]) -> None:
   """Writes `report.json`, with what `Gathered.result` gives."""
-  plain = files.sealed(page.plain({"format": _FORMAT, **content}))
+  sealed = files.sealed(plain({"format": _FORMAT, **content}))
   with files.atomic_write(epath.Path(workdir) / KEPT, "w") as f:
-    f.write(json.dumps(plain, allow_nan=False) + "\n")
+    f.write(json.dumps(sealed, allow_nan=False) + "\n")
 
 
 def kept(workdir: epath.PathLike) -> tuple[dict[str, Any] | None, str]:

@@ -105,7 +105,7 @@ def test_at_a_runs_end(made, run, monkeypatch):
   said = collect.finish(path, 4, made[2])
   assert said.startswith("there is no report of this run: ")
   assert "report.json" in said
-  monkeypatch.setattr(collect.page, "text", lambda runs: 1 / 0)
+  monkeypatch.setattr(collect, "text", lambda runs: 1 / 0)
   said = collect.finish(path, 4, None)
   assert said == "there is no report of this run: division by zero."
 
