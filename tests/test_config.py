@@ -319,23 +319,6 @@ def test_differences():
   }
 
 
-_TREES = st.recursive(
-  st.dictionaries(st.sampled_from("abc"), st.integers(0, 2), max_size=3),
-  lambda inner: st.dictionaries(
-    st.sampled_from("abc"), inner | st.integers(0, 2), max_size=3
-  ),
-  max_leaves=6,
-)
-
-
-@given(_TREES, _TREES)
-def test_differences_are_those_of_the_flat_forms(old, new):
-  a, b = config_lib.flatten(old), config_lib.flatten(new)
-  there = config_lib.differences(old, new)
-  assert {*there} == {k for k, _ in {*a.items()} ^ {*b.items()}}
-  assert {*there} == {*config_lib.differences(new, old)}
-
-
 # Durations.
 
 
@@ -407,18 +390,6 @@ def test_what_is_no_duration_is_refused(text):
     assert message.startswith(f"{key}={text!r} is not a duration")
     (argument,) = suggestions(message)
     validation.validate(override(config, argument), 1)
-
-
-@given(st.text(max_size=12))
-def test_any_text_is_a_duration_or_refused(text):
-  config = changed(schedule__warmup="0 steps", total="7 steps")
-  config.log_every = text
-  try:
-    validation.validate(config, 1)
-  except UserError:
-    return
-  every = durations.plan(config, 100).log_every
-  assert every == 0 or every >= 1
 
 
 @pytest.mark.parametrize(
@@ -494,14 +465,3 @@ def test_half_of_an_odd_run():
     '{"total": 5, "warmup": 0, "log_every": 0, "eval_every": 2.5, '
     '"checkpoint_every": 0, "keep_every": 1.25}'
   )
-
-
-def test_as_many_as_asked_where_nothing_is_due():
-  plan = durations.Plan(100, 0, 50, 100, 100)
-  # 48 to 50 and 98 to 100 one by one.
-  assert ends(plan, 0, 8) == [
-    *range(0, 49, 8),
-    *range(49, 57),
-    *range(64, 97, 8),
-    *(97, 98, 99, 100),
-  ]
