@@ -59,7 +59,7 @@ format: setup-dev ## Sort imports, mend what can be mended, format.
 	$(BIN)/python -m ruff check --fix-only .
 	$(BIN)/python -m ruff format .
 
-bench: setup ## Measure all speed here, print tables, write results and plots. ARGS=--only=step ...
+bench: setup ## Measure all speed here, print tables, write results. ARGS=--only=step ...
 	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-peers: setup-export ## Measure our step beside timm's and, by ARGS=--authors=DIR, the authors'.

@@ -1,59 +1,55 @@
 """Images a second of the input pipeline, beside tf.data and PyTorch's loader.
 
-  python -m benchmarks.input [--rounds 5] [--seconds 4] [--cores 2]
-    [--tensorflow_python PYTHON] [--torch_python PYTHON]
+  python -m benchmarks.input [--rounds=5] [--seconds=4] [--cores=2]
 
 Decoding, Inception crop, resizing to 224, flip, batches of 64, from the same
 encoded files in memory, on the same cores, in turn: each round runs every
-contender on every kind of file. `decoder` is simplejpeg alone, whole images
-thrown away: what bounds ours where it has no markers to skip by. A contender
-whose packages are missing is left out; name a Python that has them.
+contender on every kind of file, each in a process of its own. `decoder` is
+simplejpeg alone, whole images thrown away: what bounds ours where it has no
+markers to skip by. A contender whose packages are missing is left out.
 
 Files: parts of the two photographs that scikit-learn ships,
   photo        500 x 375, about 100 KB, as in ImageNet
   markers      the same with restart markers, as preparation encodes
   small        299 x 224, about 30 KB
   randaugment  photo, with RandAugment
-Prints medians as Markdown, and writes benchmarks/results/input.json.
+Prints medians as Markdown, and writes benchmarks/results/input_cpu.json.
 """
 
-import argparse
 import io
-import os
-import pathlib
-import pickle
+import itertools
 import statistics
-import subprocess
 import sys
-import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
-from PIL import Image
-from sklearn import datasets
+import benchmarks
 
-from benchmarks import common
-from mixer import cli, jpeg
-from mixer.errors import UserError
-
-FILES = 96
-NAMES = ("ours", "decoder", "tf.data", "torch")
-
-
-def encode(image: Image.Image, quality: int) -> bytes:
-  """A JPEG with colours at half the resolution, as photographs have them."""
-  file = io.BytesIO()
-  image.save(file, "JPEG", quality=quality, subsampling=2)
-  return file.getvalue()
+BATCH, SIZE = 64, 224
+KINDS = ("photo", "markers", "small", "randaugment")
 
 
 def make_files() -> dict[str, list[bytes]]:
   """The encoded files of each kind."""
+  import numpy as np
+  from PIL import Image
+  from sklearn import datasets
+
+  from mixer import jpeg
+
+  def encode(image: Image.Image, quality: int) -> bytes:
+    # Colours at half the resolution, as photographs have them.
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality, subsampling=2)
+    return file.getvalue()
+
   photographs = [
     Image.fromarray(image) for image in datasets.load_sample_images().images
   ]
   rng = np.random.default_rng(0)
   kinds: dict[str, list[bytes]] = {"photo": [], "markers": [], "small": []}
-  for i in range(FILES):
+  for i in range(96):
     photograph = photographs[i % 2]
     left = int(rng.integers(photograph.width - 500 + 1))
     top = int(rng.integers(photograph.height - 375 + 1))
@@ -62,121 +58,203 @@ def make_files() -> dict[str, list[bytes]]:
     kinds["markers"].append(jpeg.encode(np.asarray(part), 96))
     small = part.resize((299, 224), Image.Resampling.BOX)
     kinds["small"].append(encode(small, 90))
-  return kinds
+  return kinds | {"randaugment": kinds["photo"]}
 
 
 class Contender:
-  """A process that measures on demand; `version` is "" where it can't."""
+  """Measures a pipeline; the package is that whose version is shown."""
 
-  def __init__(self, name: str, python: str, path: str, cores: int):
-    self.name = name
-    script = common.ROOT / "benchmarks" / "input_peer.py"
-    self._process = subprocess.Popen(
-      [python, str(script), name, path, str(cores)],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True,
-      env=dict(os.environ)
-      | {"PYTHONPATH": str(common.ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"},
-    )
-    self.version = self._answer()
+  package = "mixer"
 
-  def _answer(self) -> str:
-    """The next line that is meant for us; "" at the end."""
-    assert self._process.stdout
-    for line in self._process.stdout:
-      if line.startswith("> "):
-        return line[2:].strip()
-    return ""
+  def __init__(self, kinds: dict[str, list[bytes]], cores: int):
+    self._kinds, self._cores = kinds, cores
+    try:
+      module = __import__(self.package)
+    except RuntimeError as e:  # Builds that don't fit each other.
+      raise ImportError(str(e)) from e
+    self.hello = {"version": f"{self.package} {module.__version__}"}
+
+  def batches(
+    self, files: list[bytes], randaugment: bool, cores: int
+  ) -> Iterator[Any]:
+    """Batches without end, of files in memory."""
+    raise NotImplementedError
 
   def measure(self, kind: str, seconds: float) -> float:
-    """Images a second.
-
-    Raises:
-      UserError: it has stopped.
-    """
-    assert self._process.stdin
-    self._process.stdin.write(f"{kind} {seconds}\n")
-    self._process.stdin.flush()
-    answer = self._answer()
-    if not answer:
-      raise UserError(f"{self.name} stopped; its error is above.")
-    return float(answer)
-
-  def close(self) -> None:
-    """Ends it, and waits for that."""
-    self._process.communicate()
+    """Images a second."""
+    randaugment = kind == "randaugment"
+    iterator = self.batches(self._kinds[kind], randaugment, self._cores)
+    for _ in range(4):
+      next(iterator)
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+      next(iterator)
+      count += BATCH
+    return count / (time.perf_counter() - start)
 
 
-def body(args: argparse.Namespace) -> None:
+class Ours(Contender):
+  """As in training."""
+
+  def batches(self, files: Any, randaugment: bool, cores: int) -> Iterator[Any]:
+    import input_pipeline
+    from mixer import config as config_lib
+    from mixer.datasets import split
+
+    class Files(list):
+      """Records of encoded files in memory, many times over."""
+
+      def __len__(self):
+        return 1_000_000
+
+      def __getitems__(self, indices: Any) -> Any:
+        count = list.__len__(self)
+        return [{"image": self[i % count], "label": i % 10} for i in indices]
+
+    part = split.Split("files", "all", Files(files), tuple("0123456789"))
+    config = config_lib.default()
+    config.batch_size = BATCH
+    config.data.threads = cores
+    if randaugment:
+      config.data.randaugment_layers = 2
+      config.data.randaugment_magnitude = 10
+    return input_pipeline.train_batches(part, config)
+
+
+class Decoder(Contender):
+  """simplejpeg alone, whole images."""
+
+  package = "simplejpeg"
+
+  def batches(self, files: Any, randaugment: bool, cores: int) -> Iterator[Any]:
+    import concurrent.futures
+
+    import simplejpeg
+
+    pool = concurrent.futures.ThreadPoolExecutor(cores)
+
+    def decode(many: list[bytes]) -> None:
+      for data in many:
+        simplejpeg.decode_jpeg(data, fastdct=True, strict=False)
+
+    endless = itertools.cycle(files)
+    while True:
+      batch = list(itertools.islice(endless, BATCH))
+      yield list(pool.map(decode, (batch[i::8] for i in range(8))))
+
+
+class TfData(Contender):
+  """As big_vision composes it.
+
+  That is `decode_jpeg_and_inception_crop(224)|flip_lr|value_range(-1, 1)`.
+  """
+
+  package = "tensorflow"
+
+  def batches(self, files: Any, randaugment: bool, cores: int) -> Iterator[Any]:
+    import tensorflow as tf  # pyright: ignore
+
+    def prepare(data: Any) -> Any:
+      begin, size, _ = tf.image.sample_distorted_bounding_box(
+        tf.image.extract_jpeg_shape(data),
+        tf.zeros([0, 0, 4], tf.float32),
+        area_range=(0.05, 1.0),
+        min_object_covered=0,
+        use_image_if_no_bounding_boxes=True,
+      )
+      window = tf.concat([begin[:2], size[:2]], 0)
+      image = tf.image.decode_and_crop_jpeg(data, window, channels=3)
+      image = tf.image.resize(image, (SIZE, SIZE))
+      return tf.image.random_flip_left_right(image) / 127.5 - 1
+
+    data = tf.data.Dataset.from_tensor_slices(files).repeat()
+    data = data.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+    data = data.batch(BATCH, drop_remainder=True).prefetch(2)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = cores
+    return iter(data.with_options(options).as_numpy_iterator())
+
+
+class Torch(Contender):
+  """DataLoader and torchvision's transforms."""
+
+  package = "torchvision"
+
+  def batches(self, files: Any, randaugment: bool, cores: int) -> Iterator[Any]:
+    import torch  # pyright: ignore[reportMissingImports]
+    from PIL import Image
+    from torchvision import transforms  # pyright: ignore[reportMissingImports]
+
+    augment = [transforms.RandAugment(2, 10)] if randaugment else []
+    transform = transforms.Compose(
+      [
+        transforms.RandomResizedCrop(SIZE, scale=(0.05, 1)),
+        transforms.RandomHorizontalFlip(),
+        *augment,
+        transforms.PILToTensor(),
+      ]
+    )
+
+    class Files(torch.utils.data.Dataset):
+      """Encoded files in memory, many times over."""
+
+      def __len__(self):
+        return 1_000_000
+
+      def __getitem__(self, i: int) -> Any:
+        image = Image.open(io.BytesIO(files[i % len(files)]))
+        return transform(image.convert("RGB")), i % 10
+
+    loader = torch.utils.data.DataLoader
+    return iter(loader(Files(), batch_size=BATCH, num_workers=cores))
+
+
+def body(args: Any) -> None:
   """Measures, prints and writes.
 
   Raises:
     UserError: a contender stops.
   """
   kinds = make_files()
-  pythons = {"tf.data": args.tensorflow_python, "torch": args.torch_python}
-  with tempfile.NamedTemporaryFile(suffix=".pickle") as file:
-    pickle.dump(kinds, file)
-    file.flush()
-    every = [
-      Contender(n, pythons.get(n, sys.executable), file.name, args.cores)
-      for n in NAMES
-    ]
-    field = [c for c in every if c.version]
-    rows = {
-      kind: {
-        c.name: []
-        for c in field
-        if kind != "randaugment" or c.name in ("ours", "torch")
-      }
-      for kind in (*kinds, "randaugment")
-    }
-    for _ in range(args.rounds):
-      for kind, found in rows.items():
-        for c in field:
-          if c.name in found:
-            found[c.name].append(c.measure(kind, args.seconds))
-    for c in every:
-      c.close()
-  names = [c.name for c in field]
-  common.head("files, images/s", *(f"{n} (ours over it)" for n in names))
+  every = {
+    made.__name__: benchmarks.Process(made, kinds, args.cores)
+    for made in (Ours, Decoder, TfData, Torch)
+  }
+  field = {name: p for name, p in every.items() if p.hello}
+  rows: dict[str, dict[str, list[float]]] = {kind: {} for kind in KINDS}
+  for _ in range(args.rounds):
+    for kind, found in rows.items():
+      for name, process in field.items():
+        if kind != "randaugment" or name in ("Ours", "Torch"):
+          rate = process.ask("measure", kind, args.seconds)
+          found.setdefault(name, []).append(rate)
+  for process in field.values():
+    process.close()
+  benchmarks.head("files, images/s", *(f"{n} (ours over it)" for n in field))
   for kind, found in rows.items():
     cells = []
-    for n in names:
-      rates = found.get(n)
-      ratios = rates and [
-        a / b for a, b in zip(found["ours"], rates, strict=True)
-      ]
+    for name in field:
+      rates = found.get(name, [])
+      ratios = [a / b for a, b in zip(found["Ours"], rates, strict=False)]
       cells.append(
         f"{statistics.median(rates):,.0f} ({statistics.median(ratios):.2f})"
-        if rates and ratios
+        if rates
         else "-"
       )
-    common.row(kind, *cells)
-  environment = common.alone(common.environment)
-  record = common.record("benchmarks.input", environment) | {
-    "kilobytes": {
-      k: np.mean([len(f) for f in v]) / 1e3 for k, v in kinds.items()
-    },
-    "contenders": {c.name: c.version for c in field},
+    benchmarks.row(kind, *cells)
+  record = {
+    "contenders": {name: p.hello["version"] for name, p in field.items()},
     "images_per_second": rows,
   }
-  common.write(args.out or common.RESULTS / "input.json", record)
+  benchmarks.write("input", args, benchmarks.environment(), record)
 
 
 def main() -> int:
   """Runs the command line."""
-  parser = argparse.ArgumentParser(
-    description="Images a second of the input pipeline beside its peers'."
-  )
-  parser.add_argument("--rounds", type=int, default=5)
-  parser.add_argument("--seconds", type=float, default=4)
-  parser.add_argument("--cores", type=int, default=common.cores())
-  parser.add_argument("--tensorflow_python", default=sys.executable)
-  parser.add_argument("--torch_python", default=sys.executable)
-  parser.add_argument("--out", type=pathlib.Path, help="another file")
-  return cli.run(body, parser.parse_args())
+  parser = benchmarks.parser("input", __doc__)
+  parser.add_argument("--seconds", type=float, default=4, help="of each")
+  parser.add_argument("--cores", type=int, default=benchmarks.cores())
+  return benchmarks.run(body, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -1,23 +1,20 @@
 """How fast ImageNet-21k is prepared, and in how much memory.
 
-  python -m benchmarks.prepare [--images 6000] [--side 400] [--rounds 3]
-  python -m benchmarks.prepare --images 200000 --side 32 --rounds 1
+  python -m benchmarks.prepare [--images=6000] [--side=400] [--rounds=3]
+  python -m benchmarks.prepare --images=200000 --side=32 --rounds=1
 
 Makes a tar of tars as image-net.org hands out, of noise that is as hard to
-decode and as large as photographs, and then in turn: reads it to its end, doing
-nothing with the images, which no preparation can beat; and prepares it by the
-command that users type. Prints the images a second of each and the most memory
-that the preparation took (of all its processes, what they share counted once);
-writes benchmarks/results/prepare.json. Decoding every image takes most of the
+decode and as large as photographs, and then in turn: reads it to its end, which
+no preparation can beat; and prepares it by the command that users type. Prints
+the images a second of each and the most memory that the preparation took (of
+all its processes, what they share counted once); writes
+benchmarks/results/prepare_cpu.json. Decoding every image takes most of the
 time, so the rate grows with the cores.
 """
 
-import argparse
 import functools
 import io
-import json
 import pathlib
-import statistics
 import struct
 import subprocess
 import sys
@@ -30,9 +27,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from benchmarks import common
-from mixer import cli
-from mixer.datasets.prepare import builders
+import benchmarks
 from mixer.errors import UserError
 
 # Pictures are drawn so often, and then told apart by a comment.
@@ -75,9 +70,13 @@ def make_tar(path: pathlib.Path, images: int, classes: int, side: int) -> None:
 def read_seconds(path: pathlib.Path) -> float:
   """Reads all images of it."""
   start = time.perf_counter()
-  request = builders.Request("imagenet21k", "winter21", [path], None, False, 0)
-  for _ in builders.open_source(request).members():
-    pass
+  with tarfile.open(path, "r|") as outer:
+    for part in outer:
+      with tarfile.open(fileobj=outer.extractfile(part), mode="r|") as inner:
+        for member in inner:
+          file = inner.extractfile(member)
+          assert file
+          file.read()
   return time.perf_counter() - start
 
 
@@ -93,8 +92,8 @@ def memory(pid: int) -> int:
   return total
 
 
-def prepare(tar: pathlib.Path, args: argparse.Namespace) -> dict[str, float]:
-  """`seconds` and `peak` memory of a preparation.
+def prepare(tar: pathlib.Path, workers: int) -> tuple[float, int]:
+  """Seconds and peak memory of a preparation.
 
   Raises:
     UserError: it fails.
@@ -102,24 +101,22 @@ def prepare(tar: pathlib.Path, args: argparse.Namespace) -> dict[str, float]:
   with tempfile.TemporaryDirectory(dir=tar.parent) as folder:
     words = [
       *(sys.executable, "-m", "mixer", "prepare", "imagenet21k"),
-      *(f"--source={tar}", f"--data_dir={folder}"),
-      *([f"--resize={args.resize}"] if args.resize else []),
-      f"--workers={args.workers}",
+      *(f"--source={tar}", f"--data_dir={folder}", f"--workers={workers}"),
       "--hold_out=test=1%",
     ]
     start, peak = time.perf_counter(), 0
     process = subprocess.Popen(
-      words, cwd=common.ROOT, stdout=subprocess.DEVNULL
+      words, cwd=benchmarks.ROOT, stdout=subprocess.DEVNULL
     )
     while process.poll() is None:
       peak = max(peak, memory(process.pid))
       time.sleep(0.05)
     if process.returncode:
       raise UserError(f"{' '.join(words)} failed; its error is above.")
-  return {"seconds": time.perf_counter() - start, "peak": peak}
+  return time.perf_counter() - start, peak
 
 
-def body(args: argparse.Namespace) -> None:
+def body(args: Any) -> None:
   """Measures, prints and writes."""
   rows = []
   with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
@@ -127,51 +124,32 @@ def body(args: argparse.Namespace) -> None:
     make_tar(tar, args.images, args.classes, args.side)
     kilobytes = tar.stat().st_size / args.images / 1e3
     read_seconds(tar)  # So that the first round finds it in memory too.
-    common.head("images", "kB each", "round", "read/s", "prepared/s", "peak MB")
-    for i in range(args.rounds):
+    benchmarks.head("images", "kB each", "read/s", "prepared/s", "peak MB")
+    for _ in range(args.rounds):
       before = read_seconds(tar)
-      made = prepare(tar, args)
+      seconds, peak = prepare(tar, args.workers)
       # Around the preparation, so that a drift of the machine cancels.
       plain = (before + read_seconds(tar)) / 2
-      rows.append({"read_seconds": plain} | made)
-      common.row(
-        *(f"{args.images:,}", f"{kilobytes:.1f}", i + 1),
-        f"{args.images / plain:,.0f}",
-        f"{args.images / made['seconds']:,.0f}",
-        f"{made['peak'] / 1e6:,.0f}",
+      rows.append({"read": plain, "prepare": seconds, "peak": peak})
+      benchmarks.row(
+        *(f"{args.images:,}", f"{kilobytes:.1f}"),
+        *(f"{args.images / plain:,.0f}", f"{args.images / seconds:,.0f}"),
+        f"{peak / 1e6:,.0f}",
       )
-  path = args.out or common.RESULTS / "prepare.json"
-  environment = common.alone(common.environment)
-  record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-  name = f"{args.images:,} images of {args.side} px"
-  name += f" to {args.resize} px" * bool(args.resize)
-  record |= common.record("benchmarks.prepare", environment)
-  record[name] = {
-    "date": record["date"],
-    "workers": args.workers,
-    "kilobytes": kilobytes,
-    "rounds": rows,
-    "prepared_per_second": statistics.median(
-      args.images / row["seconds"] for row in rows
-    ),
-  }
-  common.write(path, record)
+  record = {"images": args.images, "kilobytes": kilobytes, "rounds": rows}
+  benchmarks.write("prepare", args, benchmarks.environment(), record)
 
 
 def main() -> int:
   """Runs the command line."""
-  parser = argparse.ArgumentParser(
-    description="How fast ImageNet-21k is prepared, and in how much memory."
-  )
+  parser = benchmarks.parser("prepare", __doc__)
+  parser.set_defaults(rounds=3)
   parser.add_argument("--images", type=int, default=6000)
   parser.add_argument("--classes", type=int, default=100)
   parser.add_argument("--side", type=int, default=400, help="short, in pixels")
-  parser.add_argument("--resize", type=int, default=0, help="to a short side")
-  parser.add_argument("--rounds", type=int, default=3)
-  parser.add_argument("--workers", type=int, default=common.cores())
+  parser.add_argument("--workers", type=int, default=benchmarks.cores())
   parser.add_argument("--scratch", help="where to work; needs 3 x the images")
-  parser.add_argument("--out", type=pathlib.Path, help="another file")
-  return cli.run(body, parser.parse_args())
+  return benchmarks.run(body, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -1,51 +1,40 @@
 r"""Speed and memory of the forward pass and the training step.
 
-  python -m benchmarks.step [--variants S/32,S/16] [--batches 32]
-    [--dtype float32] [--rounds 5] [--seconds 3]
-    [--set KEY=VALUE ...] [--compare "KEY=VALUE ..." ...]
+  python -m benchmarks.step [--variants=S/32,S/16] [--batch=32]
+    [--dtype=float32] [--compare="KEY=VALUE ..." ...]
 
-Times what `train.py` runs (AdamW, clipping, donated state; a uint8 batch that
-lies on the device; 1,000 classes, 224 px). In turn with it, matmuls of large
-squares in the same dtype: what the device can do, whatever its data sheet says.
-Each size has a process of its own, without the compilation cache.
+Times what `train.py` runs (AdamW, clipping, donated state; a uint8 batch on the
+device; 1,000 classes, 224 px) in turn with matmuls of large squares in the same
+dtype: what the device can do, whatever its data sheet says. Each variant has a
+process of its own, without the compilation cache. Each `--compare` is a setting
+of the config ("" is the default one); all are timed in turn:
 
-`--set` changes keys of the config for all rows. Each `--compare` is a setting
-of its own ("" is the default one); all are timed in turn in one process:
-
-  python -m benchmarks.step --compare model.remat=none \
-    --compare model.remat=block
+  python -m benchmarks.step --compare=model.remat=none \
+    --compare=model.remat=block
 
 Prints medians of the rounds as Markdown, and writes
 benchmarks/results/step_cpu.json, or step_gpu.json, step_tpu.json.
 """
 
-import argparse
 import ast
 import functools
-import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from benchmarks import common
-from mixer import cli, durations, sharding, train_step, validation
+import benchmarks
 from mixer import config as config_lib
+from mixer import durations, runtime, sharding, train_step, validation
 from mixer import model as model_lib
 from mixer.errors import UserError
 
 CLASSES = 1_000
 PASSES = ("forward", "train")
-HEAD = (
-  *("model", "batch", "pass", "setting", "ms", "images/s (spread)", "GFLOP/s"),
-  *("of the best matmul", "ratio (spread)", "temporaries, MiB", "compile, s"),
-)
-_MATMUL = {"cpu": 2048}
-_MATMUL_ELSEWHERE = 8192
 
 
 def recipe(variant: str, batch: int, dtype: str) -> config_lib.Config:
@@ -73,37 +62,27 @@ def make_batch(
   }
 
 
-def parse(text: str) -> dict[str, Any]:
-  """`{"model.remat": "block"}` from "model.remat=block"; several by spaces.
+def changed(config: config_lib.Config, text: str) -> config_lib.Config:
+  """The config with settings such as "model.remat=block".
 
   Raises:
-    UserError: not of that form.
+    UserError: no such key or value.
   """
-  found = {}
+  values = {}
   for word in text.split():
-    key, equals, value = word.partition("=")
-    if not equals:
-      raise UserError(f"{word!r} is no KEY=VALUE, as in model.remat=block.")
+    key, _, value = word.partition("=")
+    if key not in config_lib.KEYS:
+      raise UserError(f"--compare={word}: {config_lib.unknown(key)}")
     try:
-      found[key] = ast.literal_eval(value)
+      values[key] = ast.literal_eval(value)
     except (SyntaxError, ValueError):
-      found[key] = value
-  return found
-
-
-def apply(config: config_lib.Config, changes: Mapping[str, Any]) -> None:
-  """Sets keys of a config.
-
-  Raises:
-    UserError: no such key, or a value of another type.
-  """
-  for key, value in changes.items():
-    try:
-      if key not in config_lib.flatten(config):
-        raise KeyError("no such key; mixer/config.py lists them all")
-      config.update_from_flattened_dict({key: value})
-    except (KeyError, TypeError) as e:
-      raise UserError(f"{key}={value}: {e.args[0]}.") from e
+      values[key] = value
+  try:
+    config = config_lib.changed(config, values)
+  except TypeError as e:
+    raise UserError(f"--compare={text}: {e}") from e
+  validation.validate(config, 1)
+  return config
 
 
 class Passes:
@@ -114,6 +93,7 @@ class Passes:
     plan = durations.plan(config, 1)
     trainer = train_step.Trainer(config, plan, CLASSES, mesh)
     batch = sharding.put_batch(mesh, make_batch(config))
+    self.batch_size = config.batch_size
     self._state = trainer.init()
     self._batch = {
       "forward": {k: batch[k] for k in ("image", "mask")},
@@ -131,11 +111,9 @@ class Passes:
       self.compile_seconds[name] = time.perf_counter() - before
       self.run(name, 1)
     size = config_lib.image_size(config)
-    forward = 2 * model_lib.forward_macs(trainer.model, size)[0]
-    train = train_step.update_flop(trainer.model, config)
-    self.flop = {
-      "forward": config.batch_size * forward,
-      "train": config.batch_size * train,
+    self.flop = {  # Of an image.
+      "forward": 2 * model_lib.forward_macs(trainer.model, size)[0],
+      "train": train_step.update_flop(trainer.model, config),
     }
 
   def run(self, name: str, n: int) -> None:
@@ -149,9 +127,9 @@ class Passes:
     jax.block_until_ready((self._state, found))
 
 
-def matmul(dtype: str) -> tuple[common.Run, int]:
+def matmul(dtype: str) -> tuple[benchmarks.Run, int]:
   """What multiplies two squares n times on one device, and the FLOP of it."""
-  side = _MATMUL.get(jax.default_backend(), _MATMUL_ELSEWHERE)
+  side = 2048 if jax.default_backend() == "cpu" else 8192
   x = jax.random.normal(jax.random.key(0), (side, side), dtype)
   multiply = jax.jit(lambda x, y: (x @ y) / side)
 
@@ -165,145 +143,110 @@ def matmul(dtype: str) -> tuple[common.Run, int]:
   return run, 2 * side**3
 
 
-def measure(
-  variant: str,
-  batch: int,
-  dtype: str,
-  rounds: int,
-  seconds: float,
-  groups: Sequence[Mapping[str, Any]] = ({},),
-) -> dict[str, Any]:
-  """The rows of a size in all settings; in a process of its own.
+class Variant:
+  """A variant in all settings, in a process of its own."""
 
-  Raises:
-    UserError: the device's memory is too small.
-  """
-  found = common.environment()
-  jax.config.update("jax_enable_compilation_cache", False)
-  try:
-    configs = [recipe(variant, batch, dtype) for _ in groups]
-    for config, changes in zip(configs, groups, strict=True):
-      apply(config, changes)
-    held = [Passes(config) for config in configs]
-    square, flop = matmul(configs[0].model.dtype)
-    rates: list[dict[str, list[float]]] = [
-      {n: [] for n in PASSES} for _ in held
-    ]
+  def __init__(self):
+    runtime.start()
+    jax.config.update("jax_enable_compilation_cache", False)
+    self.hello = runtime.environment() | {"host": ""}
+
+  def measure(
+    self, configs: Sequence[Any], rounds: int, seconds: float
+  ) -> list[dict[str, Any]]:
+    """A row of the table for each setting and pass."""
+    made = [Passes(config_lib.from_json(c, {})) for c in configs]
+    square, flop = matmul(configs[0]["model"]["dtype"])
+    rates: dict[tuple[int, str], list[float]] = {}
     best = 0.0
     for _ in range(rounds):
-      best = max(best, flop / common.seconds_each(square, seconds / 3))
+      best = max(best, flop / benchmarks.seconds_each(square, seconds / 3))
       for name in PASSES:
-        for i, one in enumerate(held):
-          took = common.seconds_each(functools.partial(one.run, name), seconds)
-          rates[i][name].append(configs[i].batch_size / took)
-  except jax.errors.JaxRuntimeError as e:
-    if "RESOURCE_EXHAUSTED" not in str(e):
-      raise
-    raise UserError(
-      f"{variant} at batch {batch} doesn't fit into "
-      f"{jax.devices()[0].device_kind}; ask for a smaller one, as in "
-      "--batches=8, or for fewer --compare."
-    ) from e
-  rows = []
-  for i, (config, one) in enumerate(zip(configs, held, strict=True)):
-    for name in PASSES:
-      rate, first = rates[i][name], rates[0][name]
-      took = config.batch_size / statistics.median(rate)
-      memory = one.compiled[name].memory_analysis()
+        for i, one in enumerate(made):
+          run = functools.partial(one.run, name)
+          rate = one.batch_size / benchmarks.seconds_each(run, seconds)
+          rates.setdefault((i, name), []).append(rate)
+    rows = []
+    for (i, name), rate in rates.items():
+      flops = statistics.median(rate) * made[i].flop[name]
+      memory = made[i].compiled[name].memory_analysis()
       rows.append(
         {
-          "model": variant,
-          "batch": config.batch_size,
+          "setting": i,
           "pass": name,
-          "dtype": config.model.dtype,
-          "set": dict(groups[i]),
-          "seconds": took,
-          "images_per_second": statistics.median(rate),
-          "spread": [min(rate), max(rate)],
-          "ratio": statistics.median(rate) / statistics.median(first),
-          "ratio_spread": [
-            f(a / b for a, b in zip(rate, first, strict=True))
-            for f in (min, max)
-          ],
-          "flops": one.flop[name] / took,
-          "of_matmul": one.flop[name] / took / best / jax.device_count(),
-          "arguments": memory and memory.argument_size_in_bytes,
+          "images_per_second": rate,
+          "flops": flops,
+          "of_matmul": flops / best / jax.device_count(),
+          "ratios": [a / b for a, b in zip(rate, rates[0, name], strict=True)],
           "temporaries": memory and memory.temp_size_in_bytes,
-          "compile_seconds": one.compile_seconds[name],
+          "compile_seconds": made[i].compile_seconds[name],
         }
       )
-  return {"environment": found, "rows": rows}
+    return rows
 
 
-def body(args: argparse.Namespace) -> None:
+def body(args: Any) -> None:
   """Measures, prints and writes.
 
   Raises:
     UserError: no such model or key, or one that doesn't fit.
   """
-  shared = parse(" ".join(args.set))
-  groups = [shared | parse(text) for text in args.compare or [""]]
-  pairs = [(v, b) for v in args.variants for b in args.batches]
-  for variant, batch in pairs:
-    for changes in groups:
-      config = recipe(variant, batch, args.dtype)
-      apply(config, changes)
-      validation.validate(config, 1)
-  common.head(*HEAD)
-  record: dict[str, Any] = {"rounds": args.rounds, "rows": []}
-  for variant, batch in pairs:
-    found = common.alone(
-      *(measure, variant, batch, args.dtype, args.rounds, args.seconds, groups)
-    )
-    record |= common.record("benchmarks.step", found["environment"])
-    record["rows"] += found["rows"]
-    for r in sorted(found["rows"], key=lambda r: PASSES.index(r["pass"])):
-      temporaries = r["temporaries"]
-      common.row(
-        *(r["model"], r["batch"], r["pass"]),
-        " ".join(f"{k}={v}" for k, v in r["set"].items()) or "-",
-        f"{r['seconds'] * 1e3:,.1f}",
-        f"{common.number(r['images_per_second'])} "
-        f"({common.spread(r['spread'], 1)})",
-        f"{r['flops'] / 1e9:,.0f}",
-        f"{r['of_matmul']:.0%}",
-        f"{r['ratio']:.2f} ({common.spread(r['ratio_spread'])})",
-        "-" if temporaries is None else f"{temporaries / 2**20:,.0f}",
-        f"{r['compile_seconds']:.1f}",
+  configs = {
+    variant: [
+      changed(recipe(variant, args.batch, args.dtype), text)
+      for text in args.compare
+    ]
+    for variant in args.variants
+  }
+  benchmarks.head(
+    *("model", "batch", "pass", "setting", "ms", "images/s (spread)"),
+    *("GFLOP/s", "of the best matmul", "ratio (spread)"),
+    *("temporaries, MiB", "compile, s"),
+  )
+  found, rows = {}, []
+  for variant, settings in configs.items():
+    process = benchmarks.Process(Variant)
+    found = process.hello
+    plain = [config_lib.to_json(c) for c in settings]
+    made = process.ask("measure", plain, args.rounds, args.seconds)
+    process.close()
+    for row in sorted(made, key=lambda row: row["pass"]):
+      setting = args.compare[row["setting"]]
+      rows.append(row | {"model": variant, "setting": setting})
+      rate = statistics.median(row["images_per_second"])
+      ratio = statistics.median(row["ratios"])
+      benchmarks.row(
+        *(variant, args.batch, row["pass"], setting or "-"),
+        f"{args.batch / rate * 1e3:,.1f}",
+        f"{benchmarks.number(rate)} "
+        f"({benchmarks.spread(row['images_per_second'], 1)})",
+        f"{row['flops'] / 1e9:,.0f}",
+        f"{row['of_matmul']:.0%}",
+        f"{ratio:.2f} ({benchmarks.spread(row['ratios'])})",
+        f"{(row['temporaries'] or 0) / 2**20:,.0f}",
+        f"{row['compile_seconds']:.1f}",
       )
-  where = record["environment"]["platform"]
   # A comparison answers another question than the table.
-  kind = "step_compared" if args.compare else "step"
-  common.write(args.out or common.RESULTS / f"{kind}_{where}.json", record)
+  name = "step_compared" if len(args.compare) > 1 else "step"
+  flags = {"batch": args.batch, "dtype": args.dtype}
+  benchmarks.write(name, args, found, flags | {"rows": rows})
 
 
 def main() -> int:
   """Runs the command line."""
-  parser = argparse.ArgumentParser(
-    description="Speed and memory of the model's passes, by size and setting."
+  parser = benchmarks.parser("step", __doc__)
+  parser.add_argument(
+    "--variants", type=benchmarks.names, default=["S/32", "S/16"]
   )
-  parser.add_argument("--variants", type=common.names, default=["S/32", "S/16"])
-  parser.add_argument("--batches", type=common.numbers, default=[32])
+  parser.add_argument("--batch", type=int, default=32)
   parser.add_argument(
     "--dtype", choices=("float32", "bfloat16"), default="float32"
   )
-  parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--seconds", type=float, default=3, help="of each")
-  parser.add_argument(
-    *("--set",),
-    action="append",
-    default=[],
-    metavar="KEY=VALUE",
-    help="a config key for all rows; may be repeated",
-  )
-  parser.add_argument(
-    *("--compare",),
-    action="append",
-    metavar="KEY=VALUE",
-    help="a setting to be timed in turn with the other --compare",
-  )
-  parser.add_argument("--out", type=pathlib.Path, help="another file")
-  return cli.run(body, parser.parse_args())
+  parser.add_argument("--compare", action="append", metavar="KEY=VALUE")
+  args = parser.parse_args()
+  args.compare = args.compare or [""]
+  return benchmarks.run(body, args)
 
 
 if __name__ == "__main__":

@@ -347,8 +347,8 @@ def test_all_places_are_read():
       "python train.py --config=configs/smoke.py --workdir=runs/smoke",
     ),
     (
-      "benchmarks/startup.py",
-      "python -m benchmarks.startup [--variants B/16] [--batch 8] [--rounds 3]",
+      "benchmarks/prepare.py",
+      "python -m benchmarks.prepare [--images=6000] [--side=400] [--rounds=3]",
     ),
     ("requirements.txt", "make setup"),
   ]:

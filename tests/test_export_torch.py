@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from benchmarks import peer
+from benchmarks import peers
 from mixer import export, predictor
 from mixer import model as model_lib
 from mixer.commands import export as command
 from tests import test_export
 
 torch = pytest.importorskip("torch")
-peer.name_operators(torch)
+peers.name_operators(torch)
 timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.filterwarnings("ignore")  # PyTorch's own.
 
