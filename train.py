@@ -25,13 +25,12 @@ if __name__ == "__main__":
 import argparse
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
 
 import input_pipeline
 from mixer import (
@@ -76,12 +75,12 @@ def train(
   with stop.Watch(distributed.board()) as watch:
     # What is trained on, and from which weights.
     inputs = input_pipeline.open_inputs(config)
-    plan, class_names = inputs.plan, inputs.train_split.class_names
     mend = functools.partial(checkpoints.mend_config, path)
     distributed.say(distributed.on_first("config", mend))
+    class_names = inputs.train_split.class_names
     origin = initial.find(inputs.config, path, class_names)
     asked = config_lib.to_json(inputs.config)
-    resolved: dict[str, Any] = plan.to_json() | origin.resolved
+    resolved: dict[str, Any] = inputs.plan.to_json() | origin.resolved
     resolved |= {
       "train_examples": len(inputs.train_split),
       "eval_examples": len(inputs.eval_split),
@@ -102,69 +101,71 @@ def train(
       distributed.check_same(inputs.config, config_lib.flatten(same))
       watch.check()
 
-      # The model, its shardings, and the state that it goes on from.
+      # The model and its state, then updates to the end.
       config = origin.config(inputs.config)
       inputs = dataclasses.replace(inputs, config=config)
-      mesh = sharding.make_mesh(fsdp=config.sharding.fsdp)
-      trainer = train_step.Trainer(config, plan, len(class_names), mesh)
       with saving.Checkpoints(
         path,
         config.keep_checkpoints,
-        keep_every=plan.keep_every,
-        scores=lambda: report.scores(),
+        keep_every=inputs.plan.keep_every,
+        scores=lambda: run.report.scores(),
       ) as saved:
-        if saved.latest is None:
-          state, step = origin.place(trainer.init()), 0
-          sentence = origin.message
-        else:
-          state, step = saved.restore(trainer.abstract)
-          sentence = f"going on after step {step} of {plan.total}"
+        run = _Run(path, inputs, origin, saved, watch, owner, began)
+        run.metadata |= {"config": asked, "resolved": resolved}
         if jax.process_index() == 0:
           workdir_lib.write_config(path, asked, resolved)
-        before = saved.metadata or {}
-        lines = before.get("metrics_lines", 0)
-        report = reporter.Reporter(
-          path, inputs, trainer.model, step, began, lines
-        )
-        splits = inputs.train_split, inputs.eval_split
-        report.say(reporter.header(config, trainer.abstract.params, *splits))
-        report.say(f"{path}: {sentence}")
-        metadata = {
-          "config": asked,
-          "resolved": resolved,
-          "class_names": list(class_names),
-        } | runtime.history(before, step, sentence)
-
-        def pulse() -> None:
-          """Between any two things that all processes do together."""
-          watch.check()
-          owner.check()
-
         watch.limit_silence(config.hang_seconds)
-        _Run(
-          inputs, path, mesh, trainer, saved, report, watch, pulse, metadata,
-          state, step, on_disk=saved.latest,
-        ).to_the_end()  # fmt: skip
-    return report.writer.last("eval/accuracy")
+        run.to_the_end()
+    return run.report.writer.last("eval/accuracy")
 
 
-@dataclasses.dataclass
 class _Run:
   """A run; `step` updates are done, the state of `on_disk` is saved."""
 
-  inputs: input_pipeline.Inputs
-  path: epath.Path
-  mesh: Mesh
-  trainer: train_step.Trainer
-  saved: saving.Checkpoints
-  report: reporter.Reporter
-  watch: stop.Watch
-  pulse: Callable[[], None]
-  metadata: dict[str, Any]
-  state: train_step.TrainState
-  step: int
-  on_disk: int | None
-  shown: predictions.Gathered | None = None
+  def __init__(
+    self,
+    path: epath.Path,
+    inputs: input_pipeline.Inputs,
+    origin: initial.Origin,
+    saved: saving.Checkpoints,
+    watch: stop.Watch,
+    owner: lock.Lock,
+    began: float,
+  ):
+    """Makes the model, restores or makes its state, opens the metrics."""
+    config, plan = inputs.config, inputs.plan
+    names = list(inputs.train_split.class_names)
+    self.path, self.inputs, self.saved = path, inputs, saved
+    self.watch, self.owner = watch, owner
+    self.mesh = sharding.make_mesh(fsdp=config.sharding.fsdp)
+    self.trainer = train_step.Trainer(config, plan, len(names), self.mesh)
+    self.on_disk = saved.latest
+    if self.on_disk is None:
+      self.state, self.step = origin.place(self.trainer.init()), 0
+      message = origin.message
+    else:
+      self.state, self.step = saved.restore(self.trainer.abstract)
+      self.on_disk = self.step
+      message = f"going on after step {self.step} of {plan.total}"
+    before = saved.metadata or {}
+    self.metadata = runtime.history(before, self.step, message)
+    self.metadata["class_names"] = names
+    self.report = reporter.Reporter(
+      path,
+      inputs,
+      self.trainer.model,
+      self.step,
+      began,
+      before.get("metrics_lines", 0),
+    )
+    self.shown: predictions.Gathered | None = None
+    self.report.say(reporter.header(inputs, self.trainer.abstract.params))
+    self.report.say(f"{path}: {message}")
+
+  def pulse(self) -> None:
+    """Between any two things that all processes do together."""
+    self.watch.check()
+    self.owner.check()
 
   def to_the_end(self) -> None:
     """Trains; however that ends, says where the time went."""

@@ -328,19 +328,21 @@ class Reporter:
     self.writer.close()
 
 
-def header(
-  config: config_lib.Config, params: Any, train_split: Any, eval_split: Any
-) -> str:
+def header(inputs: Any, params: Any) -> str:
   """The lines that a run starts with; `params` may be abstract."""
+  config, train, evaluation = (
+    inputs.config,
+    inputs.train_split,
+    inputs.eval_split,
+  )
   count = sum(x.size for x in jax.tree.leaves(params))
   device = jax.devices()[0]
   size = " x ".join(map(str, dict.fromkeys(config_lib.image_size(config))))
   return (
-    f"Mixer {config.model.variant} at {size} px, "
-    f"{len(train_split.class_names)} classes, {count / 1e6:,.2f} M parameters, "
-    f"{config.model.dtype}\n"
-    f"{config.data.name}: {len(train_split):,} images to train on "
-    f"({train_split.expression}), {len(eval_split):,} to evaluate on "
-    f"({eval_split.expression})\n"
+    f"Mixer {config.model.variant} at {size} px, {len(train.class_names)} "
+    f"classes, {count / 1e6:,.2f} M parameters, {config.model.dtype}\n"
+    f"{config.data.name}: {len(train):,} images to train on "
+    f"({train.expression}), {len(evaluation):,} to evaluate on "
+    f"({evaluation.expression})\n"
     f"batch {config.batch_size} on {jax.device_count()} x {device.device_kind}"
   )
