@@ -90,7 +90,7 @@ def flags_of(name: str) -> set[str]:
   else:  # A module, as `benchmarks.step`.
     path = conftest.ROOT.joinpath(*name.split("."))
     path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
-    said = path.read_text() + (path.parent / "common.py").read_text()
+    said = path.read_text() + (path.parent / "__init__.py").read_text()
   return {*re.findall(r"(?<![\w-])--(\w[\w.-]*)", said)}
 
 
