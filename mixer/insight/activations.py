@@ -1,4 +1,4 @@
-"""What a Mixer does with images: layers, receptive field, saliency and so on."""
+"""What a Mixer does with images: its layers, and what they depend on."""
 
 import warnings
 from collections.abc import Callable, Sequence

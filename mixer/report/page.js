@@ -179,7 +179,7 @@ function settings(runs) {
 
 // A section with a part for each run that has it; of several one is open.
 function byRun(id, title, runs, make) {
-  const having = runs.filter((run) => run[id]);
+  const having = runs.filter((run) => run[id] && run[id].length !== 0);
   if (!having.length) return null;
   if (runs.length === 1) return section(id, title, make(having[0]));
   const parts = having.map((run) => folded(named(run), "", make(run)));
