@@ -27,6 +27,7 @@ from mixer import (
   validation,
 )
 from mixer.datasets import split as split_lib
+from mixer.errors import UserError
 
 Split = split_lib.Split
 
@@ -45,21 +46,13 @@ def _seed(seed: int, purpose: _Purpose) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-  """A config that can work, and the data that a run of it needs.
+  """A config that can work, and the data that a run of it needs."""
 
-  Attributes:
-    config: with the evaluation split that there is.
-    train_split: what is trained on.
-    eval_split: what is evaluated on.
-    fewshot_task: the few-shot evaluation, if any.
-    plan: durations in steps.
-  """
-
-  config: config_lib.Config
+  config: config_lib.Config  # With the evaluation split that there is.
   train_split: Split
   eval_split: Split
   fewshot_task: fewshot.Task | None
-  plan: durations.Plan
+  plan: durations.Plan  # Durations in steps.
 
   @property
   def identity(self) -> dict[str, Any]:
@@ -100,7 +93,13 @@ def open_splits(config: config_lib.Config) -> tuple[Split, Split]:
   train = split_lib.open_split(d.name, d.train_split, d.data_dir)
   if d.examples_per_class:
     train = train.per_class(d.examples_per_class, d.subset_seed)
-  return train, split_lib.open_split(d.name, d.eval_split, d.data_dir)
+  evaluation = split_lib.open_split(d.name, d.eval_split, d.data_dir)
+  if train.class_names != evaluation.class_names:
+    raise UserError(
+      f"data set {d.name} has other classes in {d.train_split} than in "
+      f"{d.eval_split}; its function should name the same ones, in one order."
+    )
+  return train, evaluation
 
 
 def open_fewshot(config: config_lib.Config) -> fewshot.Task | None:

@@ -113,6 +113,17 @@ def test_arrays_are_images(module):
   np.testing.assert_array_equal(got, want)
 
 
+def test_splits_have_the_same_classes(module, smoke_config):
+  module(
+    "two",
+    "def load(split, data_dir):\n"
+    "  return [{'image': b'x', 'label': 0}], [split, 'b']\n",
+  )
+  smoke_config.data.name = "two:load"
+  with pytest.raises(UserError, match="other classes in train than in test"):
+    input_pipeline.open_splits(smoke_config)
+
+
 _GOOD = "[{'image': b'x', 'label': 0}]"
 
 
