@@ -189,6 +189,7 @@ class _Run:
         self.wait()
       raise
     finally:
+      self.watch.limit_silence(0)
       if ours and self.step > start:
         report.account(self.step)
       report.close()

@@ -10,7 +10,6 @@ heavy is imported here.
 import contextlib
 import errno
 import faulthandler
-import functools
 import os
 import signal
 import socket
@@ -156,7 +155,7 @@ class Watch:
     self._last: int | None = None
     self._turn = threading.Lock()
     self._ended = threading.Event()
-    self._silent = 0.0
+    self._silent = self._limit = 0.0
     self._previous: dict[int, Any] = {}
 
   def __enter__(self) -> "Watch":
@@ -180,11 +179,10 @@ class Watch:
       signal.signal(number, handler)
 
   def limit_silence(self, seconds: float) -> None:
-    """From now on ends the process if `check` isn't called for so long."""
-    self._silent = 0.0
+    """Ends the process if no `check` comes for so long, from now; 0: never."""
+    self._silent, self._limit = 0.0, seconds
     if seconds:
-      find = functools.partial(self._find_hang, seconds)
-      threading.Thread(target=find, daemon=True).start()
+      threading.Thread(target=self._find_hang, daemon=True).start()
 
   def working(self) -> None:
     """From now on there is something to lose."""
@@ -232,15 +230,15 @@ class Watch:
         with self._turn:  # Nobody passes a check while all count.
           self._last = self._board.next_after(self._passed)
 
-  def _find_hang(self, limit: float) -> None:
-    pause = min(1.0, limit / 4)
+  def _find_hang(self) -> None:
+    pause = min(1.0, self._limit / 4)
     # Counted, not measured: time in which this process was suspended is none.
-    while not self._ended.wait(pause):
+    while not self._ended.wait(pause) and self._limit:
       self._silent += pause
-      if self._silent > limit:
+      if self._silent > self._limit:
         say(
-          f"\nno progress for {limit:g} s (hang_seconds); what each thread is "
-          "doing:",
+          f"\nno progress for {self._limit:g} s (hang_seconds); what each "
+          "thread is doing:",
           sys.stderr,
         )
         faulthandler.dump_traceback(_STDERR)
