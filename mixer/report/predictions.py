@@ -112,7 +112,8 @@ class Gathered:
     }
 
   def _predictions(self, step: int) -> dict[str, Any]:
-    table = list(self._counts.classes())
+    rows = self._counts.classes()
+    table = np.array([(r.label, r.examples, r.correct) for r in rows])
     pairs = self._pairs()
     # All classes, or those that are mistaken most: others would leave it empty
     # beside its diagonal.
@@ -120,29 +121,32 @@ class Gathered:
     if len(table) > _MATRIX:
       mistaken = dict.fromkeys(k for pair in pairs for k in pair[:2])
       matrix = sorted(list(mistaken or matrix)[:_MATRIX])
-    by_class = [(r.label, r.examples, r.correct) for r in _listed(table)]
+    dense = self._counts.confusion[matrix][:, matrix].toarray()
+    totals = table[matrix, 1]
+    if len(table) > _ALL_CLASSES:
+      # The worst; of equal shares those of more examples, which say more.
+      table = table[table[:, 1] > 0]
+      label, examples, correct = table.T
+      order = np.lexsort((label, -examples, correct / examples))
+      table = table[order[:_WORST_CLASSES]]
     worst, samples = [example for _, example in self._worst], self._samples
     self._add_images([*worst, *samples])
+    shown = {*matrix, *table[:, 0].tolist()}
+    shown |= {k for pair in pairs[:_PAIRS] for k in pair[:2]}
+    for example in worst + samples:
+      shown |= {example["label"], *(k for k, _ in example["top"])}
     names = trained.names_for_people(self._split.class_names)
-    classes: Any = list(names)
-    if len(names) > _ALL_CLASSES:
-      shown = {k for k, _, _ in by_class} | {*matrix}
-      shown |= {k for pair in pairs[:_PAIRS] for k in pair[:2]}
-      for example in worst + samples:
-        shown |= {example["label"], *(k for k, _ in example["top"])}
-      classes = {str(k): names[k] for k in sorted(shown)}
-    dense = self._counts.confusion[matrix][:, matrix].toarray()
-    totals = np.array([table[k].examples for k in matrix], np.int64)
-    count, scores, correct = (self._bins[:, self._bins[0] > 0]).astype(float)
-    edges = np.linspace(0, 1, _BINS + 1)
-    low, high = edges[:-1][self._bins[0] > 0], edges[1:][self._bins[0] > 0]
-    score, accuracy = scores / count, correct / count
+    used = self._bins[0] > 0
+    count, score, accuracy = self._bins[:, used]
+    score, accuracy = score / count, accuracy / count
     ece = (count / count.sum() * np.abs(accuracy - score)).sum()
+    edges = np.linspace(0, 1, _BINS + 1)
+    bins = np.stack([edges[:-1][used], edges[1:][used], count, score, accuracy])
     return {
       "split": self._split.expression,
       "step": step,
       "examples": self.metrics["examples"],
-      "classes": classes,
+      "classes": {str(k): names[k] for k in sorted(shown)},
       "accuracy": self.metrics["accuracy"],
       "accuracy_top5": self.metrics["accuracy_top5"],
       "mean_loss": self.metrics["loss"],
@@ -152,10 +156,10 @@ class Gathered:
         "elsewhere": (totals - dense.sum(axis=1)).tolist(),
       },
       "pairs": pairs[:_PAIRS],
-      "by_class": by_class,
+      "by_class": table.tolist(),
       "calibration": {
         "ece": float(ece) if len(count) else None,
-        "bins": np.stack([low, high, count, score, accuracy], 1).tolist(),
+        "bins": bins.T.tolist(),
       },
       "worst": worst,
       "samples": samples,
@@ -183,16 +187,6 @@ class Gathered:
     row, col, count = (x[wrong] for x in (found.row, found.col, found.data))
     order = np.lexsort((col, row, -count))
     return [(int(row[i]), int(col[i]), int(count[i])) for i in order]
-
-
-def _listed(table: list[Any]) -> list[Any]:
-  """All classes, or of many the worst of those that have examples."""
-  if len(table) <= _ALL_CLASSES:
-    return table
-  some = [row for row in table if row.examples]
-  # Of equal shares the one of more examples says more.
-  some.sort(key=lambda r: (r.correct / r.examples, -r.examples, r.label))
-  return some[:_WORST_CLASSES]
 
 
 def _calibration(rows: Mapping[str, np.ndarray]) -> np.ndarray:
