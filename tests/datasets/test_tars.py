@@ -162,7 +162,7 @@ def test_corrupted_compression(path, pack):
 
 def test_a_pipe_is_no_archive(path):
   os.mkfifo(path)
-  with pytest.raises(OSError, match="no regular file"):
+  with pytest.raises(UserError, match="no regular file"):
     tars.Stream(path)
 
 

@@ -43,14 +43,17 @@ class Stream:
   """The bytes of a file, decompressed if need be, from first to last."""
 
   def __init__(self, path: Path):
-    """Opens the file, which may raise OSError."""
-    if not path.is_file():  # A pipe would be waited for.
-      raise OSError(errno.EINVAL, "it is no regular file")
-    # Unbuffered, so that what is skipped isn't read.
-    self._raw = open(path, "rb", buffering=0)
-    self._size = path.stat().st_size
-    begin = self._raw.read(8)
-    self._raw.seek(0)
+    """Opens the file; a UserError if it can't be."""
+    try:
+      if not path.is_file():  # A pipe would be waited for.
+        raise OSError(errno.EINVAL, "it is no regular file")
+      # Unbuffered, so that what is skipped isn't read.
+      self._raw = open(path, "rb", buffering=0)
+      self._size = path.stat().st_size
+      begin = self._raw.read(8)
+      self._raw.seek(0)
+    except OSError as e:
+      raise UserError(f"{path} can't be read: {e.strerror}.") from e
     unpack = [f for magic, f in _UNPACK.items() if begin.startswith(magic)]
     self._file = unpack[0](self._raw) if unpack else self._raw
     self._packed = bool(unpack)
@@ -106,7 +109,6 @@ class Entry(NamedTuple):
 
   name: str  # With folders; bytes that aren't UTF-8 by surrogates.
   size: int
-  end: int  # Place in the stream after its last byte.
   problem: str = ""  # Why its bytes aren't those of the file.
 
 
@@ -176,12 +178,12 @@ def entries(stream: Stream, end: int | None = None) -> Iterator[Entry]:
       raise DamagedError(f"it ends in the middle of {name}")
     if info.issparse():
       problem = "stored as a sparse file; pack it anew without --sparse"
-      yield Entry(name, info.size, after, problem)
+      yield Entry(name, info.size, problem)
     elif info.isreg():
-      yield Entry(name, info.size, after)
+      yield Entry(name, info.size)
     elif info.islnk() or info.issym():
       problem = "a link inside of the archive, without content of its own"
-      yield Entry(name, 0, stream.position, problem)
+      yield Entry(name, 0, problem)
     stream.skip_to(headers.offset if end is None else min(headers.offset, end))
 
 
@@ -211,8 +213,6 @@ def first_file(path: Path) -> PurePosixPath:
         if _is_tar(inner.name) or image_files.is_image(inner.name):
           return inner
     why = "it has no image"
-  except OSError as e:
-    why = e.strerror
   except (BrokenError, DamagedError) as e:
     why = f"{e}. If it is another kind of archive, unpack it first"
   raise UserError(f"the source {path} can't be read as a tar of images: {why}.")
@@ -251,7 +251,7 @@ class Tars(sources.Source):
       if isinstance(layout, str):
         found.add(layout)
         continue
-      with _open(path) as stream:
+      with Stream(path) as stream:
         try:
           for entry in entries(stream):
             member = self._member(entry, layout)
@@ -267,7 +267,7 @@ class Tars(sources.Source):
     self._passed_over.clear()
     for path, layout in self._parts:
       first, last = number, ""
-      with _open(path) as stream:
+      with Stream(path) as stream:
         try:
           for member, size in self._members(stream, layout):
             if number >= start and not member.error:
@@ -305,7 +305,8 @@ class Tars(sources.Source):
         if member.class_name not in tars:
           tars.add(member.class_name)
           try:
-            yield from self._of_class(stream, member.class_name, entry.end)
+            end = stream.position + entry.size
+            yield from self._of_class(stream, member.class_name, end)
           except DamagedError as e:
             yield _lost(member.class_name, e), 0
           continue
@@ -363,10 +364,3 @@ def _lost(class_name: str, error: Exception) -> Member:
     error=f"the tar of its class is cut off or damaged: {error}; what comes "
     "after is lost",
   )
-
-
-def _open(path: Path) -> Stream:
-  try:
-    return Stream(path)
-  except OSError as e:
-    raise UserError(f"{path} can't be read: {e.strerror}.") from e
