@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from configs import finetune, mixer_b16_i1k, mixer_b16_i21k, mixer_jft, smoke
 from mixer import cli, compiling, durations, hardware, planning, sharding
 from mixer.commands import plan
-from mixer.datasets import catalog
 from mixer.errors import UserError
 from tests.conftest import ROOT
 
@@ -489,6 +488,6 @@ def test_recipes_fit_where_they_say(run, name, where):
   if found["fits"]:
     module = importlib.import_module(f"configs.{file}")
     config = module.get_config(*filter(None, [argument]))
-    size = catalog.size(config.data.name, config.data.train_split)
+    size = plan.data_size(config, None, None)[:2]
     predicted = planning.predict(config, target, *size)
     assert found["arguments"] == pytest.approx(predicted.arguments, rel=0.02)

@@ -272,7 +272,7 @@ def _examples(
   names = split.class_names
   for place, file, label, best, score in zip(
     places,
-    split.file_names(places),
+    [r.get("file_name", "") for r in split.read(places)],
     rows["label"].tolist(),
     rows["classes"][:, 0].tolist(),
     rows["scores"][:, 0],

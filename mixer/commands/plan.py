@@ -33,6 +33,7 @@ with epy.lazy_imports():
   from mixer import compiling, hardware, planning, validation
   from mixer import config as config_lib
   from mixer.datasets import catalog
+  from mixer.datasets import split as split_lib
 
 _MENDS = {
   "matmuls": "the matmuls, as it should be: more or faster chips shorten it",
@@ -127,11 +128,15 @@ def data_size(
     split = input_pipeline.open_splits(config)[0]
     found, source = (len(split), len(split.class_names)), "as prepared"
   except UserError as e:
-    found, source = catalog.size(name, d.train_split), "as published"
-    if found is None:
+    if name not in catalog.SIZES:
       raise UserError(
         f"{e} Or say how large it is by --examples=N --classes=K."
       ) from e
+    num, splits = catalog.SIZES[name]
+    parts = split_lib.parts(
+      name, d.train_split, {k: [n] for k, n in splits.items()}
+    )
+    found, source = (sum(b - a for _, a, b in parts), num), "as published"
     if d.examples_per_class:
       found = min(found[0], d.examples_per_class * found[1]), found[1]
   source += ", or as given" * bool(examples or classes)

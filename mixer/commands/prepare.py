@@ -164,18 +164,18 @@ def _known_sets() -> None:
   from mixer.datasets import catalog, vtab
 
   wide = max(len(name) for name in catalog.ENTRIES) + 2
-  for entry in catalog.ENTRIES.values():
+  for name, entry in catalog.ENTRIES.items():
     how = f"--source={entry.by_hand}" if entry.by_hand else "is made here"
     if entry.downloads and not entry.by_hand:
       how = f"is downloaded, {entry.downloads / 1e9:.2g} GB"
-    if entry.name not in (*catalog.OWN, *catalog.SHIPPED):
+    if name not in (*catalog.OWN, *catalog.SHIPPED):
       how += "; needs TensorFlow"
-    if tasks := vtab.tasks_of(entry.name):
+    if tasks := vtab.tasks_of(name):
       how += f"; read as {' or '.join(tasks)}"
-    if entry.name in catalog.ALSO_TFDS and not entry.files:
+    if name in catalog.ALSO_TFDS and not entry.files:
       size = f"{entry.downloads / 1e9:.2g} GB"
       how += f"; without it TFDS downloads {size}, with TensorFlow"
-    print(f"{entry.name:<{wide}}{entry.what}\n{'':<{wide}}{how}")
+    print(f"{name:<{wide}}{entry.what}\n{'':<{wide}}{how}")
   print(
     "\nAny other set that TFDS knows is prepared by its name as well, and what "
     "TFDS has\nwritten as TFRecord is converted: --source=ITS_FOLDER. "
@@ -184,10 +184,10 @@ def _known_sets() -> None:
 
 
 def _prepare(args: argparse.Namespace) -> None:
-  from mixer.datasets import catalog, locate, shipped, vtab
+  from mixer.datasets import catalog, shipped, stored, vtab
   from mixer.datasets.prepare import build, own, tfds
 
-  root = locate.resolve_data_dir(args.data_dir)
+  root = stored.resolve_data_dir(args.data_dir)
   if args.set.startswith(vtab.PREFIX):
     task, args.set = args.set, vtab.find(args.set).data_set
     print(f"{task} is made of the data set {args.set}", flush=True)
@@ -227,7 +227,7 @@ def _prepare(args: argparse.Namespace) -> None:
   elif there:
     _convert(args, root, there)
   else:
-    with locate.lock(args.set, root):
+    with stored.lock(args.set, root):
       print(f"preparing data set {args.set} in {root} by TFDS", flush=True)
       try:
         tfds.prepare(args.set, root, manual)
@@ -241,13 +241,13 @@ def _prepare(args: argparse.Namespace) -> None:
 
 def _stored(args: argparse.Namespace, root: pathlib.Path) -> Any:
   """The set as it is in data_dir, or in --source; None if it is in neither."""
-  from mixer.datasets import locate, stored
+  from mixer.datasets import stored
 
   # The newest, as TFDS has it.
-  here = [stored.read(f) for f in locate.versions(root, args.set)[-1:]]
+  here = [stored.read(f) for f in stored.versions(root, args.set)[-1:]]
   if here and ("array_record" in here[0].formats or not args.source):
     return here[0]
-  found = [v for path in args.source for v in locate.versions(path, args.set)]
+  found = [v for path in args.source for v in stored.versions(path, args.set)]
   if len(found) > 1:
     raise UserError(
       f"--source holds the data set {args.set} more than once: "
@@ -257,14 +257,14 @@ def _stored(args: argparse.Namespace, root: pathlib.Path) -> Any:
 
 
 def _convert(args: argparse.Namespace, root: pathlib.Path, there: Any) -> None:
-  from mixer.datasets import locate
+  from mixer.datasets import stored
   from mixer.datasets.prepare import tfds
   from mixer.progress import Progress
 
   print(
     f"converting data set {args.set} from TFRecord ({there.folder})", flush=True
   )
-  with locate.lock(args.set, root), Progress() as progress:
+  with stored.lock(args.set, root), Progress() as progress:
     here = tfds.convert(there.folder, root, progress)
   if here.samefile(there.folder):
     print(
@@ -275,9 +275,10 @@ def _convert(args: argparse.Namespace, root: pathlib.Path, there: Any) -> None:
 
 def _summary(args: argparse.Namespace, name: str, root: pathlib.Path) -> None:
   """Prints what is there, and what to do with it."""
-  from mixer.datasets import catalog, locate, stored, vtab
+  from mixer.datasets import catalog, stored, vtab
+  from mixer.datasets import split as split_lib
 
-  found = stored.read(locate.find(name, root, args.data_dir))
+  found = stored.read(split_lib.find(name, root, args.data_dir))
   print(f"data set {name} is ready in {found.folder}")
   sizes = found.sizes
   for split, size in sizes.items():

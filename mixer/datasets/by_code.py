@@ -7,23 +7,22 @@ classes. An image is the bytes of an image file or a uint8 array [H, W, 3] or
 threads ask at once. For a split that it doesn't have it raises ValueError.
 """
 
+import contextlib
 import hashlib
 import importlib
 import operator
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from mixer.datasets import expression as expression_lib
 from mixer.errors import UserError, first_line
 
 # The version in "cifar10:3.0.2" is no name of a function.
 _NAME = re.compile(r"([^\W\d][\w.]*):([^\W\d]\w*)")
-# Examples that tell a data set from another one.
-_SAMPLES = 16
+_SAMPLES = 16  # Examples that tell a data set from another one.
 
 
 def is_one(name: str) -> bool:
@@ -35,7 +34,6 @@ class Source:
   """Examples with a check of each; what `split.Split` reads."""
 
   def __init__(self, where: str, examples: Any):
-    """Takes what a function has returned, and what to call it."""
     self._where, self._examples = where, examples
 
   def __len__(self) -> int:
@@ -45,11 +43,8 @@ class Source:
     return [self._example(i) for i in indices]
 
   def _example(self, i: int) -> dict[str, Any]:
-    where = f"{self._where}, example {i}"
-    try:
+    with _theirs(f"{self._where}, example {i}"):
       found = self._examples[i]
-    except Exception as e:
-      raise _theirs(where, e) from e
     try:
       record = {**found, "label": operator.index(found["label"])}
       if isinstance(record["image"], (bytes, np.ndarray)):
@@ -57,8 +52,9 @@ class Source:
     except (KeyError, TypeError):
       pass
     raise UserError(
-      f"{where} is {str(found)[:80]}: expected a dict of `image`, the bytes of "
-      "a file or a uint8 array [H, W, 3], and `label`, a whole number."
+      f"{self._where}, example {i} is {str(found)[:80]}: expected a dict of "
+      "`image`, the bytes of a file or a uint8 array [H, W, 3], and `label`, a "
+      "whole number."
     )
 
   def digest(self) -> str:
@@ -74,67 +70,43 @@ class Source:
 
 
 def open_source(
-  name: str, expression: str, data_dir: str
-) -> tuple[Source, range, tuple[str, ...], dict[str, int]]:
-  """Calls the function.
-
-  Args:
-    name: of the function.
-    expression: name of a split, maybe with a slice as in "train[:98%]".
-    data_dir: for the function; "" for none.
-
-  Returns:
-    The split; which of its examples; the names of the classes; and the split's
-    name and size.
-
-  Raises:
-    UserError: the function can't be imported, or doesn't do what it should.
-  """
+  name: str, split: str, data_dir: str
+) -> tuple[Source, tuple[str, ...]]:
+  """A split's examples, and class names, of the function that is called so."""
   module, attribute = name.split(":")
-  split = expression.partition("[")[0]
   where = f"data set {name}, split {split}"
-  try:
-    function: Any = getattr(importlib.import_module(module), attribute, None)
-    if not callable(function):
-      raise UserError(f"{where}: {module} has no function {attribute}.")
+  with _theirs(where):
+    function = getattr(importlib.import_module(module), attribute)
     # By keywords: what a config from elsewhere names is hardly called.
     found: Any = function(split=split, data_dir=data_dir)
+  try:
+    examples, names = found
+    len(examples)
+    names = [*names] if not isinstance(names, str) else []
+    if {*map(type, names)} != {str} or len({*names}) < len(names):
+      raise TypeError
+  except (TypeError, ValueError) as e:
+    raise UserError(
+      f"{where}: the function returned {str(found)[:80]}; expected examples "
+      "with a length, and a list of the names of the classes, each once."
+    ) from e
+  return Source(where, examples), tuple(names)
+
+
+@contextlib.contextmanager
+def _theirs(where: str) -> Iterator[None]:
+  """Makes a UserError of one in the user's own code, with its place."""
+  try:
+    yield
   except UserError:
     raise
   except ModuleNotFoundError as e:
     raise UserError(
       f"{where}: {first_line(e)}; put the folder that it is in into PYTHONPATH."
     ) from e
-  except ValueError as e:
-    raise UserError(f"{where}: there is none: {first_line(e)}.") from e
   except Exception as e:
-    raise _theirs(where, e) from e
-  try:
-    examples, class_names = found  # Anything, so far.
-    names = tuple(k for k in class_names if isinstance(k, str))
-    different = len(set(names)) == len(class_names) > 0
-    if isinstance(class_names, str) or not different:
-      raise TypeError
-    sizes = {split: len(examples)}
-  except (TypeError, ValueError) as e:
+    frame = traceback.extract_tb(e.__traceback__)[-1]
     raise UserError(
-      f"{where}: the function returned {str(found)[:80]}; expected examples "
-      "with a length, and a list of the names of the classes, each once."
+      f"{where}: {type(e).__name__}: {first_line(e)} ({frame.filename}, line "
+      f"{frame.lineno})."
     ) from e
-  try:
-    ((_, *bounds),) = expression_lib.parts(expression, {split: (sizes[split],)})
-  except ValueError as e:
-    raise UserError(
-      f"{where} has {sizes[split]:,} examples; {expression!r} is no part of "
-      f"them: {first_line(e)}."
-    ) from e
-  return Source(where, examples), range(*bounds), names, sizes
-
-
-def _theirs(where: str, error: Exception) -> UserError:
-  """An error in the user's own code, with its place."""
-  frame = traceback.extract_tb(error.__traceback__)[-1]
-  return UserError(
-    f"{where}: {type(error).__name__}: {first_line(error)} "
-    f"({frame.filename}, line {frame.lineno})."
-  )

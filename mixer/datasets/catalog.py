@@ -6,62 +6,40 @@ through TensorFlow there, so every one of its builders below needs it. Any other
 set that TFDS knows goes the same way, without these hints.
 """
 
-import dataclasses
 import difflib
 import functools
 import importlib.util
 import shlex
 from collections.abc import Sequence
-
-from mixer.datasets import expression
-from mixer.errors import UserError
+from typing import NamedTuple
 
 # Made of what the installed packages contain, without a network.
 SHIPPED = ("digits", "glyphs")
 
-# Prepared from images that the user has.
-OWN = (
-  "imagenet21k",
-  "imagenet21k_p",
-  "imagenet2012",
-  "imagenet2012_real",
-  "imagenet_v2",
-  "mnist",
-  "fashion_mnist",
-  "folder",
-)
-# Those of them for which TFDS has a builder as well.
+# Prepared from images that the user has; all but three by TFDS as well.
 ALSO_TFDS = (
-  "imagenet2012",
-  "imagenet2012_real",
-  "imagenet_v2",
-  "mnist",
-  "fashion_mnist",
+  *("imagenet2012", "imagenet2012_real", "imagenet_v2"),
+  *("mnist", "fashion_mnist"),
 )
+OWN = ("imagenet21k", "imagenet21k_p", "folder", *ALSO_TFDS)
 
 TENSORFLOW = (
   'make setup-tensorflow, or pip install -e ".[tensorflow]" in an environment '
   "of your own"
 )
 
-# Modules that TFDS's builders import -> what pip calls them.
-PACKAGES = {
-  "apache_beam": "apache-beam",
-  "bs4": "beautifulsoup4",
-  "cv2": "opencv-python-headless",
-  "h5py": "h5py",
-}
+# Modules that TFDS's builders import -> what pip calls them, and which do.
 _IMPORTS = {
-  "cv2": ("sun397", "kitti"),
-  "h5py": ("patch_camelyon", "dsprites"),
+  "apache_beam": ("apache-beam", ()),
+  "bs4": ("beautifulsoup4", ()),
+  "cv2": ("opencv-python-headless", ("sun397", "kitti")),
+  "h5py": ("h5py", ("patch_camelyon", "dsprites")),
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-  """A data set that `prepare` knows by name."""
+class Entry(NamedTuple):
+  """A data set that `prepare` knows by name, TFDS's or ours."""
 
-  name: str  # TFDS's, or ours.
   what: str
   by_hand: str = ""  # What --source has to name; "" if TFDS fetches all.
   where: str = ""  # That can be had.
@@ -72,80 +50,67 @@ class Entry:
 _ILSVRC = "image-net.org/download-images, with an account"
 
 ENTRIES = {
-  entry.name: entry
-  for entry in (
-    Entry("digits", "1,797 handwritten digits, 8 x 8; shipped"),
-    Entry("glyphs", "40,800 rendered characters, 32 x 32; shipped"),
-    Entry(
-      "imagenet21k",
-      "ImageNet-21k, as released in winter 2021 or fall 2011",
-      "winter21_whole.tar.gz, fall11_whole.tar, or what was unpacked from it",
-      _ILSVRC,
-    ),
-    Entry(
-      "imagenet21k_p",
-      "ImageNet-21K-P, the processed subset",
-      "imagenet21k_resized.tar.gz, or what was unpacked from it",
-      _ILSVRC,
-    ),
-    Entry(
-      "folder",
-      "images of your own, in one folder a class",
-      "a folder with CLASS/*, or train/CLASS/* and test/CLASS/*",
-    ),
-    Entry(
-      "imagenet2012",
-      "ImageNet-1k: 1,281,167 + 50,000 images, 1,000 classes",
-      "a folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar",
-      _ILSVRC,
-      ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),
-    ),
-    Entry(
-      "imagenet2012_real",
-      "ImageNet-1k's validation images with the ReaL labels",
-      "a folder with ILSVRC2012_img_val.tar and real.json",
-      f"{_ILSVRC}, and github.com/google-research/reassessed-imagenet",
-      ("ILSVRC2012_img_val.tar",),
-      388_478,
-    ),
-    Entry(
-      "imagenet_v2",
-      "ImageNet-V2: 10,000 new test images for ImageNet-1k",
-      "imagenetv2-matched-frequency.tar.gz, or what was unpacked from it",
-      "huggingface.co/datasets/vaishaal/ImageNetV2",
-      downloads=1_264_079_360,
-    ),
-    Entry(
-      "fashion_mnist",
-      "70,000 images of clothes 28 x 28, gray, 10 classes",
-      "a folder with its four idx files, such as train-images-idx3-ubyte.gz",
-      "github.com/zalandoresearch/fashion-mnist, or Debian's package "
-      "dataset-fashion-mnist, in /usr/share/datasets/fashion-mnist",
-      downloads=30_878_645,
-    ),
-    Entry(
-      "mnist",
-      "70,000 handwritten digits 28 x 28, gray, 10 classes",
-      "a folder with its four idx files, such as train-images-idx3-ubyte.gz",
-      "github.com/cvdfoundation/mnist",
-      downloads=11_594_722,
-    ),
-    Entry(
-      "resisc45",
-      "aerial images, 45 classes (VTAB)",
-      "a folder with NWPU-RESISC45/, unpacked from its .rar",
-      "https://1drv.ms/u/s!AmgKYzARBl5ca3HNaHIlzp_IXjs",
-      ("NWPU-RESISC45",),
-    ),
-    Entry(
-      "diabetic_retinopathy_detection",
-      "retinas, 5 classes (VTAB)",
-      "a folder with train/, test/, sample/ (unpacked) and trainLabels.csv",
-      "https://www.kaggle.com/c/diabetic-retinopathy-detection/data",
-      ("train", "test", "sample", "trainLabels.csv"),
-      1_181_257,
-    ),
-  )
+  "digits": Entry("1,797 handwritten digits, 8 x 8; shipped"),
+  "glyphs": Entry("40,800 rendered characters, 32 x 32; shipped"),
+  "imagenet21k": Entry(
+    "ImageNet-21k, as released in winter 2021 or fall 2011",
+    "winter21_whole.tar.gz, fall11_whole.tar, or what was unpacked from it",
+    _ILSVRC,
+  ),
+  "imagenet21k_p": Entry(
+    "ImageNet-21K-P, the processed subset",
+    "imagenet21k_resized.tar.gz, or what was unpacked from it",
+    _ILSVRC,
+  ),
+  "folder": Entry(
+    "images of your own, in one folder a class",
+    "a folder with CLASS/*, or train/CLASS/* and test/CLASS/*",
+  ),
+  "imagenet2012": Entry(
+    "ImageNet-1k: 1,281,167 + 50,000 images, 1,000 classes",
+    "a folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar",
+    _ILSVRC,
+    ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),
+  ),
+  "imagenet2012_real": Entry(
+    "ImageNet-1k's validation images with the ReaL labels",
+    "a folder with ILSVRC2012_img_val.tar and real.json",
+    f"{_ILSVRC}, and github.com/google-research/reassessed-imagenet",
+    ("ILSVRC2012_img_val.tar",),
+    388_478,
+  ),
+  "imagenet_v2": Entry(
+    "ImageNet-V2: 10,000 new test images for ImageNet-1k",
+    "imagenetv2-matched-frequency.tar.gz, or what was unpacked from it",
+    "huggingface.co/datasets/vaishaal/ImageNetV2",
+    downloads=1_264_079_360,
+  ),
+  "fashion_mnist": Entry(
+    "70,000 images of clothes 28 x 28, gray, 10 classes",
+    "a folder with its four idx files, such as train-images-idx3-ubyte.gz",
+    "github.com/zalandoresearch/fashion-mnist, or Debian's package "
+    "dataset-fashion-mnist, in /usr/share/datasets/fashion-mnist",
+    downloads=30_878_645,
+  ),
+  "mnist": Entry(
+    "70,000 handwritten digits 28 x 28, gray, 10 classes",
+    "a folder with its four idx files, such as train-images-idx3-ubyte.gz",
+    "github.com/cvdfoundation/mnist",
+    downloads=11_594_722,
+  ),
+  "resisc45": Entry(
+    "aerial images, 45 classes (VTAB)",
+    "a folder with NWPU-RESISC45/, unpacked from its .rar",
+    "https://1drv.ms/u/s!AmgKYzARBl5ca3HNaHIlzp_IXjs",
+    ("NWPU-RESISC45",),
+  ),
+  "diabetic_retinopathy_detection": Entry(
+    "retinas, 5 classes (VTAB)",
+    "a folder with train/, test/, sample/ (unpacked) and trainLabels.csv",
+    "https://www.kaggle.com/c/diabetic-retinopathy-detection/data",
+    ("train", "test", "sample", "trainLabels.csv"),
+    1_181_257,
+  ),
 }
 # Those that TFDS downloads: what they are, and how many bytes.
 _DOWNLOADED = {
@@ -169,7 +134,7 @@ _DOWNLOADED = {
   "kitti": ("streets, for VTAB's distance of a vehicle", 12_575_610_564),
 }
 ENTRIES |= {
-  name: Entry(name, what, downloads=size)
+  name: Entry(what, downloads=size)
   for name, (what, size) in _DOWNLOADED.items()
 }
 
@@ -199,24 +164,16 @@ SIZES = {
 }
 
 
-def size(name: str, split: str) -> tuple[int, int] | None:
-  """(examples, classes) of a split expression; None for an unknown set."""
-  if name not in SIZES:
-    return None
-  classes, splits = SIZES[name]
-  try:
-    parts = expression.parts(split, {k: [n] for k, n in splits.items()})
-  except ValueError as e:
-    raise UserError(
-      f"the size of {name}'s split {split!r} isn't known here ({e}); there are "
-      f"{', '.join(splits)}. Give it by --examples=N."
-    ) from e
-  return sum(stop - start for _, start, stop in parts), classes
+def split_name(name: str) -> tuple[str, str, str]:
+  """Base, config and version of "NAME/CONFIG:VERSION"; "" where not given."""
+  rest, _, version = name.partition(":")
+  base, _, config = rest.partition("/")
+  return base, config, version
 
 
 def base_name(name: str) -> str:
   """Of "NAME/CONFIG:VERSION"."""
-  return name.split("/")[0].split(":")[0]
+  return split_name(name)[0]
 
 
 @functools.cache
@@ -232,32 +189,23 @@ def known(name: str) -> bool:
   return base_name(name) in ENTRIES or base_name(name) in tfds_names()
 
 
-def near(name: str) -> list[str]:
-  """Names like one that isn't known, the recipes' and papers' sets first."""
-  found = []
-  for names in (ENTRIES, sorted(tfds_names())):
-    found += difflib.get_close_matches(base_name(name), names, 3, 0.7)
-  return list(dict.fromkeys(found))[:3]
-
-
 def missing(base: str) -> list[str]:
   """Modules that TFDS's builder of a set needs and that aren't installed."""
-  ours = base in SHIPPED or (base in OWN and base not in ALSO_TFDS)
-  if base not in ENTRIES or ours:
-    return []
-  needs = [m for m, names in _IMPORTS.items() if base in names]
-  return [m for m in ("tensorflow", *needs) if not importlib.util.find_spec(m)]
+  needs = [m for m, (_, names) in _IMPORTS.items() if base in names]
+  needs = ["tensorflow", *needs] if base in ENTRIES else []
+  return [m for m in needs if not importlib.util.find_spec(m)]
 
 
 def requirement(modules: Sequence[str]) -> str:
   """What to install for modules that are missing, for a sentence."""
-  parts = []
-  if "tensorflow" in modules:
-    parts.append(f"TensorFlow, for preparing only ({TENSORFLOW})")
-  others = [PACKAGES.get(m, m) for m in modules if m != "tensorflow"]
-  if others:
-    parts.append(f"also `pip install {' '.join(others)}`")
-  return " and ".join(parts)
+  pip = [_IMPORTS.get(m, (m,))[0] for m in modules]
+  needs = [f"`pip install {' '.join(p for p in pip if p != 'tensorflow')}`"]
+  if "tensorflow" in pip:
+    needs = [
+      f"TensorFlow, for preparing only ({TENSORFLOW})",
+      *needs[: len(pip) - 1],
+    ]
+  return " and ".join(needs)
 
 
 def command(name: str, *flags: str, data_dir: str = "") -> str:
@@ -272,25 +220,21 @@ def how_to(name: str, data_dir: str = "") -> str:
   """The sentences about how a set that isn't prepared can be had."""
   base = base_name(name)
   entry = ENTRIES.get(base)
-  flags = ["--source=PATH"] if entry and entry.by_hand else []
-  if base == "folder":
-    flags.insert(0, "--name=MY_SET")
-  run = command(name, *flags, data_dir=data_dir)
-  if entry:
-    text = f"`{run}` prepares it"
-    if entry.by_hand:
-      text += f", where PATH is {entry.by_hand}"
-      text += f" (from {entry.where})" if entry.where else ""
-    if base not in OWN and (lacking := missing(base)):
-      text += f". It needs {requirement(lacking)}"
-    return text + "."
+  if entry and entry.by_hand:
+    flags = ["--name=MY_SET"] * (base == "folder") + ["--source=PATH"]
+    where = f" (from {entry.where})" if entry.where else ""
+    return (
+      f"`{command(name, *flags, data_dir=data_dir)}` prepares it, where PATH "
+      f"is {entry.by_hand}{where}."
+    )
   if known(name):
-    return f"`{run}` prepares it, by TFDS's own builder."
-  close = " or ".join(near(name))
+    by = "" if entry else ", by TFDS's own builder"
+    return f"`{command(name, data_dir=data_dir)}` prepares it{by}."
+  near = difflib.get_close_matches(base, {*ENTRIES, *tfds_names()}, 3, 0.7)
   flags = [f"--name={shlex.quote(base)}", "--source=PATH"]
   return (
     "TFDS has no builder of that name. "
-    + (f"Did you mean {close}? " if close else "")
+    + f"Did you mean {' or '.join(near)}? " * bool(near)
     + "If it is of your own images, in one folder a class: "
     + f"`{command('folder', *flags, data_dir=data_dir)}`."
   )

@@ -1,30 +1,30 @@
-"""A part of a data set: random access to its encoded records."""
+"""A part of a data set, opened by name: random access to encoded records."""
 
 import dataclasses
+import difflib
 import functools
-from collections.abc import Mapping, Sequence
+import pathlib
+import re
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from array_record.python import array_record_data_source
+from google.protobuf.message import DecodeError
 
 from mixer import files
-from mixer.datasets import (
-  by_code,
-  catalog,
-  expression,
-  locate,
-  records,
-  shipped,
-  stored,
-  vtab,
-)
+from mixer.datasets import by_code, catalog, stored, vtab
 from mixer.errors import UserError, first_line
 
 # Beside the seed, so that other uses of it draw other numbers.
 _SUBSET = 102
 # The split expression for `test`, or `validation` where there is no `test`.
 AUTO = "auto"
+_PART = re.compile(r"([\w-]+)(?:\[([\w%:.-]+)\])?")
+_BOUND = re.compile(r"(?:(-?[\d_.]+)(%|shard)?)?")
+# Under which a data set may have the name of an image's file.
+_FILE_NAMES = ("file_name", "image/filename", "filename")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +73,8 @@ class Split:
     """
     if not places:
       return []
-    indices = [
-      int(i if self.indices is None else self.indices[i]) for i in places
-    ]
+    own = self.indices
+    indices = [int(i if own is None else own[i]) for i in places]
     try:
       found = self.source.__getitems__(indices)
     except (OSError, RuntimeError, ValueError) as e:  # Of ArrayRecord.
@@ -97,25 +96,21 @@ class Split:
     return f"data set {self.name}, split {self.expression}, record {index}"
 
   def decode_error(self, index: int, error: Exception) -> UserError:
-    """The sentence about a record whose image can't be decoded."""
+    """The error for a record whose image can't be decoded."""
     return UserError(
       f"{self._place(index)} can't be decoded: {error}. Prepare the data set "
       "anew without that image, or choose a split that leaves it out."
     )
 
-  def file_names(self, places: Sequence[int]) -> list[str]:
-    """Those of the images at some places, "" where the set has none."""
-    return [record.get("file_name", "") for record in self.read(places)]
-
   def _all(self, key: str) -> list[Any]:
     places = range(len(self))
     groups = (places[i : i + 256] for i in places[::256])
-    return [record[key] for group in groups for record in self.read(group)]
+    return [record.get(key) for group in groups for record in self.read(group)]
 
   @functools.cached_property
   def labels(self) -> np.ndarray:
     """int64 `[N]`; reads every record, so for small sets."""
-    return np.array(self._all("label"))
+    return np.array(self._all("label"), np.int64)
 
   @functools.cached_property
   def valid_labels(self) -> tuple[frozenset[int], ...] | None:
@@ -134,15 +129,8 @@ class Split:
   ) -> "Split":
     """`count` examples of each class, drawn by `seed`.
 
-    A larger count with the same seed contains the smaller one's examples.
-
-    Args:
-      count: examples.
-      seed: of the draw.
-      key: of the config that says how many, for a sentence.
-
-    Raises:
-      UserError: a class has too few.
+    A larger count with the same seed contains the smaller one's examples. `key`
+    of the config says how many, for the UserError where a class has too few.
     """
     rng = np.random.default_rng((seed, _SUBSET))
     chosen = []
@@ -157,6 +145,52 @@ class Split:
       chosen.append(rng.permutation(own)[:count])
     picked = np.sort(np.concatenate(chosen))
     return dataclasses.replace(self, indices=self.records[picked])
+
+
+class _Examples:
+  """Random access to serialized `tf.train.Example`s, parsed into records."""
+
+  def __init__(self, raw: Any, parse: Callable[[Any], dict[str, Any]]):
+    self._raw, self._parse = raw, parse
+
+  def __len__(self) -> int:
+    return len(self._raw)
+
+  def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+    return [
+      self._record(i, data)
+      for i, data in zip(indices, self._raw.__getitems__(indices), strict=True)
+    ]
+
+  def _record(self, i: int, data: bytes) -> dict[str, Any]:
+    try:
+      feature = stored.example_class().FromString(data).features.feature
+      record = self._parse(feature)
+    except (DecodeError, LookupError) as e:
+      raise ValueError(f"record {i} is no example with an image") from e
+    for name in _FILE_NAMES:
+      if name in feature and (value := feature[name].bytes_list.value):
+        return record | {
+          "file_name": value[0].decode("utf-8", "surrogateescape")
+        }
+    return record
+
+
+def _plain(feature: Any) -> dict[str, Any]:
+  """The record of a set with `image` and `label`."""
+  return {
+    "image": feature["image"].bytes_list.value[0],
+    "label": feature["label"].int64_list.value[0],
+  }
+
+
+def _real(feature: Any) -> dict[str, Any]:
+  """The same of ImageNet with the ReaL labels beside ImageNet's own."""
+  return {
+    "image": feature["image"].bytes_list.value[0],
+    "label": feature["original_label"].int64_list.value[0],
+    "valid_labels": frozenset(feature["real_label"].int64_list.value),
+  }
 
 
 def open_split(name: str, expression: str, data_dir: str) -> Split:
@@ -175,16 +209,53 @@ def open_split(name: str, expression: str, data_dir: str) -> Split:
   """
   if by_code.is_one(name):
     return _open_by_code(name, expression, data_dir)
-  found, task = _open(name, data_dir)
-  parse, label = _parser(name, task, found)
+  task = vtab.find(name) if name.startswith(vtab.PREFIX) else None
+  base = task.data_set if task else name
+  root = stored.resolve_data_dir(data_dir)
+  if base in catalog.SHIPPED:
+    from mixer.datasets import shipped
+
+    folder = shipped.folder(base, root)
+  else:
+    folder = find(base, root, data_dir)
+  found = stored.read(folder)
+  if "array_record" not in found.formats:
+    run = catalog.command(base, data_dir=data_dir)
+    raise UserError(
+      f"data set {base} in {folder} is stored as {found.formats[0]}, which "
+      f"can't be read by index; `{run}` adds ArrayRecord files to TFRecord."
+    )
+  has, parse, label = found.features.keys(), _plain, "label"
+  if task and task.label:
+    parse, label = task.record, task.features[0].split("/")[0]
+  elif "real_label" in has:
+    parse, label = _real, "original_label"
+  if not {"image", label} <= has:
+    meant = "".join(f"{task} or " for task in vtab.tasks_of(name))
+    raise UserError(
+      f"data set {name} in {folder} has no features `image` and `{label}`; "
+      f"name {meant}one for image classification in data.name."
+    )
   if expression == AUTO:
-    expression = _evaluation_split(name, task, found)
+    there = [s for s in ("test", "validation") if task or s in found.sizes]
+    if not there:
+      raise UserError(
+        f"data set {name} has neither a split `test` nor `validation` to "
+        f"evaluate on, but {', '.join(found.sizes)}; hold a part out, as in "
+        '--config.data.train_split="train[:90%]" '
+        '--config.data.eval_split="train[90%:]".'
+      )
+    expression = there[0]
   pieces = _pieces(name, task, found, expression)
-  class_names = (task.names if task else ()) or found.class_names(label)
-  identity = _identity(class_names, found.sizes, found.fingerprint)
   take: Any = array_record_data_source.ArrayRecordDataSource
-  source = records.Records(take(pieces), parse)
-  return Split(name, expression, source, class_names, identity=identity)
+  class_names = (task.names if task else ()) or found.class_names(label)
+  return Split(
+    name,
+    expression,
+    _Examples(take(pieces), parse),
+    class_names,
+    identity=_identity(class_names, found.sizes, found.fingerprint),
+  )
 
 
 def _open_by_code(name: str, expression: str, data_dir: str) -> Split:
@@ -193,19 +264,13 @@ def _open_by_code(name: str, expression: str, data_dir: str) -> Split:
       return _open_by_code(name, "test", data_dir)
     except UserError:
       expression = "validation"
-  source, places, class_names, sizes = by_code.open_source(
-    name, expression, data_dir
-  )
-  if not places:
-    raise UserError(f"data set {name}, split {expression} is empty.")
-  return Split(
-    name,
-    expression,
-    source,
-    class_names,
-    np.array(places),
-    _identity(class_names, sizes, source.digest()),
-  )
+  split = expression.partition("[")[0]
+  source, class_names = by_code.open_source(name, split, data_dir)
+  sizes = {split: len(source)}
+  ((_, start, stop),) = parts(name, expression, {split: (len(source),)})
+  identity = _identity(class_names, sizes, source.digest())
+  indices = np.arange(start, stop)
+  return Split(name, expression, source, class_names, indices, identity)
 
 
 def _identity(
@@ -220,109 +285,129 @@ def _identity(
   return {"class_names": shown, "examples": sizes, "fingerprint": fingerprint}
 
 
-def _open(name: str, data_dir: str) -> tuple[stored.Stored, vtab.Task | None]:
-  """A set that is stored, and the VTAB task that it is opened for."""
-  root = locate.resolve_data_dir(data_dir)
-  task = vtab.find(name) if name.startswith(vtab.PREFIX) else None
-  base = task.data_set if task else name
-  if base in catalog.SHIPPED:
-    folder = shipped.folder(base, root)
-  else:
-    try:
-      folder = locate.find(base, root, data_dir)
-    except UserError as e:
-      raise UserError(
-        f"{name} is made of {base}: {e}" if task else str(e)
-      ) from e
-  found = stored.read(folder)
-  if "array_record" not in found.formats:
-    kind = found.formats[0]
-    what = "adds ArrayRecord files to it, without TensorFlow"
-    if kind != "tfrecord":
-      what, data_dir = "prepares it anew, in another place", "DIR"
-    run = catalog.command(base, data_dir=data_dir)
+def find(name: str, root: pathlib.Path, data_dir: str = "") -> pathlib.Path:
+  """The folder of a prepared set in `root`, for a user who gave `data_dir`.
+
+  That of the newest version, if none is named; without a config, of the only
+  one that is prepared.
+
+  Raises:
+    UserError: not prepared; says how it is done.
+  """
+  base, config, _ = catalog.split_name(name)
+  there = stored.versions(root, name)
+  if not config:
+    there = [p for p in there if p.parent == root / base] or there
+  if len({p.parent for p in there}) > 1:
+    forms = sorted({f"{base}/{p.parent.name}" for p in there})
     raise UserError(
-      f"data set {base} in {found.folder} is stored as {kind}, which can't be "
-      f"read by index; `{run}` {what}."
+      f"data set {name} in {root} is prepared in several forms; name one of "
+      f"them: {', '.join(forms)}."
     )
-  return found, task
-
-
-def _parser(
-  name: str, task: vtab.Task | None, found: stored.Stored
-) -> tuple[Any, str]:
-  """What reads its records, and the feature that has the class names."""
-  has = found.features.keys()
-  if task and task.label:
-    lacking = [f for f in task.features if f.split("/")[0] not in has]
-    if lacking or "image" not in has:
+  if there:
+    return there[-1]
+  how_to = catalog.how_to(name, data_dir)
+  for prefix in (stored.UNFINISHED, stored.PREPARING):
+    for begun in (root / base).glob(f"**/{prefix}*/"):
       raise UserError(
-        f"the data set in {found.folder} has no {lacking or 'image'}, which "
-        f"{name} needs; prepare it anew, by TFDS's builder."
+        f"data set {name} is not prepared in {root} yet: a preparation was "
+        f"begun and has not ended ({begun}). If none is running, the same "
+        f"command continues it: {how_to}"
       )
-    return task.record, task.features[0]
-  if {"image", "label"} <= has:
-    return records.plain, "label"
-  if {"image", "original_label", "real_label"} <= has:
-    return records.real, "original_label"
-  # Sets that have other labels than one an image.
-  tasks = "".join(f"{task} or " for task in vtab.tasks_of(name))
+  folders = (*root.glob("*/[0-9]*/"), *root.glob("*/*/[0-9]*/"))
+  others = {p.parent for p in folders if (p / stored.INFO).exists()}
+  others = sorted(path.relative_to(root).as_posix() for path in others)
+  has = f"Prepared there: {', '.join(others[:10])}. " if others else ""
+  if near := difflib.get_close_matches(name, others, n=1):
+    has = f"Did you mean {near[0]}, which is there? "
   raise UserError(
-    f"data set {name} in {found.folder} has no features `image` and `label`; "
-    f"name {tasks}one for image classification in data.name."
+    f"data set {name} is not prepared in {root}. {has}{how_to} If it is "
+    "elsewhere, name the place by --config.data.data_dir=DIR. Without any "
+    f"preparation: {', '.join(catalog.SHIPPED)}."
   )
-
-
-def _evaluation_split(
-  name: str, task: vtab.Task | None, found: stored.Stored
-) -> str:
-  for split in ("test", "validation"):
-    if task or found.sizes.get(split):
-      return split
-  raise UserError(
-    f"data set {name} has neither a split `test` nor `validation` to evaluate "
-    f"on, but {', '.join(found.sizes)}; hold a part out, as in "
-    '--config.data.train_split="train[:90%]" '
-    '--config.data.eval_split="train[90%:]".'
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Piece:
-  """A part of a shard, as `ArrayRecordDataSource` takes it."""
-
-  filename: str
-  skip: int
-  take: int
-  examples_in_shard: int
 
 
 def _pieces(
   name: str, task: vtab.Task | None, found: stored.Stored, split: str
-) -> list[_Piece]:
-  """What a split expression takes of the shards, which are checked."""
+) -> list[Any]:
+  """What a split takes of the shards, which are checked; for ArrayRecord."""
   wanted = task.expression(split, found.sizes) if task else split
-  try:
-    parts = expression.parts(wanted, found.splits)
-  except ValueError as e:
-    why = f" ({e})" if {*"[+"} & {*split} else ""
-    raise UserError(
-      f"data set {name} has no split {split!r}; it has "
-      + ", ".join(f"{k} ({v:,} examples)" for k, v in found.sizes.items())
-      + f', or parts of these as in "train[:98%]"{why}.'
-    ) from e
-  found.check({part[0] for part in parts})
+  taken = parts(name, wanted, found.splits)
+  found.check({part for part, _, _ in taken})
   pieces = []
-  for part, start, stop in parts:
+  for part, start, stop in taken:
     before = 0
     for path, count in zip(found.files(part), found.splits[part], strict=True):
       skip = max(start - before, 0)
       take = min(stop - before, count) - skip
       if take > 0:
-        pieces.append(_Piece(str(path), skip, take, count))
+        piece = {"filename": str(path), "skip": skip, "take": take}
+        pieces.append(types.SimpleNamespace(**piece, examples_in_shard=count))
       before += count
-  if not pieces:
-    raise UserError(
-      f"data set {name}, split {split} is empty; choose another split."
-    )
   return pieces
+
+
+def parts(
+  name: str, expression: str, splits: Mapping[str, Sequence[int]]
+) -> list[tuple[str, int, int]]:
+  """(split, start, stop) of what a TFDS split expression takes, in its order.
+
+  Args:
+    name: of the data set.
+    expression: names of splits, with slices in examples, per cent or shards.
+    splits: name -> examples of each shard.
+
+  Raises:
+    UserError: there is no such split, or nothing in it.
+  """
+  found = []
+  try:
+    for text in re.split(r"\s*\+\s*", expression):
+      if text == "all" and text not in splits:
+        found += [(k, 0, sum(v)) for k, v in splits.items()]
+      elif match := _PART.fullmatch(text):
+        lengths = splits[match[1]]
+        bounds = _slice(match[2], lengths) if match[2] else (0, sum(lengths))
+        found.append((match[1], *bounds))
+      else:
+        raise ValueError
+    if all(start >= stop for _, start, stop in found):
+      raise ValueError
+  except (KeyError, ValueError) as e:
+    raise UserError(
+      f"data set {name} has no split {expression!r}, or it is empty; it has "
+      + ", ".join(f"{k} ({sum(v):,} examples)" for k, v in splits.items())
+      + ', or parts of these as in "train[:98%]".'
+    ) from e
+  return found
+
+
+def _slice(bounds: str, lengths: Sequence[int]) -> tuple[int, int]:
+  """Start and stop, as TFDS reads a slice; ValueError for none."""
+  size, count = sum(lengths), len(lengths)
+  matches = [_BOUND.fullmatch(b) for b in bounds.split(":")]
+  values = [m[1] for m in matches if m and m[0]]
+  unit = next((m[2] for m in matches if m and m[2]), "")
+  single = len(matches) == 1
+  if not values or not all(matches) or len(matches) > 2:
+    raise ValueError
+  first, last = (m and m[1] for m in (matches[0], matches[-1]))
+  if single and unit != "shard":
+    raise ValueError
+  if unit == "shard":
+    begin = int(first or 0)
+    end = begin + 1 if single else int(last) if last else count
+    start = sum(lengths[:begin])
+    stop = sum(lengths[: end if end > 0 else count + end])
+  else:
+    if unit == "%" and max(abs(float(v)) for v in values) > 100:
+      raise ValueError
+
+    def place(text: str) -> int:
+      return round(float(text) * size / 100) if unit == "%" else int(text)
+
+    start = place(first) if first else 0
+    stop = place(last) if last else size
+  if max(abs(start), abs(stop)) > size:
+    raise ValueError
+  return start + size * (start < 0), stop + size * (stop < 0)

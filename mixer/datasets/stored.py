@@ -1,46 +1,91 @@
-"""A prepared data set, as the small files of its folder describe it.
+"""Prepared data sets on disk: `NAME[/CONFIG]/VERSION` in TFDS's format.
 
-`dataset_info.json`, `features.json` and the names of the labels are in TFDS's
-format. They are read here as data: TFDS's own reader imports the modules that
-`features.json` names. `manifest.json` is ours: sizes and digests of what was
+`dataset_info.json`, `features.json` and the names of the labels are read as
+data: TFDS's own reader imports the modules that `features.json` names. Records
+are `tf.train.Example`s. `manifest.json` is ours: sizes and digests of what was
 prepared, so that later changes are noticed.
 """
 
 import concurrent.futures
 import contextlib
 import dataclasses
+import fcntl
 import functools
+import glob
 import hashlib
+import importlib.util
 import json
+import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from mixer import errors, files
+from mixer.datasets import catalog
 from mixer.errors import UserError, first_line
 
 INFO = "dataset_info.json"
 FEATURES = "features.json"
 MANIFEST = "manifest.json"
-# Of the names of shards: the only one that TFDS's builders use.
-TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-_LIMIT = 16 << 20  # Bytes of such a file.
-_CLASSES = 10**6
-# The end of a shard says where in it each record is. What is damaged before
-# that, ArrayRecord notices when it reads it.
+# The beginning of a folder's name while TFDS, or a conversion, writes it; and
+# while our builders do. No version begins so.
+UNFINISHED = "incomplete."
+PREPARING = ".preparing-"
+# The names of shards: the only template that TFDS's builders use.
+_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+_LIMIT = 16 << 20  # Bytes of a small file.
+# The end of a shard says where in it each record is. ArrayRecord notices damage
+# before that when it reads.
 _TAIL = 1 << 16
-_THREADS = 16
+
+
+def resolve_data_dir(data_dir: str) -> pathlib.Path:
+  """The folder that holds data sets, TFDS's own default for ""."""
+  default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+  place = data_dir or default
+  if files.is_remote(place):
+    raise UserError(
+      f"{place} is no folder, where data sets have to be: mount the bucket "
+      "(gcsfuse), and name what it is mounted on."
+    )
+  return pathlib.Path(os.path.expanduser(place))
+
+
+@contextlib.contextmanager
+def lock(
+  name: str, root: pathlib.Path, *, wait: bool = False
+) -> Iterator[None]:
+  """Keeps other processes of this machine from preparing the same set."""
+  try:
+    root.mkdir(parents=True, exist_ok=True)
+    file = open(root / f".{catalog.base_name(name)}.lock", "w")
+  except OSError as e:
+    raise UserError(
+      f"data set {name} can't be prepared in {root}: {e.strerror}. Name "
+      "another place by --data_dir=DIR, or --config.data.data_dir=DIR."
+    ) from e
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError as e:
+      raise UserError(
+        f"data set {name} is being prepared in {root} by another process on "
+        "this machine. Wait for it, or end it and give the command again: it "
+        "continues from there."
+      ) from e
+    yield
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-  """A data set as its folder describes it."""
+  """A data set as the small files of its folder describe it."""
 
-  folder: pathlib.Path  # The version's, with `dataset_info.json` in it.
+  folder: pathlib.Path  # NAME[/CONFIG]/VERSION.
   name: str
   config: str  # "" if it has none.
   version: str
@@ -50,7 +95,7 @@ class Stored:
 
   @property
   def path(self) -> str:
-    """Its place below a data_dir, "NAME[/CONFIG]/VERSION"."""
+    """Its place below a data_dir."""
     return "/".join(p for p in (self.name, self.config, self.version) if p)
 
   @property
@@ -81,164 +126,148 @@ class Stored:
       height, width = int(shape[0]), int(shape[1])
     except (KeyError, IndexError, TypeError, ValueError):
       return None
-    return (height, width) if 0 < min(height, width) < 10**5 else None
+    return (height, width) if min(height, width) > 0 else None
 
   @functools.cached_property
   def manifest(self) -> dict[str, dict[str, Any]] | None:
     """`bytes` and `sha256` of each file, `end` of shards; None without one."""
-    path = self.folder / MANIFEST
-    if not path.exists():
+    if not (self.folder / MANIFEST).exists():
       return None
-    content = _json(path, "the list of a data set's files")
+    content = _json(self.folder / MANIFEST)
     listed = content.get("files")
-    if (
-      not isinstance(listed, dict)
-      or content.get("sha256") != files.json_sha256(listed)
-      or not all(isinstance(v, dict) and "sha256" in v for v in listed.values())
-    ):
-      raise self._damaged(f"{MANIFEST} itself is not as it was written")
+    if content.get("sha256") != files.json_sha256(listed):
+      raise _damaged(self.folder, f"{MANIFEST} has changed")
     return listed
 
   def class_names(self, feature: str) -> tuple[str, ...]:
     """The names of a label's classes; numbers, where none were ever stored."""
     spec = self.features[feature]
-    label = spec.get("classLabel", spec.get("content"))
-    python_class = str(spec.get("pythonClassName", spec.get("type", "")))
-    if not isinstance(label, dict) or not python_class.endswith("ClassLabel"):
+    kind = str(spec.get("pythonClassName", spec.get("type", "")))
+    try:
+      label = spec.get("classLabel", spec.get("content"))
+      count = int(str(label.get("numClasses", label.get("num_classes"))))  # pyright: ignore[reportOptionalMemberAccess]
+    except (AttributeError, ValueError):
+      count = 0
+    if not 0 < count <= 10**6 or not kind.endswith("ClassLabel"):
       raise UserError(
         f"the feature {feature!r} of the data set in {self.folder} is no class "
-        f"but {python_class[-60:]!r}; name a set for image classification."
+        f"but {kind[-60:]!r}; name a set for image classification."
       )
-    with _damage(self.folder / FEATURES):
-      count = _count(label.get("numClasses", label.get("num_classes", 0)))
     path = self.folder / f"{feature}.labels.txt"
     if not path.exists():
-      if count > _CLASSES:
-        raise self._damaged(f"{FEATURES} has {count:,} classes")
       _warn(
         f"data set {self.name}: {self.folder} has no {path.name}, so its "
         f"{count:,} classes are called by their numbers."
       )
       return tuple(map(str, range(count)))
     data = files.read_bytes(path, "the names of classes, one a line", _LIMIT)
-    with _damage(path):
-      lines = data.decode("utf-8").split("\n")
+    lines = data.decode("utf-8", "replace").split("\n")
     names = tuple(name.strip() for name in lines if name.strip())
-    if len(names) != count or len({*names}) != count:
-      raise self._damaged(
-        f"{path.name} has {len({*names}):,} different names, and {FEATURES} "
-        f"has {count:,} classes"
-      )
+    if not len(names) == len({*names}) == count:
+      what = f"{path.name} has {len({*names}):,} different names of {count:,}"
+      raise _damaged(self.folder, what)
     return names
 
   @property
   def fingerprint(self) -> str:
-    """Tells what was prepared from anything else; "" where that isn't known."""
+    """Tells what was prepared from anything else; "" without a manifest."""
     listed = self.manifest
     if listed is None:
       return ""
-    shards = {
-      split: [listed.get(p.name, {}).get("sha256") for p in paths]
-      for split, paths in ((k, self.files(k)) for k in self.splits)
-    }
-    return files.json_sha256(shards)[:32]
-
-  def _damaged(self, what: str) -> UserError:
-    known = (self.folder / MANIFEST).exists()
-    return UserError(
-      f"data set {self.name} in {self.folder} is not as it was prepared: "
-      f"{what}. Put it back from a copy, or prepare the data set anew"
-      + f"; if it was changed on purpose, remove {MANIFEST} there" * known
-      + "."
-    )
+    return files.json_sha256(
+      {
+        split: [listed.get(p.name, {}).get("sha256") for p in self.files(split)]
+        for split in self.splits
+      }
+    )[:32]
 
   def check(self, splits: Iterable[str] | None = None) -> None:
-    """Refuses a set that isn't as it was prepared.
+    """Refuses a set, or shards of some splits, that have changed.
 
     With a manifest, the content of the small files is compared, and the size
     and end of the shards; without, the numbers of records in the shards.
-
-    Args:
-      splits: of which the shards are looked at; None: of all.
-
-    Raises:
-      UserError: names what has changed.
     """
     shards = {
       path: count
       for split in (self.splits if splits is None else splits)
       for path, count in zip(self.files(split), self.splits[split], strict=True)
     }
-    if self.manifest is None:
-      found = _each(_num_records, [*shards])
-      for (path, count), there in zip(shards.items(), found, strict=True):
-        if there != f"it has {count:,} records":
-          raise self._damaged(
-            f"{path.name} should have {count:,} records, and {there}"
-          )
-      return
-    paths = [*_small_files(self.folder), *shards]
-    found = zip((p.name for p in paths), _each(_entry, paths), strict=True)
-    # Small files that are gone, then what has changed or is new.
-    listed = {k: v for k, v in self.manifest.items() if "end" not in v}
-    wrong = [name for name in listed if not (self.folder / name).exists()]
-    for name, entry in found:
-      if not entry or entry.items() - self.manifest.get(name, {}).items():
-        wrong.append(name)
-    if wrong:
-      more = f", and so have {len(wrong) - 1} more" if len(wrong) > 1 else ""
-      raise self._damaged(f"{wrong[0]} has changed, is gone or is new{more}")
+    listed = self.manifest
+    if listed is None:
+      found = [count == _num_records(path) for path, count in shards.items()]
+      paths = [*shards]
+    else:
+      small = {self.folder / k for k, v in listed.items() if "end" not in v}
+      paths = sorted({*small, *_small_files(self.folder)}) + [*shards]
+      found = [
+        bool(entry) and entry.items() <= listed.get(path.name, {}).items()
+        for path, entry in zip(paths, _entries(paths), strict=True)
+      ]
+    for path, right in zip(paths, found, strict=True):
+      if not right:
+        raise _damaged(self.folder, f"{path.name} has changed, is gone or new")
 
 
 def read(folder: pathlib.Path) -> Stored:
-  """Reads what a folder says of its data set.
-
-  Raises:
-    UserError: none there, or one that isn't whole.
-  """
-  info = read_info(folder / INFO)
-  splits = {}
-  with _damage(folder / INFO):
-    formats = [info.get("fileFormat", "") or "tfrecord"]
-    formats += _list(info.get("alternativeFileFormats", []))
-    identity = {"name": info["name"], "version": info.get("version", "")}
-    identity["config"] = info.get("configName", "")
-    for value in (*formats, *identity.values()):
-      _require(isinstance(value, str), value)
-    _require(re.fullmatch(r"\w+", identity["name"]), identity["name"])
-    for split in _list(info.get("splits", [])):
-      name = split["name"]
-      _require(name not in splits and re.fullmatch(r"[\w-]+", name), name)
-      lengths = _list(split.get("shardLengths", []))
-      splits[name] = tuple(map(_count, lengths))
-      template = split.get("filepathTemplate", "")
-      _require(template in ("", TEMPLATE), template)
-  path = folder / FEATURES
-  if not path.exists() or not all(splits.values()):
-    raise UserError(
-      f"{folder} was written by TFDS before 4.0: there is no {FEATURES}, or "
-      "the splits' sizes are missing. Prepare the data set anew."
-    )
-  content = _json(path, "the features of a TFDS data set")
-  with _damage(path):
+  """What a folder says of its data set; UserError where it doesn't."""
+  info, content = read_info(folder / INFO), _json(folder / FEATURES)
+  try:
+    splits = {
+      split["name"]: tuple(int(str(n)) for n in split["shardLengths"])
+      for split in info.get("splits", [])
+      if split.get("shardLengths")
+    }
+    templates = {s.get("filepathTemplate", "") for s in info.get("splits", [])}
+    names = "".join([info["name"], *splits])
+    if not re.fullmatch(r"[\w-]*", names) or templates - {"", _TEMPLATE}:
+      raise ValueError("names of splits or files that can't be")
+    formats = info.get("fileFormat") or "tfrecord"
+    formats = (formats, *info.get("alternativeFileFormats", []))
     features = content.get("featuresDict", content.get("content", {}))
     if "type" not in content:  # As TFDS wrote it until 4.3.
       features = features.get("features", {})
-    for spec in (features, *features.values()):
-      _require(isinstance(spec, dict), spec)
-  return Stored(
-    folder=folder,
-    formats=tuple(formats),
-    splits=splits,
-    features=features,
-    **identity,
-  )
+    return Stored(
+      folder,
+      info["name"],
+      str(info.get("configName", "")),
+      str(info.get("version", "")),
+      formats,
+      splits,
+      {name: dict(spec) for name, spec in features.items()},
+    )
+  except (AttributeError, KeyError, TypeError, ValueError) as e:
+    what = f"{INFO} or {FEATURES} is damaged: {first_line(e)[:120]}"
+    raise _damaged(folder, what) from e
 
 
 def read_info(path: pathlib.Path) -> dict[str, Any]:
   """What `dataset_info.json` says, as it stands there."""
-  what = "the description of a TFDS data set, in NAME[/CONFIG]/VERSION"
-  return _json(path, what)
+  return _json(path)
+
+
+def versions(place: pathlib.Path, name: str) -> list[pathlib.Path]:
+  """The folders of a set's versions, oldest first.
+
+  Args:
+    place: a data_dir, a set's folder, a config's, or a version's.
+    name: with config and version, if only those; the latter as "1.*.*", too.
+  """
+  base, config, version = catalog.split_name(name)
+  wanted = re.escape(version).replace(r"\*", "[0-9]+") or r"\d+\.\d+\.\d+"
+  below, found = glob.escape(base), []
+  # Not all that is below: it may be a folder of a million images.
+  deeper = ["*/*/"] * (place.name == base)
+  for pattern in ("", "*/", f"{below}/*/", f"{below}/*/*/", *deeper):
+    for path in place.glob(pattern + INFO):
+      folder = path.parent.absolute()
+      if re.fullmatch(wanted, folder.name):
+        info, above = read_info(path), [p.name for p in folder.parents[:2]]
+        is_it = base in (info.get("name"), *above)
+        if is_it and config in ("", info.get("configName", ""), above[0]):
+          found.append(path.parent)
+  return sorted(
+    found, key=lambda p: [int(n) for n in p.absolute().name.split(".")]
+  )
 
 
 def write(
@@ -251,7 +280,7 @@ def write(
   """Writes the small files of a set whose ArrayRecord shards are there.
 
   Args:
-    folder: with the shards, called as `TEMPLATE` says.
+    folder: with the shards.
     info: fields of `dataset_info.json`: at least `name` and `version`.
     features: name -> its description, as in `features.json`.
     class_names: label -> its names.
@@ -260,20 +289,16 @@ def write(
   kind = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
   described = [
     {
-      "filepathTemplate": TEMPLATE,
+      "filepathTemplate": _TEMPLATE,
       "name": name,
       "numBytes": str(size),
       "shardLengths": [str(n) for n in lengths],
     }
     for name, (lengths, size) in splits.items()
   ]
-  own = {"fileFormat": "array_record", "splits": described}
   contents = {
-    FEATURES: {
-      "pythonClassName": kind,
-      "featuresDict": {"features": features},
-    },
-    INFO: own | dict(info),
+    FEATURES: {"pythonClassName": kind, "featuresDict": {"features": features}},
+    INFO: {"fileFormat": "array_record", "splits": described} | dict(info),
   }
   for label, names in class_names.items():
     with files.atomic_write(folder / f"{label}.labels.txt", "w") as f:
@@ -284,21 +309,13 @@ def write(
 
 
 def seal(folder: pathlib.Path, known: Mapping[str, str] | None = None) -> None:
-  """Writes the manifest of a set that has just been prepared as ArrayRecord.
-
-  Args:
-    folder: of the version.
-    known: the digests of shards, by their names, as far as they are known.
-  """
+  """Writes the manifest of a set; `known` has digests of shards by name."""
   found = read(folder)
-  small = _small_files(folder)
-  paths = [*small, *(p for split in found.splits for p in found.files(split))]
-  digests = _each(
-    lambda path: (known or {}).get(path.name) or file_digest(path), paths
-  )
+  paths = [p for split in found.splits for p in found.files(split)]
+  paths = [*_small_files(folder), *paths]
   listed = {
-    path.name: _entry(path) | {"sha256": own}
-    for path, own in zip(paths, digests, strict=True)
+    p.name: entry | {"sha256": (known or {}).get(p.name) or file_digest(p)}
+    for p, entry in zip(paths, _entries(paths), strict=True)
   }
   with files.atomic_write(folder / MANIFEST, "w") as f:
     json.dump(
@@ -313,46 +330,41 @@ def file_digest(path: pathlib.Path) -> str:
     return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def _entry(path: pathlib.Path) -> dict[str, Any]:
-  """What the manifest has of a file, but for the digest of a whole shard."""
-  try:
-    size = path.stat().st_size
-    if ".array_record-" not in path.name:
-      return {"bytes": size, "sha256": file_digest(path)}
-    with open(path, "rb") as f:
-      f.seek(max(0, size - _TAIL))
-      return {"bytes": size, "end": hashlib.sha256(f.read(_TAIL)).hexdigest()}
-  except OSError:
-    return {}
+def _entries(paths: Iterable[pathlib.Path]) -> list[dict[str, Any]]:
+  """What the manifest has of files, but for the digests of whole shards."""
+
+  def entry(path: pathlib.Path) -> dict[str, Any]:
+    try:
+      size = path.stat().st_size
+      if ".array_record-" not in path.name:
+        return {"bytes": size, "sha256": file_digest(path)}
+      with open(path, "rb") as f:
+        f.seek(max(0, size - _TAIL))
+        end = hashlib.sha256(f.read(_TAIL)).hexdigest()
+      return {"bytes": size, "end": end}
+    except OSError:
+      return {}
+
+  with concurrent.futures.ThreadPoolExecutor(16) as threads:
+    return list(threads.map(entry, paths))
 
 
-def _num_records(path: pathlib.Path) -> str:
-  """How many records a shard has, or why they can't be counted."""
-  if not path.is_file():
-    return "there is no such file"
+def _num_records(path: pathlib.Path) -> int:
+  """How many records a shard has; -1 if it can't be read."""
   try:
     reader = array_record_module.ArrayRecordReader(
       str(path), "readahead_buffer_size:0"
     )
     try:
-      return f"it has {reader.num_records():,} records"
+      return reader.num_records()
     finally:
       reader.close()
-  except (OSError, RuntimeError, ValueError) as e:
-    return f"it can't be read: {first_line(e)}"
+  except (OSError, RuntimeError, ValueError):
+    return -1
 
 
 def _small_files(folder: pathlib.Path) -> list[pathlib.Path]:
-  return [
-    folder / INFO,
-    folder / FEATURES,
-    *sorted(folder.glob("*.labels.txt")),
-  ]
-
-
-def _each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-  with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
-    return list(threads.map(function, items))
+  return [folder / INFO, folder / FEATURES, *folder.glob("*.labels.txt")]
 
 
 @functools.cache  # Once, though several splits may be opened.
@@ -360,39 +372,59 @@ def _warn(sentence: str) -> None:
   print(f"warning: {errors.printable(sentence)}", file=sys.stderr, flush=True)
 
 
-def _json(path: pathlib.Path, what: str) -> dict[str, Any]:
+def _json(path: pathlib.Path) -> dict[str, Any]:
   try:
-    return files.read_json(path, what, _LIMIT)
+    return files.read_json(path, "a file of a TFDS data set", _LIMIT)
   except UserError as e:
-    raise UserError(
-      f"{e} Put it back from a copy, or remove {path.parent} and prepare the "
-      "data set anew."
-    ) from e
+    raise _damaged(path.parent, str(e).rstrip(".")) from e
 
 
-@contextlib.contextmanager
-def _damage(path: pathlib.Path) -> Iterator[None]:
-  """Makes a UserError of what is wrong in a file."""
-  try:
-    yield
-  except (AttributeError, KeyError, TypeError, ValueError) as e:
-    raise UserError(
-      f"{path} is damaged: {first_line(e)[:120]}. Put it back from a copy, or "
-      "prepare the data set anew."
-    ) from e
+def _damaged(folder: pathlib.Path, what: str) -> UserError:
+  known = (folder / MANIFEST).exists()
+  return UserError(
+    f"the data set in {folder} is not as it was prepared: {what}. Put it back "
+    "from a copy, or prepare the data set anew"
+    + f"; if it was changed on purpose, remove {MANIFEST} there" * known
+    + "."
+  )
 
 
-def _require(condition: Any, value: Any) -> None:
-  if not condition:
-    raise ValueError(f"{str(value)[:60]!r} stands where it can't")
+def encode(features: Mapping[str, bytes | Sequence[int]]) -> bytes:
+  """A serialized `tf.train.Example`, with the features sorted by name.
+
+  Those that TFDS writes come in an order of chance, different in each process.
+  """
+  example = example_class()()
+  for name, value in features.items():
+    feature = example.features.feature[name]
+    if isinstance(value, bytes):
+      feature.bytes_list.value.append(value)
+    else:
+      feature.int64_list.value.extend(value)
+  return example.SerializeToString(deterministic=True)
 
 
-def _list(value: Any) -> list[Any]:
-  _require(isinstance(value, list), value)
-  return value
-
-
-def _count(value: Any) -> int:
-  """Of a JSON value: protocol buffers write 64 bits as text."""
-  _require(re.fullmatch(r"[0-9]{1,18}", str(value), re.ASCII), value)
-  return int(value)
+@functools.cache
+def example_class() -> Any:
+  """The message `tf.train.Example`, made of TFDS's copy of its fields."""
+  # From the one file: importing the whole package takes two seconds.
+  package: Any = importlib.util.find_spec("tensorflow_datasets")
+  path = (
+    pathlib.Path(package.origin).parent / "proto/tf_feature_generated_pb2.py"
+  )
+  spec: Any = importlib.util.spec_from_file_location("tf_feature", path)
+  spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+  file = descriptor_pb2.FileDescriptorProto(
+    name="mixer.proto", package="mixer", dependency=[module.DESCRIPTOR.name]
+  )
+  file.message_type.add(name="Example").field.add(
+    name="features",
+    number=1,
+    label=descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL,
+    type=descriptor_pb2.FieldDescriptorProto.TYPE_MESSAGE,
+    type_name=module.DESCRIPTOR.message_types_by_name["Features"].full_name,
+  )
+  pool: Any = descriptor_pool.Default()
+  pool.Add(file)
+  found = pool.FindMessageTypeByName("mixer.Example")
+  return message_factory.GetMessageClass(found)

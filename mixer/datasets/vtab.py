@@ -8,13 +8,14 @@ on the order in which TFDS stores a set: on its version, not on us.
 
 import dataclasses
 import difflib
+import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 
-from mixer import images
 from mixer.errors import UserError
 
 PREFIX = "vtab/"
@@ -43,49 +44,39 @@ class Task:
   scale: int = 1  # By which pixels are multiplied.
 
   def expression(self, split: str, sizes: Mapping[str, int]) -> str:
-    """The TFDS split expression of one of `SPLITS`.
+    """The TFDS split expression of one of `SPLITS`, for splits of such sizes.
 
-    Args:
-      split: one of them, or "train800val200", the authors' name of "train".
-      sizes: of the data set's splits.
+    "train800val200" is the authors' name of "train".
     """
-    if split not in (*SPLITS, "train800val200"):
+    held, before = self.validation
+    start = before * sizes.get(held, 0) // 100
+    least = {self.test.split("[")[0]: 1, "train": 800}
+    least[held] = max(start + 200, least.get(held, 0))
+    # All of the first 800 come before those to choose by, or are others.
+    if 0 < start < 800 or any(sizes.get(k, 0) < n for k, n in least.items()):
+      raise UserError(
+        f"{self.data_set} has too few examples for VTAB-1k: {dict(sizes)}; "
+        "prepare the whole set."
+      )
+    train, val = "train[:800]", f"{held}[{start}:{start + 200}]"
+    found = {"train800": train, "val200": val, "train": f"{train}+{val}"}
+    found |= {"train800val200": found["train"], "test": self.test}
+    if split not in found:
       raise UserError(
         f"the tasks of VTAB-1k have the splits {', '.join(SPLITS)}, and no "
         f"{split!r}; name one of these."
       )
-    held, before = self.validation
-    start = before * sizes.get(held, 0) // 100
-    for name, count in (
-      ("train", 800),
-      (held, start + 200),
-      (self.test.split("[")[0], 1),
-    ):
-      # All of the first 800 come before those to choose by, or are others.
-      if sizes.get(name, 0) < count or (name == held and 0 < start < 800):
-        raise UserError(
-          f"the split {name} of {self.data_set} has {sizes.get(name, 0):,} "
-          "examples, which is too few for VTAB-1k; prepare the whole set."
-        )
-    if split == "test":
-      return self.test
-    train, val = "train[:800]", f"{held}[{start}:{start + 200}]"
-    return {"train800": train, "val200": val}.get(split, f"{train}+{val}")
+    return found[split]
 
   def record(self, feature: Any) -> dict[str, Any]:
-    """The record to train on, of a task that has a `label` function.
-
-    Args:
-      feature: of a `tf.train.Example`, by name.
-    """
+    """The record of a task with `label`, of a `tf.train.Example`'s features."""
     assert self.label is not None
     image = feature["image"].bytes_list.value[0]
     if self.scale != 1:
-      # Gray, as PGM: nothing to compress.
-      pixels = images.Opened(image).pixels()[..., 0].astype(np.uint16)
-      scaled = (pixels * self.scale).clip(0, 255).astype(np.uint8)
-      height, width = scaled.shape
-      image = b"P5 %d %d 255\n" % (width, height) + scaled.tobytes()
+      with Image.open(io.BytesIO(image)) as opened:
+        scaled = Image.fromarray(np.asarray(opened) * np.uint8(self.scale))
+      scaled.save(encoded := io.BytesIO(), "PPM")  # Nothing to compress.
+      image = encoded.getvalue()
     numbers = {
       name: feature[name].int64_list.value or feature[name].float_list.value
       for name in self.features
@@ -96,13 +87,10 @@ class Task:
 def find(name: str) -> Task:
   """The task that is called "vtab/..."."""
   if name not in TASKS:
-    # Without what all of them begin with.
-    bare = [task.removeprefix(PREFIX) for task in TASKS]
-    close = difflib.get_close_matches(name.removeprefix(PREFIX), bare, n=2)
-    meant = " or ".join(PREFIX + task for task in close)
+    close = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.75)
     raise UserError(
       f"VTAB-1k has no task {name!r}"
-      + (f"; did you mean {meant}?" if close else ".")
+      + (f"; did you mean {' or '.join(close)}?" if close else ".")
       + f" Its tasks are {', '.join(TASKS)}."
     )
   return TASKS[name]

@@ -93,19 +93,12 @@ def names(which: str | Sequence[str]) -> tuple[str, ...]:
   bird)", "crane (lifting device)"); where that is the same too, another lemma
   ("robin (American robin)"); and the id where there is none.
 
-  Args:
-    which: a list's name, or a sequence of ids without repetition.
-
   Raises:
     UserError: an unknown list or id, or an id that is there twice.
   """
   ids = classes(which) if isinstance(which, str) else tuple(which)
-  for wnid, count in Counter(ids).most_common(1):
-    if count > 1:
-      raise UserError(
-        f"the class {wnid} is there twice; names tell classes apart, so each "
-        "id may be there once."
-      )
+  if len({*ids}) < len(ids):
+    raise UserError("a class is there twice; names tell classes apart.")
   synsets = [describe(wnid) for wnid in ids]
   result = [s.lemmas[0] for s in synsets]
   # What goes in brackets, most telling first; "" where there is nothing.

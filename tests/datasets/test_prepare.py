@@ -23,7 +23,7 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import read_only_builder, registered
 
 from mixer import cli
-from mixer.datasets import locate, split, stored, wordnet
+from mixer.datasets import split, stored, wordnet
 from mixer.datasets.prepare import build, builders, idx, own
 from mixer.errors import UserError
 from tests.conftest import ROOT
@@ -653,7 +653,7 @@ def test_a_full_disk(run, given, monkeypatch):
 
 
 def test_two_at_once(run, given):
-  with locate.lock("x", run.data):
+  with stored.lock("x", run.data):
     run("folder", "--name=x", f"--source={given / 'photos'}", code=1)
   assert "is being prepared in " in run.said and "another process" in run.said
 

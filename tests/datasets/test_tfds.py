@@ -16,7 +16,8 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core.download import checksums, downloader
 
 from mixer import cli, progress
-from mixer.datasets import catalog, locate, split
+from mixer.datasets import catalog, split
+from mixer.datasets import stored as stored_lib
 from mixer.datasets.prepare import tfds
 from mixer.errors import UserError
 from tests.datasets import test_vtab, tfds_writer, tfrecords
@@ -153,7 +154,7 @@ def test_what_tfds_raises_is_said(tmp_path, site, source, run, monkeypatch):
   wrapped.__cause__ = error
   assert "needs TensorFlow, for preparing only (make setup-ten" in said(wrapped)
   error.name = "apache_beam"
-  assert "also `pip install apache-beam`; then give" in said(wrapped)
+  assert "`pip install apache-beam`; then give" in said(wrapped)
   told = said(None, NAME)
   assert "Manual dir" in told and f"in {tmp_path}/data/downloads/man" in told
   assert "x" in said(None, f"{NAME}/x")
@@ -332,7 +333,7 @@ def test_what_cannot_be_converted(tmp_path):
   def refusal(says: str) -> None:
     with pytest.raises(UserError, match=says):
       convert(folder, new)
-    assert not locate.versions(new, "others")
+    assert not stored_lib.versions(new, "others")
 
   path = folder / "others-train.tfrecord-00001-of-00002"
   content = path.read_bytes()

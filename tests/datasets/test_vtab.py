@@ -338,7 +338,6 @@ def refusal(name: str, part: str, where) -> str:
 def test_what_is_refused(root, tmp_path):
   message = refusal("vtab/retinopathy", "train", tmp_path)
   name = "diabetic_retinopathy_detection/btgraham-300"
-  assert message.startswith(f"vtab/retinopathy is made of {name}: ")
   run = f"`python -m mixer prepare {name} --source=PATH --data_dir={tmp_path}`"
   assert run in message
   message = refusal("vtab/dsprites_location", "train", root)
@@ -353,22 +352,21 @@ def test_what_is_refused(root, tmp_path):
   (path,) = (tmp_path / "clevr").glob("*/features.json")
   path.write_text(path.read_text().replace('"objects"', '"things"'))
   message = refusal("vtab/clevr_count", "train", tmp_path)
-  assert "has no ['objects/size'], which vtab/clevr_count needs" in message
+  assert "has no features `image` and `objects`" in message
 
 
 @pytest.mark.parametrize(
-  ("task", "sizes", "what"),
+  ("task", "sizes"),
   [
-    ("pets", {"train": 999, "test": 5}, "train of oxford_iiit_pet has 999"),
-    ("svhn", {"train": 1200, "test": 5}, "train of svhn_cropped has 1,200"),
-    ("dtd", {"train": 800, "validation": 199, "test": 1}, "validation of dtd"),
-    ("dtd", {"train": 800, "validation": 200}, "test of dtd has 0"),
-    ("dtd", {"train": 799, "validation": 200, "test": 1}, "train of dtd has"),
-    ("smallnorb_azimuth", {"train": 900, "test": 199}, "test of smallnorb has"),
+    ("pets", {"train": 999, "test": 5}),
+    ("svhn", {"train": 1200, "test": 5}),
+    ("dtd", {"train": 800, "validation": 199, "test": 1}),
+    ("dtd", {"train": 800, "validation": 200}),
+    ("smallnorb_azimuth", {"train": 900, "test": 199}),
   ],
 )
-def test_a_part_of_a_set_is_too_few(task, sizes, what):
-  with pytest.raises(UserError, match=what):
+def test_a_part_of_a_set_is_too_few(task, sizes):
+  with pytest.raises(UserError, match=r"has too few examples .*: \{'train'"):
     vtab.TASKS[f"vtab/{task}"].expression("train", sizes)
 
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from mixer import errors, files, inspection
-from mixer.datasets import locate, records, stored
+from mixer.datasets import stored
 from mixer.datasets.prepare import holdout
 from mixer.datasets.prepare.builders import Builder
 from mixer.datasets.prepare.sources import Member, Source
@@ -99,7 +99,7 @@ class Target(NamedTuple):
   @property
   def work(self) -> pathlib.Path:
     """Where it is prepared."""
-    return self.folder.with_name(f"{locate.PREPARING}{self.folder.name}")
+    return self.folder.with_name(f"{stored.PREPARING}{self.folder.name}")
 
   @property
   def replaced(self) -> pathlib.Path:
@@ -419,7 +419,7 @@ class _Preparation:
       self._writers[split].keys.append((key + name).hex())
     features = {"image": found.data, "file_name": name}
     features |= {self._target.builder.label: (label,), **dict(member.more)}
-    self._writers[split].write(records.encode(features))
+    self._writers[split].write(stored.encode(features))
     self._counts[split] += 1
 
   def _problem(self, kind: str, name: str, what: str) -> None:
@@ -516,7 +516,7 @@ class _Preparation:
     """Makes the data set of the shards and moves it to its place."""
     target, final = self._target, self._target.folder
     # Nobody takes a folder of that name for a data set.
-    data = self._folder / f"{locate.PREPARING}data"
+    data = self._folder / f"{stored.PREPARING}data"
     by_split: dict[str, list[dict[str, Any]]] = {}
     for shard in self._shards:
       by_split.setdefault(shard["split"], []).append(shard)

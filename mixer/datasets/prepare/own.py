@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mixer import files, runtime
-from mixer.datasets import catalog, locate, stored
+from mixer.datasets import catalog, stored
 from mixer.datasets.prepare import build, builders
 from mixer.datasets.prepare.build import Options, Target
 from mixer.datasets.prepare.builders import BUILDERS, Builder, Request
@@ -38,7 +38,7 @@ def prepare(args: argparse.Namespace, root: pathlib.Path) -> str:
   Returns:
     The set's name, for `data.name`.
   """
-  base, release, version = locate.split_name(args.set)
+  base, release, version = catalog.split_name(args.set)
   builder = BUILDERS[base]
   _check(args, base, release, version, builder)
   release = release or next(iter(builder.releases))
@@ -59,11 +59,11 @@ def prepare(args: argparse.Namespace, root: pathlib.Path) -> str:
   target = Target(folder, args.name or base, release, builder)
   if (folder / stored.INFO).exists() and not args.restart:
     if target.work.exists():  # A kill came after the end.
-      with locate.lock(target.name, root):
+      with stored.lock(target.name, root):
         target.clean()
     _compare(name, folder, request, given)
   elif args.source:
-    with Progress() as progress, locate.lock(target.name, root):
+    with Progress() as progress, stored.lock(target.name, root):
       source = builders.open_source(request)
       progress.say(
         f"preparing data set {name} in {root} from {source.description}"
@@ -81,7 +81,7 @@ def prepare(args: argparse.Namespace, root: pathlib.Path) -> str:
     )
   _tell(folder)
   # The short name is enough for the only release that is there.
-  is_only = {*locate.by_config(root / base)} == {release}
+  is_only = {p.parent.name for p in stored.versions(root, base)} == {release}
   return base if is_only and not args.name else name
 
 

@@ -17,7 +17,7 @@ import google_crc32c
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from mixer import files
-from mixer.datasets import catalog, locate, stored
+from mixer.datasets import catalog, stored
 from mixer.datasets.prepare import build
 from mixer.errors import UserError
 from mixer.progress import Progress
@@ -39,7 +39,7 @@ def check(name: str, manual: pathlib.Path, given: bool) -> None:
       f"There is no data set {name!r}. {catalog.how_to(name)} "
       "`python -m mixer prepare --list` lists the sets with hints."
     )
-  entry = catalog.ENTRIES.get(base, catalog.Entry(base, ""))
+  entry = catalog.ENTRIES.get(base, catalog.Entry(""))
   if lacking := catalog.missing(base):
     also = base in catalog.ALSO_TFDS
     raise UserError(
@@ -69,8 +69,8 @@ def prepare(name: str, root: pathlib.Path, manual: pathlib.Path) -> None:
   import tensorflow_datasets as tfds
   from tensorflow_datasets.core import registered
 
-  base, config, version = locate.split_name(name)
-  entry = catalog.ENTRIES.get(base, catalog.Entry(base, ""))
+  base, config, version = catalog.split_name(name)
+  entry = catalog.ENTRIES.get(base, catalog.Entry(""))
   # It works on the host alone, and TensorFlow takes all of a GPU's memory.
   os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
   with _explained(base, manual):
@@ -90,8 +90,8 @@ def prepare(name: str, root: pathlib.Path, manual: pathlib.Path) -> None:
         "read; remove it and give the same command again."
       )
     # Of a preparation that was killed.
-    left = [*here.parent.glob(f"{locate.UNFINISHED}*")]
-    left += unpacked.glob(f"{locate.UNFINISHED}*")
+    left = [*here.parent.glob(f"{stored.UNFINISHED}*")]
+    left += unpacked.glob(f"{stored.UNFINISHED}*")
     left += (root / "downloads" / base).glob("*.tmp.*")
     for path in left:
       shutil.rmtree(path, ignore_errors=True)
@@ -194,7 +194,7 @@ def convert(
     )
   work = final = (data_dir / old.path).resolve()  # Through links, too.
   if final != folder:
-    work = final.with_name(f"{locate.UNFINISHED}TFRECORD_{final.name}")
+    work = final.with_name(f"{stored.UNFINISHED}TFRECORD_{final.name}")
     if final.exists():
       raise UserError(
         f"{final} is there already; remove it, or name another place with "
@@ -248,7 +248,7 @@ def convert(
 
 def _convert(source: pathlib.Path, target: pathlib.Path, records: int) -> None:
   # TFDS takes files of that prefix away after preparing anything here.
-  half = target.with_name(locate.UNFINISHED + target.name)
+  half = target.with_name(stored.UNFINISHED + target.name)
   writer = array_record_module.ArrayRecordWriter(str(half), build.WRITER)
   count = 0
   try:
