@@ -44,6 +44,9 @@ class Parser(argparse.ArgumentParser):
     Raises:
       SystemExit: after --help, or a sentence on what is wrong.
     """
+    for word in words:
+      if word.endswith("=--"):  # Of which argparse makes no value at all.
+        self.error(f"{word}: -- is no value")
     args, unknown = self.parse_known_intermixed_args(words)
     if unknown:
       self.error(self._unknown(unknown[0]))

@@ -166,6 +166,7 @@ def test_a_recipe_that_cannot_be_loaded(read, write, body, what):
     ([SMOKE, "--config.seed"], "--config.seed: expected one argument."),
     ([SMOKE, "stray"], "'stray' is no flag; flags start with --."),
     ([], "required: --config."),
+    ([SMOKE, "--config.total=--"], "--config.total=--: -- is no value."),
     ([SMOKE, "--workdir="], "--workdir: it is empty: name a folder."),
   ],
 )

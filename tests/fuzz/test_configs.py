@@ -19,8 +19,9 @@ from mixer.errors import UserError
 from tests import conftest
 from tests.fuzz import mutations
 
-_INPUTS = 10_000
+_INPUTS = 5_000
 _MEMORY, _SECONDS = 2**26, 10
+_PARSER = cli.parser("train.py")
 
 _NUMBERS = (
   *("0", "1", "-1", "2", "3", "7", "8", "16", "64", "4096", "1000000007"),
@@ -83,7 +84,7 @@ def _override(known, rng):
 def _parsed(recipe, overrides):
   """The config, as train.py has it; SystemExit where it is refused."""
   words = [f"--config={conftest.ROOT}/configs/{recipe}", *overrides]
-  return cli.parser("train.py").read(["--workdir=w", *words]).config
+  return _PARSER.read(["--workdir=w", *words]).config
 
 
 def _memory():
