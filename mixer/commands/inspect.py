@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 from etils import epy
@@ -103,23 +103,23 @@ def describe(path: str) -> Described:
     if known := metadata_lib.read_beside(file, num_classes):
       facts["class_names"] = known.class_ids
   flat = weights.flatten(params)
-  modules = _modules(flat)
-  norms = {name: float(np.linalg.norm(x)) for name, x in modules.items()}
+  modules = {
+    name: {
+      "parameters": x.size,
+      "norm": float(np.linalg.norm(x)),
+      "largest": float(np.abs(x).max(initial=0)),
+    }
+    for name, x in _modules(flat)
+  }
+  norms = [module["norm"] for module in modules.values()]
   about = {
     "path": facts["path"],
     "model": kernels.model_name(params),
     "parameters": sum(x.size for x in flat.values()),
-    "norm": float(np.linalg.norm([*norms.values()])),
+    "norm": float(np.linalg.norm(norms)),
     "finite": not weights.not_finite(params),
     "sha256": digest(params),
-    "modules": {
-      name: {
-        "parameters": x.size,
-        "norm": norms[name],
-        "largest": float(np.abs(x).max(initial=0)),
-      }
-      for name, x in modules.items()
-    },
+    "modules": modules,
     "shapes": {k: list(x.shape) for k, x in flat.items()},
   }
   return about | facts, params
@@ -141,13 +141,14 @@ def digest(params: weights.Params) -> str:
   return sha.hexdigest()
 
 
-def _modules(flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _modules(flat: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
   """`stem`, `MixerBlock_3/token_mixing` and so on, each as one vector."""
-  found: dict[str, list[np.ndarray]] = {}
-  for name, leaf in flat.items():
-    module = "/".join(name.split("/")[:-1][:2])
-    found.setdefault(module, []).append(np.ravel(leaf).astype(np.float64))
-  return {name: np.concatenate(leaves) for name, leaves in found.items()}
+  names: dict[str, list[str]] = {}
+  for name in flat:
+    names.setdefault("/".join(name.split("/")[:-1][:2]), []).append(name)
+  for module, own in names.items():
+    leaves = [np.ravel(flat[name]).astype(np.float64) for name in own]
+    yield module, np.concatenate(leaves)
 
 
 def compare(first: Described, second: Described) -> dict[str, Any]:
@@ -165,7 +166,9 @@ def compare(first: Described, second: Described) -> dict[str, Any]:
   facts = [config_lib.flatten(about) for about, _ in (first, second)]
   return {
     "same_weights": first[0]["sha256"] == second[0]["sha256"],
-    "modules": {name: _distance(a[name], b[name]) for name in a},
+    "modules": {
+      name: _distance(x, y) for (name, x), (_, y) in zip(a, b, strict=True)
+    },
     "differences": {
       key: [x.get(key) for x in facts]
       for key in dict.fromkeys([*facts[0], *facts[1]])

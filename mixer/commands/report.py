@@ -74,13 +74,7 @@ _PER_DEVICE = 64
 def _open(name: str) -> epath.Path:
   """A workdir, by its whole path."""
   path = workdir.path(name)
-  if not workdir.is_remote(path):
-    if not path.is_dir():
-      raise UserError(
-        f"there is no folder {name}: name workdirs of train.py, such as "
-        "runs/smoke."
-      )
-    path = path.resolve()
+  path = path if workdir.is_remote(path) else path.resolve()
   workdir.read_config(path)
   return path
 
@@ -110,10 +104,7 @@ def _target(output: str, paths: Sequence[epath.Path]) -> epath.Path:
 
 
 def _due(path: epath.Path, wanted: bool | None) -> int | None:
-  """The step of the checkpoint to evaluate, by the flag --evaluate.
-
-  None: where predictions are missing, or older than the newest checkpoint.
-  """
+  """The step of the checkpoint to evaluate: as asked for, else if it's due."""
   steps, (kept, _) = checkpoints.committed(path), collect.kept(path)
   missing = bool(steps) and (not kept or kept["step"] < steps[-1])
   wanted = missing if wanted is None else wanted

@@ -181,7 +181,7 @@ def test_checkpoints_that_cannot_be_evaluated(run, tmp_path, config, command):
 
 def test_mistakes(made, tmp_path, command):
   for args, said in (
-    ([tmp_path / "nowhere"], "there is no folder"),
+    ([tmp_path / "nowhere"], "has no config.json"),
     ([tmp_path], "has no config.json"),
     ([made[0], "-o", "/dev/null/x.html"], "x.html can't be written: "),
     ([made[0], "-o", tmp_path], "is a folder: name a file"),
