@@ -99,7 +99,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     type=hold_out,
     metavar="PARTS",
     help="10%%, 5000, or validation=10%%,test=5%%, or none: of the images that "
-    "the source gives no split; of a folder exactly, and of each class",
+    "the source gives no split; of a folder exactly, and of each class; of "
+    "archives to within chance",
   )
   seed = "of that draw; 0"
   add("--seed", type=flags.number(int, 0, 2**63 - 1), help=seed)

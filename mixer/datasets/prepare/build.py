@@ -310,7 +310,7 @@ class _Preparation:
       entry = files.read_json(path, "what a preparation keeps for itself")
     except UserError as e:
       raise UserError(f"{e} --restart discards it and begins anew.") from e
-    if changed := differences(entry["identity"], self._identity):
+    if changed := differences(entry.get("identity", {}), self._identity):
       raise UserError(
         f"{self._folder} has what an earlier preparation had done when it was "
         f"stopped, and it differs in {', '.join(changed)}. Give the source and "

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mixer.datasets import wordnet
+from mixer.datasets import catalog, wordnet
 from mixer.datasets.prepare import idx, sources, tars
 from mixer.datasets.prepare.sources import Member, Source
 from mixer.errors import UserError
@@ -23,23 +23,6 @@ _VARIANTS = {
   "matched-frequency": "matched-frequency",
   "threshold-0.7": "threshold0.7",
   "topimages": "top-images",
-}
-_EXPECTED = {
-  "imagenet21k": "winter21_whole.tar.gz or fall11_whole.tar; a folder with one "
-  "tar a class (n01440764.tar, ...), or those tars; a folder with one folder a "
-  "class (n01440764/*.JPEG, ...)",
-  "imagenet21k_p": "imagenet21k_resized.tar.gz; a folder with the folders "
-  "imagenet21k_train and imagenet21k_val (or train and val), which have one "
-  "folder a class (n01440764/*, ...); those two folders",
-  "imagenet2012": "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, one of "
-  "them, or a folder with them; or a folder with train and val, which have one "
-  "folder a class (n01440764/*.JPEG, ...)",
-  "imagenet2012_real": "ILSVRC2012_img_val.tar and real.json (from "
-  "https://github.com/google-research/reassessed-imagenet), each by a --source "
-  "of its own, or a folder with both",
-  "imagenet_v2": "imagenetv2-matched-frequency.tar.gz or another one of "
-  "https://huggingface.co/datasets/vaishaal/ImageNetV2, or the folder that was "
-  "unpacked from it, with the folders 0 to 999",
 }
 
 
@@ -85,8 +68,11 @@ class Request:
 
   def unfit(self, what: str) -> UserError:
     """The refusal of a source; `what` says what is there."""
-    expected = f" Expected: {_EXPECTED[self.base]}."
-    return UserError(f"{what}; that is not {self.base}.{expected}")
+    entry = catalog.ENTRIES[self.base]
+    return UserError(
+      f"{what}. For {self.base}, --source has to name {entry.by_hand}"
+      + (f" (from {entry.where})." if entry.where else ".")
+    )
 
 
 def _is_archive(path: Path) -> bool:
@@ -399,11 +385,7 @@ def open_source(request: Request) -> Source:
   """
   try:
     if missing := [path for path in request.paths if not path.exists()]:
-      expected = _EXPECTED.get(request.base)
-      raise UserError(
-        f"the source {missing[0]} does not exist."
-        + (f" Expected: {expected}." if expected else "")
-      )
+      raise request.unfit(f"the source {missing[0]} does not exist")
     return BUILDERS[request.base].open(request)
   except OSError as e:  # No permission, a bad disk.
     raise UserError(
