@@ -58,9 +58,7 @@ def is_hidden(name: str) -> bool:
 def is_image(name: str, passed_over: Counter[str] | None = None) -> bool:
   """Whether a file is an image by its name: the suffix of one, or none at all.
 
-  Args:
-    name: of the file, without folders.
-    passed_over: counts the suffixes that are neither an image's nor known.
+  `passed_over` counts the suffixes that are neither an image's nor known.
   """
   if is_hidden(name):
     return False
@@ -84,17 +82,11 @@ def find(
   """Finds the image files of a folder and of the folders in it.
 
   Symbolic links are followed, except to a folder that contains this one.
-
-  Args:
-    folder: where to begin.
-    passed_over: see `is_image`.
-    hidden: gets the paths of `hidden_in` of all these folders.
+  `passed_over` is as in `is_image`; `hidden` gets the paths of `hidden_in` of
+  all these folders.
 
   Yields:
     The path below `folder`, with "/", and the entry; in the order of names.
-
-  Raises:
-    UserError: a folder can't be listed.
   """
   try:
     # Resolved: else the folders above `a/..` would be a, and the folder itself.

@@ -47,11 +47,7 @@ Kind = Literal[
 
 
 class ImageError(ValueError):
-  """Why an image can't be used: a sentence without its full stop, and `kind`.
-
-  Attributes:
-    kind: of problem.
-  """
+  """Why an image can't be used, without a full stop; and the kind of problem."""
 
   def __init__(self, kind: Kind, message: str):
     super().__init__(message)
@@ -59,11 +55,7 @@ class ImageError(ValueError):
 
 
 def read(path: str | os.PathLike[str]) -> bytes:
-  """Reads an image file: a regular file of at most `MAX_BYTES`.
-
-  Raises:
-    ImageError: it is none, or can't be read; the message doesn't name it.
-  """
+  """Reads an image file; ImageError, which doesn't name it, if it can't be."""
   try:
     return files.read_bytes(path, "an image", MAX_BYTES)
   except (UserError, ValueError) as e:  # The latter: a name with a zero byte.
@@ -136,16 +128,8 @@ class Opened:
   def crop(self, box: Box, size: tuple[int, int]) -> np.ndarray:
     """The pixels of a box, reduced by 2, 4 or 8 while not below `size`.
 
-    Args:
-      box: within the image.
-      size: (height, width) to which the result will be resized.
-
-    Returns:
-      uint8 [height, width, 3]; to be used before the same thread decodes
-      another image.
-
-    Raises:
-      ImageError: the bytes can't be decoded.
+    They are uint8 [height, width, 3], to be used before the same thread decodes
+    another image. ImageError if the bytes can't be decoded.
     """
     left, top, right, bottom = box
     if self._pixels is None:
@@ -257,11 +241,7 @@ def _unknown(encoded: bytes, format_: str) -> ImageError:
 
 
 def of_array(array: np.ndarray) -> np.ndarray:
-  """uint8 [H, W], [H, W, 1] or [H, W, 3] to contiguous [H, W, 3].
-
-  Raises:
-    ImageError: it is none of these.
-  """
+  """uint8 [H, W], [H, W, 1] or [H, W, 3] to contiguous [H, W, 3]."""
   shape = list(array.shape)
   if array.dtype != np.uint8:
     raise ImageError(
@@ -283,11 +263,7 @@ def of_array(array: np.ndarray) -> np.ndarray:
 
 
 def of_pillow(image: Image.Image) -> np.ndarray:
-  """An image that somebody opened, upright on white ground; uint8 [H, W, 3].
-
-  Raises:
-    ImageError: it can't be used, or is of a format that isn't decoded here.
-  """
+  """An image that somebody opened, upright on white ground; uint8 [H, W, 3]."""
   if not image.width * image.height:
     raise ImageError("empty", "it has no pixels")
   # A file may be read, and decoded, only when its pixels are asked for.
@@ -306,11 +282,7 @@ def of_pillow(image: Image.Image) -> np.ndarray:
 
 
 def _to_rgb(image: Image.Image, white: bool = False) -> tuple[np.ndarray, bool]:
-  """Converts any of Pillow's modes as `preprocess.decode` says.
-
-  Returns:
-    uint8 [H, W, 3]; whether it was transparent and is on white ground now.
-  """
+  """Any mode to uint8 [H, W, 3]; also whether it was put on white ground."""
   if image.mode.startswith("I"):  # "I;16" and its byte orders, or 32-bit "I".
     return np.repeat(_grey(image)[..., None], 3, axis=2), False
   if image.mode == "F":

@@ -16,16 +16,10 @@ _Made = TypeVar("_Made")
 
 
 class Timing(NamedTuple):
-  """Loader throughput since the last reading.
+  """Loader throughput since the last reading."""
 
-  Attributes:
-    waited: seconds that the consumer waited.
-    images_per_second: what this host's threads can make when they needn't wait
-      for room.
-  """
-
-  waited: float
-  images_per_second: float
+  waited: float  # Seconds, by the consumer.
+  images_per_second: float  # That the threads make while there is room.
 
 
 @functools.cache

@@ -320,10 +320,8 @@ def _taps(size: int, new_size: int, start: int, count: int) -> _Taps:
 
   In float32, step by step as TensorFlow's ResizeArea, for the same bits: where
   a mean is a whole number they decide whether the cast makes it one less.
-
-  Returns:
-    int64 [count, K] indices of original pixels; float32 [count, K] the length
-    of each that is covered; and the length of a new pixel.
+  Gives int64 [count, K] indices of pixels; float32 [count, K] the length of
+  each that is covered; and the length of a new pixel.
   """
   # Beyond, float32 doesn't tell neighbours apart.
   real = np.float32 if new_size < 1 << 24 else np.float64

@@ -246,7 +246,7 @@ def _count(
   batches: Iterator[dict[str, np.ndarray]],
   write: Callable[[Any], None] | None,
 ) -> tuple[evaluate.ConfusionCounts, float]:
-  """Counts all examples, and images a second; `write` gets the rows."""
+  """Counts all examples; also images a second. `write` takes table rows."""
   counts = evaluate.ConfusionCounts(len(split.class_names), split.valid_labels)
   total, done, first = len(split), 0, 0
   start = time.perf_counter()
