@@ -127,7 +127,9 @@ KEYS: dict[str, Key] = {
     (), "blocks, counted from 0, whose token mixing reduces the tokens"
   ),
   "model.pyramid_tokens": Key((), "number of tokens after each of those"),
-  "data.name": Key("imagenet21k", "data set, as `mixer prepare` names it"),
+  "data.name": Key(
+    "imagenet21k", "data set, as `mixer prepare` names it, or module:function"
+  ),
   "data.data_dir": Key(
     "", "where data sets are; empty: ~/tensorflow_datasets, as TFDS", free=True
   ),

@@ -47,7 +47,7 @@ Kind = Literal[
 
 
 class ImageError(ValueError):
-  """Why an image can't be used, without a full stop; and the kind of problem."""
+  """Why an image can't be used, without a full stop; and of what kind it is."""
 
   def __init__(self, kind: Kind, message: str):
     super().__init__(message)

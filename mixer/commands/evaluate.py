@@ -61,7 +61,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the command's own."""
   flags.add_model(parser)
   add = parser.add_argument
-  add("--data", default="", help="data set, as TFDS names it; a run's own")
+  add(
+    "--data",
+    default="",
+    help="data set, as TFDS names it, or module:function; a run's own",
+  )
   add("--split", default="", help="a run's own, else validation")
   add("--data_dir", default="", help=flags.DATA_DIR)
   add("--batch_size", type=flags.positive, help="over all devices")
