@@ -298,7 +298,7 @@ def test_thumbnails():
 def drawn(mixing=None, change=lambda params: None, **keys):
   """The figures of a model's weights by title, and the notes."""
   mixing = mixing or block.TokenMixing()
-  module = model.MlpMixer(4, 5, 100, 132, 12, mixing=mixing)
+  module = model.MlpMixer(4, 12, 100, 132, 12, mixing=mixing)
   params = trained_files.random_params(module, 16)
   change(params)
   config = smoke.get_config()
@@ -310,9 +310,9 @@ def drawn(mixing=None, change=lambda params: None, **keys):
 
 def test_weights_are_drawn_in_pairs_and_no_more_than_64():
   params, shown, found, notes = drawn()
-  blocks = [f"Token mixing, block {i}" for i in (0, 2, 4)]
-  assert notes == [] and {*found} == {"Stem", *blocks}
-  assert {*shown} == {"stem", "MixerBlock_0", "MixerBlock_2", "MixerBlock_4"}
+  blocks = [f"Token mixing, block {i}" for i in (0, 6, 11)]
+  assert notes == [] and [*found] == ["Stem", *blocks]
+  assert {*shown} == {"stem", "MixerBlock_0", "MixerBlock_6", "MixerBlock_11"}
   assert "64 of 100 kernels" in found["Stem"]["caption"]
   assert "64 of 132 hidden units" in found[blocks[0]]["caption"]
   units = kernels.token_units(params, 0, (4, 4), np.arange(16))
@@ -330,15 +330,15 @@ def test_weights_are_drawn_in_pairs_and_no_more_than_64():
 def test_weights_that_cannot_be_drawn():
   def damage(params):
     params["stem"]["kernel"][0, 0, 0, 0] = np.nan
-    mlp = params["MixerBlock_2"]["token_mixing"]
+    mlp = params["MixerBlock_6"]["token_mixing"]
     mlp["Dense_0"]["kernel"][1, 1] = np.inf
 
   _, _, found, notes = drawn(change=damage)
-  assert [title[-1] for title in found] == ["0", "4"] and len(notes) == 2
+  assert [title[-2:] for title in found] == [" 0", "11"] and len(notes) == 2
   for mixing, keys, said in (
     ({"untied": True}, {"token_mixing": "untied"}, "No token-mixing weights"),
     ({"groups": 2}, {"token_groups": 2}, "groups of channels"),
-    ({"pyramid": ((1, 4),)}, {}, "units of block 2 read 4 numbers"),
+    ({"pyramid": ((1, 4),)}, {}, "units of block 6 read 4 numbers"),
   ):
     _, _, found, notes = drawn(block.TokenMixing(**mixing), **keys)
     assert any(said in note for note in notes)

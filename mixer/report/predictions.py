@@ -253,9 +253,10 @@ def _figures(
       "No token-mixing weights are drawn: each channel has an MLP of its own "
       f"(model.token_mixing={config.model.token_mixing})."
     )
-  for name in params:
+  blocks = [int(name.split("_")[1]) for name in params if name != "stem"]
+  for block in (None, *sorted(blocks)):
     try:
-      if name == "stem":
+      if block is None:
         images = kernels.stem_kernels(params)
         title = "Stem"
         what = (
@@ -263,7 +264,6 @@ def _figures(
           "scaled by its largest weight, mid-grey is 0."
         )
       else:
-        block = int(name.removeprefix("MixerBlock_"))
         places = kernels.token_places(grid, data.permute, data.permute_seed)
         images = kernels.token_units(params, block, grid, places)
         title = f"Token mixing, block {block}"
