@@ -116,10 +116,10 @@ class Lock:
         found = self._file.read()
         sentence = self._refuse_if_alive(found) if found else ""
         record = self._next_record()
-        # Else another start was faster than this one: look who.
         if self._file.swap(found, record) or self._is_ours(self._file.read()):
           self._record, self._tried = record, _now()
           return sentence
+        time.sleep(0.01)  # Another start was faster than this one: look who.
     except self._failures as e:
       if isinstance(e, UserError):
         raise

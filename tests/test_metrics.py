@@ -190,12 +190,6 @@ def test_other_hosts_write_nothing(tmp_path, monkeypatch):
   assert not list(tmp_path.iterdir())
 
 
-def test_duration():
-  seconds = (0.4, 59.6, 187, 18_120, 183_600)
-  expected = ["0s", "1m00s", "3m07s", "5h02m", "2d03h"]
-  assert list(map(metrics.duration, seconds)) == expected
-
-
 class Late:
   """A metric on a device: notes when it is read."""
 

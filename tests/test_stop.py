@@ -65,20 +65,6 @@ def test_a_signal_stops_at_the_next_check_until_it_is_obeyed(handlers, number):
   assert came == [number]
 
 
-def test_outside_the_main_thread_it_listens_to_nothing(handlers):
-  seen = []
-
-  def work():
-    with stop.Watch() as watch:
-      seen.append(signal.getsignal(signal.SIGTERM))
-      watch.check()
-
-  thread = threading.Thread(target=work)
-  thread.start()
-  thread.join()
-  assert seen == [handlers[0]]
-
-
 # Asleep in C, so that it is the thread that has to hear.
 _DEAF = """
 import ctypes, os, signal, sys, threading
@@ -358,31 +344,6 @@ def test_xla_flags(monkeypatch, before, libtpu, after):
   for _ in range(2):
     runtime.set_xla_flags()
     assert os.environ["XLA_FLAGS"] == (before if after is None else after)
-
-
-@pytest.mark.parametrize(
-  ("asked", "variable", "installed", "alone"),
-  [
-    ("cpu", "", ["jax_cuda13_plugin"], True),
-    ("tpu", "cpu", [], False),
-    ("", "cpu", ["libtpu"], True),
-    ("", "cuda,cpu", [], False),
-    ("", "", ["jax", "jaxlib"], True),
-    ("", "", ["jax_cuda13_plugin"], False),
-    ("", "", ["libtpu"], False),
-  ],
-)
-def test_memory_is_kept_on_cpus_alone(
-  monkeypatch, asked, variable, installed, alone
-):
-  class Module:
-    def __init__(self, name):
-      self.name = name
-
-  monkeypatch.setenv("JAX_PLATFORMS", variable)
-  modules = list(map(Module, installed))
-  monkeypatch.setattr(runtime.pkgutil, "iter_modules", lambda: modules)
-  assert runtime._is_cpu_alone(asked) == alone
 
 
 def test_what_a_checkpoint_keeps_of_starts(monkeypatch):

@@ -232,37 +232,3 @@ def test_a_full_disk_is_told_and_the_run_goes_on(
     several.finish(data_dir, workdir, undisturbed_run())
   finally:
     subprocess.run(["umount", str(disk)], check=True)
-
-
-_NOTING = """
-import logging, os, runpy, sys
-for name in ("interpreters.pxla", "compiler"):  # What is compiled, and found.
-  logger = logging.getLogger(f"jax._src.{name}")
-  logger.setLevel(logging.DEBUG)
-  logger.addHandler(logging.FileHandler(os.environ["NOTES"]))
-sys.argv = sys.argv[1:]
-runpy.run_module(sys.argv[0], run_name="__main__")
-"""
-
-
-@pytest.mark.slow
-def test_the_update_is_compiled_once(data_dir, tmp_path):
-  script = tmp_path / "noting.py"
-  script.write_text(_NOTING)
-  stopped = ("tests.reliability.at", at.COMPILE, "12", "SIGTERM", "0", "--")
-  compiled = 0
-  for words, code in ((stopped, stop.PREEMPTED), (("train",), stop.DONE)):
-    log = tmp_path / f"{words[0]}.log"
-    env = {
-      "PYTHONPATH": str(conftest.ROOT),
-      "NOTES": str(log),
-      "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
-    }
-    program = (str(script), *words)
-    run = several.Run(data_dir, tmp_path / "run", program=program, env=env)
-    assert run.wait() == [code], run.err
-    text = log.read_text()
-    assert len(re.findall(r"Compiling jit\(train_step\)", text)) == 1
-    found = "Persistent compilation cache hit for 'jit_train_step'" in text
-    compiled += not found
-  assert compiled == 1
