@@ -12,18 +12,14 @@ Expected: 77.4 % top-1 on the validation set, that paper's number (66.4 %
 without SAM), with crop and flip alone. Two things speak against it:
 
 - The authors perturb the weights on each of 64 TPU chips by the gradient of
-  that chip's own images, here it is one perturbation for the whole batch. With
-  fewer chips they found that it takes a larger rho
-  (github.com/google-research/vision_transformer/issues/153).
-- rho = 0.6 is not checked against the paper's appendix, nor is that stochastic
-  depth stays at 0.1. So a short run of your own should choose rho, on a part
-  of `train` that is held out: --config.optimizer.sam_rho=0.3 and so on.
+  that chip's images; here it is one perturbation for the whole batch, which
+  takes a larger rho (github.com/google-research/vision_transformer/issues/153).
+- rho = 0.6 and stochastic depth 0.1 are not checked against the paper: choose
+  rho on a held-out part of `train`: --config.optimizer.sam_rho=0.3 and so on.
 
-Rate 3e-3, weight decay 0.3 times the rate, batch, epochs, warm-up, linear
-decay, clipping and sigmoid loss are as in the same group's published code for
-its successor (big_vision, configs/proj/gsam), which is for ViT. All else is as
-in configs/mixer_b16_i1k.py. Weights of B/32 that were trained with SAM are
-released too; its rho, and that of S, are not known here, so there is no recipe.
+Rate, weight decay, warm-up, decay, clipping and loss are as in the same group's
+code for its successor on ViT (big_vision, configs/proj/gsam), all else as in
+configs/mixer_b16_i1k.py. The rho of B/32 and S is not known here.
 """
 
 from configs import mixer_b16_i1k

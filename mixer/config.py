@@ -25,16 +25,7 @@ UNNAMED = "?"
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-  """A key of the config.
-
-  Attributes:
-    default: its type is the key's type.
-    meaning: in a few words, for --help.
-    choices: all values that it can have; () if there are others.
-    least: of a number, the smallest value.
-    below: of a number, what it is smaller than.
-    free: a resumed run may change it: numbers and their meaning stay.
-  """
+  """A key: numbers are in [least, below), resumed runs may change free ones."""
 
   default: Any
   meaning: str
@@ -65,9 +56,7 @@ KEYS: dict[str, Key] = {
   "seed": _number(0, 0, _SEED, "seed of all random numbers"),
   "batch_size": _number(4096, 1, 10**7, "examples per update, on all devices"),
   "total": Key("300 epochs", "length of training"),
-  "image_size": _number(
-    224, 1, 10**4, "pixels: side, or height if image_width is not 0"
-  ),
+  "image_size": _number(224, 1, 10**4, "pixels: side, or height"),
   "image_width": _number(0, 0, 10**4, "pixels; 0: square images"),
   "init_from": Key(
     "",
@@ -87,16 +76,10 @@ KEYS: dict[str, Key] = {
   "model.variant": Key("B/16", "S, B, L or H, and the patch size in pixels"),
   "model.num_blocks": _number(0, 0, 1000, "0: as in the variant"),
   "model.hidden_dim": _number(0, 0, 10**5, "C, channels; 0: as in the variant"),
-  "model.tokens_mlp_dim": _number(
-    0, 0, 10**5, "the paper's D_S; 0: as in the variant"
-  ),
-  "model.channels_mlp_dim": _number(
-    0, 0, 10**6, "the paper's D_C; 0: as in the variant"
-  ),
+  "model.tokens_mlp_dim": _number(0, 0, 10**5, "D_S; 0: as in the variant"),
+  "model.channels_mlp_dim": _number(0, 0, 10**6, "D_C; 0: as in the variant"),
   "model.dropout": _number(0.0, 0, 1, "dropout rate inside the MLPs"),
-  "model.stochastic_depth": _number(
-    0.0, 0, 1, "drop rate of the last block; grows linearly from 0 over depth"
-  ),
+  "model.stochastic_depth": _number(0.0, 0, 1, "rate at the last block"),
   "model.head_bias": _number(0.0, -1000, 1000, "initial bias of the head"),
   "model.dtype": _choice(
     "type of activations and matmul operands", "bfloat16", "float32"
@@ -115,17 +98,13 @@ KEYS: dict[str, Key] = {
   ),
   # Appendix A.1 of the paper: docs/experiments.md.
   "model.token_mixing": _choice(
-    "one token MLP for all channels, or one for each", "shared", "untied"
+    "one token MLP, or one a channel", "shared", "untied"
   ),
-  "model.token_groups": _number(
-    1, 1, 10**5, "G, neighbouring channels that a token MLP sees at once"
-  ),
+  "model.token_groups": _number(1, 1, 10**5, "channels that a token MLP sees"),
   "model.group_projection": Key(
     False, "group G learned views of all channels, not neighbouring channels"
   ),
-  "model.pyramid_blocks": Key(
-    (), "blocks, counted from 0, whose token mixing reduces the tokens"
-  ),
+  "model.pyramid_blocks": Key((), "blocks, from 0, that reduce the tokens"),
   "model.pyramid_tokens": Key((), "number of tokens after each of those"),
   "data.name": Key(
     "imagenet21k", "data set, as `mixer prepare` names it, or module:function"
@@ -145,12 +124,10 @@ KEYS: dict[str, Key] = {
     "for training: random area and aspect, or the whole image resized",
     *("inception", "resize"),
   ),
-  "data.crop_area_min": _number(
-    0.05, 0, 1, "smallest share of the image's area in a crop"
-  ),
+  "data.crop_area_min": _number(0.05, 0, 1, "smallest share of the area"),
   "data.flip": Key(True, "flip every second image left to right"),
   "data.randaugment_layers": _number(
-    0, 0, 100, "operations per image; 0: no RandAugment"
+    0, 0, 100, "operations per image; 0: none"
   ),
   "data.randaugment_magnitude": _number(10, 0, 31, "their strength"),
   # Section 3.4 of the paper.
@@ -160,14 +137,10 @@ KEYS: dict[str, Key] = {
     *("", "patches", "pixels"),
   ),
   "data.permute_seed": _number(0, 0, _SEED, "seed of the permutation"),
-  "data.affine_degrees": _number(
-    0.0, 0, 181, "random affine map: rotation by up to +- this"
-  ),
-  "data.affine_scale": _number(
-    0.0, 0, 1, "random affine map: scale up to 1 +- this"
-  ),
+  "data.affine_degrees": _number(0.0, 0, 181, "random rotation, up to +- this"),
+  "data.affine_scale": _number(0.0, 0, 1, "random scale, up to 1 +- this"),
   "data.affine_translate": _number(
-    0.0, 0, 1, "random affine map: shift by up to +- this share of the side"
+    0.0, 0, 1, "random shift, share of the side"
   ),
   "data.eval_short_side": _number(
     256,
@@ -180,39 +153,29 @@ KEYS: dict[str, Key] = {
     2, 1, 1000, "batches made ahead, which bound host memory", free=True
   ),
   "loss.name": _choice("cross-entropy", "softmax", "sigmoid"),
-  "loss.label_smoothing": _number(
-    0.0, 0, 1, "share of the label given to all classes"
-  ),
+  "loss.label_smoothing": _number(0.0, 0, 1, "share given to all classes"),
   "loss.mixup": _number(0.0, 0, 1000, "p of Beta(p, p); 0: no mixup"),
   "optimizer.name": Key(
     "adamw", "adamw, sgd, or any of optax and optax.contrib, as muon or lion"
   ),
   "optimizer.args": Key({}, "more of its arguments, as \"{'nesterov': True}\""),
-  "optimizer.learning_rate": _number(
-    1e-3, 0, _FLOAT, "the highest of the schedule"
-  ),
+  "optimizer.learning_rate": _number(1e-3, 0, _FLOAT, "the highest"),
   "optimizer.weight_decay": _number(
-    0.0, 0, _FLOAT, "multiplied by the learning rate; for kernels only"
+    0.0, 0, _FLOAT, "times the rate; kernels only"
   ),
   "optimizer.b1": _number(0.9, 0, 1, "Adam's"),
   "optimizer.b2": _number(0.999, 0, 1, "Adam's"),
   "optimizer.eps": _number(1e-8, 0, _FLOAT, "Adam's"),
   "optimizer.momentum": _number(0.9, 0, 1, "SGD's"),
   "optimizer.clip_norm": _number(
-    1.0, 0, _FLOAT, "largest norm of the whole gradient; 0: no clipping"
+    1.0, 0, _FLOAT, "largest gradient norm; 0: any"
   ),
   "optimizer.ema_decay": _number(
-    0.0, 0, 1, "evaluate a moving average of the weights; 0: no average"
+    0.0, 0, 1, "evaluate averaged weights; 0: none"
   ),
-  "optimizer.accumulate": _number(
-    1, 1, 10**7, "micro-batches per update: the same update in less memory"
-  ),
-  "optimizer.sam_rho": _number(
-    0.0, 0, _FLOAT, "radius of Sharpness-Aware Minimization; 0: without it"
-  ),
-  "optimizer.train": _choice(
-    "train all weights, or the head (a linear probe)", "all", "head"
-  ),
+  "optimizer.accumulate": _number(1, 1, 10**7, "micro-batches per update"),
+  "optimizer.sam_rho": _number(0.0, 0, _FLOAT, "radius of SAM; 0: without it"),
+  "optimizer.train": _choice("all weights, or a linear probe", "all", "head"),
   "optimizer.lr_factors": Key(
     (),
     "pairs (pattern, factor): the first pattern that matches a parameter's "
@@ -238,9 +201,7 @@ KEYS: dict[str, Key] = {
     "1 epochs", "interval of checkpoints; 0: only at the end", free=True
   ),
   "keep_checkpoints": _number(3, 1, _MANY, "newest checkpoints to keep", True),
-  "keep_every": Key(
-    "", "keep those at multiples of this duration as well", free=True
-  ),
+  "keep_every": Key("", "keep those at its multiples as well", free=True),
   "keep_best": _choice(
     "keep the best by this metric as well: each evaluation that improves it "
     "saves, and predict, evaluate and export take it",
@@ -253,9 +214,7 @@ KEYS: dict[str, Key] = {
     "split optimizer state and averaged weights over all devices (ZeRO-1)",
     free=True,
   ),
-  "sharding.fsdp": _number(
-    1, 1, 10**6, "devices that share one copy of the weights (FSDP)", True
-  ),
+  "sharding.fsdp": _number(1, 1, 10**6, "devices to a copy of weights", True),
   "sharding.min_size": _number(
     65_536, 1, 10**18, "smaller arrays, in elements, are never split", True
   ),
@@ -269,9 +228,7 @@ KEYS: dict[str, Key] = {
   "nonfinite_limit": _number(
     10, 1, _MANY, "most updates skipped in a row", True
   ),
-  "hang_seconds": _number(
-    1800, 0, _MANY, "end a run without progress after this; 0: never", True
-  ),
+  "hang_seconds": _number(1800, 0, _MANY, "end a hanging run; 0: never", True),
   "fewshot.name": Key("", "data set; empty: no few-shot evaluation"),
   "fewshot.train_split": Key("train", "labelled examples are from it"),
   "fewshot.eval_split": Key("test", "accuracy is on it"),
@@ -341,12 +298,7 @@ def to_json(config: Config) -> dict[str, Any]:
 
 
 def from_json(stored: Mapping[str, Any], resolved: Mapping[str, Any]) -> Config:
-  """The config of a run; keys added since have their defaults.
-
-  Args:
-    stored: as of `to_json`.
-    resolved: what config.json holds beside it.
-  """
+  """The config in a config.json; keys added since have their defaults."""
   config = default()
   for name, value in flatten(stored).items():
     if name in KEYS:
@@ -401,6 +353,7 @@ def unknown(key: str) -> str:
 _SYNONYMS = {
   "beta1": "optimizer.b1",
   "beta2": "optimizer.b2",
+  "bs": "batch_size",
   "checkpoint": "init_from",
   "dataset": "data.name",
   "epochs": "total",
@@ -413,6 +366,7 @@ _SYNONYMS = {
   "resolution": "image_size",
   "size": "image_size",
   "steps": "total",
+  "wd": "optimizer.weight_decay",
   "weights": "init_from",
 }
 
@@ -420,17 +374,14 @@ _SYNONYMS = {
 def near(key: str) -> str:
   """The existing key that another name most likely means; "" if none.
 
-  By its last name, a synonym, an abbreviation ("lr"), similar letters, or a
-  part of the name; keys of its own group first.
+  By its last name, a synonym, similar letters, or a part of the name; keys of
+  its own group first.
   """
   group, _, last = key.lower().replace("-", "_").rpartition(".")
   known = sorted(KEYS, key=lambda k: (k.rpartition(".")[0] != group, len(k)))
   names = {k: k.rpartition(".")[2] for k in known}
   same = [k for k in known if names[k] == last]
   synonym = [_SYNONYMS[last]] if last in _SYNONYMS else []
-  short = [
-    k for k in known if "".join(w[0] for w in names[k].split("_")) == last
-  ]
   alike = difflib.get_close_matches(key, known, n=1)
   part = [
     k
@@ -438,4 +389,4 @@ def near(key: str) -> str:
     if min(len(last), len(names[k])) > 3
     and (names[k] in last or last in names[k])
   ]
-  return [*same, *synonym, *short, *alike, *part, ""][0]
+  return [*same, *synonym, *alike, *part, ""][0]

@@ -59,11 +59,6 @@ def at_once(plan: Plan, step: int, most: int) -> int:
 
   It is `most` at its multiples, unless an event falls between them; so it
   depends on the step alone, and a resumed run repeats it.
-
-  Args:
-    plan: of the run.
-    step: updates done.
-    most: the config's `steps_per_dispatch`.
   """
   last = step + most - 1
   every = (plan.total, plan.log_every, plan.eval_every, plan.checkpoint_every)
@@ -72,11 +67,7 @@ def at_once(plan: Plan, step: int, most: int) -> int:
 
 
 def parse(key: str, text: str) -> tuple[Fraction, str]:
-  """Reads the duration of a key: "5 epochs" -> (5, "epochs"); or steps.
-
-  Raises:
-    UserError: not a number and a unit.
-  """
+  """Reads the duration of a key: "5 epochs" -> (5, "epochs"); or UserError."""
   match = _DURATION.fullmatch(text) if len(text) <= _LONGEST else None
   unit = match.group(2) if match else ""
   if match and unit != "%":
@@ -91,21 +82,13 @@ def parse(key: str, text: str) -> tuple[Fraction, str]:
 
 
 def check(config: config_lib.Config) -> None:
-  """Refuses what is no duration.
-
-  Raises:
-    UserError: names the key.
-  """
+  """Refuses what is no duration."""
   for key in ("total", "schedule.warmup", *filter(config.get, INTERVALS)):
     parse(key, config[key])
 
 
 def plan(config: config_lib.Config, num_examples: int) -> Plan:
   """Turns a valid config's durations into steps.
-
-  Args:
-    config: of the run.
-    num_examples: of the training split.
 
   Raises:
     UserError: a run of no steps, or a warm-up as long as the whole.

@@ -198,7 +198,8 @@ def read_bytes(
       _check_size(path, what, where.stat().length, limit)
       return where.read_bytes()
     # A pipe that nobody writes to would be waited for.
-    with open(path, "rb", opener=_without_waiting) as f:
+    wait = os.O_NONBLOCK
+    with open(path, "rb", opener=lambda p, f: os.open(p, f | wait)) as f:
       status = os.fstat(f.fileno())
       if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path} is no regular file; expected {what}.")
@@ -213,10 +214,6 @@ def read_bytes(
   except expected as e:
     why = reason(e)
     raise UserError(f"{path} can't be read: {why}.") from e
-
-
-def _without_waiting(path: str, flags: int) -> int:
-  return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _check_size(

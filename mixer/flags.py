@@ -232,7 +232,10 @@ def _value(key: str, default: Any) -> Callable[[str], Any]:
           value.lower()
         ]
       if kind is dict:
-        return dict(ast.literal_eval(value))
+        found = dict(ast.literal_eval(value))
+        if not all(map(str.isidentifier, found)):
+          raise ValueError
+        return found
       if kind is tuple:
         found = ast.literal_eval(value)
         return tuple(found) if isinstance(found, tuple | list) else (found,)
@@ -335,23 +338,17 @@ def _named(value: str) -> str:
   return value
 
 
+def _keys(value: str) -> list[str]:
+  return value.split(",")
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of the commands that train: train.py and sweep."""
   add = parser.add_argument
-  add(
-    "--workdir",
-    type=_named,
-    required=True,
-    metavar="DIR",
-    help="where the run lives: made if missing, continued if not",
-  )
-  add(
-    "--allow_change",
-    type=lambda value: value.split(","),
-    default=[],
-    metavar="KEYS",
-    help="config keys that may differ from the first start; data_set: its data",
-  )
+  text = "where the run lives: made if missing, continued if not"
+  add("--workdir", type=_named, required=True, metavar="DIR", help=text)
+  text = "config keys that may differ from the first start; data_set: its data"
+  add("--allow_change", type=_keys, default=[], metavar="KEYS", help=text)
   add_platform(parser)
   add_config(parser, "--workdir=DIR")
   group = parser.add_argument_group("several processes")
@@ -363,12 +360,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     help="how the processes of a run find each other: as Slurm, GKE or a TPU "
     "VM's metadata say, by the address in the next flags, or not at all",
   )
-  add(
-    "--coordinator_address",
-    default="",
-    metavar="HOST:PORT",
-    help="where process 0 listens",
-  )
+  add("--coordinator_address", default="", help="HOST:PORT of process 0")
   add("--num_processes", type=int, default=0, help="over all hosts")
   add("--process_id", type=int, default=-1, help="of this one, from 0")
   add(

@@ -75,20 +75,10 @@ def sweep(
   workdir: epath.Path,
   allow_change: Sequence[str] = (),
 ) -> tuple[list[Trial], Trial]:
-  """Tries all rates, and trains with the best one.
-
-  Args:
-    config: with what to try in `sweep`.
-    workdir: for all runs.
-    allow_change: see `train.train`.
-
-  Returns:
-    The trials in the order of the config, and the last run: its rate, and its
-    accuracy on `data.eval_split`.
+  """Returns the trials, and the run with the best rate on `data.eval_split`.
 
   Raises:
-    UserError: nothing to try, all of it diverged, or what train.py raises.
-    stop.Preempted: stopped by a signal.
+    UserError: nothing to try, all of it diverged, or as of `train.train`.
   """
   s = config.sweep
   if not s.learning_rates or not s.train_split or not s.eval_split:
