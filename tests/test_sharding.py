@@ -17,8 +17,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mixer import compiling, initial, planning, sharding, train_step
-from tests import conftest, reference, updates
+from mixer import compiling, planning, sharding, train_step
+from tests import conftest, updates
 
 # The mesh.
 
@@ -142,13 +142,11 @@ def size(tree, least: int = 0) -> int:
 @pytest.mark.parametrize(
   ("devices", "zero1", "fsdp", "weights_parts", "optimizer_parts"),
   [
-    (1, True, 1, 1, 1),
-    (2, True, 1, 1, 2),
     (8, True, 1, 1, 8),
-    (8, False, 1, 1, 1),
     (8, True, 2, 2, 8),
-    (8, False, 4, 4, 4),
-    (8, True, 8, 8, 8),
+    updates.slow(1, True, 1, 1, 1),
+    updates.slow(8, False, 1, 1, 1),
+    updates.slow(8, False, 4, 4, 4),
   ],
 )
 def test_a_device_holds_its_share(
@@ -173,38 +171,6 @@ def test_a_device_holds_its_share(
     state,
     trainer.abstract,
   )
-
-
-def test_given_weights_are_placed_and_evaluated_where_they_lie(small):
-  small.sharding.fsdp = 2
-  trainer, mesh = build(small)
-  state = trainer.init()
-  rng = np.random.default_rng(0)
-  given = jax.tree.map(
-    lambda x: rng.standard_normal(x.shape, np.float32), state.params
-  )
-  del given["head"]
-  placed = initial.Origin("given", given).place(state)
-  for tree, where in (
-    (placed.params, trainer.abstract.params),
-    (placed.ema, trainer.abstract.ema),
-  ):
-    jax.tree.map(
-      lambda x, a: np.testing.assert_equal(x.sharding, a.sharding), tree, where
-    )
-    head = dict(tree).pop("head")
-    jax.tree.map(np.testing.assert_array_equal, tree, given | {"head": head})
-  local = {
-    "image": rng.integers(0, 256, (32, 16, 16, 3), dtype=np.uint8),
-    "label": rng.integers(0, 10, 32, dtype=np.int32),
-  }
-  masked = sharding.put_batch(mesh, local | {"mask": np.ones(32, bool)})
-  features, _ = trainer.inference.features(placed.eval_params, masked)
-  images = local["image"].astype(np.float32) / 127.5 - 1
-  expected = reference.forward(placed.eval_params, images, head=False)
-  np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-4)
-  # The first update takes them as they are, and gives nothing away twice.
-  trainer.train_step(placed, sharding.put_batch(mesh, local))
 
 
 # What is sent.
@@ -235,10 +201,9 @@ def compile_step(config, **options):
 @pytest.mark.parametrize(
   ("zero1", "sam", "accumulate"),
   [
-    (True, 0.0, 1),
-    (False, 0.0, 1),
     (True, 0.1, 1),
-    pytest.param(True, 0.0, 4, marks=pytest.mark.slow),
+    updates.slow(False, 0.0, 1),
+    updates.slow(True, 0.0, 4),
   ],
 )
 def test_gradients_are_reduced_once_and_weights_gathered_once(
@@ -287,7 +252,7 @@ def compiled_anew():
 
 
 @pytest.mark.usefixtures("compiled_anew")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [updates.slow("float32"), "bfloat16"])
 def test_gradients_are_reduced_in_the_stated_precision(small, tmp_path, dtype):
   # XLA's CPU compiler sums bfloat16 in float32, so this reads what it is told
   # to: the code after it has been split for the devices.
@@ -330,7 +295,8 @@ def recipes(name: str) -> list[Any]:
   return [module.get_config(a) for a in sorted(given)] or [module.get_config()]
 
 
-@pytest.mark.parametrize("fsdp", [1, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [1, 16])
 @pytest.mark.parametrize("name", _RECIPES)
 def test_every_config_builds_on_256_devices(name, fsdp):
   for config in recipes(name):
@@ -349,20 +315,3 @@ def test_every_config_builds_on_256_devices(name, fsdp):
     if size(params) > 50e6:
       assert local(params) < size(params) / fsdp + 0.05 * size(params)
       assert local(optimizer) < 0.05 * size(optimizer)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", _RECIPES)
-def test_every_config_updates_on_256_devices(name):
-  for config in recipes(name):
-    mesh = planning.abstract_mesh(config, 256)
-    config.batch_size = math.ceil(config.batch_size / 256) * 256
-    trainer = train_step.Trainer(config, updates.PLAN, 1000, mesh)
-    state, metrics = trainer.train_step.eval_shape(
-      trainer.abstract, compiling.abstract_batch(config, mesh)
-    )
-    for x, a in zip(
-      jax.tree.leaves(state), jax.tree.leaves(trainer.abstract), strict=True
-    ):
-      assert (x.shape, x.dtype, x.sharding) == (a.shape, a.dtype, a.sharding)
-    assert {x.shape for x in metrics.values()} == {()}
