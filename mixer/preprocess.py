@@ -167,10 +167,9 @@ def crop_box(
   Its aspect ratio is uniform in [3/4, 4/3], its height uniform among those
   that keep its area at least `area_min` of the image's and the crop inside,
   and its place uniform: the law of `tf.image.sample_distorted_bounding_box`,
-  on which the published runs were trained. (torchvision draws the area
-  uniformly: crops of a 500 x 375 image cover 0.42 of it on average, against
-  0.34 here.) If 100 draws give no crop, which takes a strip some 27 times as
-  long as it is wide, the box is the whole image.
+  of the published runs. (torchvision draws the area uniformly, and larger
+  crops.) If 100 draws give no crop, as in a strip 27 times as long as it is
+  wide, the box is the whole image.
   """
   least, most = area_min * height * width, 1.0 * height * width
   for _ in range(_CROP_ATTEMPTS):
@@ -201,10 +200,9 @@ def resize(image: np.ndarray, size: Size) -> np.ndarray:
   """Squashes the image to exactly `size`.
 
   Bilinear between the centres of pixels, not antialiased, as `tf.image.resize`
-  did for the published runs, unlike Pillow and torchvision. Only an image of at
-  least twice `size` is first reduced by means over 2, 4 or 8 pixels a side, so
-  that less than one pixel is skipped; in the reference photographs of a
-  camera's full size turn to noise.
+  did for the published runs, unlike Pillow and torchvision. An image of at
+  least twice `size` is first reduced by means over 2, 4 or 8 pixels a side:
+  photographs of a camera's full size turn to noise in the reference.
   """
   out = np.empty((*_pair(size), 3), np.uint8)
   _bilinear(images.reduce(image, out.shape[:2]), out)

@@ -232,16 +232,12 @@ def _folder(output: str, *parts: str) -> pathlib.Path:
   """Where results go; made before the work that they are of."""
   slug = re.sub(r"[^\w.-]+", "_", "-".join(parts)).strip("_.")
   folder = pathlib.Path(output or f"runs/evaluate/{slug}").expanduser()
-  try:
+  results = folder / "results.json"
+  with files.writing(results, "Name another folder with --output."):
     folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / ".probe"
-    probe.touch()
-    probe.unlink()
-  except OSError as e:
-    raise UserError(
-      f"results can't be written to {folder} ({e.strerror}); name another "
-      "folder with --output."
-    ) from e
+    with open(results, "a"):
+      pass
+  results.unlink()
   return folder
 
 
@@ -288,15 +284,24 @@ def _examples(
 
 
 @contextlib.contextmanager
+def _csv(
+  path: pathlib.Path, columns: Sequence[str]
+) -> Iterator[Callable[[Any], None]]:
+  """Opens a table; yields what adds rows."""
+  with files.atomic_write(path, "w") as f:
+    writer = csv.writer(f, lineterminator="\n")
+    writer.writerow(columns)
+    yield writer.writerows
+
+
+@contextlib.contextmanager
 def _open_table(path: str) -> Iterator[Callable[[Any], None]]:
   """Opens a .csv or .parquet table of examples; yields what adds rows."""
   where = pathlib.Path(path).expanduser()
   files.make_parent(where)
   if where.suffix.lower() == ".csv":
-    with files.atomic_write(where, "w") as f:
-      writer = csv.writer(f, lineterminator="\n")
-      writer.writerow(_COLUMNS)
-      yield writer.writerows
+    with _csv(where, _COLUMNS) as write:
+      yield write
     return
   # Here, as it takes a while that others needn't wait.
   import pyarrow
@@ -327,46 +332,24 @@ def _write_confusions(
   `ids` are the classes as the data set names them, `names` are for people.
   """
 
-  def table(name: str, columns: str, rows: Iterator[Any]) -> pathlib.Path:
-    with files.atomic_write(folder / name, "w") as f:
-      writer = csv.writer(f, lineterminator="\n")
-      writer.writerow(columns.split())
-      writer.writerows(rows)
-    return folder / name
-
   def named(k: int | None) -> tuple[str, str]:
     return ("", "") if k is None else (ids[k], names[k])
 
+  written = [folder / "per_class.csv", folder / "confusion.csv"]
+  columns = "class name examples correct accuracy confused_with"
+  columns += " confused_with_name confused"
+  with _csv(written[0], columns.split()) as add:
+    for row in counts.classes():
+      share = f"{row.correct / row.examples:.6f}" if row.examples else ""
+      numbers = row.examples, row.correct, share
+      other = named(row.confused_with)
+      add([(*named(row.label), *numbers, *other, row.confused)])
   matrix = counts.confusion.tocoo()
-  pairs = sorted(
-    zip(
-      *map(np.ndarray.tolist, (matrix.row, matrix.col, matrix.data)),
-      strict=True,
-    )
-  )
-  written = [
-    table(
-      "per_class.csv",
-      "class name examples correct accuracy confused_with confused_with_name "
-      "confused",
-      (
-        (
-          *named(row.label),
-          row.examples,
-          row.correct,
-          f"{row.correct / row.examples:.6f}" if row.examples else "",
-          *named(row.confused_with),
-          row.confused,
-        )
-        for row in counts.classes()
-      ),
-    ),
-    table(
-      "confusion.csv",
-      "true predicted count true_name predicted_name",
-      ((ids[t], ids[p], n, names[t], names[p]) for t, p, n in pairs),
-    ),
-  ]
+  parts = (part.tolist() for part in (matrix.row, matrix.col, matrix.data))
+  columns = "true predicted count true_name predicted_name"
+  with _csv(written[1], columns.split()) as add:
+    for k, p, n in sorted(zip(*parts, strict=True)):
+      add([(ids[k], ids[p], n, names[k], names[p])])
   if len(ids) <= _DENSE_CLASSES:
     written += [folder / "confusion.npy", folder / "confusion.png"]
     with files.atomic_write(written[-2]) as f:
@@ -409,20 +392,23 @@ def _draw(file: IO[bytes], matrix: np.ndarray, names: Sequence[str]) -> None:
     plt.close(figure)
 
 
+_LINES = {
+  "accuracy": "top-1         {:.2%}",
+  "accuracy_top5": "top-5         {:.2%}",
+  "loss": "loss          {:.4f} nats ({loss})",
+  "real_accuracy": "ReaL          {:.2%}",
+  "real_examples": "              of {:,} examples with valid labels",
+  "not_numbers": "NaN           {:,} examples, counted as wrong",
+  "examples": "examples      {:,}",
+  "images_per_second": "images/s      {:,.1f}",
+}
+
+
 def _describe(metrics: Mapping[str, Any], loss: str) -> str:
   """The metrics that there are, one a line; `loss` is its name."""
   lines = [
-    line.format(metrics[name])
-    for name, line in (
-      ("accuracy", "top-1         {:.2%}"),
-      ("accuracy_top5", "top-5         {:.2%}"),
-      ("loss", f"loss          {{:.4f}} nats ({loss})"),
-      ("real_accuracy", "ReaL          {:.2%}"),
-      ("real_examples", "              of {:,} examples with valid labels"),
-      ("not_numbers", "NaN           {:,} examples, counted as wrong"),
-      ("examples", "examples      {:,}"),
-      ("images_per_second", "images/s      {:,.1f}"),
-    )
+    line.format(metrics[name], loss=loss)
+    for name, line in _LINES.items()
     if name in metrics
   ]
   for name, value in metrics.items():
