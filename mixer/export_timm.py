@@ -144,14 +144,10 @@ def loading(model: trained.Trained, place: export.Place) -> str:
       "  act_layer=timm.layers.GELUTanh,\n"
       ").eval()"
     )
-  file, args, needs = path, repr(arguments(model)), ""
-  if place.is_folder:
-    file = str(place.path / MEMBERS[1])
-    args = f'json.load(open({str(place.path / MEMBERS[0])!r}))["model_args"]'
-    needs = "import json\n\n"
+  file = str(place.path / MEMBERS[1]) if place.is_folder else path
   return (
-    f"{needs}import safetensors.torch\nimport timm\n\n"
-    f"arguments = {args}\n"
+    "import safetensors.torch\nimport timm\n\n"
+    f"arguments = {arguments(model)}\n"
     "model = timm.models.mlp_mixer.MlpMixer(\n"
     "  **arguments, act_layer=timm.layers.GELUTanh\n"
     ").eval()\n"
