@@ -8,14 +8,14 @@ chips. For GPUs they count GPUs, as in h100-8.
 import dataclasses
 import math
 import re
+from typing import NamedTuple
 
 from mixer.errors import UserError
 
 _GIB = 2**30
 
 
-@dataclasses.dataclass(frozen=True)
-class Chip:
+class Chip(NamedTuple):
   """What the vendor's data sheet says of a device, as JAX counts devices."""
 
   name: str  # As in the names of slices.
@@ -68,7 +68,6 @@ _V3 = (_2D[1], *_2D[3:], (16, 32), (32, 32))
 _GRIDS = {"v3": _V3, "v4": _3D, "v5e": _2D, "v5p": _3D, "v6e": _2D}
 _SLICES = {k: {math.prod(g): g for g in grids} for k, grids in _GRIDS.items()}
 _COUNTS_CORES = ("v3", "v4", "v5p")
-_GPUS = (1, 2, 4)  # And multiples of 8.
 # As others write it: gcloud, SkyPilot, Slurm and people.
 _SPELLINGS = (
   (r"[\s_]+", "-"),
@@ -144,19 +143,17 @@ def peak(device_kind: str) -> float | None:
 
 def names() -> dict[str, list[str]]:
   """The slices there are, by chip; GPUs may be any multiple of 8 as well."""
-  found = {}
-  for chip in CHIPS:
-    counts = _SLICES.get(chip.name, (*_GPUS, 8, 16))
-    each = 2 if chip.name in _COUNTS_CORES else 1
-    found[chip.name] = [f"{chip.name}-{n * each}" for n in counts]
-  return found
+  return {
+    chip.name: [
+      f"{chip.name}-{n * (2 if chip.name in _COUNTS_CORES else 1)}"
+      for n in _SLICES.get(chip.name, (1, 2, 4, 8, 16))
+    ]
+    for chip in CHIPS
+  }
 
 
 def parse(name: str) -> Slice:
-  """The slice of a name such as "v5e-64".
-
-  Args:
-    name: also as others write it, as "H100:8", "8xH100" or "v5litepod-64".
+  """The slice of a name such as "v5e-64"; also as others write it, "8xH100".
 
   Raises:
     UserError: no such name; lists those that there are.
@@ -164,26 +161,16 @@ def parse(name: str) -> Slice:
   text = name.strip().lower()
   for pattern, by in _SPELLINGS:
     text = re.sub(pattern, by, text)
-  match = re.fullmatch(r"(\w+)-([1-9]\d{0,6})", text, re.ASCII)
-  chips = {c.name: c for c in CHIPS}
-  if not match or match[1] not in chips:
-    every = [f"{group[0]} to {group[-1]}" for group in names().values()]
+  kind, _, count = text.partition("-")
+  chip = next((c for c in CHIPS if c.name == kind), None)
+  known = names().get(kind, [])
+  is_gpu = kind not in _SLICES
+  more = re.fullmatch("[1-9][0-9]{0,5}", count) and int(count) % 8 == 0
+  if not chip or not (text in known or (is_gpu and more)):
+    listed = known or [f"{g[0]} to {g[-1]}" for g in names().values()]
     raise UserError(
-      f"--hardware={name} is not known; name a chip and how many, as in "
-      f"--hardware=v5e-64. There are {', '.join(every)}."
+      f"--hardware={name} is no slice; there are {', '.join(listed)} (v3, v4 "
+      "and v5p count TensorCores, two a chip; GPUs come in any multiple of 8)."
     )
-  chip, count = chips[match[1]], int(match[2])
-  is_gpu = chip.name not in _SLICES
-  if is_gpu and (count in _GPUS or count % 8 == 0):
-    return Slice(text, chip, count)
-  if text in names()[chip.name] and not is_gpu:
-    num_chips = count // 2 if chip.name in _COUNTS_CORES else count
-    return Slice(text, chip, num_chips, _SLICES[chip.name][num_chips])
-  cores = chip.name in _COUNTS_CORES
-  raise UserError(
-    f"--hardware={name}: there is no slice of that size. There are "
-    + ", ".join(names()[chip.name])
-    + " and further multiples of 8" * is_gpu
-    + " (they count TensorCores, two a chip)" * cores
-    + "."
-  )
+  chips = int(count) // (2 if kind in _COUNTS_CORES else 1)
+  return Slice(text, chip, chips, () if is_gpu else _SLICES[kind][chips])

@@ -1,38 +1,46 @@
-"""Predicts what a run takes: memory, communication, time, money.
+"""Predicts what a run takes: memory, communication, time.
 
-Everything comes from stated formulas (`FORMULAS`) over the model's shape and
-the data sheets in `hardware`. docs/scaling.md compares them with what XLA's
-compilers say (`compiling`) and with published runs.
+`predict` applies the formulas of docs/scaling.md to the model's shape and the
+data sheets in `hardware`. `compile_step` asks XLA's compilers for TPUs (libtpu,
+of `jax[tpu]`) and NVIDIA GPUs (`jax[cuda13]`), which need no device, only its
+description: what they say of memory is what a run will meet.
 """
 
 import dataclasses
+import importlib.metadata
 import math
+import pathlib
+import re
+import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType
+from jax.experimental import topologies
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from mixer import config as config_lib
 from mixer import durations, hardware, optim, sharding, train_step
 from mixer import model as model_lib
+from mixer.errors import UserError, first_line
 
 # Shares of the data sheets' numbers that a well-made program reaches.
 MATMUL_SHARE = 0.7
-MEMORY_SHARE = 0.8
-LINK_SHARE = 0.8
+_MEMORY_SHARE = 0.8
+_LINK_SHARE = 0.8
 # Images/s that one core decodes, crops and resizes to 224 px from 500 x 375
 # JPEGs, with RandAugment and without (docs/recipes.md: half of two cores).
-CORE_RATE = {True: 1_000.0, False: 1_200.0}
+_CORE_RATE = {True: 1_000.0, False: 1_200.0}
 # Of TPU memory XLA keeps a part to itself: 16 GiB leave 15.75 for a program.
 _RESERVED = 2**28
 # What JAX takes of a GPU's memory, by XLA_PYTHON_CLIENT_MEM_FRACTION.
 _GPU_SHARE = 0.75
 # How many arrays as large as a block's activations are kept for the backward
 # pass, of those of width C and of those of widths T and F. Fitted to what the
-# compilers reserve (docs/scaling.md): that for TPUs computes GELU and LayerNorm
-# anew, that for GPUs keeps what they give out too, and on several puts off the
-# kernels' gradients with what these need.
+# compilers reserve: that for TPUs computes GELU and LayerNorm anew, that for
+# GPUs keeps what they give out too, and on several puts off the kernels'
+# gradients with what these need.
 _KEPT = {"tpu": (2, 1), "gpu": (4, 2), "gpus": (6, 2)}
 _REMAT_KEPT = {"pre_activations": (2, 1), "block": (1, 0)}
 # How often the activations of a block go through memory, counted in those of
@@ -42,38 +50,12 @@ _NARROW, _WIDE = 24, 17
 # On more chips libtpu sums arrays of a Mixer's size on all of them where it
 # could scatter or gather them.
 _SCATTERS = 16
-FORMULAS = {
-  "parameters": "P = all weights, from the model's shapes",
-  "flop": "FLOP of an update = B x 3 x 2 x MAC of an image, less the stem's "
-  "input gradient (mixer/model.py); twice that with SAM",
-  "state": "float32 weights, optimizer and average on one device, by the "
-  "sharding rules of mixer/sharding.py",
-  "batch": "b (3 H W + 4), b = B / N images of a device",
-  "activations": "(b / accumulate) (d sum over blocks (k S C + l (T C + S F)) "
-  "+ 6 H W (2 + d / 2) + 12 K), d = 2 bytes in bfloat16, k = 2 and l = 1 on "
-  "TPUs, 4 and 2 on a GPU, 6 and 2 on several, which keep more; with remat "
-  "k = 2, l = 1 (pre_activations) or k = 1, l = 0 (block), and all of the "
-  "widest, but not on several GPUs, whose compiler keeps nearly all of it",
-  "gradients": "4 P of a device; twice that with accumulate > 1",
-  "memory": "state + batch + activations + gradients",
-  "reduced": "in rings of N devices each sends (N - 1) / N of what is "
-  "scattered or gathered, twice that of what is summed. With ZeRO-1 r P of "
-  "gradients is scattered, r = bytes of reduce_dtype, and 4 P of new weights "
-  f"gathered; on more than {_SCATTERS} TPU chips libtpu sums both, and with "
-  "accumulate the GPU's compiler the gradients. Without it r P is summed. SAM "
-  "doubles all that. FSDP over f devices gathers the weights for the forward "
-  "and the backward pass, 2 (f - 1) / f 4 P, and all else is of P / f in "
-  "rings of N / f",
-  "permuted": "one image and label to the next device, for mixup",
-  "traffic": f"b d sum over blocks ({_NARROW} S C + {_WIDE} (T C + S F)) + "
-  "24 b H W + 16 b K + 150 P + 24 P / shards of the optimizer; the first term "
-  "4 / 3 times with remat and twice with SAM",
-  "matmuls": f"FLOP / (N x peak x {MATMUL_SHARE:g})",
-  "memory_time": f"traffic / (bandwidth x {MEMORY_SHARE:g})",
-  "links": "bytes sent / bandwidth of the links out of a device that rings "
-  f"can use x {LINK_SHARE:g}",
-  "input": "B / (hosts x cores x images/s of a core)",
-  "step": "the longest of the four, as if they overlapped perfectly",
+# XLA's own description of an H100 SXM, as a GpuTargetConfigProto in text form.
+_H100 = pathlib.Path(__file__).parent / "h100.txt"
+# Without a GPU nothing can be timed, so no kernel can be chosen by its time.
+_GPU_OPTIONS = {
+  "xla_gpu_autotune_level": 0,
+  "xla_gpu_enable_triton_gemm": False,
 }
 
 
@@ -84,8 +66,6 @@ class Plan:
   target: hardware.Slice
   steps: int  # Updates of the run.
   batch_size: int
-  examples: int  # Of the training split.
-  num_classes: int
   parameters: int
   flop: int  # Of all devices together.
   weights: int  # On one device, as all that follow.
@@ -95,13 +75,9 @@ class Plan:
   gradients: int  # Alive at once.
   limit: int  # What of a device's memory a program can have.
   reduced: int  # Sent to sum gradients and to gather weights.
-  permuted: int  # Sent for mixup.
   traffic: int  # To and from memory.
   seconds: dict[str, float]  # By "matmuls", "memory", "links", "input".
-  bottleneck: str  # Which of them is the longest.
-  step_seconds: float  # That one.
   host_images: float  # Images/s that each host has to deliver.
-  host_bytes: float  # Bytes/s that each host ships to its devices then.
   host_cores: float  # That this takes.
 
   @property
@@ -118,6 +94,16 @@ class Plan:
   def fits(self) -> bool:
     """Whether that is less than there is."""
     return self.memory <= self.limit
+
+  @property
+  def step_seconds(self) -> float:
+    """The longest, as if they overlapped perfectly."""
+    return max(self.seconds.values())
+
+  @property
+  def bottleneck(self) -> str:
+    """Which that is."""
+    return max(self.seconds, key=lambda what: self.seconds[what])
 
   @property
   def chip_hours(self) -> float:
@@ -139,75 +125,69 @@ def predict(
   cores: float | None = None,
   core_rate: float | None = None,
 ) -> Plan:
-  """Applies the formulas.
+  """Applies the formulas to a config that is valid for the slice.
 
   Args:
-    config: valid for this number of devices.
+    config: of the run.
     target: the slice.
     examples: of the training split.
     num_classes: K.
     cores: of each host, for the input; None: as usual for the slice.
-    core_rate: images/s of one; None: `CORE_RATE`.
-
-  Raises:
-    UserError: durations that don't fit together.
+    core_rate: images/s of one; None: as measured.
   """
   c, n, chip = config, target.num_devices, target.chip
   steps = durations.plan(c, examples)
   trainer = train_step.Trainer(c, steps, num_classes, abstract_mesh(c, n))
   model, state = trainer.model, trainer.abstract
-  parameters = sum(x.size for x in jax.tree.leaves(state.params))
   trained = optim.split(c, state.params)[0]
-  trained_size = sum(x.size for x in jax.tree.leaves(trained))
-  height, width = config_lib.image_size(c)
-  image_bytes = 3 * height * width + 4
-  images = c.batch_size // n
-  reduced = _reduced(c, target, trained_size, parameters)
-  flop = train_step.update_flop(model, c) * c.batch_size
-  opt_state = sum(x.size for x in jax.tree.leaves(state.opt_state))
-  here = _bytes_here(state.opt_state)
-  shards = 4 * opt_state / here if here else 1.0
-  traffic = _traffic(model, c, images, num_classes)
+  parameters = _size(state.params)
+  images, size = c.batch_size // n, config_lib.image_size(c)
+  pixels, width = math.prod(size), np.dtype(model.dtype).itemsize
+  blocks = _blocks(model, size)
+  # Bytes that an image's activations and gradients move.
+  each = width * sum(_NARROW * a + _WIDE * b for a, b in blocks)
+  each *= 1.0 if c.model.remat == "none" else 4 / 3
+  each *= 2 if c.optimizer.sam_rho else 1
+  opt_bytes = _bytes_here(state.opt_state)
+  shards = 4 * _size(state.opt_state) / opt_bytes if opt_bytes else 1.0
+  traffic = round(images * (each + 24 * pixels + 16 * num_classes))
   traffic += round((150 + 24 / shards) * parameters)
+  kept = width * _kept(c, blocks, target)
+  kept += 6 * pixels * (2 + width / 2) + 12 * num_classes
+  reduced = _reduced(c, target, _size(trained), parameters)
   # A ring's bytes as those of the sum of one array.
   summed = reduced * n / (2 * (n - 1)) if n > 1 else 0.0
-  cores = cores or target.host_cores
-  rate = core_rate or CORE_RATE[bool(c.data.randaugment_layers)]
+  flop = train_step.update_flop(model, c) * c.batch_size
+  rate = core_rate or _CORE_RATE[bool(c.data.randaugment_layers)]
   seconds = {
     "matmuls": flop / (n * chip.flops * MATMUL_SHARE),
-    "memory": traffic / (chip.bandwidth * MEMORY_SHARE),
-    "links": target.all_reduce_seconds(summed) / LINK_SHARE,
-    "input": c.batch_size / (target.num_hosts * cores * rate),
+    "memory": traffic / (chip.bandwidth * _MEMORY_SHARE),
+    "links": target.all_reduce_seconds(summed) / _LINK_SHARE,
+    "input": c.batch_size
+    / (target.num_hosts * (cores or target.host_cores) * rate),
   }
-  bottleneck = max(seconds, key=lambda what: seconds[what])
-  host_images = c.batch_size / target.num_hosts / seconds[bottleneck]
+  host_images = c.batch_size / target.num_hosts / max(seconds.values())
   return Plan(
     target=target,
     steps=steps.total,
     batch_size=c.batch_size,
-    examples=examples,
-    num_classes=num_classes,
     parameters=parameters,
     flop=flop,
     weights=_bytes_here(state.params),
-    optimizer=here + _bytes_here(state.ema),
-    batch=images * image_bytes,
-    activations=_activations(model, c, images, num_classes, target),
+    optimizer=opt_bytes + _bytes_here(state.ema),
+    batch=images * (3 * pixels + 4),
+    activations=round(images / c.optimizer.accumulate * kept),
     gradients=(1 + (c.optimizer.accumulate > 1)) * _bytes_here(trained),
-    limit=limit(target),
+    limit=_limit(target),
     reduced=reduced,
-    permuted=image_bytes if c.loss.mixup and n > 1 else 0,
     traffic=traffic,
     seconds=seconds,
-    bottleneck=bottleneck,
-    step_seconds=seconds[bottleneck],
     host_images=host_images,
-    host_bytes=host_images * image_bytes,
     host_cores=host_images / rate,
   )
 
 
-def limit(target: hardware.Slice) -> int:
+def _limit(target: hardware.Slice) -> int:
   """Bytes of a device's memory that a program can have."""
   memory = target.chip.memory
   return round(memory - _RESERVED if target.grid else memory * _GPU_SHARE)
@@ -218,6 +198,10 @@ def abstract_mesh(config: config_lib.Config, num_devices: int) -> Any:
   fsdp = config.sharding.fsdp
   shape = (num_devices // fsdp, fsdp)
   return AbstractMesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def _size(tree: Any) -> int:
+  return sum(x.size for x in jax.tree.leaves(tree))
 
 
 def _bytes_here(tree: Any) -> int:
@@ -242,42 +226,20 @@ def _blocks(
   return found
 
 
-def _activations(
-  model: model_lib.MlpMixer,
+def _kept(
   config: config_lib.Config,
-  images: int,
-  num_classes: int,
+  blocks: list[tuple[int, int]],
   target: hardware.Slice,
 ) -> int:
-  size = config_lib.image_size(config)
-  width = np.dtype(model.dtype).itemsize
+  """Elements of an image's activations that are alive at once."""
   several = not target.grid and target.num_devices > 1
   n, w = _KEPT["tpu" if target.grid else "gpus" if several else "gpu"]
-  blocks = _blocks(model, size)
   kept = [n * narrow + w * wide for narrow, wide in blocks]
-  total = sum(kept)
-  if not several:
-    n, w = _REMAT_KEPT.get(config.model.remat, (n, w))
-    again = sum(n * narrow + w * wide for narrow, wide in blocks)
-    total = min(total, again + max(kept))
-  pixels = 6 * math.prod(size) * (2 + width / 2)
-  each = width * total + pixels + 12 * num_classes
-  return round(images / config.optimizer.accumulate * each)
-
-
-def _traffic(
-  model: model_lib.MlpMixer,
-  config: config_lib.Config,
-  images: int,
-  num_classes: int,
-) -> int:
-  size = config_lib.image_size(config)
-  each = np.dtype(model.dtype).itemsize * sum(
-    _NARROW * narrow + _WIDE * wide for narrow, wide in _blocks(model, size)
-  )
-  each *= 1.0 if config.model.remat == "none" else 4 / 3
-  each *= 2 if config.optimizer.sam_rho else 1
-  return round(images * (each + 24 * math.prod(size) + 16 * num_classes))
+  if several:
+    return sum(kept)
+  n, w = _REMAT_KEPT.get(config.model.remat, (n, w))
+  again = sum(n * narrow + w * wide for narrow, wide in blocks)
+  return min(sum(kept), again + max(kept))
 
 
 def _reduced(
@@ -304,3 +266,107 @@ def _reduced(
     return round(scattered + gathered + weights)
   summed = (f - 1) / f * gradients + 2 * (d - 1) / d * gradients / f
   return round(summed + weights)
+
+
+def compiler_of(target: hardware.Slice) -> str:
+  """The name and version of the compiler for a slice; UserError for none."""
+  if target.chip.name in ("v4", "a100", "h200"):
+    raise UserError(
+      f"there is no compiling for {target.chip.name}: libtpu describes a v4 as "
+      "two devices, and of GPUs only the H100's description is at hand. Use "
+      "--hardware=h100-8 or a v5e, v5p or v6e slice, or leave --compile out."
+    )
+  name, extra = (
+    ("libtpu", "tpu") if target.grid else ("jax-cuda13-plugin", "gpu")
+  )
+  try:
+    version = importlib.metadata.version(name)
+  except importlib.metadata.PackageNotFoundError as e:
+    raise UserError(
+      f"the compiler for {target.name} isn't installed here: `pip install -e "
+      f'".[{extra}]"`, or make setup-{extra}, brings it; it needs no '
+      "accelerator."
+    ) from e
+  return f"{name} {version}, jax {importlib.metadata.version('jax')}"
+
+
+def devices(target: hardware.Slice) -> list[Any]:
+  """The devices of a slice that isn't there, for a compiler."""
+  if target.grid:
+    words: dict[str, Any] = {"platform": "tpu"}
+    grid = "x".join(map(str, target.grid))
+    words["topology_name"] = f"{target.chip.name}:{grid}"
+    if target.num_hosts == 1 and target.num_chips != 4:  # One host has all.
+      words["chips_per_host_bounds"] = (*target.grid, 1, 1)[:3]
+  else:
+    here = min(target.num_devices, target.chip.host_devices)
+    words = {
+      "platform": "cuda",
+      "topology_name": "h100",
+      "target_config": _H100.read_text("utf-8"),
+      "topology": f"1x{target.num_hosts}x{here}",
+    }
+  return list(topologies.get_topology_desc(**words).devices)
+
+
+def lower(
+  config: config_lib.Config, steps: durations.Plan, num_classes: int, mesh: Mesh
+) -> Any:
+  """The training step, `jax.stages.Lowered`, for the devices of a mesh."""
+  trainer = train_step.Trainer(config, steps, num_classes, mesh)
+  batch = abstract_batch(config, mesh)
+  return trainer.train_step.lower(trainer.abstract, batch)
+
+
+def abstract_batch(
+  config: config_lib.Config, mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """A batch as `train_step` takes it, without its values."""
+  size, split = config_lib.image_size(config), sharding.batch(mesh)
+  b = config.batch_size
+  return {
+    "image": jax.ShapeDtypeStruct((b, *size, 3), jnp.uint8, sharding=split),
+    "label": jax.ShapeDtypeStruct((b,), jnp.int32, sharding=split),
+  }
+
+
+def compile_step(
+  config: config_lib.Config,
+  target: hardware.Slice,
+  examples: int,
+  num_classes: int,
+) -> dict[str, Any]:
+  """Compiles the training step for a slice.
+
+  Returns:
+    `compiler`, `fits`, `reason` (why not) and `seconds` of compiling; if it
+    fits a device's memory, bytes of `arguments`, `temporaries`, `peak` of all,
+    and `traffic`, which is None for GPUs.
+  """
+  found: dict[str, Any] = {"compiler": compiler_of(target)}
+  steps, start = durations.plan(config, examples), time.perf_counter()
+  try:
+    mesh = sharding.make_mesh(devices(target), fsdp=config.sharding.fsdp)
+    options = {} if target.grid else _GPU_OPTIONS
+    lowered = lower(config, steps, num_classes, mesh)
+    compiled = lowered.compile(compiler_options=options)
+  except (RuntimeError, ValueError) as e:
+    used = re.search(r"Used [\d.]+\w+ of [\d.]+\w+ hbm", str(e))
+    if not used and "RESOURCE_EXHAUSTED" not in str(e):
+      why = first_line(e)
+      raise UserError(f"the compiler for {target.name} failed: {why}.") from e
+    reason = used[0] if used else first_line(e)[:200]
+    return found | {"fits": False, "reason": reason}
+  memory = compiled.memory_analysis()
+  costs = compiled.cost_analysis() if target.grid else None
+  peak, most = memory.peak_memory_in_bytes, _limit(target)
+  used = f"Used {peak / 2**30:.2f}G of {most / 2**30:.2f}G"
+  return found | {
+    "fits": peak <= most,
+    "reason": used if peak > most else "",
+    "arguments": memory.argument_size_in_bytes,
+    "temporaries": memory.temp_size_in_bytes,
+    "peak": peak,
+    "traffic": round(costs["bytes accessed"]) if costs else None,
+    "seconds": time.perf_counter() - start,
+  }

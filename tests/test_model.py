@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixer import block as block_lib
-from mixer import compiling, durations, model, sharding, train_step, weights
 from mixer import config as config_lib
+from mixer import durations, model, planning, sharding, train_step, weights
 from mixer.errors import UserError
 from tests import reference
 
@@ -397,7 +397,7 @@ def test_the_layout_is_asked_for_by_device(smoke_config):
   # Of whole arrays XLA would gather all images for it.
   smoke_config.model.layout = "token_major"
   plan = durations.plan(smoke_config, 1400)
-  text = compiling.lower(
+  text = planning.lower(
     smoke_config, plan, 10, sharding.make_mesh(jax.devices()[:4])
   ).as_text()
   b, s, c = smoke_config.batch_size // 4, 16, smoke_config.model.hidden_dim

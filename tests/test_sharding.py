@@ -17,7 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mixer import compiling, planning, sharding, train_step
+from mixer import planning, sharding, train_step
 from tests import conftest, updates
 
 # The mesh.
@@ -193,7 +193,7 @@ def sent(text: str | None) -> dict[tuple[str, str], int]:
 def compile_step(config, **options):
   trainer, mesh = build(config)
   lowered = trainer.train_step.lower(
-    trainer.abstract, compiling.abstract_batch(config, mesh)
+    trainer.abstract, planning.abstract_batch(config, mesh)
   )
   return trainer, lowered.compile(compiler_options=options or None)
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from mixer import compiling, durations, sharding, train_step
+from mixer import durations, planning, sharding, train_step
 
 PLAN = durations.Plan(
   total=20, warmup=2, log_every=1, eval_every=1, checkpoint_every=1
@@ -34,7 +34,7 @@ def run(config, devices, steps=3):
 def compiled(config, devices):
   """The update, compiled for abstract batches."""
   mesh = sharding.make_mesh(jax.devices()[:devices])
-  return compiling.lower(config, PLAN, 10, mesh).compile()
+  return planning.lower(config, PLAN, 10, mesh).compile()
 
 
 def norm_of(tree):

@@ -2,7 +2,7 @@ r"""Predicts memory, communication, time and cost of a run before it is paid.
 
   python -m mixer plan --config=configs/mixer_b16_i21k.py --hardware=v5e-64
   python -m mixer plan --config=configs/mixer_b16_i21k.py --hardware=v5e-64 \
-    --price=1.2 --formulas
+    --price=1.2
   python -m mixer plan --config=configs/mixer_b16_i21k.py --hardware=v5e-64 \
     --compile
 
@@ -18,8 +18,9 @@ takes a minute or more.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
+import os
+from typing import Any
 
 from etils import epy
 
@@ -30,8 +31,8 @@ with epy.lazy_imports():
   import jax
 
   import input_pipeline
-  from mixer import compiling, hardware, planning, validation
   from mixer import config as config_lib
+  from mixer import hardware, planning, validation
   from mixer.datasets import catalog
   from mixer.datasets import split as split_lib
 
@@ -49,6 +50,16 @@ _MENDS = {
 }
 
 
+# What the compilers read when JAX starts, in a process that computes nothing.
+_ENVIRONMENT = {
+  "JAX_PLATFORMS": "cpu",
+  "TPU_SKIP_MDS_QUERY": "1",  # There is no such server to ask.
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # Nobody's devices are taken.
+  "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",  # Of a driver that isn't there.
+  "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the command's own."""
   add = parser.add_argument
@@ -61,7 +72,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   add("--core_rate", type=real, help="images/s that one core decodes")
   add("--compile", action="store_true", help="ask the real compiler too")
   add("--json", action="store_true", help="for programs")
-  add("--formulas", action="store_true", help="print the formulas too")
   flags.add_config(parser, "--hardware=SLICE")
 
 
@@ -69,44 +79,33 @@ def main(args: argparse.Namespace) -> None:
   """Prints the table and what it comes to."""
   target = hardware.parse(args.hardware)
   if args.compile:
-    compiling.compiler_of(target)  # First: there may be none.
-  compiling.prepare()
+    planning.compiler_of(target)  # First: there may be none.
+  for name, value in _ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
   jax.config.update("jax_platforms", "cpu")
   config = args.config
   validation.validate(config, target.num_devices)
   examples, classes, source = data_size(config, args.examples, args.classes)
-  plan = planning.predict(
-    config, target, examples, classes, args.cores, args.core_rate
-  )
+  size = examples, classes
+  plan = planning.predict(config, target, *size, args.cores, args.core_rate)
   compiled = None
   if args.compile:
-    compiled = compiling.compile_step(config, target, examples, classes)
-  sections = table(plan, source, args.price)
-  sentences = verdict(plan, config)
-  formulas = planning.FORMULAS if args.formulas else {}
+    compiled = planning.compile_step(config, target, *size)
+  lines = table(plan, size, source, args.price)
+  sentences = verdict(plan, config, size)
   if args.json:
     values = {
-      "sections": {
-        title: {line[1]: line[2] for line in lines}
-        for title, lines in sections.items()
-      },
+      "numbers": {name: value for name, value, *_ in lines},
       "fits": plan.fits,
       "bottleneck": plan.bottleneck,
       "verdict": sentences,
-      "compiled": compiled and dataclasses.asdict(compiled),
-      "formulas": formulas,
+      "compiled": compiled,
     }
     print(json.dumps(values, indent=2))
     return
-  for title, lines in sections.items():
-    print(title)
-    for key, name, value, unit, note in lines:
-      more = "  ".join(filter(None, [key and f"[{key}]", note]))
-      print(f"  {name:<26}{number(value, unit):>16}  {more}".rstrip())
-    print()
-  if formulas:
-    print("formulas")
-    print("".join(f"  {k:<12} {v}\n" for k, v in formulas.items()))
+  for name, value, unit, note in lines:
+    print(f"{name:<26}{number(value, unit):>18}  {note}".rstrip())
+  print()
   if compiled:
     print(compiled_text(compiled, plan))
   print("\n".join(sentences))
@@ -144,105 +143,67 @@ def data_size(
 
 
 def table(
-  p: planning.Plan, source: str, price: float | None
-) -> dict[str, list[tuple[str, str, float, str, str]]]:
-  """All numbers of a plan, in the order in which they are printed.
-
-  Args:
-    p: the plan.
-    source: where the number of examples is from.
-    price: of a chip and hour in dollars; None if it isn't known.
-
-  Returns:
-    Lines by title: key of `planning.FORMULAS`, name, value, unit, note.
-  """
-  target, seconds = p.target, p.seconds
+  p: planning.Plan, size: tuple[int, int], source: str, price: float | None
+) -> list[tuple[str, float, str, str]]:
+  """Name, value, unit and note of each line; `size` is from `source`."""
+  target, rate = p.target, p.batch_size / p.step_seconds
   grid = "x".join(map(str, target.grid))
   chips = f"{target.num_chips} chips as {grid}" if grid else "GPUs"
-  each = f"{p.batch_size // target.num_devices} a device"
-  cores = f"of {target.host_cores:g} usual there"
-  days, rate = p.steps * p.step_seconds / 86_400, p.batch_size / p.step_seconds
-  cost = []
+  found = [
+    ("devices", target.num_devices, "", chips),
+    ("hosts", target.num_hosts, "", ""),
+    ("batch", p.batch_size, "images", ""),
+    ("training examples", size[0], "", source),
+    ("classes", size[1], "", ""),
+    ("updates", p.steps, "", ""),
+    ("parameters", p.parameters, "", ""),
+    ("operations an update", p.flop, "FLOP", ""),
+    ("weights", p.weights, "B", "of memory of a device"),
+    ("optimizer, average", p.optimizer, "B", ""),
+    ("images", p.batch, "B", ""),
+    ("activations", p.activations, "B", ""),
+    ("gradients", p.gradients, "B", ""),
+    ("memory", p.memory, "B", "of all that"),
+    ("memory there is", p.limit, "B", "for a program"),
+    ("communication", p.reduced, "B", "a device sends in an update"),
+    ("memory traffic", p.traffic, "B", "of a device in an update"),
+    ("images to decode", p.host_images, "images/s", "by each host"),
+    ("cores", p.host_cores, "", f"busy of {target.host_cores:g} of a host"),
+    *((f"time of {name}", s, "s", "") for name, s in p.seconds.items()),
+    ("time of an update", p.step_seconds, "s", f"{p.mfu:.0%} MFU"),
+    ("images a second", rate, "", ""),
+    ("time of the run", p.steps * p.step_seconds / 3600, "h", ""),
+    ("chip-hours", p.chip_hours, "h", ""),
+  ]
   if price is not None:
     note = f"at ${price:g} a chip and hour"
-    cost = [("", "cost", p.chip_hours * price, "$", note)]
-  return {
-    "run": [
-      ("", "devices", target.num_devices, "", chips),
-      ("", "hosts", target.num_hosts, "", ""),
-      ("", "batch", p.batch_size, "images", each),
-      ("", "training examples", p.examples, "", source),
-      ("", "classes", p.num_classes, "", ""),
-      ("", "updates", p.steps, "", ""),
-    ],
-    "model": [
-      ("parameters", "parameters", p.parameters, "", ""),
-      ("flop", "operations an update", p.flop, "FLOP", ""),
-      ("", "operations of the run", p.flop * p.steps, "FLOP", ""),
-    ],
-    "memory of a device": [
-      ("state", "weights", p.weights, "B", ""),
-      ("state", "optimizer, average", p.optimizer, "B", ""),
-      ("batch", "batch", p.batch, "B", ""),
-      ("activations", "activations", p.activations, "B", ""),
-      ("gradients", "gradients", p.gradients, "B", ""),
-      ("memory", "together", p.memory, "B", ""),
-      ("", "that a program can have", p.limit, "B", ""),
-    ],
-    "communication of an update": [
-      ("reduced", "gradients, weights", p.reduced, "B", "a device sends"),
-      ("permuted", "neighbours, for mixup", p.permuted, "B", ""),
-    ],
-    "input of a host": [
-      ("input", "images to decode", p.host_images, "images/s", ""),
-      ("", "shipped to devices", p.host_bytes, "B/s", ""),
-      ("input", "cores busy", p.host_cores, "cores", cores),
-    ],
-    "time": [
-      ("matmuls", "matmuls", seconds["matmuls"], "s", ""),
-      ("traffic", "memory traffic", p.traffic, "B", ""),
-      ("memory_time", "memory", seconds["memory"], "s", ""),
-      ("links", "links", seconds["links"], "s", ""),
-      ("input", "input", seconds["input"], "s", ""),
-      ("step", "an update", p.step_seconds, "s", f"{p.mfu:.0%} MFU"),
-      ("", "images a second", rate, "images/s", ""),
-      ("", "the run", days, "d", ""),
-      ("", "chip-hours", p.chip_hours, "h", ""),
-      *cost,
-    ],
-  }
+    found.append(("cost", p.chip_hours * price, "dollars", note))
+  return found
 
 
 def number(value: float, unit: str) -> str:
   """With as many digits as mean something, and a unit of a fitting size."""
-  match unit:
-    case "s":
-      return f"{value * 1e3:,.1f} ms" if value < 1 else f"{value:,.2f} s"
-    case "FLOP":
-      return f"{value:.2e} FLOP".replace("e+", "e")
-    case "B" if value >= 2**28:
-      return f"{value / 2**30:,.2f} GiB"
-    case "B":
-      return f"{value / 2**20:,.2f} MiB"
-    case "B/s":
-      return f"{value / 1e6:,.0f} MB/s"
-    case "$":
-      return f"${value:,.0f}"
-    case "d" if value < 1 / 24:
-      return f"{value * 1440:,.1f} minutes"
-    case "d":
-      return f"{value * 24:,.1f} h" if value < 2 else f"{value:,.1f} days"
-  digits = 0 if value == int(value) or value >= 100 else 1
+  if unit == "FLOP":
+    return f"{value:.2e} FLOP".replace("e+", "e")
+  if unit == "s" and value < 1:
+    value, unit = value * 1e3, "ms"
+  if unit == "B":
+    value, unit = value / 2**20, "MiB"
+    if value >= 256:
+      value, unit = value / 1024, "GiB"
+  digits = 0 if value == int(value) or value >= 1000 else 2
   return f"{value:,.{digits}f} {unit}".strip()
 
 
-def verdict(plan: planning.Plan, config: config_lib.Config) -> list[str]:
+def verdict(
+  plan: planning.Plan, config: config_lib.Config, size: tuple[int, int]
+) -> list[str]:
   """What it comes to: whether it fits, what holds it up, what mends that."""
   have = f"{plan.memory / 2**30:.2f} of {plan.limit / 2**30:.2f} GiB"
-  found = [f"Predicted to fit: {have} of each device's memory."]
+  fits = "to fit" if plan.fits else "not to fit"
+  found = [f"Predicted {fits}: {have} of each device's memory."]
   if not plan.fits:
-    found = [f"Predicted not to fit: {have} of each device's memory."]
-    found.append(_mend_memory(plan, config))
+    found.append(_mend_memory(plan, config, size))
   found.append(
     f"The bottleneck is {plan.bottleneck}: {_MENDS[plan.bottleneck]}."
   )
@@ -258,7 +219,9 @@ def verdict(plan: planning.Plan, config: config_lib.Config) -> list[str]:
   return found
 
 
-def _mend_memory(plan: planning.Plan, config: config_lib.Config) -> str:
+def _mend_memory(
+  plan: planning.Plan, config: config_lib.Config, size: tuple[int, int]
+) -> str:
   """The first change, of those that leave the update what it is, that fits."""
   each = plan.batch_size // plan.target.num_devices
   parts = [a for a in (2, 4, 8, 16) if each % a == 0]
@@ -270,9 +233,7 @@ def _mend_memory(plan: planning.Plan, config: config_lib.Config) -> str:
     changed = config.copy_and_resolve_references()
     with changed.unlocked():
       changed.model.remat, changed.optimizer.accumulate = remat, accumulate
-    other = planning.predict(
-      changed, plan.target, plan.examples, plan.num_classes
-    )
+    other = planning.predict(changed, plan.target, *size)
     if other.fits:
       flags = f"--config.model.remat={remat}" * (remat != config.model.remat)
       if accumulate != config.optimizer.accumulate:
@@ -287,24 +248,17 @@ def _mend_memory(plan: planning.Plan, config: config_lib.Config) -> str:
   )
 
 
-def compiled_text(compiled: compiling.Compiled, plan: planning.Plan) -> str:
+def compiled_text(compiled: dict[str, Any], plan: planning.Plan) -> str:
   """What a compiler says, beside what the formulas say."""
-  if not compiled.fits and not compiled.peak:
-    return f"{compiled.compiler}: it doesn't fit: {compiled.reason}.\n"
-  lines = [
-    f"{compiled.compiler}, in {compiled.seconds:.0f} s",
-    f"  {'':<26}{'compiler':>16}{'formula':>16}{'ratio':>8}",
-  ]
-  for name, value, formula in (
-    ("arguments", compiled.arguments, plan.arguments),
-    ("temporaries", compiled.temporaries, plan.activations + plan.gradients),
-    ("peak", compiled.peak, plan.memory),
-    ("memory traffic", compiled.traffic, plan.traffic),
+  end = "It fits." if compiled["fits"] else f"no fit: {compiled['reason']}."
+  lines = [f"{compiled['compiler']}:"]
+  for name, formula in (
+    ("arguments", plan.arguments),
+    ("temporaries", plan.activations + plan.gradients),
+    ("peak", plan.memory),
+    ("traffic", plan.traffic),
   ):
-    said = "not said" if value is None else number(value, "B")
-    ratio = f"{formula / value:.2f}" if value else ""
-    lines.append(
-      f"  {name:<26}{said:>16}{number(formula, 'B'):>16}{ratio:>8}".rstrip()
-    )
-  end = "fits" if compiled.fits else f"doesn't fit: {compiled.reason}"
-  return "\n".join([*lines, f"  It {end}.", ""])
+    if value := compiled.get(name):
+      said = f"{number(value, 'B'):>18}  (formula / compiler"
+      lines.append(f"  {name:<24}{said} {formula / value:.2f})")
+  return "\n".join([*lines, f"  {end}", ""])
