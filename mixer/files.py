@@ -11,10 +11,12 @@ import secrets
 import stat
 import traceback
 from collections.abc import Collection, Iterator
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 from mixer import errors
 from mixer.errors import UserError, first_line
+
+Path: TypeAlias = str | os.PathLike[str]
 
 # Bytes of the JSON files that are read here; a report's pictures are in one.
 _LARGEST = 256 << 20
@@ -31,12 +33,12 @@ _STREAMS = {
 }
 
 
-def is_remote(path: str | os.PathLike[str]) -> bool:
+def is_remote(path: Path) -> bool:
   """Whether it lies in an object store."""
   return os.fspath(path).startswith("gs://")
 
 
-def failures(path: str | os.PathLike[str]) -> tuple[type[Exception], ...]:
+def failures(path: Path) -> tuple[type[Exception], ...]:
   """Exceptions of reading and writing there that are no defects."""
   # Those of an object store's libraries have no common base.
   return (Exception,) if is_remote(path) else (OSError,)
@@ -48,7 +50,7 @@ def reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike[str], advice: str = "") -> Iterator[None]:
+def writing(path: Path, advice: str = "") -> Iterator[None]:
   """Turns errors of writing `path` into a UserError that ends in `advice`."""
   expected = failures(path)
   try:
@@ -68,14 +70,14 @@ def writing(path: str | os.PathLike[str], advice: str = "") -> Iterator[None]:
     raise UserError(text.rstrip()) from e
 
 
-def make_parent(path: str | os.PathLike[str]) -> None:
+def make_parent(path: Path) -> None:
   """Makes the folder of a command's output; UserError if it can't."""
   if not is_remote(path):
     with writing(path):
       os.makedirs(os.path.dirname(os.path.realpath(path)), exist_ok=True)
 
 
-def in_place(path: str | os.PathLike[str]) -> bool:
+def in_place(path: Path) -> bool:
   """Whether it is a device, a pipe or an open descriptor: not replaceable."""
   if _descriptor(path) is not None:
     return True
@@ -85,7 +87,7 @@ def in_place(path: str | os.PathLike[str]) -> bool:
     return False
 
 
-def _descriptor(path: str | os.PathLike[str]) -> int | None:
+def _descriptor(path: Path) -> int | None:
   text = os.fspath(path)
   found = _DESCRIPTOR.fullmatch(_STREAMS.get(text, text))
   return int(found[1]) if found else None
@@ -93,7 +95,7 @@ def _descriptor(path: str | os.PathLike[str]) -> int | None:
 
 @contextlib.contextmanager
 def atomic_write(
-  path: str | os.PathLike[str],
+  path: Path,
   mode: str = "wb",
   advice: str = "",
   partial: bool = False,
@@ -136,7 +138,7 @@ def atomic_write(
       epath.Path(path).write_bytes(file.getvalue())
 
 
-def open_in_place(path: str | os.PathLike[str]) -> IO[bytes]:
+def open_in_place(path: Path) -> IO[bytes]:
   """Opens it for writing; an open descriptor continues where it is."""
   number = _descriptor(path)
   # Opened anew, what /dev/stdout leads to would begin at its start.
@@ -144,9 +146,7 @@ def open_in_place(path: str | os.PathLike[str]) -> IO[bytes]:
 
 
 @contextlib.contextmanager
-def _replacing(
-  path: str | os.PathLike[str], partial: bool
-) -> Iterator[IO[bytes]]:
+def _replacing(path: Path, partial: bool) -> Iterator[IO[bytes]]:
   folder, name = os.path.split(target := os.path.realpath(path))
   part = os.path.join(folder, f".{name[:40]}.{secrets.token_hex(4)}.part")
   if partial:
@@ -166,7 +166,7 @@ def _replacing(
   sync_folder(folder)
 
 
-def sync_folder(folder: str | os.PathLike[str]) -> None:
+def sync_folder(folder: Path) -> None:
   """Waits until a folder's names are on the disk, where that is possible."""
   with contextlib.suppress(OSError):
     handle = os.open(folder, os.O_RDONLY)
@@ -176,9 +176,7 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
       os.close(handle)
 
 
-def read_bytes(
-  path: str | os.PathLike[str], what: str, limit: int = _LARGEST
-) -> bytes:
+def read_bytes(path: Path, what: str, limit: int = _LARGEST) -> bytes:
   """Reads a regular file of at most `limit` bytes.
 
   Args:
@@ -207,18 +205,16 @@ def read_bytes(
       return f.read(status.st_size)
   except UserError:
     raise
-  except FileNotFoundError as e:
-    raise UserError(f"there is no file {path}; expected {what}.") from e
-  except IsADirectoryError as e:
-    raise UserError(f"{path} is a folder; expected {what}.") from e
   except expected as e:
-    why = reason(e)
-    raise UserError(f"{path} can't be read: {why}.") from e
+    said = f"{path} can't be read: {reason(e)}."
+    if isinstance(e, FileNotFoundError):
+      said = f"there is no file {path}; expected {what}."
+    elif isinstance(e, IsADirectoryError):
+      said = f"{path} is a folder; expected {what}."
+    raise UserError(said) from e
 
 
-def _check_size(
-  path: str | os.PathLike[str], what: str, size: int, limit: int
-) -> None:
+def _check_size(path: Path, what: str, size: int, limit: int) -> None:
   if size > limit:
     raise UserError(
       f"{path} has {size:,} bytes, where {what} has {limit:,} at most."
@@ -231,9 +227,7 @@ def json_text(value: Any, indent: int | None = None) -> str:
   return _SURROGATE.sub(lambda m: ascii(m[0])[1:-1], text)
 
 
-def read_json(
-  path: str | os.PathLike[str], what: str, limit: int = _LARGEST
-) -> dict[str, Any]:
+def read_json(path: Path, what: str, limit: int = _LARGEST) -> dict[str, Any]:
   """The JSON object in a file; arguments and errors as of `read_bytes`."""
   data = read_bytes(path, what, limit)
   try:
@@ -262,9 +256,7 @@ def sealed(content: dict[str, Any]) -> dict[str, Any]:
   return content | {_CHECK: json_sha256(content)}
 
 
-def read_sealed(
-  path: str | os.PathLike[str], what: str, keys: Collection[str]
-) -> dict[str, Any]:
+def read_sealed(path: Path, what: str, keys: Collection[str]) -> dict[str, Any]:
   """As `read_json`, of what `sealed` made, with exactly these keys.
 
   Raises:
