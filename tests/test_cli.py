@@ -11,9 +11,7 @@ import pytest
 
 from mixer import cli, distributed, flags, resolution, runtime, validation
 from mixer import config as config_lib
-from mixer.commands import visualize
 from mixer.errors import UserError
-from mixer.insight import figures
 from tests.conftest import ROOT
 
 SMOKE = f"--config={ROOT / 'configs' / 'smoke.py'}"
@@ -265,7 +263,6 @@ def test_choices_are_what_there_is():
   }
   assert choices["resize"] == resolution.METHODS
   assert choices["cluster"] == distributed.CLUSTERS
-  assert visualize.FIGURES == tuple(figures.DRAW)
 
 
 def test_train_py_itself(tmp_path):

@@ -31,61 +31,30 @@ with epy.lazy_imports():
   from mixer.datasets import split as split_lib
   from mixer.insight import figures, kernels
 
-
-FIGURES = (
-  *("tokens", "stem", "distance"),  # Of weights alone.
-  *("receptive_field", "similarity", "saliency", "embedding"),
-)
+# By how many images it needs. The functions are in mixer.insight.figures.
+FIGURES = {"tokens": 0, "stem": 0, "distance": 0, "receptive_field": 1}
+FIGURES |= {"similarity": 4, "saliency": 1, "embedding": 5}
+_NO_IMAGES = "it needs images: name some with --images."
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the command's own."""
   flags.add_model(parser, required=False)
-  add = parser.add_argument
-  add(
-    "paths",
-    nargs="*",
-    metavar="CHECKPOINT",
-    help="the model, as for --checkpoint; images may follow",
-  )
+  add, positive = parser.add_argument, flags.positive
+  text = "the model, as for --checkpoint; images may follow"
+  add("paths", nargs="*", metavar="CHECKPOINT", help=text)
   add("-o", "--output", required=True, metavar="DIR", help="for the figures")
-  add(
-    "--images",
-    nargs="+",
-    default=[],
-    metavar="IMAGE",
-    help="files, and folders with images; some of the run's evaluation split",
-  )
-  add(
-    "--figures",
-    type=flags.some_of(FIGURES),
-    default=list(FIGURES),
-    help=f"some of {','.join(FIGURES)}; all",
-  )
-  add(
-    "--examples",
-    type=flags.positive,
-    default=256,
-    help="how many images at most; 256",
-  )
-  add(
-    "--explain",
-    type=flags.positive,
-    default=6,
-    help="of how many the saliency is shown; 6",
-  )
-  add(
-    "--smooth",
-    type=flags.number(int, 0, 10**6),
-    default=16,
-    help="noisy copies for the saliency's gradient; 16; 0 for a plain one",
-  )
-  add(
-    "--embedding",
-    choices=("pca", "tsne", "umap"),
-    default="pca",
-    help="of features, beside PCA",
-  )
+  text = "files, and folders with images; some of the run's evaluation split"
+  add("--images", nargs="+", default=[], metavar="IMAGE", help=text)
+  names, text = flags.some_of([*FIGURES]), f"some of {','.join(FIGURES)}; all"
+  add("--figures", type=names, default=[*FIGURES], help=text)
+  add("--examples", type=positive, default=256, help="images at most; 256")
+  text = "of how many the saliency is shown; 6"
+  add("--explain", type=positive, default=6, help=text)
+  text = "noisy copies for the saliency's gradient; 16; 0 for a plain one"
+  add("--smooth", type=flags.number(int, 0, 10**6), default=16, help=text)
+  methods, text = ("pca", "tsne", "umap"), "of features, beside PCA"
+  add("--embedding", choices=methods, default="pca", help=text)
   add("--data_dir", default="", help=flags.DATA_DIR)
 
 
@@ -110,42 +79,30 @@ def _images(
     chosen = [paths[i] for i in kernels.evenly(len(paths), args.examples)]
     parts = [pathlib.Path(path).absolute().parts[-2:] for path in chosen]
     found = [(path, *part) for path, part in zip(chosen, parts, strict=True)]
-    kind = "folder"
   elif model.config is None:
-    raise UserError("it needs images: name some with --images.")
+    raise UserError(_NO_IMAGES)
   else:
     data = model.config.data
+    folder = args.data_dir or data.data_dir
     try:
-      split = split_lib.open_split(
-        data.name, data.eval_split, args.data_dir or data.data_dir
-      )
+      split = split_lib.open_split(data.name, data.eval_split, folder)
     except UserError as e:
-      raise UserError(
-        "it needs images: name some with --images. Those of the run's own data "
-        f"set can't be had: {e}"
-      ) from e
+      raise UserError(f"{_NO_IMAGES} Of the run's own data: {e}") from e
     classes = trained.names_for_people(split.class_names)
     places = kernels.evenly(len(split), args.examples).tolist()
     found = [
       (r["image"], classes[r["label"]], f"{data.eval_split} {r['index']}")
       for r in split.read(places)
     ]
-    kind = "class"
   images, names, labels = [], [], []
   for source, label, name in found:
     try:
       images.append(predictor.fit(source, model))
-    except ValueError as e:
-      problems.append(f"{label}/{name} can't be used: {e}")
-    else:
       names.append(f"{label}/{name}")
       labels.append(label)
-  if not images:
-    problems.append("none of the images can be used.")
-  known = labels if kind == "class" or len({*labels}) > 1 else []
-  shape = (len(images), *model.image_size, 3)
-  pixels = np.array(images, np.uint8).reshape(shape)
-  return figures.Images(pixels, names, known, kind), problems
+    except ValueError as e:
+      problems.append(f"{label}/{name} can't be used: {e}")
+  return figures.Images(np.array(images), names, labels), problems
 
 
 def main(args: argparse.Namespace) -> int:
@@ -161,8 +118,8 @@ def main(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
   model = flags.load_model(args)
   print(f"checkpoint    {model.origin}", flush=True)
-  shown, problems, missing = None, [], "there are no images."
-  if set(args.figures) - set(figures.OF_WEIGHTS):
+  shown, problems, missing, made = None, [], "", 0
+  if any(FIGURES[name] for name in args.figures):
     try:
       shown, problems = _images(args, model)
       print(f"images        {len(shown.images):,} looked at", flush=True)
@@ -170,26 +127,22 @@ def main(args: argparse.Namespace) -> int:
       missing = str(e)
   for problem in problems:
     print(errors.printable(f"error: {problem}"), file=sys.stderr)
-  written: list[str] = []
-  left_out: dict[str, str] = {}
+  print(f"written to    {folder}")
   for kind in args.figures:
+    count, least = len(shown.images) if shown else 0, FIGURES[kind]
     try:
-      if kind not in figures.OF_WEIGHTS and (shown is None or not shown.names):
-        raise UserError(missing)
-      print(f"making        {kind}", flush=True)
-      for name, figure in figures.DRAW[kind](model, shown, args):
+      if count < least:
+        few = f"of {least} images that it needs, at least, there are {count}."
+        raise UserError(missing or few)
+      for name, figure in getattr(figures, kind)(model, shown, args):
         figures.save(figure, folder, name)
         what = figure.get_suptitle().splitlines()[0]
-        written.append(f"  {f'{name}.png, .svg':<28}  {what}")
+        print(f"  {f'{name}.png, .svg':<28}  {what}", flush=True)
+        made += 1
     except UserError as e:
       if isinstance(e.__cause__, OSError):  # Of the disk, not of this figure.
         raise
-      left_out[kind] = str(e)
-  if written:
-    print("\n".join([f"\nwritten to {folder}:", *written]))
-  for why in dict.fromkeys(left_out.values()):
-    names = [name for name, own in left_out.items() if own == why]
-    print(f"left out: {', '.join(names)}: {why}")
-  if not written:
+      print(f"left out: {kind}: {e}")
+  if not made:
     raise UserError("no figure could be made; see above.")
   return stop.FAILED if problems else stop.DONE

@@ -1,6 +1,5 @@
 """What a Mixer does with images: its layers, and what they depend on."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,8 +15,6 @@ _BUDGET = 2e9
 # SmoothGrad's noise, as a share of the span of the inputs; and the windows
 # that cover a side of the image, two of them side by side at a place.
 _NOISE, _PLACES = 0.15, 8
-LEAST_SIMILARITY = 4  # The estimator of HSIC divides by n - 3.
-METHODS = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 
 
 def layers(
@@ -32,9 +29,7 @@ def layers(
   _, state = module.apply(
     {"params": params},
     x,
-    capture_intermediates=lambda inner, method: (
-      method == "__call__" and inner.name in names
-    ),
+    capture_intermediates=lambda inner, method: inner.name in names,
   )
   found: Any = state["intermediates"]
   stem, *blocks = (found[name]["__call__"][0] for name in names)
@@ -85,28 +80,26 @@ def plane(features: np.ndarray, method: str) -> tuple[np.ndarray, list[str]]:
   from sklearn import decomposition, manifold
 
   x, last = features.astype(np.float64), len(features) - 1
-  axes = [f"{METHODS[method]} {i} (no unit)" for i in (1, 2)]
   if method == "pca":
     pca = decomposition.PCA(2, svd_solver="full")
-    with np.errstate(invalid="ignore"):  # Features that are all alike.
-      points = pca.fit_transform(x)
-    shares = np.nan_to_num(pca.explained_variance_ratio_)
-    label = "component {} ({:.0%} of the variance)"
-    return points, [label.format(i, share) for i, share in enumerate(shares, 1)]
+    points, label = (
+      pca.fit_transform(x),
+      "component {} ({:.0%} of the variance)",
+    )
+    shares = enumerate(pca.explained_variance_ratio_, 1)
+    return points, [label.format(i, share) for i, share in shares]
   # Several threads would add up in any order.
   alone: Any = {"random_state": 0, "n_jobs": 1}
-  with threadpoolctl.threadpool_limits(1), warnings.catch_warnings():
-    if method == "tsne":
-      mapper: Any = manifold.TSNE(
-        perplexity=min(30.0, last / 3), init="pca", **alone
-      )
-    else:
-      import umap  # pyright: ignore[reportMissingImports]
+  if method == "tsne":
+    near = min(30.0, last / 3)
+    mapper: Any = manifold.TSNE(perplexity=near, init="pca", **alone)
+  else:
+    import umap  # pyright: ignore[reportMissingImports]
 
-      # It warns that a seed makes it use one thread.
-      warnings.simplefilter("ignore", UserWarning)
-      mapper = umap.UMAP(n_neighbors=min(15, last), **alone)
-    return mapper.fit_transform(x).astype(np.float64), axes
+    mapper = umap.UMAP(n_neighbors=min(15, last), **alone)
+  with threadpoolctl.threadpool_limits(1):
+    points = mapper.fit_transform(x).astype(np.float64)
+  return points, [f"{method} {i} (no unit)" for i in (1, 2)]
 
 
 def central(grid: tuple[int, int]) -> int:
@@ -206,8 +199,8 @@ def similarity(
   4; those beyond whole batches of equal size are left out.
   """
   batches = -(-len(images) // batch_size(model))
-  batches = min(batches, len(images) // LEAST_SIMILARITY)
-  size = len(images) // batches
+  # The estimator of HSIC divides by n - 3.
+  size = len(images) // min(batches, len(images) // 4)
 
   @jax.jit
   def compare(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -219,7 +212,7 @@ def similarity(
     return grams, jnp.stack(rows) / (size * found[0].shape[1])
 
   params, hsics, cosines = jax.device_put(model.params), [], []
-  for start in range(0, batches * size, size):
+  for start in range(0, len(images) - size + 1, size):
     part = images[start : start + size]
     grams, cosine = jax.device_get(compare(params, part))
     hsics.append(hsic(grams.astype(np.float64)))

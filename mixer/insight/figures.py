@@ -1,17 +1,15 @@
 """Figures of a trained Mixer: of its weights, and of what it does with images.
 
-Each yields the names of files and figures, whose first line says what they
-show, and raises UserError where the model or the images don't do for it.
+Each function is a figure of `mixer visualize`: of a model, images and flags it
+yields names of files and figures, whose first line says what they show.
 """
 
 import pathlib
-import textwrap
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib import colors, rcParams, ticker
+from matplotlib import colors, rcParams
 from matplotlib.figure import Figure
 
 from mixer import errors, files, trained
@@ -27,10 +25,8 @@ _STYLE: Any = {
   "axes.spines.top": False,
   "axes.titlesize": 8,
   "figure.titlesize": 9,
-  "font.family": "DejaVu Sans",  # Matplotlib brings it along.
   "font.size": 8,
   "image.interpolation": "none",
-  "legend.frameon": False,
   "svg.hashsalt": "mixer",  # Ids of an SVG's parts: the same each time.
   "text.parse_math": False,  # Names of files and classes may hold a $.
 }
@@ -41,29 +37,24 @@ _PAGE, _TILE = 1800, 110
 _ROWS, _UNITS = 12, 20
 # Panels of the receptive field, and images behind it.
 _DEPTHS, _FIELD_IMAGES = 8, 16
-_LEAST_POINTS = 5  # Of an embedding; fewer have no neighbourhoods.
 
 Drawn = Iterator[tuple[str, Figure]]
 
 
 class Images(NamedTuple):
-  """Images to look at a model with."""
+  """Images to look at a model with, and their classes or folders."""
 
   images: np.ndarray  # uint8 `[N, H, W, 3]`, as the model takes them.
   names: Sequence[str]
-  labels: Sequence[str]  # Their classes or folders; empty where unknown.
-  kind: str  # What the labels are: "class" or "folder".
+  labels: Sequence[str]
 
 
 def save(figure: Figure, folder: pathlib.Path, name: str) -> None:
   """Writes a PNG of 200 dots an inch, and an SVG; always the same bytes."""
-  with warnings.catch_warnings():
-    # Characters that the font lacks are drawn as boxes.
-    warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
-    for kind, none in (("png", ["Software"]), ("svg", ["Date", "Creator"])):
+  for kind, none in (("png", ["Software"]), ("svg", ["Date", "Creator"])):
+    with files.atomic_write(folder / f"{name}.{kind}") as f:
       metadata = dict.fromkeys(none)
-      with files.atomic_write(folder / f"{name}.{kind}") as f:
-        figure.savefig(f, format=kind, dpi=_DPI, metadata=metadata)
+      figure.savefig(f, format=kind, dpi=_DPI, metadata=metadata)
 
 
 def _figure(
@@ -72,17 +63,17 @@ def _figure(
   """An empty one, titled by the lines, the model, and where that is."""
   figure = Figure(figsize=(width, height), layout="constrained")
   rows, columns = model.image_size
-  source = errors.printable(model.source)
-  source = source if len(source) < 70 else f"...{source[-67:]}"
-  name = f"{kernels.model_name(model.params)}, {rows} x {columns} px; {source}"
-  name = textwrap.fill(name, int(width * 13))
-  figure.suptitle("\n".join([*lines, name]))
+  name = f"{kernels.model_name(model.params)}, {rows} x {columns} px"
+  figure.suptitle("\n".join([*lines, name, _short(model.source, -70)]))
   return figure
 
 
-def _whole_numbers(*axes: Any) -> None:
-  for axis in axes:
-    axis.set_major_locator(ticker.MaxNLocator(integer=True))
+def _short(name: str, most: int) -> str:
+  """The beginning of a name, or its end where `most` is negative."""
+  name = errors.printable(name)
+  if len(name) <= abs(most):
+    return name
+  return f"{name[:most]}..." if most > 0 else f"...{name[most:]}"
 
 
 def _grid(model: trained.Trained) -> tuple[tuple[int, int], np.ndarray]:
@@ -100,18 +91,14 @@ def _tiles(
   rows: Sequence[str] = (),
 ) -> Figure:
   """A montage, each of its pixels drawn as equally many of the file's."""
-  picture = kernels.montage(images, columns)
-  height, width = picture.shape[:2]
-  unit = images.shape[1] + 1
-  # As wide as a page, but no tile above a centimetre or so; all in whole
-  # pixels of the file, as else squares differ in size.
-  zoom = max(1, min(_PAGE // width, _TILE // unit))
-  w, h, left = width * zoom, height * zoom, 240 if rows else 40
-  full = max(left + w + 40, 1600), h + 200
-  figure = _figure(model, full[0] / _DPI, full[1] / _DPI, *lines)
+  picture, unit = kernels.montage(images, columns), images.shape[1] + 1
+  zoom = max(1, min(_PAGE // picture.shape[1], _TILE // unit))
+  h, w = picture.shape[0] * zoom, picture.shape[1] * zoom
+  height, width = h + 240, max(w + 480, 1600)
+  figure = _figure(model, width / _DPI, height / _DPI, *lines)
   figure.set_layout_engine("none")
-  left += (full[0] - left - 40 - w) // 2
-  box = left / full[0], 40 / full[1], w / full[0], h / full[1]
+  left = (width - w) // 2 / width
+  box = left, 40 / height, w / width, h / height
   axes = figure.add_axes(box, frame_on=False)
   axes.imshow(picture, aspect="auto")
   axes.set_xticks([])
@@ -120,7 +107,7 @@ def _tiles(
   return figure
 
 
-def _tokens(model: trained.Trained, *args: Any) -> Drawn:
+def tokens(model: trained.Trained, *args: Any) -> Drawn:
   """Figures 6 and 5 of the paper: all units of a block; some of each block."""
   count, (grid, places) = model.module.num_blocks, _grid(model)
   some, problem = [], None
@@ -154,7 +141,7 @@ def _tokens(model: trained.Trained, *args: Any) -> Drawn:
     raise problem
 
 
-def _stem(model: trained.Trained, *args: Any) -> Drawn:
+def stem(model: trained.Trained, *args: Any) -> Drawn:
   """Figure 7 of the paper."""
   images = kernels.stem_kernels(model.params)
   n, p = images.shape[:2]
@@ -165,7 +152,7 @@ def _stem(model: trained.Trained, *args: Any) -> Drawn:
   yield "stem", _tiles(model, images, round(np.sqrt(1.8 * n)), lines)
 
 
-def _distance(model: trained.Trained, *args: Any) -> Drawn:
+def distance(model: trained.Trained, *args: Any) -> Drawn:
   """As ViT's paper has it of attention in its figure 7."""
   p, count = model.module.patch_size, model.module.num_blocks
   apart = kernels.token_distances(*_grid(model))
@@ -175,33 +162,25 @@ def _distance(model: trained.Trained, *args: Any) -> Drawn:
   figure = _figure(model, 6.4, 4.2, "Token-mixing distance by depth")
   axes = figure.subplots()
   rng = np.random.default_rng(0)
+  dots: Any = {"color": _COLOURS[4], "alpha": 0.35, "rasterized": True}
   for block, (_, units) in enumerate(found):
-    units = units[kernels.evenly(len(units), 2000)]  # Untied: very many.
-    axes.plot(
-      block + rng.uniform(-0.18, 0.18, len(units)),
-      units * p,
-      ".",
-      color=_COLOURS[4],
-      alpha=0.35,
-      markersize=6,
-      markeredgewidth=0,
-      label="" if block else "one hidden unit",
-      rasterized=True,
-    )
+    units = units[kernels.evenly(len(units), 2000)] * p  # Untied: very many.
+    places = block + rng.uniform(-0.18, 0.18, len(units))
+    label = "" if block else "one hidden unit"
+    axes.plot(places, units, ".", label=label, **dots)
   wholes = [whole * p for whole, _ in found]
   axes.plot(wholes, "o-", color=_BLUE, label="the whole map |W2 W1|")
   axes.axhline(apart.mean() * p, color=_RED, ls="--", label="uniform mixing")
   axes.set_ylim(0)
-  _whole_numbers(axes.xaxis)
+  axes.locator_params("x", integer=True)
   axes.set_xlabel("MixerBlock (0 is the first)")
   axes.set_ylabel(f"mean distance between tokens (px; a patch has {p})")
   figure.legend(loc="outside lower center", ncols=3)
   yield "distance", figure
 
 
-def _receptive_field(
-  model: trained.Trained, shown: Images, flags: Any
-) -> Drawn:
+def receptive_field(model: trained.Trained, shown: Images, *args: Any) -> Drawn:
+  """What the central token depends on, by depth."""
   p, (_, places) = model.module.patch_size, _grid(model)
   pyramid = [i for i, _ in model.module.mixing.pyramid]
   last = min(pyramid, default=model.module.num_blocks)
@@ -225,30 +204,19 @@ def _receptive_field(
     # Of orders of magnitude: what is far is small, and what one looks for.
     values = np.maximum(field / (field.max() or 1), 1e-4)
     drawn = axes.imshow(values, norm=colors.LogNorm(1e-4, 1), cmap="cividis")
-    after = f"after {depth} block{'s' * (depth > 1)}" if depth else "stem"
+    after = f"after block {depth}" if depth else "stem"
     axes.set_title(f"{after}: {activations.radius(field, p):.1f} px")
-  look: Any = {"location": "bottom", "shrink": 0.6, "format": "%g"}
-  bar = figure.colorbar(drawn, ax=panels, **look)
+  bar = figure.colorbar(drawn, ax=panels, location="bottom", format="%g")
   bar.set_label("gradient of the central token / its largest")
   yield "receptive_field", figure
 
 
-def _check_count(shown: Images, least: int) -> int:
-  count = len(shown.images)
-  if count < least:
-    raise UserError(
-      f"it needs at least {least} images, and there "
-      f"{'is 1' if count == 1 else f'are {count}'}; some hundred are good."
-    )
-  return count
-
-
-def _similarity(model: trained.Trained, shown: Images, flags: Any) -> Drawn:
-  count = _check_count(shown, activations.LEAST_SIMILARITY)
+def similarity(model: trained.Trained, shown: Images, *args: Any) -> Drawn:
+  """Of the tokens after each block to those after each other one."""
   if model.module.mixing.pyramid:
     raise UserError("the blocks of a pyramid have different numbers of tokens.")
   cka, cosine = activations.similarity(model, shown.images)
-  title = f"Similarity of layers, over {count} images"
+  title = f"Similarity of layers, over {len(shown.images)} images"
   figure = _figure(model, 9, 4.3, title)
   left, right = figure.subplots(1, 2)
   for axes, values, what, colour, low in (
@@ -257,69 +225,65 @@ def _similarity(model: trained.Trained, shown: Images, flags: Any) -> Drawn:
   ):
     drawn = axes.imshow(values, vmin=low, vmax=1, cmap=colour, origin="lower")
     axes.set_title(what)
-    _whole_numbers(axes.xaxis, axes.yaxis)
+    axes.locator_params(integer=True)
     axes.set_xlabel("blocks passed (0: the stem)")
     axes.set_ylabel("blocks passed")
     figure.colorbar(drawn, ax=axes, shrink=0.8)
   yield "similarity", figure
 
 
-def _saliency(model: trained.Trained, shown: Images, flags: Any) -> Drawn:
+def saliency(model: trained.Trained, shown: Images, flags: Any) -> Drawn:
+  """Which pixels the class with the highest logit rests on."""
   if not model.num_classes:
     raise UserError(
       "the checkpoint has no head, so it predicts no classes; take one that "
       "was fine-tuned."
     )
   chosen = kernels.evenly(len(shown.images), flags.explain).tolist()
-  images, names = shown.images[chosen], [str(shown.names[i]) for i in chosen]
-  found = activations.saliency(model, images, flags.smooth)
-  tall = 1.8 * images.shape[1] / images.shape[2] + 0.35
+  found = activations.saliency(model, shown.images[chosen], flags.smooth)
+  tall = 1.8 * model.image_size[0] / model.image_size[1] + 0.35
   title = "Which pixels the prediction rests on"
-  figure = _figure(model, 7, len(names) * tall + 1, title)
+  figure = _figure(model, 7, len(chosen) * tall + 1, title)
   smooth = f" (SmoothGrad, {flags.smooth})" if flags.smooth else ""
   side, _ = activations.window(model.image_size, model.module.patch_size)
-  for i, (row, (label, score, slope, fall)) in enumerate(
-    zip(figure.subplots(len(names), 3, squeeze=False), found, strict=True)
+  for i, row, (label, score, slope, fall) in zip(
+    chosen, figure.subplots(len(chosen), 3, squeeze=False), found, strict=True
   ):
-    predicted = _short(_class_names(model)[int(label)], 22)
-    name = _short(names[i], 30)
+    image, predicted = shown.images[i], _short(_class_names(model)[label], 22)
+    name = _short(str(shown.names[i]), 30)
     row[0].set_title(f"{name}\npredicted: {predicted}, {score:.1%}")
     row[1].set_title(f"gradient{smooth}")
     row[2].set_title(f"covered, {side} px window")
     for axes in row:
       axes.set_axis_off()
-    row[0].imshow(images[i])
+    row[0].imshow(image)
     # Marked in orange over a faint image; the largest hundredth would leave
     # the rest dark.
-    grey = images[i].mean(axis=-1) / 255
+    grey = image.mean(axis=-1) / 255
     heat = np.clip(slope / (np.quantile(slope, 0.99) or 1), 0, 1)[..., None]
     faint = 0.35 * grey[..., None] * (1 - heat)
     row[1].imshow(faint + np.array(colors.to_rgb(_ORANGE)) * heat)
     most = max(float(np.abs(fall).max()), 1e-6)
-    limits: Any = {"vmin": -most, "vmax": most}
     row[2].imshow(grey, cmap="gray", vmin=-1.2, vmax=1)
-    drawn = row[2].imshow(fall, cmap="coolwarm", alpha=0.65, **limits)
+    look: Any = {"cmap": "coolwarm", "alpha": 0.65, "vmin": -most, "vmax": most}
+    drawn = row[2].imshow(fall, **look)
     figure.colorbar(drawn, ax=row[2], shrink=0.9, label="fall of the score")
   yield "saliency", figure
 
 
-def _embedding(model: trained.Trained, shown: Images, flags: Any) -> Drawn:
-  count = _check_count(shown, _LEAST_POINTS)
+def embedding(model: trained.Trained, shown: Images, flags: Any) -> Drawn:
+  """Images by what enters the head, in a plane."""
   features = activations.features(model, shown.images)
-  labels, kind = np.array(shown.labels), shown.kind
-  if not len(labels) and model.num_classes:
-    head = model.params["head"]
+  labels, kind = np.array(shown.labels), None
+  if len({*shown.labels}) == 1 and model.num_classes:
+    head, kind = model.params["head"], "predicted class"
     logits = features @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
     labels = np.array(_class_names(model))[logits.argmax(axis=-1)]
-    kind = "predicted class"
-  elif not len(labels):
-    labels = np.full(count, "image")
   values, counts = np.unique(labels, return_counts=True)
   common = values[np.argsort(-counts, kind="stable")][: 2 * len(_COLOURS)]
   for method in dict.fromkeys(("pca", flags.embedding)):
     points, axis_labels = activations.plane(features, method)
-    name = activations.METHODS[method]
-    title = f"Features of {count} images (what enters the head), by {name}"
+    title = f"Features of {len(labels)} images (what enters the head): {method}"
     figure = _figure(model, 7.6, 5.2, title)
     axes = figure.subplots()
     rest = points[~np.isin(labels, common)]
@@ -327,36 +291,15 @@ def _embedding(model: trained.Trained, shown: Images, flags: Any) -> Drawn:
       other = f"{len(values) - len(common)} others"
       axes.plot(*rest.T, ".", color="#C8C8C8", label=other)
     for k, value in enumerate(sorted(common)):
-      look: Any = {
-        "marker": "o^"[k // len(_COLOURS)],
-        "markeredgecolor": "white",
-      }
-      colour, label = _COLOURS[k % len(_COLOURS)], _short(str(value), 24)
-      own = points[labels == value].T
-      axes.plot(own[0], own[1], color=colour, ls="", label=label, **look)
+      half, colour = divmod(k, len(_COLOURS))
+      look: Any = {"color": _COLOURS[colour], "label": _short(str(value), 24)}
+      axes.plot(*points[labels == value].T, "o^"[half], **look)
     axes.set_xlabel(axis_labels[0])
     axes.set_ylabel(axis_labels[1])
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), title=kind)
     yield f"embedding_{method}", figure
 
 
-def _class_names(model: trained.Trained) -> Sequence[str]:
-  return model.class_names or [f"output {k}" for k in range(model.num_classes)]
-
-
-def _short(name: str, most: int) -> str:
-  name = errors.printable(name)
-  return name if len(name) <= most else f"{name[: most - 3]}..."
-
-
-# By the name of the kind, from the model, images and flags of the command.
-DRAW: dict[str, Callable[[trained.Trained, Any, Any], Drawn]] = {
-  "tokens": _tokens,
-  "stem": _stem,
-  "distance": _distance,
-  "receptive_field": _receptive_field,
-  "similarity": _similarity,
-  "saliency": _saliency,
-  "embedding": _embedding,
-}
-OF_WEIGHTS = ("tokens", "stem", "distance")  # They need no images.
+def _class_names(model: trained.Trained) -> list[str]:
+  numbers = [f"output {k}" for k in range(model.num_classes)]
+  return list(model.class_names or numbers)

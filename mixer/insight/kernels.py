@@ -25,8 +25,7 @@ def evenly(count: int, most: int) -> np.ndarray:
 def some_pairs(images: np.ndarray, most: int) -> np.ndarray:
   """At most `most` images, evenly spaced; 2 k and 2 k + 1 stay together."""
   pairs = evenly(-(-len(images) // 2), most // 2)
-  both = [i for k in pairs for i in (2 * k, 2 * k + 1)]
-  return images[[i for i in both if i < len(images)]]
+  return np.concatenate([images[2 * k : 2 * k + 2] for k in pairs])
 
 
 def token_places(
@@ -88,16 +87,11 @@ def token_units(
   """Hidden units of a block's token mixing, float32 `[T, rows, columns]`."""
   mlp: Any = params[f"MixerBlock_{block}"]["token_mixing"]
   kernel = np.asarray(mlp["Dense_0"]["kernel"], np.float32)
-  if kernel.ndim != 2:
+  if kernel.shape[:-1] != places.shape:
     raise UserError(
-      f"block {block} has a token MLP for each of {len(kernel)} channels or "
-      "groups (model.token_mixing=untied), too many units for one picture."
-    )
-  if len(kernel) != len(places):
-    raise UserError(
-      f"units of block {block} read {len(kernel)} numbers, not the {grid[0]} x "
-      f"{grid[1]} = {len(places)} tokens of the image: they mix groups of "
-      "channels as well, or the tokens of a pyramid."
+      f"units of block {block} don't read the {grid[0]} x {grid[1]} tokens of "
+      "the image, each once: token mixing is untied, mixes groups of channels "
+      "as well, or is that of a pyramid."
     )
   if not np.isfinite(kernel).all():
     raise UserError(f"units of block {block} are not finite.")

@@ -87,8 +87,7 @@ def test_what_can_be_made_of_other_models(
   trained_files.save(tmp_path / "run", config)
   words = [photos, "--explain=1", "--smooth=1"]
   said, files = command(tmp_path / "run", *words, code=1)
-  found = re.findall(r"(?m)^left out: ([\w, ]+): ", said.out)
-  assert {name for line in found for name in line.split(", ")} == left_out
+  assert {*re.findall(r"(?m)^left out: (\w+): ", said.out)} == left_out
   kinds = {name.removesuffix("_pca") for name in files}
   assert kinds >= set(visualize.FIGURES) - left_out
   # Of a pyramid what comes before its first step.
@@ -130,8 +129,10 @@ def test_weights_alone_few_images_and_no_head(tmp_path, photos, command):
   said, files = command(tmp_path / "body.npz", *one, kinds)
   assert files == ["stem"]
   assert "saliency: the checkpoint has no head" in said.out
-  assert "similarity: it needs at least 4 images, and there is 1" in said.out
-  assert "embedding: it needs at least 5 images" in said.out
+  assert "similarity: of 4 images that it needs, at least, there are 1" in (
+    said.out
+  )
+  assert "embedding: of 5 images" in said.out
   said, files = command(tmp_path / "body.npz", "--figures=stem,saliency")
   assert said.out.splitlines()[-1] == (
     "left out: saliency: it needs images: name some with --images."
@@ -143,7 +144,7 @@ def test_nothing_to_show(digits_run, tmp_path, command):
   said, _ = command(
     digits_run, "--images", tmp_path / "bad.png", "--figures=saliency", code=1
   )
-  assert "saliency: there are no images." in said.out
+  assert "saliency: of 1 images that it needs" in said.out
   last = said.err.splitlines()[-1]
   assert last == "error: no figure could be made; see above."
 
@@ -155,7 +156,7 @@ def test_a_data_set_that_is_not_there(tmp_path, command):
   trained_files.save(tmp_path / "run", config)
   said, files = command(tmp_path / "run", "--figures=stem,embedding")
   assert files == ["stem"]
-  assert "embedding: it needs images: name some with --images. Those of" in (
+  assert "embedding: it needs images: name some with --images. Of the" in (
     said.out
   )
 
