@@ -20,7 +20,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Generator, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -88,30 +88,22 @@ class Options:
     return {k: v for k, v in found.items() if k not in free}
 
 
-class Target(NamedTuple):
-  """The data set that is made."""
+def work_folder(final: pathlib.Path) -> pathlib.Path:
+  """Where the data set of a folder is prepared."""
+  return final.with_name(f"{stored.PREPARING}{final.name}")
 
-  folder: pathlib.Path  # Of the version.
-  name: str
-  release: str  # The config, "" if it has none.
-  builder: Builder
 
-  @property
-  def work(self) -> pathlib.Path:
-    """Where it is prepared."""
-    return self.folder.with_name(f"{stored.PREPARING}{self.folder.name}")
+def _replaced(final: pathlib.Path) -> pathlib.Path:
+  """Where a data set is for a moment that another one replaces."""
+  return final.with_name(f"{stored.PREPARING}{final.name}-replaced")
 
-  @property
-  def replaced(self) -> pathlib.Path:
-    """Where a data set is for a moment that another one replaces."""
-    return self.work.with_name(f"{self.work.name}-replaced")
 
-  def clean(self) -> None:
-    """Removes what a preparation has left beside a data set that is whole."""
-    if self.replaced.exists() and not self.folder.exists():
-      self.replaced.rename(self.folder)  # A kill came in between.
-    for folder in (self.work, self.replaced):
-      shutil.rmtree(folder, ignore_errors=True)
+def clean(final: pathlib.Path) -> None:
+  """Removes what a preparation has left beside a data set that is whole."""
+  if _replaced(final).exists() and not final.exists():
+    _replaced(final).rename(final)  # A kill came in between.
+  for folder in (work_folder(final), _replaced(final)):
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -165,31 +157,28 @@ class _ShardWriter:
   """One ArrayRecord file in the making."""
 
   def __init__(self, path: pathlib.Path, split: str):
-    self.path, self.split = path, split
+    self._path, self._split = path, split
     self.keys: list[str] = []  # Of the records, if these are to be shuffled.
     self.images = self.bytes = 0
-    with disk(path):
-      self._writer = array_record_module.ArrayRecordWriter(str(path), WRITER)
+    self._writer = array_record_module.ArrayRecordWriter(str(path), WRITER)
 
   def write(self, record: bytes) -> None:
-    with disk(self.path):
-      self._writer.write(record)
+    self._writer.write(record)
     self.images += 1
     self.bytes += len(record)
 
   def close(self) -> dict[str, Any]:
     """Returns when the file is whole and on the disk, with what it is."""
-    with disk(self.path):
-      self._writer.close()
-      sync(self.path)
-      return {
-        "file": self.path.name,
-        "split": self.split,
-        "images": self.images,
-        "bytes": self.bytes,
-        "sha256": stored.file_digest(self.path),  # While it is in memory.
-        "keys": self.keys,
-      }
+    self._writer.close()
+    sync(self._path)
+    return {
+      "file": self._path.name,
+      "split": self._split,
+      "images": self.images,
+      "bytes": self.bytes,
+      "sha256": stored.file_digest(self._path),  # While it is in memory.
+      "keys": self.keys,
+    }
 
 
 def _inspect(
@@ -198,15 +187,11 @@ def _inspect(
   """What is found, and the digest of the bytes."""
   if member.error:
     return inspection.Inspected(b"", "unreadable", member.error), b""
-  found = inspection.inspect(
-    member.data,
-    member.name,
-    upright=options.upright,
-    white_ground=options.white_ground,
-    short_side=options.short_side,
-    quality=options.quality,
-  )
-  found = found._replace(pixels=None)  # The thread decodes others next.
+  ways = ("upright", "white_ground", "short_side", "quality")
+  ways = {way: getattr(options, way) for way in ways}
+  found = inspection.inspect(member.data, member.name, **ways)
+  # The thread decodes others next.
+  found = found._replace(pixels=None)
   return found, holdout.digest(member.data, options.seed)
 
 
@@ -219,10 +204,10 @@ def _inspected(
   size = 0
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     try:
-      for member, done in members:
-        waiting.append((member, done, pool.submit(_inspect, member, options)))
-        size += len(member.data) + 1000
-        while waiting and (size > _IN_FLIGHT_BYTES or waiting[0][2].done()):
+      for item in members:
+        waiting.append((*item, pool.submit(_inspect, item[0], options)))
+        size += len(item[0].data) + 1000
+        while waiting and (size > _IN_FLIGHT_BYTES or waiting[0][-1].done()):
           member, done, future = waiting.popleft()
           size -= len(member.data) + 1000
           yield member, done, *future.result()
@@ -232,42 +217,38 @@ def _inspected(
       pool.shutdown(cancel_futures=True)
 
 
-def build(
-  source: Source, target: Target, options: Options, progress: Progress
-) -> None:
-  """Makes the data set, or goes on where a preparation was stopped.
-
-  Args:
-    source: the images; its classes are known.
-    target: what is made; takes the place of what is there.
-    options: how.
-    progress: shows how far it is, and warnings.
-
-  Raises:
-    UserError: the source, the disk or the options don't allow it.
-  """
-  preparation = _Preparation(source, target, options, progress)
-  preparation.read()
-  preparation.shuffle()
-  preparation.assemble()
-
-
-class _Preparation:
+class Preparation:
   """What is committed of a preparation, and the chunk at work."""
 
   def __init__(
     self,
     source: Source,
-    target: Target,
+    final: pathlib.Path,
+    about: Mapping[str, Any],
+    builder: Builder,
     options: Options,
     progress: Progress,
   ):
-    self._source, self._target, self._options = source, target, options
-    self._progress, self._folder = progress, target.work
+    """Begins it, or takes in what one that was stopped has committed.
+
+    Args:
+      source: the images; its classes are known.
+      final: folder of the version, whose place the result takes.
+      about: the set's `name`, and `configName` if it has one, as TFDS has them.
+      builder: of the set.
+      options: how.
+      progress: shows how far it is, and warnings.
+
+    Raises:
+      UserError: the source or the options aren't those of what is there.
+    """
+    self._source, self._options, self._progress = source, options, progress
+    self._final, self._about, self._builder = final, about, builder
+    self._folder = work_folder(final)
     self._labels = {name: i for i, name in enumerate(source.classes or ())}
     self._identity = {
       "format": FORMAT,
-      "data set": f"{target.name}:{target.builder.version}",
+      "data set": f"{about['name']}:{builder.version}",
       "source": source.fingerprint,
       "classes": files.json_sha256([*self._labels]),
       **options.identity(),
@@ -277,35 +258,44 @@ class _Preparation:
     self._draw: holdout.ByHash | holdout.ByClass
     if source.class_sizes is None:
       self._shuffled |= {*options.hold_out}
-      images = target.builder.releases[target.release][0]
+      images = builder.releases[about.get("configName", "")][0]
       self._draw = holdout.ByHash(options.hold_out, images)
     else:
       self._draw = holdout.ByClass(options.hold_out, source, self._labels)
-    # What is committed.
-    self._entries = self._members = self._bytes_done = 0
+    self._entries = self._bytes_done = self._told = 0
     self._ended = False  # The source is read to its end.
-    self._shards: list[dict[str, Any]] = []
-    self._problems: list[list[str]] = []  # Kind, file, sentence.
-    while (path := self._entry_path()).exists():
-      self._take(self._load(path))
-    # With the chunk at work.
+    self._shards: list[dict[str, Any]] = []  # Committed.
+    # These are with the chunk at work. Kind, file, sentence:
+    self._problems: list[list[str]] = []
+    self._members = 0
+    while self._entry_path().exists():
+      self._load()
     self._kinds = collections.Counter(kind for kind, *_ in self._problems)
     self._counts = collections.Counter[str]()  # Images by split.
     for shard in self._shards:
       self._counts[shard["split"]] += shard["images"]
-    self._told = 0  # Warnings.
     self._new_chunk()
+
+  def run(self) -> None:
+    """Makes the data set; a UserError if source or disk don't allow it."""
     with disk(self._folder):
       (self._folder / "shards").mkdir(parents=True, exist_ok=True)
       named = {shard["file"] for shard in self._shards}
       for path in (self._folder / "shards").iterdir():
         if path.name not in named:
           path.unlink()
+      if not self._ended:
+        self._read()
+      self._shuffle()
+      self._assemble()
+      clean(self._final)
 
   def _entry_path(self) -> pathlib.Path:
     return self._folder / f"{self._entries:05}.json"
 
-  def _load(self, path: pathlib.Path) -> dict[str, Any]:
+  def _load(self) -> None:
+    """Takes in what an earlier process has committed."""
+    path = self._entry_path()
     try:
       entry = files.read_json(path, "what a preparation keeps for itself")
     except UserError as e:
@@ -317,79 +307,72 @@ class _Preparation:
         "the options of that time to go on with it, or --restart to discard it "
         "and begin anew."
       )
-    return entry
+    self._members += entry["members"]
+    self._problems += entry["problems"]
+    for key, label, split in entry["rows"]:
+      self._draw.restore(bytes.fromhex(key), label, split)
+    self._take(entry)
 
   def _take(self, entry: dict[str, Any]) -> None:
-    """Takes in what is committed."""
     self._entries += 1
-    self._members += entry["members"]
     self._bytes_done, self._ended = entry["bytes_done"], entry["ended"]
     if entry["shuffled"]:
       self._shards = [s for s in self._shards if not s["keys"]]
     self._shards += entry["shards"]
-    self._problems += entry["problems"]
-    for key, label, split in entry["rows"]:
-      self._draw.restore(bytes.fromhex(key), label, split)
 
   def _commit(
-    self,
-    shards: list[dict[str, Any]],
-    done: int,
-    ended: bool,
-    shuffled: bool = False,
+    self, done: int, ended: bool, shuffled: list[dict[str, Any]] | None = None
   ) -> None:
     """Makes what is written count, for good."""
+    closed = [writer.close() for writer in self._writers.values()]
     entry = {
       "identity": self._identity,
-      "members": self._new_members,
+      "members": self._members - self._first[0],
       "bytes_done": done,
       "ended": ended,
-      "shuffled": shuffled,
-      "shards": shards,
-      "problems": self._new_problems,
+      "shuffled": shuffled is not None,
+      "shards": shuffled or closed,
+      "problems": self._problems[self._first[1] :],
       "rows": self._rows,
     }
     files.sync_folder(self._folder / "shards")
-    with files.atomic_write(
-      self._entry_path(), "w", f"Mend that {_GO_ON}"
-    ) as f:
+    path = self._entry_path()
+    with files.atomic_write(path, "w", f"Mend that {_GO_ON}") as f:
       json.dump(entry, f)
-    self._take(entry | {"rows": ()})
+    self._take(entry)
     self._new_chunk()
 
   def _new_chunk(self) -> None:
     self._writers: dict[str, _ShardWriter] = {}
     self._rows: list[tuple[str, int, str]] = []
-    self._new_problems: list[list[str]] = []
-    self._new_members = self._new_bytes = 0
+    self._first = self._members, len(self._problems)  # Of the chunk.
+    self._new_bytes = 0
 
-  def _writer(self, split: str, number: int = 0) -> "_ShardWriter":
+  def _writer(self, split: str, number: int = 0) -> _ShardWriter:
     # Numbers come first, so that no name of a split is mistaken.
     name = f"{self._entries:05}-{number:05}-{split}.array_record"
     return _ShardWriter(self._folder / "shards" / name, split)
 
-  def read(self) -> None:
+  def _read(self) -> None:
     """The pass over the source: what isn't committed yet."""
-    if self._ended:
-      return
-    self._check_room()
-    done = self._bytes_done
+    done, options = self._bytes_done, self._options
+    # What is shuffled is there twice in the end.
+    need = (1 + options.shuffle) * self._source.total_bytes - done
+    if options.short_side:  # How small they get isn't known.
+      need = min(need, options.chunk_bytes)
+    check_room(self._folder, int(1.02 * need))  # ArrayRecord's own bytes.
     self._show(done)
-    results = _inspected(self._source.members(self._members), self._options)
+    results = _inspected(self._source.members(self._members), options)
     with contextlib.closing(results):  # Ends the threads.
       for member, done, found, key in results:
         self._add(member, found, key)
         self._show(done)
-        if self._is_full(self._new_members, self._new_bytes):
-          self._commit(self._closed(), done, ended=False)
+        if self._is_full(self._members - self._first[0], self._new_bytes):
+          self._commit(done, ended=False)
     self._judge(at_end=True)
     self._source.warn(*self._draw.warnings(self._counts))
     self._show(done)
-    self._commit(self._closed(), done, ended=True)
-
-  def _closed(self) -> list[dict[str, Any]]:
-    """The shards of the chunk, whole."""
-    return [writer.close() for writer in self._writers.values()]
+    self._commit(done, ended=True)
 
   def _is_full(self, images: int, size: int) -> bool:
     """Whether a chunk or shard has what it is to have."""
@@ -399,7 +382,7 @@ class _Preparation:
   def _add(
     self, member: Member, found: inspection.Inspected, key: bytes
   ) -> None:
-    self._new_members += 1
+    self._members += 1
     self._new_bytes += len(member.data)
     if found.kind:
       self._problem(found.kind, member.name, found.problem)
@@ -418,7 +401,7 @@ class _Preparation:
     if split in self._shuffled and not member.split:
       self._writers[split].keys.append((key + name).hex())
     features = {"image": found.data, "file_name": name}
-    features |= {self._target.builder.label: (label,), **dict(member.more)}
+    features |= {self._builder.label: (label,), **dict(member.more)}
     self._writers[split].write(stored.encode(features))
     self._counts[split] += 1
 
@@ -431,22 +414,21 @@ class _Preparation:
         f"out with --{flag}=skip; the images before it that were committed are "
         "kept."
       )
-    self._new_problems.append([kind, name, what])
+    self._problems.append([kind, name, what])
     self._kinds[kind] += 1
     self._judge()
 
   def _judge(self, at_end: bool = False) -> None:
     """Stops where it isn't some bad files, but a bad source."""
-    members = self._members + self._new_members
     bad = sum(n for kind, n in self._kinds.items() if kind not in NOT_BAD)
-    enough = at_end or members >= _JUDGED_AFTER
-    too_many = enough and bad > self._options.max_bad * members
-    if too_many or (at_end and not self._counts):
-      problems = (*self._problems, *self._new_problems)
-      first = next((p for p in problems if p[0] not in NOT_BAD), None)
+    too_many = bad > self._options.max_bad * self._members
+    if (too_many and (at_end or self._members >= _JUDGED_AFTER)) or (
+      at_end and not self._counts
+    ):
+      first = next((p for p in self._problems if p[0] not in NOT_BAD), None)
       raise UserError(
-        f"{bad:,} of the {'' if at_end else 'first '}{members:,} files of the "
-        "source can't be used"
+        f"{bad:,} of the {self._members:,} files of the source that were read "
+        "can't be used"
         + (f", such as {first[1]} ({first[2]})" if first else "")
         + ". That looks like a broken copy or another kind of source: check it "
         "(by its checksum, if there is one), or go on all the same with "
@@ -465,20 +447,7 @@ class _Preparation:
       ", ".join(f"{n:,} {kind}" for kind, n in self._kinds.items()),
     )
 
-  def _check_room(self) -> None:
-    """Stops before hours of work that can't end well."""
-    total, shares = self._source.total_bytes, self._options.hold_out.values()
-    need = total - self._bytes_done
-    # What is shuffled is there twice in the end.
-    if self._options.shuffle:
-      need += total
-    elif self._shuffled:
-      need += int(total * sum(v for v in shares if isinstance(v, float)))
-    if self._options.short_side:  # How small they get isn't known.
-      need = min(need, self._options.chunk_bytes)
-    check_room(self._folder, int(1.02 * need))  # ArrayRecord's own bytes.
-
-  def shuffle(self) -> None:
+  def _shuffle(self) -> None:
     """Writes the splits that are shuffled in the order of their keys.
 
     So any slice of one is a fair sample.
@@ -501,8 +470,7 @@ class _Preparation:
       writer = None
       for _, file, i in sorted(found):
         writer = writer or self._writer(split, len(shards))
-        with disk(self._folder / "shards" / file):
-          writer.write(reader(file).read([i])[0])
+        writer.write(reader(file).read([i])[0])
         done += 1
         self._progress.show("shuffling", done, total, done)
         if self._is_full(writer.images, writer.bytes):
@@ -510,86 +478,77 @@ class _Preparation:
           writer = None
       shards += [writer.close()] if writer else []
     if total:
-      self._commit(shards, self._bytes_done, ended=True, shuffled=True)
+      self._commit(self._bytes_done, ended=True, shuffled=shards)
 
-  def assemble(self) -> None:
+  def _assemble(self) -> None:
     """Makes the data set of the shards and moves it to its place."""
-    target, final = self._target, self._target.folder
+    final = self._final
     # Nobody takes a folder of that name for a data set.
     data = self._folder / f"{stored.PREPARING}data"
-    by_split: dict[str, list[dict[str, Any]]] = {}
-    for shard in self._shards:
-      by_split.setdefault(shard["split"], []).append(shard)
-    with disk(data):
-      data.mkdir(exist_ok=True)
-      splits, digests = {}, {}
-      # `train` first, then by name: the same whatever came first.
-      for split in sorted(by_split, key=lambda name: (name != "train", name)):
-        shards = by_split[split]
-        size = sum(shard["bytes"] for shard in shards)
-        splits[split] = [shard["images"] for shard in shards], size
-        begin = f"{target.name}-{split}.array_record"
-        for i, shard in enumerate(shards):
-          name = f"{begin}-{i:05}-of-{len(shards):05}"
-          if not (data / name).exists():
-            (self._folder / "shards" / shard["file"]).rename(data / name)
-          digests[name] = shard["sha256"]
-      self._describe(data, splits)
-      stored.seal(data, digests)
-      rows = [["kind", "file", "what"], *self._problems]
-      lines = ("\t".join(map(errors.printable, row)) + "\n" for row in rows)
-      (data / REPORT).write_text("".join(lines), "utf-8")
-      preparation = {
-        "from": self._source.description,
-        "identity": self._identity,
-        "problems": self._kinds,
-      }
-      (data / PREPARATION).write_text(json.dumps(preparation, indent=2) + "\n")
-      for path in data.iterdir():
-        sync(path)
-      files.sync_folder(data)
-      if final.exists():  # The old one stays until here.
-        os.rename(final, target.replaced)
-      os.rename(data, final)
-      files.sync_folder(final.parent)
-    target.clean()
+    data.mkdir(exist_ok=True)
+    splits, digests = {}, {}
+    names = {shard["split"] for shard in self._shards}
+    # `train` first, then by name: the same whatever came first.
+    for split in sorted(names, key=lambda name: (name != "train", name)):
+      shards = [shard for shard in self._shards if shard["split"] == split]
+      size = sum(shard["bytes"] for shard in shards)
+      splits[split] = [shard["images"] for shard in shards], size
+      begin = f"{self._about['name']}-{split}.array_record"
+      for i, shard in enumerate(shards):
+        path = data / f"{begin}-{i:05}-of-{len(shards):05}"
+        if not path.exists():
+          (self._folder / "shards" / shard["file"]).rename(path)
+        digests[path.name] = shard["sha256"]
+    self._describe(data, splits)
+    stored.seal(data, digests)
+    rows = [["kind", "file", "what"], *self._problems]
+    lines = ("\t".join(map(errors.printable, row)) + "\n" for row in rows)
+    (data / REPORT).write_text("".join(lines), "utf-8")
+    preparation = {
+      "from": self._source.description,
+      "identity": self._identity,
+      "problems": self._kinds,
+    }
+    (data / PREPARATION).write_text(json.dumps(preparation, indent=2) + "\n")
+    for path in data.iterdir():
+      sync(path)
+    files.sync_folder(data)
+    if final.exists():  # The old one stays until here.
+      os.rename(final, _replaced(final))
+    os.rename(data, final)
+    files.sync_folder(final.parent)
 
   def _describe(self, folder: pathlib.Path, splits: dict[str, Any]) -> None:
     """Writes what TFDS wants to know of a data set."""
-    target, builder = self._target, self._target.builder
-    names = [*self._labels]
+    builder, names = self._builder, [*self._labels]
     side = "-1" if self._options.short_side else str(builder.side or -1)
     shape = {"dimensions": [side, side, "1" if builder.side else "3"]}
     image: dict[str, Any] = {"dtype": "uint8", "shape": shape}
-    label = {
-      "pythonClassName": f"{_FEATURE}.class_label_feature.ClassLabel",
-      "classLabel": {"numClasses": str(len(names))},
-    }
-    features: dict[str, Any] = {
-      "image": {
-        "pythonClassName": f"{_FEATURE}.image_feature.Image",
-        "image": image | ({"encodingFormat": "png"} if int(side) > 0 else {}),
-      },
-      builder.label: label,
-      "file_name": {
-        "pythonClassName": f"{_FEATURE}.text_feature.Text",
-        "text": {},
-      },
-    }
+    image |= {"encodingFormat": "png"} if int(side) > 0 else {}
+
+    def feature(python: str, key: str, content: Any) -> dict[str, Any]:
+      return {"pythonClassName": f"{_FEATURE}.{python}", key: content}
+
+    count = {"numClasses": str(len(names))}
+    label = feature("class_label_feature.ClassLabel", "classLabel", count)
     labels = {builder.label: names}
+    features = {
+      "image": feature("image_feature.Image", "image", image),
+      builder.label: label,
+      "file_name": feature("text_feature.Text", "text", {}),
+    }
     if builder.label == "original_label":
       labels["real_label"] = names
-      features["real_label"] = {
-        "pythonClassName": f"{_FEATURE}.sequence_feature.Sequence",
-        "sequence": {"feature": label, "length": "-1"},
-      }
+      several = {"feature": label, "length": "-1"}
+      features["real_label"] = feature(
+        "sequence_feature.Sequence", "sequence", several
+      )
     keys = [{"featureKey": key} for key in ("image", [*labels][-1])]
     info = {
-      "name": target.name,
+      **self._about,
       "version": builder.version,
       "description": builder.description,
       "location": {"urls": [builder.homepage] if builder.homepage else []},
       "supervisedKeys": {"tuple": {"items": keys}},
     }
-    info |= {"configName": target.release} if target.release else {}
     stored.write(folder, info, features, labels, splits)

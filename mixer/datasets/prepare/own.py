@@ -11,7 +11,7 @@ from typing import Any
 from mixer import files, runtime
 from mixer.datasets import catalog, stored
 from mixer.datasets.prepare import build, builders
-from mixer.datasets.prepare.build import Options, Target
+from mixer.datasets.prepare.build import Options
 from mixer.datasets.prepare.builders import BUILDERS, Builder, Request
 from mixer.datasets.prepare.sources import Source
 from mixer.errors import UserError
@@ -56,24 +56,26 @@ def prepare(args: argparse.Namespace, root: pathlib.Path) -> str:
   truncated = bool(args.accept_truncated)
   seed = given.get("seed", 0)
   request = Request(base, release, args.source, args.classes, truncated, seed)
-  target = Target(folder, args.name or base, release, builder)
+  about = {"name": args.name or base}
+  about |= {"configName": release} if release else {}
   if (folder / stored.INFO).exists() and not args.restart:
-    if target.work.exists():  # A kill came after the end.
-      with stored.lock(target.name, root):
-        target.clean()
+    if build.work_folder(folder).exists():  # A kill came after the end.
+      with stored.lock(about["name"], root):
+        build.clean(folder)
     _compare(name, folder, request, given)
   elif args.source:
-    with Progress() as progress, stored.lock(target.name, root):
+    with Progress() as progress, stored.lock(about["name"], root):
       source = builders.open_source(request)
       progress.say(
         f"preparing data set {name} in {root} from {source.description}"
       )
       options = _options(builder, source, given)
       if args.restart:
-        target.clean()
+        build.clean(folder)
       runtime.keep_freed_memory()  # Resizing takes half the time.
-      _find_classes(source, target, builder.releases[release][1], progress)
-      build.build(source, target, options, progress)
+      work = build.work_folder(folder)
+      _find_classes(source, work, builder.releases[release][1], progress)
+      build.Preparation(source, folder, about, builder, options, progress).run()
   else:
     raise UserError(
       f"{args.set} is made from images that you have; name them with --source. "
@@ -128,11 +130,11 @@ def _options(
 
 
 def _find_classes(
-  source: Source, target: Target, published: int, progress: Progress
+  source: Source, work: pathlib.Path, published: int, progress: Progress
 ) -> None:
   """Looking through a tar.gz can take an hour: once is enough."""
   if source.classes is None:
-    kept = target.work / "classes.json"
+    kept = work / "classes.json"
     found: dict[str, Any] = {}
     with contextlib.suppress(UserError):  # Not there yet, or damaged.
       found = files.read_json(kept, "the classes of a source")
