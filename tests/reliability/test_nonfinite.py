@@ -19,6 +19,7 @@ def start(data_dir, workdir, updates, *args):
   return run.wait()[0], run
 
 
+@pytest.mark.slow
 def test_it_stops_at_the_update_and_the_replay_finds_it(data_dir, tmp_path):
   workdir = tmp_path / "run"
   code, run = start(data_dir, workdir, "12")
