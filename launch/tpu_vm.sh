@@ -28,10 +28,8 @@ usage='launch/tpu_vm.sh COMMAND --name=NAME --zone=ZONE [FLAGS] [-- TRAIN.PY FLA
 die() { echo "error: $*" >&2 && exit 2; }
 say() { echo "tpu_vm: $*" >&2; }
 
-name='' zone='' type='' version='' prepare=true worker=all dry='' keep='' retries=3
-poll=30 flags=(--quiet) create_flags=() train=()
-ssh_flags=(--ssh-flag=-oConnectTimeout=20 --ssh-flag=-oServerAliveInterval=15)
-command=${1-}
+name='' zone='' type='' version='' prepare=true worker=all dry='' keep=''
+retries=3 poll=30 flags=(--quiet) create_flags=() train=() command=${1-}
 case $command in
   create | setup | run | status | logs | stop | delete | until-done) shift ;;
   -h | --help | help) echo "$usage" && exit ;;
@@ -39,16 +37,11 @@ case $command in
 esac
 while (($#)); do
   case $1 in
-    --name=?*) name=${1#*=} ;;
+    --name=?* | --type=?* | --version=?* | --prepare=?* | --worker=?* | \
+      --retries=[0-9]* | --poll=[0-9]*) declare "${1:2}" ;;
     --zone=?*) zone=${1#*=} && flags+=("$1") ;;
-    --type=?*) type=${1#*=} ;;
-    --version=?*) version=${1#*=} ;;
     --create_flag=?*) create_flags+=("${1#*=}") ;;
     --gcloud_flag=?*) flags+=("${1#*=}") ;;
-    --prepare=?*) prepare=${1#*=} ;;
-    --worker=?*) worker=${1#*=} ;;
-    --retries=[0-9]*) retries=${1#*=} ;;
-    --poll=[0-9]*) poll=${1#*=} ;;
     --spot) create_flags+=(--spot) ;;
     --keep) keep=yes ;;
     --dry-run) dry=yes ;;
@@ -59,22 +52,18 @@ while (($#)); do
   shift
 done
 [[ $name && $zone ]] || die "$command needs --name=NAME and --zone=ZONE."
-if [[ $command == create || $command == until-done ]]; then
-  type=${type/#v5e-/v5litepod-}
-  case $type in
-    v5litepod-*) version=${version:-v2-alpha-tpuv5-lite} ;;
-    v6e-*) version=${version:-v2-alpha-tpuv6e} ;;
-  esac
-  [[ $type && $version ]] || die "$command needs --type, as in --type=v6e-64;" \
-    "for others than v5e and v6e also --version, the image."
-fi
-if [[ $command == run || $command == until-done ]]; then
-  line=" ${train[*]-}"
-  [[ $line == *" --config="* && $line == *" --workdir="* ]] || die "$command" \
-    "needs behind --: -- --config=configs/NAME.py --workdir=gs://BUCKET/RUN"
-  [[ $command == run || $line =~ \ --workdir=(gs://|/mnt/) ]] || die "the" \
-    "workdir goes with the slice: it has to be gs://..., or a disk below /mnt."
-fi
+type=${type/#v5e-/v5litepod-}
+case $type in
+  v5litepod-*) version=${version:-v2-alpha-tpuv5-lite} ;;
+  v6e-*) version=${version:-v2-alpha-tpuv6e} ;;
+esac
+[[ ! $command =~ create|until || ($type && $version) ]] || die "$command needs" \
+  "--type, as in --type=v6e-64; for others than v5e and v6e also --version, the image."
+line=" ${train[*]-}"
+[[ ! $command =~ run|until || ($line =~ " --config=" && $line =~ " --workdir=") ]] ||
+  die "$command needs behind --: -- --config=configs/NAME.py --workdir=gs://BUCKET/RUN"
+[[ $command != until-done || $line =~ \ --workdir=(gs://|/mnt/) ]] ||
+  die "the workdir goes with the slice: it has to be gs://..., or a disk below /mnt."
 
 exec 3>&1
 temporary=$(mktemp -d)
@@ -83,16 +72,14 @@ tpus() {  # WORDS OF GCLOUD...
   local call=(gcloud compute tpus "$@" "${flags[@]}")
   if [[ ! $dry ]]; then "${call[@]}"; else printf '%q ' "${call[@]}" >&3; echo >&3; fi
 }
+ssh_flags=(--ssh-flag=-oConnectTimeout=20 --ssh-flag=-oServerAliveInterval=15)
 hosts() {  # WORKERS COMMAND
   tpus tpu-vm ssh "$name" --worker="$1" --command="$2" "${ssh_flags[@]}"
 }
 state() {  # tpu-vm|queued-resources KEY: ABSENT without one, "" if gcloud fails.
   tpus "$1" describe "$name" --format="value($2)" 2>"$temporary/errors" && return
-  if grep -qiE 'NOT_FOUND|was not found' "$temporary/errors"; then
-    echo ABSENT
-  else
-    cat "$temporary/errors" >&2
-  fi
+  grep -qiE 'NOT_FOUND|was not found' "$temporary/errors" && echo ABSENT && return
+  cat "$temporary/errors" >&2
 }
 create() {
   tpus queued-resources create "$name" --node-id="$name" \
@@ -104,17 +91,14 @@ await() {  # A request becomes a slice.
   until [[ $now == ACTIVE || $dry ]]; do
     [[ ! $now =~ FAILED|SUSPEND|DELETING|ABSENT ]] || return
     sleep "$poll"
-    now=$(state queued-resources state.state)
-    say "$name is $now"
+    now=$(state queued-resources state.state) && say "$name is $now"
   done
 }
 setup() {  # The files that git knows, as they are now. The image's Python is old.
   local archive=$temporary/mixer.tar.gz root tree
-  root=$(dirname "${BASH_SOURCE[0]}")/..
-  tree=$(git -C "$root" stash create)
-  [[ -e $archive ]] || git -C "$root" archive --prefix=mixer/ --output="$archive" \
-    "${tree:-HEAD}" || return
-  tpus tpu-vm scp "$archive" "$name:" --worker=all "${ssh_flags[@]/#--ssh/--scp}" &&
+  root=$(dirname "${BASH_SOURCE[0]}")/.. && tree=$(git -C "$root" stash create)
+  git -C "$root" archive --prefix=mixer/ --output="$archive" "${tree:-HEAD}" &&
+    tpus tpu-vm scp "$archive" "$name:" --worker=all "${ssh_flags[@]/#--ssh/--scp}" &&
     hosts all "rm -rf mixer && tar -xzf mixer.tar.gz && PATH=~/.local/bin:\$PATH &&
       { which uv || curl -LsSf https://astral.sh/uv/install.sh | sh; } &&
       uv venv --allow-existing --python=3.12 ~/.venv-mixer &&
@@ -122,12 +106,12 @@ setup() {  # The files that git knows, as they are now. The image's Python is ol
         -r mixer/requirements-tpu.txt -r mixer/requirements-gcs.txt && { $prepare; }"
 }
 running="kill -0 \$(cat ~/mixer.pid) 2>/dev/null"
-start() {  # Detached from ssh. The exit code is kept, of a machine that stops too.
-  hosts all "! $running || exit 0; cd mixer && rm -f ~/mixer.exit || exit
+run() {  # Detached from ssh. The exit code is kept, of a machine that stops too.
+  hosts all "! $running || exit 0; cd mixer && rm -f ~/mixer.{exit,pid} || exit
     setsid bash -c 'trap : TERM HUP; echo \$\$ >~/mixer.pid
       ~/.venv-mixer/bin/python train.py \"\$@\"
       echo \$? >~/mixer.exit' - $(printf '%q ' "${train[@]}") \
-      </dev/null >>~/mixer.log 2>&1 & sleep 1"
+      </dev/null >>~/mixer.log 2>&1 & until [ -e ~/mixer.pid ]; do sleep 0.1; done"
 }
 status() {
   hosts all "if $running; then now=running
@@ -173,7 +157,7 @@ until_done() {
     failures=$crashes now=" ${now//$'\n'/ } "
     [[ $now != *running* ]] || started=yes
     if [[ ! $started ]]; then  # Whatever ran here before is not ours.
-      if setup && start; then started=yes; else again "the set-up failed"; fi
+      if setup && run; then started=yes; else again "the set-up failed"; fi
       continue
     fi
     [[ $now == "$before" ]] || say "train.py on the hosts: $now"
@@ -185,14 +169,12 @@ until_done() {
     before=''
     [[ $now != *' 1 '* ]] || finish 1 "train.py failed, and would fail again"
     [[ $now == ' 42 ' ]] || { crashes=$((crashes + 1)) && again "hosts were lost"; }
-    start || again "not all hosts of $name started"
+    run || again "not all hosts of $name started"
   done
 }
-
 case $command in
-  create | setup | logs | delete) "$command" ;;
-  run) start ;;
+  create | setup | run | logs | delete) "$command" ;;
   status) state tpu-vm state && status ;;
   stop) hosts all "pkill -TERM -P \$(cat ~/mixer.pid)" ;;
-  until-done) if [[ $dry ]]; then create && setup && start; else until_done; fi ;;
+  until-done) if [[ $dry ]]; then create && setup && run; else until_done; fi ;;
 esac

@@ -40,14 +40,6 @@ def test_shell_scripts(script: pathlib.Path):
   assert done.returncode == 0, done.stdout
 
 
-def test_the_usage_has_all_flags():
-  usage, code = SCRIPTS[0].read_text().split("run none'\n")
-  flags = re.findall(r"^    (--[\w-]+)[=?*[\]\d-]*\) ", code, re.MULTILINE)
-  assert len(flags) > 10
-  for flag in flags:
-    assert flag in usage, flag
-
-
 def check_train_command(command: str, env: dict[str, str]) -> dict[str, str]:
   """A command line of train.py is one that it takes; returns its flags."""
   words = shlex.split(command.replace("\\\n", " ").partition("train.py ")[2])
@@ -279,16 +271,10 @@ def test_preempted_twice_then_done(cloud):
     # Saved without a preemption: the same slice goes on.
     ([["exit 42", "exit 0"]] * 2, ["--retries=0"], 0, "train.py is done"),
     # A failure of the run ends it, whatever the others say.
-    ([["exit 0"], ["exit 1"]], [], 1, "error: the disk is full"),
-    ([["exit 75"], ["exit 1"], ["exit 134"]], [], 1, "would fail again"),
+    ([["exit 75"], ["exit 1"], ["exit 0"]], [], 1, "error: the disk is full"),
     # A killed host is started again, and one that lost another, not for ever.
     ([["killed", "exit 0"], ["exit 75", "exit 0"]], ["--retries=1"], 0, "lost"),
-    (
-      [["killed"] * 5],
-      ["--retries=1"],
-      1,
-      "failures: hosts were lost",
-    ),
+    ([["killed"] * 5], ["--retries=1"], 1, "failures: hosts were lost"),
   ],
 )
 def test_how_hosts_end(cloud, lives, flags, code, said):
@@ -323,16 +309,10 @@ def test_failures_of_gcloud_and_ssh_are_repeated_not_for_ever(cloud):
   assert len(cloud.calls("create")) == created
 
 
-def test_a_request_keeps_its_place_in_the_queue(cloud):
-  cloud.lives([["exit 0"]])
-  cloud.put("request", "WAITING_FOR_RESOURCES")
-  cloud.put("life", "1")
-  cloud(*UNTIL_DONE, *RUN)
-  assert not cloud.calls("queued-resources", "create")
-
-
 def test_until_done_can_be_interrupted_and_takes_over_again(cloud):
   cloud.lives([["exit 0"], ["wait"]])
+  cloud.put("request", "WAITING_FOR_RESOURCES")  # It keeps its place.
+  cloud.put("life", "1")
 
   def start() -> subprocess.Popen[str]:
     process = cloud.start(*UNTIL_DONE, *RUN)
@@ -350,17 +330,16 @@ def test_until_done_can_be_interrupted_and_takes_over_again(cloud):
   assert process.returncode == 0
   assert cloud.starts(1, life=1) == STARTED
   assert len(cloud.calls("scp")) == 1
+  assert not cloud.calls("queued-resources", "create")
 
 
 def test_bad_arguments_and_dry_runs(cloud):
   for args, sentence in (
     (("create",), "create needs --type, as in --type=v6e-64;"),
     (("create", "--type=v4-8"), "also --version, the image."),
-    (("create", "--type=v6e-8", "--sopt"), "--sopt is not known"),
     (("delete", "--name"), "--name is not known or lacks a value"),
     (("logs", "--poll=soon"), "--poll=soon is not known"),
     (("run",), "run needs behind --: -- --config"),
-    (("run", "--workdir=gs://b/r"), "(flags of train.py go behind --)"),
     (("run", "--", "--config=x.py"), "run needs behind --"),
     ((*UNTIL_DONE, *RUN[:2], "--workdir=/tmp/x"), "goes with the slice"),
     (("launch",), "'launch' is no command"),

@@ -176,21 +176,18 @@ class _Examples:
     return record
 
 
-def _plain(feature: Any) -> dict[str, Any]:
-  """The record of a set with `image` and `label`."""
-  return {
+def _record(feature: Any) -> dict[str, Any]:
+  """Of a set with `image` and `label`, or of ImageNet with the ReaL labels."""
+  real = "original_label" in feature and "label" not in feature
+  label = feature["original_label" if real else "label"]
+  found = {
     "image": feature["image"].bytes_list.value[0],
-    "label": feature["label"].int64_list.value[0],
+    "label": label.int64_list.value[0],
   }
-
-
-def _real(feature: Any) -> dict[str, Any]:
-  """The same of ImageNet with the ReaL labels beside ImageNet's own."""
-  return {
-    "image": feature["image"].bytes_list.value[0],
-    "label": feature["original_label"].int64_list.value[0],
-    "valid_labels": frozenset(feature["real_label"].int64_list.value),
-  }
+  if real:
+    labels = feature["real_label"].int64_list.value
+    found["valid_labels"] = frozenset(labels)
+  return found
 
 
 def open_split(name: str, expression: str, data_dir: str) -> Split:
@@ -225,11 +222,11 @@ def open_split(name: str, expression: str, data_dir: str) -> Split:
       f"data set {base} in {folder} is stored as {found.formats[0]}, which "
       f"can't be read by index; `{run}` adds ArrayRecord files to TFRecord."
     )
-  has, parse, label = found.features.keys(), _plain, "label"
+  has, parse, label = found.features.keys(), _record, "label"
   if task and task.label:
     parse, label = task.record, task.features[0].split("/")[0]
   elif "real_label" in has:
-    parse, label = _real, "original_label"
+    label = "original_label"
   if not {"image", label} <= has:
     meant = "".join(f"{task} or " for task in vtab.tasks_of(name))
     raise UserError(

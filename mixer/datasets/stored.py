@@ -22,10 +22,10 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+from array_record.python import array_record_data_source
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from mixer import errors, files
+from mixer import files
 from mixer.datasets import catalog
 from mixer.errors import UserError, first_line
 
@@ -61,22 +61,18 @@ def lock(
   name: str, root: pathlib.Path, *, wait: bool = False
 ) -> Iterator[None]:
   """Keeps other processes of this machine from preparing the same set."""
-  try:
-    root.mkdir(parents=True, exist_ok=True)
-    file = open(root / f".{catalog.base_name(name)}.lock", "w")
-  except OSError as e:
-    raise UserError(
-      f"data set {name} can't be prepared in {root}: {e.strerror}. Name "
-      "another place by --data_dir=DIR, or --config.data.data_dir=DIR."
-    ) from e
-  with file:
+  with contextlib.ExitStack() as stack:
     try:
+      root.mkdir(parents=True, exist_ok=True)
+      path = root / f".{catalog.base_name(name)}.lock"
+      file = stack.enter_context(open(path, "w"))
       fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError as e:
+    except OSError as e:
+      why = f"{e.strerror}. Name another place by --data_dir=DIR"
+      if isinstance(e, BlockingIOError):
+        why = "another process on this machine is at it. Wait for it, or end it"
       raise UserError(
-        f"data set {name} is being prepared in {root} by another process on "
-        "this machine. Wait for it, or end it and give the command again: it "
-        "continues from there."
+        f"data set {name} can't be prepared in {root}: {why}."
       ) from e
     yield
 
@@ -155,9 +151,10 @@ class Stored:
       )
     path = self.folder / f"{feature}.labels.txt"
     if not path.exists():
-      _warn(
-        f"data set {self.name}: {self.folder} has no {path.name}, so its "
-        f"{count:,} classes are called by their numbers."
+      print(
+        f"warning: {path} is missing: classes are called by their numbers",
+        file=sys.stderr,
+        flush=True,
       )
       return tuple(map(str, range(count)))
     data = files.read_bytes(path, "the names of classes, one a line", _LIMIT)
@@ -352,24 +349,13 @@ def _entries(paths: Iterable[pathlib.Path]) -> list[dict[str, Any]]:
 def _num_records(path: pathlib.Path) -> int:
   """How many records a shard has; -1 if it can't be read."""
   try:
-    reader = array_record_module.ArrayRecordReader(
-      str(path), "readahead_buffer_size:0"
-    )
-    try:
-      return reader.num_records()
-    finally:
-      reader.close()
+    return len(array_record_data_source.ArrayRecordDataSource(str(path)))
   except (OSError, RuntimeError, ValueError):
     return -1
 
 
 def _small_files(folder: pathlib.Path) -> list[pathlib.Path]:
   return [folder / INFO, folder / FEATURES, *folder.glob("*.labels.txt")]
-
-
-@functools.cache  # Once, though several splits may be opened.
-def _warn(sentence: str) -> None:
-  print(f"warning: {errors.printable(sentence)}", file=sys.stderr, flush=True)
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:

@@ -6,8 +6,6 @@ import re
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mixer.datasets import wordnet
 from mixer.errors import UserError
@@ -49,8 +47,6 @@ def test_which_list_is_part_of_which():
   [
     # Numbers that everybody's tables of ImageNet-1k have.
     ("imagenet1k", 0, "n01440764", "tench"),
-    ("imagenet1k", 134, "n02012849", "crane"),
-    ("imagenet1k", 207, "n02099601", "golden retriever"),
     ("imagenet1k", 850, _TEDDY, "teddy"),
     ("imagenet1k", 999, "n15075141", "toilet tissue"),
     # The two that the head has and fall11 has not.
@@ -103,13 +99,6 @@ def test_names_tell_classes_apart_and_are_no_longer_than_they_need_be():
     assert wordnet.names(ids.split()) == tuple(names.split(","))
 
 
-@given(st.data())
-def test_names_of_any_classes_tell_them_apart(data):
-  pool = wordnet.classes("head")[:3000]
-  ids = data.draw(st.lists(st.sampled_from(pool), unique=True, max_size=300))
-  assert len({*wordnet.names(ids)}) == len(ids)
-
-
 def test_columns_of_the_head():
   head = np.array(wordnet.classes("head"))
   for name in ("head", "fall11", "fall11_p", "winter21_p"):
@@ -125,26 +114,21 @@ def test_columns_of_the_head():
 
 
 def test_what_is_not_known_is_named():
-  with pytest.raises(
-    UserError, match=f"^1 of 1,000 classes .*: {_TEDDY}. Leave"
-  ):
-    wordnet.head_indices("imagenet1k")
   ids = [f"n9{i:07}" for i in range(12)]
-  for use in (wordnet.head_indices, wordnet.names):
-    with pytest.raises(UserError, match="n90000000"):
-      use(["n02084071", *ids])
-  with pytest.raises(UserError, match="n90000009 and 2 more"):
-    wordnet.head_indices(ids)
-  for use in (wordnet.classes, wordnet.names, wordnet.head_indices):
-    with pytest.raises(
-      UserError, match="no list of classes named 'HEAD'; ther"
-    ):
-      use("HEAD")
-  for wnid in ("", "dog", "n00001740", "n2084071"):
-    with pytest.raises(UserError, match=f"has the id {wnid!r}"):
-      wordnet.describe(wnid)
-  with pytest.raises(UserError, match="^a class is there twice"):
-    wordnet.names(["n02084071", "n02012849", "n02084071"])
+  for use, argument, what in (
+    (
+      wordnet.head_indices,
+      "imagenet1k",
+      f"^1 of 1,000 classes .*: {_TEDDY}. L",
+    ),
+    (wordnet.head_indices, ids, "n90000009 and 2 more"),
+    (wordnet.names, ids, "n90000000"),
+    (wordnet.classes, "HEAD", "no list of classes named 'HEAD'; there"),
+    (wordnet.describe, "dog", "has the id 'dog'"),
+    (wordnet.names, ["n02084071"] * 2, "^a class is there twice"),
+  ):
+    with pytest.raises(UserError, match=what):
+      use(argument)
 
 
 def test_the_licence_is_beside_the_file():
