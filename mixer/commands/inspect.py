@@ -20,7 +20,7 @@ import argparse
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 from etils import epy
 
@@ -30,19 +30,11 @@ from mixer.errors import UserError
 with epy.lazy_imports():
   import numpy as np
 
-  from mixer import (
-    checkpoints,
-    metrics,
-    npz,
-    released,
-    runtime,
-    weights,
-  )
+  from mixer import checkpoints, metrics, released, runtime, weights
   from mixer import config as config_lib
   from mixer import metadata as metadata_lib
   from mixer.insight import kernels
 
-Described: TypeAlias = "tuple[dict[str, Any], weights.Params]"
 _METADATA = ("config", "resolved", "class_names", "environment", "history")
 # Not printed of one, as it is long or said otherwise.
 _LONG = ("modules.", "shapes.", "resolved.", "environment.", "history")
@@ -50,55 +42,43 @@ _LONG = ("modules.", "shapes.", "resolved.", "environment.", "history")
 # among what is printed of their differences.
 _NOISE = (
   *("path", "modules.", "norm", "sha256", "digests", "not_as_saved", "history"),
-  *("bytes", "file_sha256", "metrics.goodput/", "metrics.data/"),
+  *("file_sha256", "metrics.goodput/", "metrics.data/"),
 )
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the command's own."""
   add = parser.add_argument
-  add(
-    "path",
-    metavar="CHECKPOINT",
-    help="workdir, WORKDIR/checkpoints/STEP, .npz file, or released name",
-  )
+  text = "workdir, WORKDIR/checkpoints/STEP, .npz file, or released name"
+  add("path", metavar="CHECKPOINT", help=text)
   add("other", metavar="OTHER", nargs="?", help="to compare it with")
-  add(
-    "--parameters",
-    action="store_true",
-    help="list every parameter, and norms by module",
-  )
+  text = "list every parameter, and norms by module"
+  add("--parameters", action="store_true", help=text)
   add("--json", action="store_true", help="for programs")
 
 
-def describe(path: str) -> Described:
+def describe(path: str) -> tuple[dict[str, Any], weights.Params]:
   """What a checkpoint or a file of weights says, as JSON; and its weights."""
+  facts: dict[str, Any] = {}
   if released.kind(path) == "checkpoint":
     count, different = checkpoints.verify(path)
     params, info = checkpoints.load_params(path, averaged=False, verify=False)
     workdir, step = checkpoints.locate(path)
-    newest: dict[str, Any] = {}
+    facts |= {"path": info["path"], "step": step}
+    facts |= {name: info.get(name) for name in _METADATA}
+    facts["metrics"] = {}
     for record in metrics.read(workdir):
       if record["step"] <= step:
-        newest |= record
-    facts = {"path": info["path"], "step": step}
-    facts |= {name: info.get(name) for name in _METADATA}
-    facts["metrics"] = newest
+        facts["metrics"] |= record
     facts |= {"digests": count, "not_as_saved": different}
     if info["averaged"]:
       average, _ = checkpoints.load_params(path, verify=False)
       facts["sha256_ema"] = digest(average)
   else:
     params, file = released.load(path), released.resolve(path)
-    older = npz.is_older(npz.read(file, values=False))
     with open(file, "rb") as f:
       sha256 = hashlib.file_digest(f, "sha256").hexdigest()
-    facts = {
-      "path": str(file),
-      "bytes": file.stat().st_size,
-      "file_sha256": sha256,
-      "layout": "older names" if older else "current names",
-    }
+    facts |= {"path": str(file), "file_sha256": sha256}
     num_classes = len(params.get("head", {}).get("bias", ()))
     if known := metadata_lib.read_beside(file, num_classes):
       facts["class_names"] = known.class_ids
@@ -111,12 +91,11 @@ def describe(path: str) -> Described:
     }
     for name, x in _modules(flat)
   }
-  norms = [module["norm"] for module in modules.values()]
   about = {
     "path": facts["path"],
     "model": kernels.model_name(params),
     "parameters": sum(x.size for x in flat.values()),
-    "norm": float(np.linalg.norm(norms)),
+    "norm": float(np.linalg.norm([x["norm"] for x in modules.values()])),
     "finite": not weights.not_finite(params),
     "sha256": digest(params),
     "modules": modules,
@@ -143,32 +122,28 @@ def digest(params: weights.Params) -> str:
 
 def _modules(flat: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
   """`stem`, `MixerBlock_3/token_mixing` and so on, each as one vector."""
-  names: dict[str, list[str]] = {}
-  for name in flat:
-    names.setdefault("/".join(name.split("/")[:-1][:2]), []).append(name)
-  for module, own in names.items():
-    leaves = [np.ravel(flat[name]).astype(np.float64) for name in own]
-    yield module, np.concatenate(leaves)
+  leaves: dict[str, list[Any]] = {}
+  for name, leaf in flat.items():
+    leaves.setdefault("/".join(name.split("/")[:-1][:2]), []).append(leaf)
+  for module, own in leaves.items():
+    yield module, np.concatenate([np.ravel(x).astype(np.float64) for x in own])
 
 
-def compare(first: Described, second: Described) -> dict[str, Any]:
-  """What differs of two, as JSON.
+def compare(first: Any, second: Any) -> dict[str, Any]:
+  """What differs of two that `describe` gives, as JSON.
 
   `same_weights`, to the bit; `modules`, for each in which both have the same
   parameters: `relative` |b - a| / |a|, the `cosine` of a and b, the `largest`
   change of a weight, and the share that `changed`; `differences`, pairs by
   name of all that is said of them.
   """
-  flat = [weights.flatten(params) for _, params in (first, second)]
-  shapes = [weights.shapes(x) for x in flat]
-  same = [k for k in flat[0] if shapes[0][k] == shapes[1].get(k)]
-  a, b = (_modules({k: x[k] for k in same}) for x in flat)
+  a, b = (weights.flatten(params) for _, params in (first, second))
+  same = [k for k in a if k in b and a[k].shape == b[k].shape]
+  pairs = zip(*(_modules({k: x[k] for k in same}) for x in (a, b)), strict=True)
   facts = [config_lib.flatten(about) for about, _ in (first, second)]
   return {
     "same_weights": first[0]["sha256"] == second[0]["sha256"],
-    "modules": {
-      name: _distance(x, y) for (name, x), (_, y) in zip(a, b, strict=True)
-    },
+    "modules": {name: _distance(x, y) for (name, x), (_, y) in pairs},
     "differences": {
       key: [x.get(key) for x in facts]
       for key in dict.fromkeys([*facts[0], *facts[1]])
@@ -192,36 +167,13 @@ def _print(about: Mapping[str, Any]) -> None:
   default = config_lib.flatten({"config": config_lib.default()})
   for key, value in config_lib.flatten(about).items():
     if not key.startswith(_LONG) and value != default.get(key):
-      _say(f"{key:<32}{_short(value)}")
+      print(f"{key:<32}{_short(value)}")
   for entry in about.get("history") or []:
     steps = _short(entry["steps"])
-    _say(f"{'started at step ' + steps:<32}{entry['origin']}")
-    on = config_lib.flatten(entry["environment"])
-    _say(
-      "  "
-      + ", ".join(
-        f"{k.removeprefix('versions.')} {v}" for k, v in on.items() if v
-      )
-    )
-
-
-def _print_both(
-  first: Mapping[str, Any], second: Mapping[str, Any], found: Mapping[str, Any]
-) -> None:
-  _say(f"a  {first['path']}")
-  _say(f"b  {second['path']}")
-  if found["same_weights"]:
-    print("\nThe weights are the same to the bit.")
-  else:
-    print("\nWeights, |b - a| / |a| and so on by module:")
-    _table("module", found["modules"])
-  for key, (a, b) in found["differences"].items():
-    if not key.startswith(_NOISE):
-      _say(f"{key}: {_short(a)} -> {_short(b)}")
-
-
-def _say(line: str) -> None:
-  print(errors.printable(line))
+    print(f"{'started at step ' + steps:<32}{_short(entry['origin'])}")
+    on = config_lib.flatten(entry["environment"]).items()
+    words = [f"{k.removeprefix('versions.')} {_short(v)}" for k, v in on if v]
+    print(f"  {', '.join(words)}")
 
 
 def _table(name: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
@@ -232,29 +184,38 @@ def _table(name: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   for first, *rest in lines:
     cells = [f"{c:>{w}}" for c, w in zip(rest, widths[1:], strict=True)]
-    _say("  ".join([f"{first:<{widths[0]}}", *cells]))
+    print("  ".join([f"{first:<{widths[0]}}", *cells]))
 
 
 def _short(value: Any) -> str:
   if isinstance(value, list | tuple):
     more = f", ... ({len(value):,} in all)" if len(value) > 5 else ""
-    return ", ".join(map(str, value[:5])) + more or "(none)"
+    return ", ".join(map(_short, value[:5])) + more or "(none)"
   if isinstance(value, int) and not isinstance(value, bool):
     return f"{value:,}"
   if isinstance(value, float | np.floating):
     return f"{value:.6g}"
-  return "(none)" if value is None else str(value)
+  return "(none)" if value is None else errors.printable(value)
 
 
 def main(args: argparse.Namespace) -> None:
   """Does what the command line says."""
   runtime.start("cpu")
-  found = [describe(path) for path in (args.path, args.other) if path]
-  facts, params = found[0]
+  both = [describe(path) for path in (args.path, args.other) if path]
+  facts, params = both[0]
+  found = compare(*both) if args.other else facts
   if args.json:
-    print(json.dumps(compare(*found) if args.other else facts, indent=2))
+    print(json.dumps(found, indent=2))
   elif args.other:
-    _print_both(facts, found[1][0], compare(*found))
+    print(f"a  {facts['path']}\nb  {both[1][0]['path']}\n")
+    if found["same_weights"]:
+      print("The weights are the same to the bit.")
+    else:
+      print("Weights, |b - a| / |a| and so on by module:")
+      _table("module", found["modules"])
+    for key, (a, b) in found["differences"].items():
+      if not key.startswith(_NOISE):
+        print(f"{key}: {_short(a)} -> {_short(b)}")
   else:
     _print(facts)
     if args.parameters:
@@ -264,7 +225,7 @@ def main(args: argparse.Namespace) -> None:
       }
       _table("parameter", rows)
       _table("module", facts["modules"])
-  for about, _ in found:
+  for about, _ in both:
     if changed := about.get("not_as_saved"):
       raise UserError(
         f"checkpoint {about['path']} is damaged; not as saved: "

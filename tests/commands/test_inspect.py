@@ -194,12 +194,10 @@ def test_a_file_of_weights_alone_and_beside_a_run(run, tmp_path, command):
   flat = trained_files.npz(path, 10)
   out = command(path)
   assert re.search("model +2 blocks, C 8, T 6, F 12, patches of 4 px", out)
-  assert "current names" in out
   assert "\nstep " not in out and "digests" not in out
   got = json.loads(command(path, "--json"))
   content = path.read_bytes()
   assert got["file_sha256"] == hashlib.sha256(content).hexdigest()
-  assert got["bytes"] == len(content)
   assert got["sha256"] == by_the_docstring(weights.unflatten(flat))
   out = command(run[0], path)
   assert "shapes.stem/kernel: 4, 4, 3, 32 -> 4, 4, 3, 8\n" in out
