@@ -21,7 +21,7 @@ import itertools
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import benchmarks
@@ -74,11 +74,8 @@ class Contender:
       raise ImportError(str(e)) from e
     self.hello = {"version": f"{self.package} {module.__version__}"}
 
-  def batches(
-    self, files: list[bytes], randaugment: bool, cores: int
-  ) -> Iterator[Any]:
-    """Batches without end, of files in memory."""
-    raise NotImplementedError
+  # (encoded files, with RandAugment?, cores) -> batches without end.
+  batches: Callable[[list[bytes], bool, int], Iterator[Any]]
 
   def measure(self, kind: str, seconds: float) -> float:
     """Images a second."""

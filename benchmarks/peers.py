@@ -105,28 +105,18 @@ def make_work(config: Any, num_classes: int) -> dict[str, Any]:
 class Contender:
   """Measures passes in one or several settings.
 
-  Attributes:
-    hello: version and platform.
-    batch: examples in the batch.
+  A subclass has `hello` (version, platform), `batch` (examples in one),
+  `forward(setting)` and `train(setting)`, which make what runs a pass (its
+  results are logits, and losses before an update), and `gradients(setting)`, of
+  the loss at the first weights, by timm's names.
   """
 
   hello: dict[str, Any]
   batch: int
-
-  def __init__(self):
-    self._ready: dict[tuple[str, str], benchmarks.Run] = {}
-
-  def forward(self, setting: str) -> benchmarks.Run:
-    """A pass over the batch; results are logits `[B, K]`."""
-    raise NotImplementedError
-
-  def train(self, setting: str) -> benchmarks.Run:
-    """An update, from the same weights on; results are losses before it."""
-    raise NotImplementedError
-
-  def gradients(self, setting: str) -> dict[str, np.ndarray]:
-    """Of the loss at those weights, by timm's names."""
-    raise NotImplementedError
+  forward: Callable[[str], benchmarks.Run]
+  train: Callable[[str], benchmarks.Run]
+  gradients: Callable[[str], dict[str, np.ndarray]]
+  _ready: dict[tuple[str, str], benchmarks.Run]
 
   def check(self, name: str, setting: str) -> dict[str, np.ndarray]:
     """`logits`; or `losses` of the first updates and `gradient/NAME`."""
@@ -141,6 +131,7 @@ class Contender:
 
   def rate(self, name: str, setting: str, seconds: float) -> float:
     """Images a second, the median of some seconds."""
+    self._ready = getattr(self, "_ready", {})
     if (name, setting) not in self._ready:
       make = self.train if name == "train" else self.forward
       self._ready[name, setting] = make(setting)
@@ -167,7 +158,6 @@ class Ours(Contender):
   """Our jitted passes."""
 
   def __init__(self, work: dict[str, Any]):
-    super().__init__()
     runtime.start()
     config = config_lib.from_json(work["config"], {})
     mesh, plan = sharding.make_mesh(), durations.plan(config, 1)
@@ -212,7 +202,6 @@ class Authors(Contender):
   """The authors' model, trained by a plain jitted step and optax's AdamW."""
 
   def __init__(self, work: dict[str, Any], checkout: str):
-    super().__init__()
     runtime.start()
     sys.path.insert(0, checkout)
     models = importlib.import_module("vit_jax.models_mixer")
@@ -291,7 +280,6 @@ class Timm(Contender):
   """timm's MlpMixer under PyTorch, in all settings from the same weights."""
 
   def __init__(self, work: dict[str, Any]):
-    super().__init__()
     import torch  # pyright: ignore[reportMissingImports]
 
     name_operators(torch)
@@ -413,28 +401,14 @@ def differences(
   return found
 
 
-def check(
-  name: str, off: dict[str, float], dtype: str, what: str
-) -> dict[str, float]:
-  """Refuses a contender that computes something else.
-
-  Raises:
-    UserError: it is too far from ours for rounding.
-  """
-  for kind, value in off.items():
-    bound = _BOUNDS[dtype][kind != "logits"]
-    if not value <= bound:
-      raise UserError(
-        f"{name} doesn't compute what ours does: {kind} of {what} differ by "
-        f"{value:.1e}, where rounding in {dtype} makes {bound:.0e} at most."
-      )
-  return off
-
-
 def compare(
   field: dict[str, benchmarks.Process], variant: str, args: Any
 ) -> list[dict[str, Any]]:
-  """Checks and times one model; prints its rows."""
+  """Checks and times one model; prints its rows.
+
+  Raises:
+    UserError: a contender computes something else.
+  """
   rows, ours = [], field["ours"]
   for what in ("forward", "train"):
     contenders = {"ours": (ours, "")}
@@ -448,8 +422,14 @@ def compare(
         contenders[name] = field["timm"], settings[int(np.argmax(rates))]
     mine, off = ours.ask("check", what, ""), {}
     for name, (process, setting) in contenders.items():
-      found = differences(mine, process.ask("check", what, setting))
-      off[name] = check(name, found, args.dtype, variant)
+      off[name] = differences(mine, process.ask("check", what, setting))
+      for kind, value in off[name].items():
+        bound = _BOUNDS[args.dtype][kind != "logits"]
+        if not value <= bound:
+          raise UserError(
+            f"{name} doesn't compute what ours does: {kind} of {variant} "
+            f"differ by {value:.1e}, where rounding makes {bound:.0e} at most."
+          )
     rates = {name: [] for name in contenders}
     for i in range(args.rounds + 1):
       for name, (process, setting) in contenders.items():

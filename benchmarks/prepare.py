@@ -15,7 +15,6 @@ time, so the rate grows with the cores.
 import functools
 import io
 import pathlib
-import struct
 import subprocess
 import sys
 import tarfile
@@ -57,14 +56,13 @@ def make_tar(path: pathlib.Path, images: int, classes: int, side: int) -> None:
 
   with tarfile.open(path, "w") as outer:
     for k in range(classes):
-      inner_bytes = io.BytesIO()
-      wnid = f"n{k + 1:08}"
-      with tarfile.open(fileobj=inner_bytes, mode="w") as inner:
+      part, wnid = io.BytesIO(), f"n{k + 1:08}"
+      with tarfile.open(fileobj=part, mode="w") as inner:
         for i in range(k, images, classes):
-          data, comment = picture(i % _DRAWN, side), b"%012d" % i
-          head = b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment
-          add(inner, f"{wnid}_{i}.JPEG", data[:2] + head + data[2:])
-      add(outer, f"{wnid}.tar", inner_bytes.getvalue())
+          data = picture(i % _DRAWN, side)
+          comment = b"\xff\xfe\x00\x0e%012d" % i
+          add(inner, f"{wnid}_{i}.JPEG", data[:2] + comment + data[2:])
+      add(outer, f"{wnid}.tar", part.getvalue())
 
 
 def read_seconds(path: pathlib.Path) -> float:

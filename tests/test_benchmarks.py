@@ -10,7 +10,6 @@ import benchmarks
 from benchmarks import __main__ as front
 from benchmarks import input as input_benchmark
 from benchmarks import peers, prepare, step, training
-from mixer.errors import UserError
 
 SMALL = "model.num_blocks=1 model.hidden_dim=16 image_size=64"
 
@@ -45,10 +44,8 @@ def test_differences_are_relative_and_see_nan():
   theirs = {k: 1.01 * v for k, v in ours.items()}
   found = peers.differences(ours, theirs)
   assert found == pytest.approx({"losses": 0.01, "gradients": 0.01})
-  assert peers.check("x", {"losses": 1e-4}, "float32", "S/32")
-  for wrong in (0.01, float("nan")):
-    with pytest.raises(UserError, match="losses of S/32 differ by"):
-      peers.check("x", {"losses": wrong}, "float32", "S/32")
+  theirs["losses"] = np.array([1, np.nan, 1])
+  assert np.isnan(peers.differences(ours, theirs)["losses"])
 
 
 def test_the_first_steps_do_not_count(monkeypatch):
@@ -122,6 +119,7 @@ def test_the_preparation(tmp_path, monkeypatch, capsys):
   assert "| 200 |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_timm_trains_the_same(monkeypatch):
   """CI has a stage for this one, with timm installed."""
   torch = pytest.importorskip("torch")
