@@ -12,16 +12,12 @@ import pathlib
 import re
 import shlex
 import sys
-import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from mixer import config as config_lib
 from mixer import errors
 from mixer.errors import UserError
-
-if typing.TYPE_CHECKING:
-  from mixer import trained
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 DATA_DIR = "where data sets are; default: as in the run, else TFDS's own"
@@ -167,18 +163,6 @@ def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
     help="of activations; default: as in the run, float32 for released files",
   )
   add_platform(group)  # pyright: ignore[reportArgumentType]
-
-
-def load_model(args: argparse.Namespace) -> "trained.Trained":
-  """Starts JAX, and loads the model that the flags of `add_model` name.
-
-  Raises:
-    UserError: no such platform; or as of `trained.load`.
-  """
-  from mixer import runtime, trained
-
-  runtime.start(args.platform)
-  return trained.load(args.checkpoint, args.image_size, args.resize, args.dtype)
 
 
 def _image_size(value: str) -> int | tuple[int, int]:

@@ -5,6 +5,7 @@ file from what is beside it (`mixer.metadata`), from what is known of released
 files, or else from the weights themselves.
 """
 
+import argparse
 import dataclasses
 import math
 import os
@@ -20,6 +21,7 @@ from mixer import (
   metrics,
   released,
   resolution,
+  runtime,
   weights,
 )
 from mixer import config as config_lib
@@ -111,6 +113,16 @@ def load(
     module = found.module.clone(dtype=jnp.dtype(dtype))
     found = dataclasses.replace(found, module=module)
   return found
+
+
+def of_flags(args: argparse.Namespace) -> Trained:
+  """Starts JAX, and loads the model that the flags of `flags.add_model` name.
+
+  Raises:
+    UserError: no such platform; or as of `load`.
+  """
+  runtime.start(args.platform)
+  return load(args.checkpoint, args.image_size, args.resize, args.dtype)
 
 
 def _chosen(path: str) -> tuple[str, str]:

@@ -116,7 +116,7 @@ def main(args: argparse.Namespace) -> None:
       "--examples lists what the head predicts, and --fewshot "
       "predicts by features: leave one of them out."
     )
-  model = flags.load_model(args)
+  model = trained.of_flags(args)
   data, expression, data_dir = _data(args, model)
   split = split_lib.open_split(data, expression, data_dir)
   devices = jax.device_count()

@@ -42,7 +42,7 @@ from mixer.errors import UserError
 with epy.lazy_imports():
   import numpy as np
 
-  from mixer import predictor
+  from mixer import predictor, trained
 
 TOP = 5  # Classes of each image.
 # Beyond it a file's name pushes its line to the right.
@@ -130,7 +130,7 @@ def main(args: argparse.Namespace) -> int:
   try:
     # Before the model is loaded: it may be refused.
     with _writer(args, paths) as write, progress.Progress() as bar:
-      model = predictor.Predictor(flags.load_model(args), args.batch_size)
+      model = predictor.Predictor(trained.of_flags(args), args.batch_size)
       if args.features:
         rows = model.stream_features(paths)
       else:

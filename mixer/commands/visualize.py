@@ -116,7 +116,7 @@ def main(args: argparse.Namespace) -> int:
   folder = pathlib.Path(args.output).expanduser()
   with files.writing(folder, "Name another folder with -o."):
     folder.mkdir(parents=True, exist_ok=True)
-  model = flags.load_model(args)
+  model = trained.of_flags(args)
   print(f"checkpoint    {model.origin}", flush=True)
   shown, problems, missing, made = None, [], "", 0
   if any(FIGURES[name] for name in args.figures):
