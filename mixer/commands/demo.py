@@ -29,7 +29,6 @@ with epy.lazy_imports():
   import numpy as np
 
   import input_pipeline
-  import train
   from configs import demo as recipes
   from mixer import config as config_lib
   from mixer import metrics, predictor, runtime
@@ -74,6 +73,8 @@ def main(args: argparse.Namespace) -> int:
 
 def demo(workdir: pathlib.Path) -> list[str]:
   """Runs everything; returns what is not as it should be."""
+  import train  # Of the checkout.
+
   start = time.perf_counter()
   data_dir = workdir / "data"
   print(
@@ -126,6 +127,8 @@ def _quietly(
   config: config_lib.Config, workdir: pathlib.Path
 ) -> dict[str, float]:
   """A run whose own lines go to a file."""
+  import train
+
   start, log = time.perf_counter(), io.StringIO()
   with contextlib.redirect_stdout(log):
     values = train.train(config, workdir)

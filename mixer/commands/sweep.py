@@ -30,7 +30,6 @@ with epy.lazy_imports():
   from etils import epath
 
   import input_pipeline
-  import train
   from mixer import config as config_lib
   from mixer import reporter
   from mixer import workdir as workdir_lib
@@ -80,6 +79,8 @@ def sweep(
   Raises:
     UserError: nothing to try, all of it diverged, or as of `train.train`.
   """
+  import train  # Of the checkout.
+
   s = config.sweep
   if not s.learning_rates or not s.train_split or not s.eval_split:
     raise UserError(
