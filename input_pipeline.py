@@ -21,7 +21,6 @@ from mixer import config as config_lib
 from mixer import (
   durations,
   evaluate,
-  fewshot,
   loader,
   preprocess,
   validation,
@@ -51,7 +50,7 @@ class Inputs:
   config: config_lib.Config  # With the evaluation split that there is.
   train_split: Split
   eval_split: Split
-  fewshot_task: fewshot.Task | None
+  fewshot_task: evaluate.Fewshot | None
   plan: durations.Plan  # Durations in steps.
 
   @property
@@ -102,7 +101,7 @@ def open_splits(config: config_lib.Config) -> tuple[Split, Split]:
   return train, evaluation
 
 
-def open_fewshot(config: config_lib.Config) -> fewshot.Task | None:
+def open_fewshot(config: config_lib.Config) -> evaluate.Fewshot | None:
   """The few-shot evaluation that the config wants, if any."""
   f = config.fewshot
   if not f.name:
@@ -110,7 +109,7 @@ def open_fewshot(config: config_lib.Config) -> fewshot.Task | None:
   data_dir = config.data.data_dir
   train = split_lib.open_split(f.name, f.train_split, data_dir)
   test = split_lib.open_split(f.name, f.eval_split, data_dir)
-  return fewshot.Task(train, test, f.shots, f.seeds, f.l2)
+  return evaluate.Fewshot(train, test, f.shots, f.seeds, f.l2)
 
 
 def train_options(config: config_lib.Config) -> preprocess.TrainOptions:

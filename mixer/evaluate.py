@@ -5,6 +5,7 @@ the batches and gets the whole result, example by example; whatever is counted
 is counted from these.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import scipy.sparse
 from jax.sharding import Mesh
 
 from mixer import loader, preprocess, sharding, train_step
+from mixer.errors import UserError
 
 Batches = Iterable[dict[str, np.ndarray]]
 # The class that is predicted for an example with a NaN among its logits.
@@ -33,21 +35,9 @@ def batches(
   """This host's parts of batches that hold every example exactly once.
 
   The last batch is filled up with black images whose `mask` is False, so that
-  all hosts see equally many batches of equal size.
-
-  Args:
-    split: a `datasets.split.Split`.
-    image_size: (height, width), see `preprocess.evaluation`.
-    short_side: likewise.
-    batch_size: B, of all P hosts together.
-    threads: that decode.
-    prefetch: batches made ahead.
-    process_index: p, this host; None: as JAX says.
-    process_count: P; None: as JAX says.
-
-  Returns:
-    An iterator over `image` uint8 `[B / P, H, W, 3]`, `label` int32, `mask`
-    bool `[B / P]`. Its `next` raises UserError if a record can't be decoded.
+  all P hosts see equally many batches: `image` uint8 `[B / P, H, W, 3]`,
+  `label` int32, `mask` bool `[B / P]`. See `preprocess.evaluation` for the
+  sizes. `next` raises UserError if a record can't be decoded.
   """
   p = jax.process_index() if process_index is None else process_index
   count = jax.process_count() if process_count is None else process_count
@@ -93,19 +83,10 @@ def examples(
 ) -> Iterator[dict[str, np.ndarray]]:
   """What is predicted for every example of a split, a batch at a time.
 
-  Args:
-    model: its functions.
-    params: to be evaluated.
-    batches: this host's, of the function of this name; without `label` they do
-      as well.
-    mesh: of all devices.
-    interrupt: called before each batch; may raise.
-
-  Yields:
-    Arrays over the N real examples of a batch, in the split's order:
-    `classes` int32 and `scores` float32 `[N, top]`, see
-    `train_step.Inference`; and, if the batches have labels, `label` int32 and
-    `loss` float32 `[N]`.
+  Of the N real examples of each batch, in the split's order: `classes` int32
+  and `scores` float32 `[N, top]`, see `train_step.Inference`; and, if the
+  batches have labels, `label` int32 and `loss` float32 `[N]`. `interrupt` is
+  called before each batch, and may raise.
   """
   for result in _one_late(model.examples, params, batches, mesh, interrupt):
     mask = result.pop("mask")
@@ -174,12 +155,8 @@ class ClassRow(NamedTuple):
 class ConfusionCounts:
   """Exact sums over what `examples` yields.
 
-  Memory depends on the number of classes and of different confusions, not on
-  that of examples.
-
-  Attributes:
-    confusion: sparse int64 `[K, K]`, rows true, columns predicted; without
-      examples that have a NaN among their logits.
+  `confusion` is sparse int64 `[K, K]`, rows true, columns predicted; without
+  examples that have a NaN among their logits.
   """
 
   def __init__(
@@ -225,12 +202,9 @@ class ConfusionCounts:
   def metrics(self) -> dict[str, float]:
     """Of the examples so far, at least one.
 
-    Returns:
-      `accuracy` and `accuracy_top5` in [0, 1]; the mean `loss` in nats;
-      `examples`. If there are valid labels, `real_accuracy`: the share of the
-      `real_examples`, those with any valid label, whose predicted class is one
-      of these (arXiv 2006.07159). `not_numbers`, the examples that had a NaN
-      among their logits, if there are any.
+    `real_accuracy` is the share of the `real_examples`, those with any valid
+    label, whose predicted class is one of these (arXiv 2006.07159);
+    `not_numbers` had a NaN among their logits.
     """
     count = int(self._examples.sum())
     found: dict[str, float] = {
@@ -259,3 +233,128 @@ class ConfusionCounts:
       most = min(wrong, key=lambda p: (-wrong[p], p), default=None)
       confused = 0 if most is None else wrong[most]
       yield ClassRow(k, count, int(correct[k]), most, confused)
+
+
+# Of a data set's classes so many may be missing in a head: the released
+# 21,843-way one lacks ImageNet-1k's teddy bear.
+_MAY_LACK = 0.01
+
+
+class Matching(NamedTuple):
+  """Which outputs of a head belong to the classes of a data set."""
+
+  # int32 `[K]`, the output for each class, -1 for one that has none; None
+  # where class k is output k.
+  columns: np.ndarray | None = None
+  missing: tuple[str, ...] = ()  # The classes that have none.
+  sentence: str = ""  # What was done; "" where classes and outputs are equal.
+
+
+def match(
+  model: Any, classes: Sequence[str], data: str, *, same: bool = False
+) -> Matching:
+  """Finds a `Trained` model's output of each class, by name or WordNet id.
+
+  `same` says that the outputs are these classes, in order, whatever their
+  names. Raises UserError if they can't be found.
+  """
+  where, count = f"the checkpoint {model.origin}", model.num_classes
+  if not count:
+    raise UserError(f"{where} has no head: add --fewshot.")
+  if same and count == len(classes):
+    return Matching(sentence="outputs are taken for the classes, in order")
+  if model.class_ids is None and not same:
+    raise UserError(
+      f"{where} doesn't say which classes its {count:,} outputs stand for. If "
+      f"they are the {len(classes):,} classes of {data}, in order, add "
+      "--same_classes; a released file is known by its name, as "
+      "--checkpoint=imagenet1k/Mixer-B_16; --fewshot needs no classes."
+    )
+  head: tuple[str, ...] = tuple(model.class_ids or ())
+  if head == tuple(classes) and not same:
+    return Matching()
+  place = dict(zip(head, range(len(head)), strict=True))
+  columns = np.array([place.get(name, -1) for name in classes], np.int32)
+  missing = tuple(c for c in classes if c not in place)
+  if same or len(missing) > int(_MAY_LACK * len(classes)):
+    shown = ", ".join(map(repr, missing[:5]))
+    raise UserError(
+      f"{where} and data set {data} have different classes: {count:,} outputs, "
+      f"{len(classes):,} classes, {len(missing):,} of them among no outputs "
+      f"({shown}{', ...' if len(missing) > 5 else ''}). Name the data set that "
+      "it was trained on, or one with a part of those classes; or try its "
+      "features with --fewshot."
+    )
+  sentence = f"{len(classes):,} of the {count:,} outputs, in {data}'s order"
+  if missing:
+    sentence += (
+      f"; no output: {', '.join(missing)}, whose examples count as wrong, and "
+      "no loss is given"
+    )
+  return Matching(columns, missing, sentence)
+
+
+class Fewshot:
+  """Few-shot evaluation: ridge regression on frozen features.
+
+  The protocol of the paper (section 3) in the form of the authors' code:
+  pre-logits of N labelled examples a class, whitened one by one, with a
+  constant feature of 100 for the bias; targets -1 and 1; the class with the
+  highest prediction counts.
+  """
+
+  def __init__(
+    self, train: Any, test: Any, shots: Sequence[int], seeds: int, l2: float
+  ):
+    """Draws `seeds` times as many examples a class as each of `shots` says.
+
+    Of `train`, to be measured on `test`; `l2` is the weight of the squared norm
+    of the solution. Raises UserError if a class has too few examples.
+    """
+    self.identity = train.identity
+    self._train, self._test, self._l2 = train, test, l2
+    self._draws = {
+      n: [train.per_class(n, s, "fewshot.shots") for s in range(seeds)]
+      for n in shots
+    }
+
+  def accuracies(
+    self, extract: Callable[[Any], np.ndarray]
+  ) -> dict[int, list[float]]:
+    """Shots -> accuracy of each draw; `extract` gives a split's features."""
+    drawn = [d.records for draws in self._draws.values() for d in draws]
+    used = np.unique(np.concatenate(drawn))
+    found = extract(dataclasses.replace(self._train, indices=used))
+    test, count = extract(self._test), len(self._train.class_names)
+
+    def accuracy(draw: Any) -> float:
+      x = found[np.searchsorted(used, draw.records)]
+      classes = ridge(x, draw.labels, test, count, self._l2)
+      return float(np.mean(classes == self._test.labels))
+
+    return {n: list(map(accuracy, draws)) for n, draws in self._draws.items()}
+
+
+def ridge(
+  train_x: np.ndarray,
+  train_y: np.ndarray,
+  test_x: np.ndarray,
+  num_classes: int,
+  l2: float,
+) -> np.ndarray:
+  """Classes `[M]` of features `[M, C]`, by those `[N, C]` of classes `[N]`."""
+  mean = train_x.mean(axis=0, dtype=np.float64)
+  std = train_x.std(axis=0, dtype=np.float64) + 1e-5
+
+  def prepare(x: np.ndarray) -> np.ndarray:
+    white = (x - mean) / std
+    return np.pad(white, ((0, 0), (0, 1)), constant_values=100.0)
+
+  x, targets = prepare(train_x), 2.0 * np.eye(num_classes)[train_y] - 1.0
+  n, dim = x.shape
+  # The smaller of the two systems that have the same solution.
+  if n >= dim:
+    w = np.linalg.solve(x.T @ x + l2 * np.eye(dim), x.T @ targets)
+  else:
+    w = x.T @ np.linalg.solve(x @ x.T + l2 * np.eye(n), targets)
+  return (prepare(test_x) @ w).argmax(axis=1)

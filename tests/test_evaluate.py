@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import types
 from typing import Any
 
 import jax
@@ -21,8 +22,9 @@ from hypothesis import strategies as st
 from sklearn import linear_model
 from sklearn import metrics as sklearn_metrics
 
-from mixer import evaluate, fewshot, model, preprocess, sharding, train_step
+from mixer import evaluate, model, preprocess, sharding, train_step
 from mixer.datasets import split as split_lib
+from mixer.datasets import wordnet
 from mixer.errors import UserError
 from tests.conftest import ROOT
 
@@ -205,7 +207,7 @@ def test_ridge_equals_scikit_learn(n, dim):
   ridge = linear_model.Ridge(alpha=1024.0, fit_intercept=False)
   ridge.fit(prepare(x), 2.0 * np.eye(4)[y] - 1.0)
   expected = ridge.predict(prepare(test_x)).argmax(axis=1)
-  got = fewshot.ridge(x, y, test_x, 4, 1024.0)
+  got = evaluate.ridge(x, y, test_x, 4, 1024.0)
   assert np.mean(got != expected) < 0.01
   assert np.mean(got == test_y) > 0.3  # Above chance.
 
@@ -218,7 +220,61 @@ def test_too_few_examples_are_refused_before_training():
   labels = Labels([0, 1, 2, 3, 0, 1, 2])
   split = split_lib.Split("fake", "train", labels, tuple("abcd"))
   with pytest.raises(UserError, match="1 examples of class 'd' and 2"):
-    fewshot.Task(split, split, (2,), 1, 1.0)
+    evaluate.Fewshot(split, split, (2,), 1, 1.0)
+
+
+# Classes of a head and of a data set.
+
+HEAD, IMAGENET = wordnet.classes("head"), wordnet.classes("imagenet1k")
+
+
+def match(ids, classes: Any, count=None, same=False):
+  count = len(ids or ()) if count is None else count
+  head = types.SimpleNamespace(class_ids=ids, num_classes=count, origin="it")
+  return evaluate.match(head, classes, "letters", same=same)
+
+
+@given(st.permutations("abcdefg"), st.integers(1, 7))
+def test_columns_lead_to_the_same_names(order, count):
+  head, classes = tuple("abcdefg"), tuple(order[:count])
+  found = match(head, classes)
+  if classes == head:
+    assert found == evaluate.Matching()
+  else:
+    columns = found.columns
+    assert columns is not None
+    assert tuple(head[i] for i in columns) == classes
+    assert "letters" in found.sentence and found.missing == ()
+
+
+def test_the_released_head_lacks_one_class_of_imagenet_1k():
+  found = match(HEAD, IMAGENET)
+  expected = wordnet.head_indices("imagenet1k", allow_missing=True)
+  np.testing.assert_array_equal(found.columns, expected)
+  assert found.missing == ("n04399382",)
+  assert "of the 21,843 outputs" in found.sentence
+
+
+@pytest.mark.parametrize(
+  ("head", "classes", "words"),
+  [
+    (HEAD, [*IMAGENET[:49], "n04399382"], "1 of them .*('n04399382')"),
+    (("a", "b", "c"), ["a", "c", "d"], "3 outputs, 3 classes, 1 of them"),
+    (None, ["a"], "has no head.* --fewshot"),
+  ],
+)
+def test_other_classes_are_refused(head, classes, words):
+  with pytest.raises(UserError, match=words):
+    match(head, classes)
+
+
+def test_unknown_classes_are_refused_unless_they_are_said_to_be_the_same():
+  with pytest.raises(UserError, match="add --same_classes"):
+    match(None, ["a", "b"], 2)
+  found = match(None, ["a", "b"], 2, same=True)
+  assert found.columns is None and found.sentence
+  with pytest.raises(UserError, match="2 outputs, 3 classes"):
+    match(None, ["a", "b", "c"], 2, same=True)
 
 
 # On several processes.

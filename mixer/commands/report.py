@@ -32,7 +32,6 @@ with epy.lazy_imports():
 
   from mixer import (
     checkpoints,
-    class_matching,
     evaluate,
     files,
     progress,
@@ -118,7 +117,7 @@ def _evaluate(path: epath.Path, step: int, data_dir: str) -> dict[str, Any]:
   assert config is not None  # Of a run it has one.
   data, name = config.data, config.data.name
   split = split_lib.open_split(name, data.eval_split, data_dir or data.data_dir)
-  found = class_matching.match(model, split.class_names, name)
+  found = evaluate.match(model, split.class_names, name)
   mesh = sharding.make_mesh()
   functions = train_step.Inference(
     model.module,
