@@ -273,7 +273,7 @@ def match(
   head: tuple[str, ...] = tuple(model.class_ids or ())
   if head == tuple(classes) and not same:
     return Matching()
-  place = dict(zip(head, range(len(head)), strict=True))
+  place: dict[str, int] = {name: k for k, name in enumerate(head)}
   columns = np.array([place.get(name, -1) for name in classes], np.int32)
   missing = tuple(c for c in classes if c not in place)
   if same or len(missing) > int(_MAY_LACK * len(classes)):
