@@ -48,12 +48,12 @@ def test_names_of_any_kind(tmp_path):
   for both in (f"a/{composed}.png", f"a/{apart}.png"):
     forms.write(tmp_path / "same", {both: b""})
   if len(os.listdir(tmp_path / "same" / "a")) == 2:
-    with pytest.raises(UserError, match=r"reads 'a/gr.*' as another file's"):
+    with pytest.raises(UserError, match="both read 'a/gr"):
       opened(tmp_path / "same")
   forms.write(
     tmp_path / "labels", {f"{composed}/1.png": b"", f"{apart}/2.png": b""}
   )
-  with pytest.raises(UserError, match="can't be told apart"):
+  with pytest.raises(UserError, match="both read 'gr"):
     opened(tmp_path / "labels")
 
 

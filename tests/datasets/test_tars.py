@@ -84,10 +84,10 @@ def test_links_folders_and_sparse_files(path):
   with tars.Stream(path) as stream:
     found = {e.name: e.problem[:13] for e in tars.entries(stream)}
   assert found == {
-    "s.jpg": "a link inside",
-    "l.jpg": "a link inside",
-    "old.bmp": "stored as a s",
-    "new.bmp": "stored as a s",
+    "s.jpg": "a link or spa",
+    "l.jpg": "a link or spa",
+    "old.bmp": "a link or spa",
+    "new.bmp": "a link or spa",
   }
 
 
@@ -198,8 +198,7 @@ def test_odd_entries(path):
     "stray.ppm": "is no tar that is named by a WordNet id",
     "n00000002/a.ppm": "",
     "n00000002/a.ppm (2)": "a second file of this name",
-    "n00000002/b.ppm": "a link inside of the archive, without content of its "
-    "own",
+    "n00000002/b.ppm": "a link or sparse file; pack it anew as a plain file",
     "n00000003.tar": "the tar of its class is cut off or damaged",
     "n00000004.tar": "the tar of its class is cut off or damaged",
   }

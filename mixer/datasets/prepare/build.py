@@ -234,7 +234,7 @@ class Preparation:
     Args:
       source: the images; its classes are known.
       final: folder of the version, whose place the result takes.
-      about: the set's `name`, and `configName` if it has one, as TFDS has them.
+      about: what TFDS wants to know: `name`, `description`, any `configName`.
       builder: of the set.
       options: how.
       progress: shows how far it is, and warnings.
@@ -547,8 +547,6 @@ class Preparation:
     info = {
       **self._about,
       "version": builder.version,
-      "description": builder.description,
-      "location": {"urls": [builder.homepage] if builder.homepage else []},
       "supervisedKeys": {"tuple": {"items": keys}},
     }
     stored.write(folder, info, features, labels, splits)

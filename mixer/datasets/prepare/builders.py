@@ -15,7 +15,7 @@ from mixer.errors import UserError
 
 # Of ImageNet-21K-P's archive, the classes that it leaves out.
 _SMALL_CLASSES = "imagenet21k_small_classes"
-_OTHERS = re.compile("_(test|train_t3|bbox)")
+_OTHERS = re.compile("_(test|train_t3|bbox)")  # Of ILSVRC's downloads.
 _CLASS_NUMBER = re.compile("[0-9]{1,3}")
 _VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 # Config of TFDS's -> what the archive and its folder have in their names.
@@ -54,29 +54,42 @@ class Request:
     return wordnet.classes(listed) if listed else None
 
   def files(self) -> list[Path]:
-    """The files that are named, or of archives and labels in folders."""
+    """The files that are named, and archives and labels in named folders."""
     found = []
     for path in self.paths:
-      inside = sources.files_in(path) if path.is_dir() else [path]
-      # Beside them there may be ILSVRC's other downloads.
-      found += [
-        file
-        for file in inside
-        if file == path or (_is_archive(file) and not _OTHERS.search(file.name))
-      ]
+      if path.is_dir():
+        found += [f for f in _archives(path) if not _OTHERS.search(f.name)]
+      else:
+        found.append(path)
     return found
 
   def unfit(self, what: str) -> UserError:
     """The refusal of a source; `what` says what is there."""
     entry = catalog.ENTRIES[self.base]
+    where = f" (from {entry.where})" if entry.where else ""
     return UserError(
-      f"{what}. For {self.base}, --source has to name {entry.by_hand}"
-      + (f" (from {entry.where})." if entry.where else ".")
+      f"{what}. For {self.base}, --source has to name {entry.by_hand}{where}."
     )
 
+  def tars(
+    self,
+    parts: Sequence[tuple[Path, tars.Layout | str]],
+    of: str,
+    classes: Sequence[str] | None,
+    *more: object,
+  ) -> tars.Tars:
+    """Archives as a source, called "tars of `of`"."""
+    begin, paths = "a tar", str(parts[0][0])
+    if len(parts) > 1:
+      begin, paths = f"{len(parts):,} tars", f"{parts[0][0].parent}"
+    what = f"{begin} of {of} ({paths})"
+    return tars.Tars(parts, what, classes, self.accept_truncated, *more)
 
-def _is_archive(path: Path) -> bool:
-  return path.name.lower().endswith((".tar", ".tar.gz", ".tgz", ".json"))
+
+def _archives(folder: Path) -> list[Path]:
+  ends = (".tar", ".tar.gz", ".tgz", ".json")
+  files = sources.files_in(folder)
+  return [path for path in files if path.name.lower().endswith(ends)]
 
 
 def _folder(request: Request) -> Source:
@@ -95,8 +108,7 @@ def _imagenet21k(request: Request) -> Source:
   classes, paths = request.classes(listed[request.release]), request.paths
   # A folder may hold nothing but another one, or archives.
   while len(paths) == 1 and paths[0].is_dir():
-    folders = sources.subfolders(paths[0])
-    archives = [f for f in sources.files_in(paths[0]) if _is_archive(f)]
+    folders, archives = sources.subfolders(paths[0]), _archives(paths[0])
     splits = _splits(folders)
     if processed and "train" in splits:
       return sources.synset_folders(splits, classes)
@@ -108,25 +120,23 @@ def _imagenet21k(request: Request) -> Source:
     return sources.synset_folders(_splits(paths), classes)
   wnids = [sources.wnid_of_tar(path.name) for path in paths]
   if not processed and wnids and all(wnids) and len({*wnids}) == len(wnids):
-    what = f"{len(paths):,} tars, one a class ({paths[0].parent})"
     parts = sorted(zip(paths, wnids, strict=True), key=lambda part: part[1])
-    return tars.Tars(parts, what, classes, request.accept_truncated)
+    return request.tars(parts, "one class each", classes)
   if len(paths) != 1:
     top = request.paths[0]
     inside = sources.content(top) if top.is_dir() else "one of several files"
     raise request.unfit(f"{top} is or holds {inside}")
   first = tars.first_file(paths[0])
   names = {part.lower() for part in first.parts[:-1]}
-  layout: tars.Layout = _processed if processed else _whole
-  if sources.wnid_of_tar(first.name):
-    layout = tars.tar_of_class
+  is_of_tars = bool(sources.wnid_of_tar(first.name))
   of_splits = bool(names & {*sources.SPLITS, _SMALL_CLASSES})
-  if processed != of_splits or (processed and layout is tars.tar_of_class):
+  if processed != of_splits or (processed and is_of_tars):
     raise request.unfit(f"{paths[0]} begins with {first}")
-  of = "tar" if layout is tars.tar_of_class else "folder"
-  what = f"a tar of one {of} a class ({paths[0]})"
-  parts = [(paths[0], layout)]
-  return tars.Tars(parts, what, classes, request.accept_truncated)
+  if is_of_tars:
+    part = paths[0], tars.tar_of_class
+    return request.tars([part], "one tar a class", classes)
+  part = paths[0], _by_folder(request.base)
+  return request.tars([part], "one folder a class", classes)
 
 
 def _splits(folders: Sequence[Path]) -> dict[str, Path]:
@@ -135,25 +145,30 @@ def _splits(folders: Sequence[Path]) -> dict[str, Path]:
   return {s: named[s] for s in ("train", "validation") if s in named}
 
 
-def _whole(path: PurePosixPath) -> Member:
-  """Where an image of ImageNet-21k belongs: .../WNID/FILE."""
-  name, wnid = sources.readable(path.name), path.parent.name
-  if sources.is_wnid(wnid):
-    return Member(f"{wnid}/{name}", wnid)
-  name = sources.readable(str(path))
-  return Member(name, "", error="is in no folder of a class")
+def _by_folder(base: str) -> tars.Layout:
+  """The layout of a tar of .../CLASS/FILE, or .../SPLIT/CLASS/FILE."""
+  numbered, processed = base == "imagenet_v2", base == "imagenet21k_p"
+  names = wordnet.classes("imagenet1k")
 
+  def layout(path: PurePosixPath) -> Member | None:
+    if processed and _SMALL_CLASSES in path.parts:
+      return None
+    folder, name = path.parent.name, "/".join(path.parts[-2:])
+    split = "test" if numbered else ""
+    is_class = sources.is_wnid(folder)
+    if numbered:
+      is_class = bool(_CLASS_NUMBER.fullmatch(folder))
+    if processed:
+      split = sources.SPLITS.get(path.parent.parent.name.lower(), "")
+      is_class = is_class and split in ("train", "validation")
+      name = f"{split}/{name}"
+    if not is_class:
+      error = "is in no folder of a class" + " and a split" * processed
+      return Member(sources.readable(str(path)), "", error=error)
+    class_name = names[int(folder)] if numbered else folder
+    return Member(sources.readable(name), class_name, split)
 
-def _processed(path: PurePosixPath) -> Member | None:
-  """Where an image of ImageNet-21K-P belongs: .../SPLIT/WNID/FILE."""
-  if _SMALL_CLASSES in path.parts:
-    return None
-  split = sources.SPLITS.get(path.parent.parent.name.lower(), "")
-  found = _whole(path)
-  if found.error or split not in ("train", "validation"):
-    error = "is in no folder of a class in imagenet21k_train or _val"
-    return Member(sources.readable(str(path)), "", error=error)
-  return found._replace(name=f"{split}/{found.name}", split=split)
+  return layout
 
 
 def _imagenet2012(request: Request) -> Source:
@@ -176,8 +191,7 @@ def _imagenet2012(request: Request) -> Source:
       split, layout = "train", tars.tar_of_class
     else:
       split, layout = "validation", _validation(labels)
-    is_one = split == "train" or image_number(first.name)
-    if split in found or not is_one:
+    if split in found or not (split == "train" or _number(first.name)):
       raise request.unfit(f"{path} begins with {first}, or is a second tar")
     found[split] = path, layout
   # In this order whatever order they were named in.
@@ -185,15 +199,14 @@ def _imagenet2012(request: Request) -> Source:
   parts = [found[split] for split in wanted if split in found]
   if not parts:
     raise request.unfit(f"{sources.some(paths)} holds no tar of its images")
-  what = f"tars of images ({', '.join(str(path) for path, _ in parts)})"
   mark = sources.fingerprint(listed)
-  source = tars.Tars(parts, what, classes, request.accept_truncated, mark)
+  source = request.tars(parts, "its images", classes, mark)
   for split in {*wanted} - found.keys():
     source.warn(f"there is no tar of the {split} images")
   return source
 
 
-def image_number(name: str) -> int:
+def _number(name: str) -> int:
   """Of "ILSVRC2012_val_00000042.JPEG", 42; 0 for other names."""
   match = _VALIDATION.fullmatch(name)
   return int(match[1]) if match else 0
@@ -201,29 +214,26 @@ def image_number(name: str) -> int:
 
 def _validation(real: list[list[int]] | None) -> tars.Layout:
   """The layout of the tar of validation images."""
-  labels = validation_labels()
+  labels = _validation_labels()
 
   def layout(path: PurePosixPath) -> Member:
-    number = image_number(path.name)
+    number = _number(path.name)
     if not 1 <= number <= len(labels):
       error = "its name is none of ILSVRC2012_val_00000001.JPEG to _00050000"
       return Member(path.name, "", error=error)
-    member = Member(path.name, labels[number - 1], "validation")
     more = (("real_label", tuple(real[number - 1])),) if real else ()
-    return member._replace(more=more)
+    return Member(path.name, labels[number - 1], "validation", more=more)
 
   return layout
 
 
-def validation_labels() -> tuple[str, ...]:
+def _validation_labels() -> tuple[str, ...]:
   """The WordNet id of each validation image of ImageNet-1k, by number."""
   # Found without the seconds that importing TFDS takes.
   spec = importlib.util.find_spec("tensorflow_datasets")
   assert spec is not None and spec.origin is not None
-  path = Path(spec.origin).parent.joinpath(
-    "datasets", "imagenet2012", "validation_labels.txt"
-  )
-  return tuple(path.read_text().split())
+  folder = Path(spec.origin).parent / "datasets" / "imagenet2012"
+  return tuple((folder / "validation_labels.txt").read_text().split())
 
 
 def _real_labels(request: Request, listed: list[Path]) -> list[list[int]]:
@@ -231,9 +241,8 @@ def _real_labels(request: Request, listed: list[Path]) -> list[list[int]]:
   try:
     (path,) = listed
     found: Any = json.loads(path.read_text("utf-8-sig"))
-    known = range(1000)
-    right = all(k in known for several in found for k in several)
-    if right and len(found) == len(validation_labels()):
+    right = all(k in range(1000) for several in found for k in several)
+    if right and len(found) == len(_validation_labels()):
       return found
   except (OSError, ValueError, TypeError, RecursionError):
     pass
@@ -246,13 +255,6 @@ def _real_labels(request: Request, listed: list[Path]) -> list[list[int]]:
 def _imagenet_v2(request: Request) -> Source:
   """ImageNet-V2: folders that are named by the numbers of classes."""
   classes, path = wordnet.classes("imagenet1k"), request.path
-
-  def layout(path: PurePosixPath) -> Member:
-    name = sources.readable("/".join(path.parts[-2:]))
-    if not _CLASS_NUMBER.fullmatch(path.parent.name):
-      return Member(name, "", error="is in no folder called 0 to 999")
-    return Member(name, classes[int(path.parent.name)], "test")
-
   folders = sources.subfolders(path) if path.is_dir() else []
   if len(folders) == 1 and not _CLASS_NUMBER.fullmatch(folders[0].name):
     (path,) = folders
@@ -271,8 +273,12 @@ def _imagenet_v2(request: Request) -> Source:
   if numbered:
     parts = [("test", classes[int(f.name)], f.name, f) for f in numbered]
     return sources.LazyFolders(parts, str(path), classes)
-  what, accept = f"a tar of folders ({files[0]})", request.accept_truncated
-  return tars.Tars([(files[0], layout)], what, classes, accept)
+  part = files[0], _by_folder(request.base)
+  return request.tars([part], "one folder a class", classes)
+
+
+def _idx(request: Request) -> Source:
+  return idx.IdxFiles(request.path, request.base)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,15 +286,10 @@ class Builder:
   """A data set: where its images come from, and what it is."""
 
   open: Callable[[Request], Source]
-  description: str
-  homepage: str = ""
-  version: str = "1.0.0"  # TFDS's, of the sets that it knows.
   # Config -> its images without a split, by which numbers to hold out become
   # shares, and its classes; 0 if unknown. The first is the default.
-  releases: Mapping[str, tuple[int, int]] = dataclasses.field(
-    default_factory=lambda: {"": (0, 0)}
-  )
-  hold_out: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
+  releases: Mapping[str, tuple[int, int]]
+  version: str = "1.0.0"  # TFDS's, of the sets that it knows.
   # Further flags that it takes.
   takes: Sequence[str] = ("accept_truncated",)
   # Of `build.Options`, where the user gives no other.
@@ -298,81 +299,43 @@ class Builder:
   side: int = 0  # Of gray images that all have one size, 0 for others.
 
 
+_ONE = {"": (0, 0)}
+_LISTED = ("accept_truncated", "classes")
 BUILDERS = {
   "imagenet21k": Builder(
     _imagenet21k,
-    "ImageNet-21k: photographs of the nouns of WordNet, one class each, found "
-    "on the web and checked by people (Deng et al. 2009). A class may be a "
-    "kind of another one, and then either may be the label. `validation` and "
-    "`test` are drawn by the hash of the images' bytes.",
-    "https://www.image-net.org",
-    releases={
-      "winter21": (13_153_500, 19_167),
-      "fall11": (14_197_122, 21_841),
-    },
+    {"winter21": (13_153_500, 19_167), "fall11": (14_197_122, 21_841)},
+    takes=_LISTED,
     # Drawn from all images, as in the reference (Kolesnikov et al. 2020).
-    hold_out={"test": 25_600, "validation": 25_600},
-    takes=("accept_truncated", "classes"),
+    options={"hold_out": {"test": 25_600, "validation": 25_600}},
   ),
   "imagenet21k_p": Builder(
     _imagenet21k,
-    "ImageNet-21K-P (Ridnik et al. 2021, arXiv 2104.10972): the classes of "
-    "ImageNet-21k that have more than 500 images. Larger images are squeezed "
-    "to 224 x 224 pixels; of each class 50 images are for validation.",
-    "https://github.com/Alibaba-MIIL/ImageNet21K",
-    releases={"winter21": (0, 10_450), "fall11": (0, 11_221)},
-    takes=("accept_truncated", "classes"),
+    {"winter21": (0, 10_450), "fall11": (0, 11_221)},
+    takes=_LISTED,
   ),
   "imagenet2012": Builder(
     _imagenet2012,
-    "ImageNet-1k, of the challenge of 2012 (Russakovsky et al. 2015, arXiv "
-    "1409.0575): 1,281,167 images to train on and 50,000 for validation.",
-    "https://www.image-net.org/challenges/LSVRC/2012/",
-    version="5.1.0",
-    releases={"": (1_281_167, 1000)},
+    {"": (1_281_167, 1000)},
+    "5.1.0",
     # TFDS's is shuffled, and recipes choose by slices of it.
     options={"shuffle": True},
   ),
-  "imagenet2012_real": Builder(
-    _imagenet2012,
-    "The 50,000 validation images of ImageNet-1k, with the classes that people "
-    "see in them: one, several, or none (Beyer et al. 2020, arXiv 2006.07159).",
-    "https://github.com/google-research/reassessed-imagenet",
-    label="original_label",
-  ),
+  "imagenet2012_real": Builder(_imagenet2012, _ONE, label="original_label"),
   "imagenet_v2": Builder(
-    _imagenet_v2,
-    "10,000 new test images for ImageNet-1k (Recht et al. 2019, arXiv "
-    "1902.10811). The variants differ in how many people had to see the class "
-    "in an image.",
-    "https://huggingface.co/datasets/vaishaal/ImageNetV2",
-    version="3.0.0",
-    releases=dict.fromkeys(_VARIANTS, (0, 1000)),
+    _imagenet_v2, dict.fromkeys(_VARIANTS, (0, 1000)), "3.0.0"
   ),
-  "mnist": Builder(
-    lambda request: idx.IdxFiles(request.path, request.base),
-    "MNIST: 70,000 handwritten digits of 28 x 28 pixels, white on black "
-    "(LeCun et al. 1998).",
-    "https://yann.lecun.com/exdb/mnist/",
-    version="3.0.1",
-    takes=(),
-    side=idx.SIDE,
-  ),
-  "fashion_mnist": Builder(
-    lambda request: idx.IdxFiles(request.path, request.base),
-    "Fashion-MNIST: 70,000 gray photographs of clothes, of 28 x 28 pixels, "
-    "light on black (Xiao et al. 2017, arXiv 1708.07747).",
-    "https://github.com/zalandoresearch/fashion-mnist",
-    version="3.0.1",
-    takes=(),
-    side=idx.SIDE,
-  ),
+  "mnist": Builder(_idx, _ONE, "3.0.1", takes=(), side=idx.SIDE),
+  "fashion_mnist": Builder(_idx, _ONE, "3.0.1", takes=(), side=idx.SIDE),
   "folder": Builder(
     _folder,
-    "Images that were in one folder a class.",
-    hold_out={"validation": 0.1},
+    _ONE,
     takes=("name", "classes"),
-    options={"upright": True, "white_ground": True},
+    options={
+      "hold_out": {"validation": 0.1},
+      "upright": True,
+      "white_ground": True,
+    },
   ),
 }
 

@@ -39,25 +39,20 @@ def prepare(args: argparse.Namespace, root: pathlib.Path) -> str:
     The set's name, for `data.name`.
   """
   base, release, version = catalog.split_name(args.set)
-  builder = BUILDERS[base]
+  builder, entry = BUILDERS[base], catalog.ENTRIES[base]
   _check(args, base, release, version, builder)
   release = release or next(iter(builder.releases))
   name = args.name or "/".join(filter(None, (base, release)))
   folder = root / name / builder.version
-  given = {
-    field: getattr(args, flag)
-    for flag, field in _OPTIONS.items()
-    if getattr(args, flag) is not None
-  }
-  manual = root / "downloads" / "manual"  # Where TFDS wants such files.
-  by_hand = catalog.ENTRIES[base].files
-  if not args.source and by_hand and (manual / by_hand[0]).exists():
-    args.source = [manual]
-  truncated = bool(args.accept_truncated)
-  seed = given.get("seed", 0)
-  request = Request(base, release, args.source, args.classes, truncated, seed)
-  about = {"name": args.name or base}
+  about = {"name": args.name or base, "description": entry.what}
   about |= {"configName": release} if release else {}
+  flags = {field: getattr(args, flag) for flag, field in _OPTIONS.items()}
+  given = {field: value for field, value in flags.items() if value is not None}
+  manual = root / "downloads" / "manual"  # Where TFDS wants such files.
+  if not args.source and entry.files and (manual / entry.files[0]).exists():
+    args.source = [manual]
+  truncated, seed = bool(args.accept_truncated), given.get("seed", 0)
+  request = Request(base, release, args.source, args.classes, truncated, seed)
   if (folder / stored.INFO).exists() and not args.restart:
     if build.work_folder(folder).exists():  # A kill came after the end.
       with stored.lock(about["name"], root):
@@ -73,8 +68,12 @@ def prepare(args: argparse.Namespace, root: pathlib.Path) -> str:
       if args.restart:
         build.clean(folder)
       runtime.keep_freed_memory()  # Resizing takes half the time.
-      work = build.work_folder(folder)
-      _find_classes(source, work, builder.releases[release][1], progress)
+      _find_classes(source, build.work_folder(folder), progress)
+      count, published = len(source.classes or ()), builder.releases[release][1]
+      if published and count != published:
+        source.warn(
+          f"the source has {count:,} classes, and this release {published:,}"
+        )
       build.Preparation(source, folder, about, builder, options, progress).run()
   else:
     raise UserError(
@@ -95,21 +94,20 @@ def _check(
   builder: Builder,
 ) -> None:
   """Refuses what doesn't go with the set."""
-  if release and release not in builder.releases:
-    known = " and ".join(f"{base}/{r}" for r in builder.releases if r)
+  known = " and ".join(f"{base}/{r}" for r in builder.releases if r) or base
+  if release not in ("", *builder.releases) or version not in (
+    "",
+    builder.version,
+  ):
     raise UserError(
-      f"{base} has no release {release!r}; it has {known or 'one form'}."
-    )
-  if version not in ("", builder.version):
-    raise UserError(
-      f"{base} is prepared in version {builder.version}; leave :{version} out."
+      f"{args.set} isn't prepared here, but {known} in version "
+      f"{builder.version}; name that."
     )
   for flag in ("name", "classes", "accept_truncated"):
     if getattr(args, flag) and flag not in builder.takes:
       raise UserError(f"--{flag} is not for {base}; leave it out.")
-  if "name" in builder.takes and not re.fullmatch(
-    "[a-z][a-z0-9_]*", args.name or ""
-  ):
+  own = "name" in builder.takes
+  if own and not re.fullmatch("[a-z][a-z0-9_]*", args.name or ""):
     command = catalog.command("folder", "--name=my_set", "--source=PATH")
     raise UserError(
       f"{base} makes a data set of your own, which can't be called "
@@ -123,37 +121,32 @@ def _options(
 ) -> Options:
   """The user's options, and the builder's where the user gives none."""
   defaults = dict(builder.options)
-  # Nothing is held out where the folders name splits.
-  if source is None or source.splits in ((), ("",)):
-    defaults["hold_out"] = builder.hold_out
+  if source is not None and source.has_splits:
+    defaults.pop("hold_out", None)
   return Options(**defaults | dict(given))
 
 
 def _find_classes(
-  source: Source, work: pathlib.Path, published: int, progress: Progress
+  source: Source, work: pathlib.Path, progress: Progress
 ) -> None:
   """Looking through a tar.gz can take an hour: once is enough."""
-  if source.classes is None:
-    kept = work / "classes.json"
-    found: dict[str, Any] = {}
-    with contextlib.suppress(UserError):  # Not there yet, or damaged.
-      found = files.read_json(kept, "the classes of a source")
-    if found.get("source") != source.fingerprint:
-      total = source.total_bytes
-      names = source.list_classes(
-        lambda done: progress.show("looking for the classes", done, total)
-      )
-      found = {"source": source.fingerprint, "classes": sorted(names)}
-      with build.disk(kept):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-      with files.atomic_write(kept, "w") as f:
-        json.dump(found, f)
-    source.classes = dict.fromkeys(found["classes"])
-  count = len(source.classes)
-  if published and count != published:
-    source.warn(
-      f"the source has {count:,} classes, and this release {published:,}"
+  if source.classes is not None:
+    return
+  kept = work / "classes.json"
+  found: dict[str, Any] = {}
+  with contextlib.suppress(UserError):  # Not there yet, or damaged.
+    found = files.read_json(kept, "the classes of a source")
+  if found.get("source") != source.fingerprint:
+    total = source.total_bytes
+    names = source.list_classes(
+      lambda done: progress.show("looking for the classes", done, total)
     )
+    found = {"source": source.fingerprint, "classes": sorted(names)}
+    with build.disk(kept):
+      work.mkdir(parents=True, exist_ok=True)
+    with files.atomic_write(kept, "w") as f:
+      json.dump(found, f)
+  source.classes = dict.fromkeys(found["classes"])
 
 
 def _compare(
@@ -175,10 +168,10 @@ def _compare(
     except UserError as e:
       lacking = f"\nnot compared with its source now: {e}"
   now = _options(BUILDERS[request.base], source, given).identity()
+  identity = then.get("identity", {})
   if source is None:
     now = {k: v for k, v in now.items() if k in given}
-  identity = then.get("identity", {})
-  if source is not None and identity.get("format") == build.FORMAT:
+  elif identity.get("format") == build.FORMAT:
     now["source"] = source.fingerprint
   before = f"data set {name} was prepared before, from {then.get('from')}"
   if differs := build.differences(identity, now):

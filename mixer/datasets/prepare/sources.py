@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import re
 import unicodedata
@@ -23,6 +24,7 @@ SPLITS = {
   **dict.fromkeys(("val", "valid", "validation"), "validation"),
   "imagenet21k_val": "validation",
 }
+_EMPTY = "class folders hold no image and are kept as classes"
 _EXPECTED = (
   "Expected is a folder DIR with DIR/train/CLASS/* and DIR/test/CLASS/* or "
   "DIR/val/CLASS/*, or with DIR/CLASS/* alone"
@@ -53,7 +55,7 @@ class Source:
   total_bytes: int  # To be read in all; may be an estimate.
   # All classes, in the order of labels; None if `list_classes` has to tell.
   classes: Collection[str] | None
-  splits: tuple[str, ...] = ()  # That folders say; ("",) if they say none.
+  has_splits: bool = False  # Its folders name the splits of images.
   # Class -> files for which the folders say no split; None if unknown.
   class_sizes: dict[str, int] | None = None
   warnings: list[str] = dataclasses.field(default_factory=list)
@@ -139,7 +141,9 @@ class ClassFolders(Source):
         per_class[label] += 0
         base = folder.relative_to(root).as_posix()
         for way, entry in image_files.find(str(folder), passed_over, hidden):
-          name = self._name(f"{base}/{way}")
+          path = f"{base}/{way}"
+          if (name := readable(path)) != path:
+            self._paths[name] = path
           size, time = _size_and_time(entry)
           # Summed up, so that the order doesn't matter.
           marks += int.from_bytes(_hash(f"0:{name}\0{size}\0{time}", 16), "big")
@@ -148,70 +152,51 @@ class ClassFolders(Source):
           per_class[label] += 1
           without_split[label] += not split
           nested.setdefault(label, set()).add(way.rpartition("/")[0])
+    self._files.sort()
     if not self._files:
       raise UserError(
         f"there is no image in any class folder of {root}; files of images end "
         "in .jpg, .png, .webp and the like, or have no suffix."
       )
-    self._files.sort()
+    for (_, name, *_), (_, other, *_) in itertools.pairwise(self._files):
+      if name == other:
+        raise _alike(root, name)
     names = sorted(per_class) if classes is None else classes
     super().__init__(
       f"folders of images ({root})",
       fingerprint([], str(root.resolve()), marks, list(classes or ())),
       total_bytes=sum(file[-1] for file in self._files),
       classes=names,
-      splits=tuple(splits),
+      has_splits="" not in splits,
       class_sizes={name: without_split[name] for name in names},
     )
     parents = [*dict.fromkeys([root, *splits.values()])]
     for parent in parents:
       with os.scandir(parent) as entries:
         hidden += image_files.hidden_in(entries)
-    self._warn_of(
-      "class folders hold no image and are kept as classes",
-      [c for c, files in sorted(per_class.items()) if not files],
-    )
-    self._warn_of(
-      "classes have images in folders within their own, and take them together",
-      [
+    odds = {
+      _EMPTY: [c for c, files in sorted(per_class.items()) if not files],
+      "classes have images in folders within their own, and take them "
+      "together": [
         f"{c} ({some(sorted(filter(None, below)))})"
         for c, below in nested.items()
         if len(below) > 1
       ],
-    )
-    self._warn_of(
-      "images are in no folder of a class and are left out",
-      [
+      "images are in no folder of a class and are left out": [
         path.relative_to(root)
         for parent in parents
         for path in files_in(parent)
         if image_files.is_image(path.name)
       ],
-    )
-    self._warn_of(
-      "hidden folders or images are left out",
-      [readable(os.path.relpath(p, root)) for p in sorted({*hidden})],
-    )
-    if len(names) == 1:
-      self.warn(
-        f"there is a single class, {next(iter(names))}; if its folders are the "
-        "classes, name it as the source"
-      )
+      "hidden folders or images are left out": [
+        readable(os.path.relpath(p, root)) for p in sorted({*hidden})
+      ],
+      "class is all there is; if its folders are the classes, name it as the "
+      "source": [*names] if len(names) == 1 else [],
+    }
+    for what, odd in odds.items():
+      self._warn_of(what, odd)
     self.warn_of_rest(per_class, passed_over)
-
-  def _name(self, path: str) -> str:
-    """What a file is called in the data set."""
-    name = readable(path)
-    if name != path:
-      real, other = self._root / path, self._root / name
-      # macOS has one file under both names.
-      if name in self._paths or (other.exists() and not other.samefile(real)):
-        raise UserError(
-          f"the name of {real} reads {name!r} as another file's does (they are "
-          "written by other Unicode characters); rename one."
-        )
-      self._paths[name] = path
-    return name
 
   def members(self, start: int = 0) -> Iterator[tuple[Member, int]]:
     done = sum(file[-1] for file in self._files[:start])
@@ -234,12 +219,9 @@ class LazyFolders(Source):
     where: str,
     classes: Collection[str] | None,
   ):
-    """Lists no images yet.
+    """Takes of each folder: split, class, begin of its members' names, path.
 
-    Args:
-      folders: split or "", class, what names of members begin with, path.
-      where: they are, for a person.
-      classes: all there can be, or None for those that there are.
+    `where` says where they are; `classes` are as in `ClassFolders`.
     """
     self._folders = folders
     found = {class_name for _, class_name, _, _ in folders}
@@ -267,8 +249,7 @@ class LazyFolders(Source):
         member = self.member_of_file(name, class_name, split, entry.path)
         yield member, int(share * (i + k / len(found)))
       start = max(0, start - len(found))
-    what = "class folders hold no image and are kept as classes"
-    self._warn_of(what, lacking)
+    self._warn_of(_EMPTY, lacking)
     self.warn_of_rest({folder[1] for folder in self._folders}, passed_over)
 
 
@@ -292,12 +273,16 @@ def _class_folders(parent: Path) -> dict[str, Path]:
     # Lists of classes are read line by line, without outer spaces.
     label = readable(folder.name).strip() or "_"
     if label in folders:
-      raise UserError(
-        f"the classes {folders[label]} and {folder} can't be told apart by "
-        f"their names, which both read {label!r}; rename one."
-      )
+      raise _alike(parent, label)
     folders[label] = folder
   return folders
+
+
+def _alike(folder: Path, name: str) -> UserError:
+  return UserError(
+    f"two names in {folder} can't be told apart: both read {name!r} (they have "
+    "other spaces or Unicode characters); rename one."
+  )
 
 
 def user_splits(root: Path) -> dict[str, Path]:
@@ -411,9 +396,7 @@ def fingerprint(paths: Iterable[Path], *more: object) -> str:
 def read_classes(path: Path, wnids: bool) -> tuple[str, ...]:
   """Reads a list of classes, one a line; empty lines and "# ..." don't count.
 
-  Args:
-    path: a text file.
-    wnids: they are WordNet ids; what follows an id in its line is ignored.
+  Of `wnids` what follows in the line is ignored.
   """
   try:
     # Editors of Windows begin it with a byte-order mark.

@@ -176,14 +176,12 @@ def entries(stream: Stream, end: int | None = None) -> Iterator[Entry]:
       raise DamagedError(f"the header of {name} has a size of {info.size}")
     if end is not None and min(after, headers.offset) > end:
       raise DamagedError(f"it ends in the middle of {name}")
-    if info.issparse():
-      problem = "stored as a sparse file; pack it anew without --sparse"
-      yield Entry(name, info.size, problem)
+    is_link = info.islnk() or info.issym()
+    if is_link or info.issparse():
+      problem = "a link or sparse file; pack it anew as a plain file"
+      yield Entry(name, 0 if is_link else info.size, problem)
     elif info.isreg():
       yield Entry(name, info.size)
-    elif info.islnk() or info.issym():
-      problem = "a link inside of the archive, without content of its own"
-      yield Entry(name, 0, problem)
     stream.skip_to(headers.offset if end is None else min(headers.offset, end))
 
 
@@ -198,6 +196,21 @@ def tar_of_class(path: PurePosixPath) -> Member:
   if wnid := sources.wnid_of_tar(path.name):
     return Member(name, wnid)
   return Member(name, "", error="is no tar that is named by a WordNet id")
+
+
+def _of_class(class_name: str) -> Layout:
+  """The layout of a tar of one class, for one pass."""
+  names = Counter[str]()
+
+  def layout(path: PurePosixPath) -> Member:
+    name = f"{class_name}/{sources.readable(path.name)}"
+    names[name] += 1
+    if names[name] > 1:
+      error = "a second file of this name"
+      return Member(f"{name} ({names[name]})", class_name, error=error)
+    return Member(name, class_name)
+
+  return layout
 
 
 def _is_tar(name: str) -> bool:
@@ -236,7 +249,7 @@ class Tars(sources.Source):
       description: for a person.
       classes: all there can be, or None for those that the source has.
       accept_truncated: take what is there of an archive that breaks off.
-      *more: what else decides what comes out.
+      *more: what else the fingerprint tells.
     """
     paths = [path for path, _ in parts]
     total = sum(path.stat().st_size for path in paths)
@@ -269,7 +282,8 @@ class Tars(sources.Source):
       first, last = number, ""
       with Stream(path) as stream:
         try:
-          for member, size in self._members(stream, layout):
+          how = _of_class(layout) if isinstance(layout, str) else layout
+          for member, size in self._members(stream, how):
             if number >= start and not member.error:
               member = member._replace(data=stream.read(size))
             number += 1
@@ -290,45 +304,28 @@ class Tars(sources.Source):
     self.warn_of_rest(found, self._passed_over)
 
   def _members(
-    self, stream: Stream, layout: Layout | str
+    self, stream: Stream, layout: Layout, end: int | None = None
   ) -> Iterator[tuple[Member, int]]:
     """All of an archive, without their bytes; and how many those are."""
-    if isinstance(layout, str):
-      yield from self._of_class(stream, layout, None)
-      return
     tars = set()
-    for entry in entries(stream):
+    for entry in entries(stream, end):
       member = self._member(entry, layout)
       if member is None:
         continue
-      if layout is tar_of_class and not member.error:
-        if member.class_name not in tars:
-          tars.add(member.class_name)
-          try:
-            end = stream.position + entry.size
-            yield from self._of_class(stream, member.class_name, end)
-          except DamagedError as e:
-            yield _lost(member.class_name, e), 0
-          continue
-        member = member._replace(error="a second tar of its class")
-      yield member, entry.size
-
-  def _of_class(
-    self, stream: Stream, class_name: str, end: int | None
-  ) -> Iterator[tuple[Member, int]]:
-    names = Counter[str]()
-
-    def layout(path: PurePosixPath) -> Member:
-      name = f"{class_name}/{sources.readable(path.name)}"
-      names[name] += 1
-      if names[name] > 1:
-        error = "a second file of this name"
-        return Member(f"{name} ({names[name]})", class_name, error=error)
-      return Member(name, class_name)
-
-    for entry in entries(stream, end):
-      if member := self._member(entry, layout):
+      if layout is not tar_of_class or member.error:
         yield member, entry.size
+      elif member.class_name in tars:
+        yield member._replace(error="a second tar of its class"), entry.size
+      else:
+        tars.add(member.class_name)
+        inner, after = (
+          _of_class(member.class_name),
+          stream.position + entry.size,
+        )
+        try:
+          yield from self._members(stream, inner, after)
+        except DamagedError as e:
+          yield _lost(member.class_name, e), 0
 
   def _member(self, entry: Entry, layout: Layout) -> Member | None:
     """What an entry is, without its bytes; None for what is no image."""
@@ -358,9 +355,7 @@ class Tars(sources.Source):
 
 def _lost(class_name: str, error: Exception) -> Member:
   """The last member of a class's tar that is damaged."""
-  return Member(
-    f"{class_name}.tar",
-    class_name,
-    error=f"the tar of its class is cut off or damaged: {error}; what comes "
-    "after is lost",
+  what = (
+    f"the tar of its class is cut off or damaged: {error}; the rest is lost"
   )
+  return Member(f"{class_name}.tar", class_name, error=what)
