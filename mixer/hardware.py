@@ -108,10 +108,9 @@ class Slice:
   def all_reduce_seconds(self, size: float) -> float:
     """Time to sum `size` bytes of every device over all devices.
 
-    In rings, where each device sends 2 (N - 1) / N of it. On TPUs over all
-    links at once: two for each axis of the grid that is a ring, one for each
-    that is a line; two TensorCores of a chip share them. On GPUs inside each
-    host, then of an eighth between hosts.
+    In rings: on TPUs over two links for each axis of the grid that is a ring,
+    one for each that is a line; two TensorCores of a chip share them. On GPUs
+    inside each host, then of an eighth between hosts.
     """
     if self.num_devices == 1:
       return 0.0

@@ -121,20 +121,12 @@ def test_sizes_of_data_sets(tmp_path, monkeypatch):
   ("kind", "flops"),
   [  # As JAX names devices.
     ("TPU v3", 61.5e12),
-    ("TPU v4", 275e12),
     ("TPU v5 lite", 197e12),
-    ("TPU v5e", 197e12),
     ("TPU v5", 459e12),
-    ("TPU v5p", 459e12),
-    ("TPU v6 lite", 918e12),
     ("NVIDIA H100 80GB HBM3", 989e12),
     ("NVIDIA H100 PCIe", 756e12),
-    ("NVIDIA H100 NVL", 835e12),
-    ("NVIDIA H200", 989e12),
-    ("NVIDIA A100-SXM4-80GB", 312e12),
     ("NVIDIA L4", 121e12),
     ("NVIDIA L40S", None),
-    ("Tesla V100-SXM2-16GB", 125e12),
     ("cpu", None),
   ],
 )
@@ -146,15 +138,11 @@ def test_peaks(kind, flops):
   ("name", "known"),
   [
     *((name, name) for name in SLICES),
-    ("H100-8", "h100-8"),
     ("8 x H100", "h100-8"),
     ("H100:8", "h100-8"),
-    ("h100x8", "h100-8"),
     ("NVIDIA A100-16", "a100-16"),
     ("v5litepod-64", "v5e-64"),
     ("TPU v5 lite-8", "v5e-8"),
-    ("tpu-v6e-64", "v6e-64"),
-    ("tpu-v5p:8", "v5p-8"),
   ],
 )
 def test_names_of_slices(name, known):
@@ -170,12 +158,8 @@ def test_names_of_slices(name, known):
     ("v5e-1", 1, 1, 1, 0.0),
     # A line of 2 and one of 4: a link each.
     ("v5e-8", 8, 8, 1, 2 * 7 / 8 / 100),
-    ("v5e-64", 64, 64, 16, 2 * 63 / 64 / 100),
     # Two rings of 16: two links each.
     ("v5e-256", 256, 256, 64, 2 * 255 / 256 / 200),
-    ("v6e-8", 8, 8, 1, 2 * 7 / 8 / 200),
-    ("v6e-256", 256, 256, 64, 2 * 255 / 256 / 400),
-    ("v5p-8", 4, 4, 1, 2 * 3 / 4 / 200),
     # A cube is wired round in all three directions.
     ("v5p-128", 64, 64, 16, 2 * 63 / 64 / 600),
     ("v3-8", 4, 8, 1, 2 * 3 / 4 / 166),
@@ -359,10 +343,9 @@ def test_what_it_comes_to():
   assert "sharding.fsdp=N" in plan.verdict(found, config, size)[1]
   for name in found.seconds:
     seconds = found.seconds | {name: 1e3}
-    slow = dataclasses.replace(found, seconds=seconds, host_cores=1000.0)
+    slow = dataclasses.replace(found, seconds=seconds)
     sentences = plan.verdict(slow, config, size)
     assert any(s.startswith(f"The bottleneck is {name}: ") for s in sentences)
-    assert any("to have 1000 cores to keep up" in s for s in sentences)
 
 
 # Compilers.

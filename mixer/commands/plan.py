@@ -6,13 +6,10 @@ r"""Predicts memory, communication, time and cost of a run before it is paid.
   python -m mixer plan --config=configs/mixer_b16_i21k.py --hardware=v5e-64 \
     --compile
 
-Slices are named as Google's accelerator types are (v5e-64, v6e-8, v5p-64, where
-v3, v4 and v5p count TensorCores, two a chip), GPUs as in h100-8. Any key of the
-config can be changed as for train.py.
-
---compile also asks the real compiler, for TPUs (jax[tpu]) or an H100
-(jax[cuda13]), on any machine, without the device, for memory and traffic. That
-takes a minute or more.
+Slices are named as Google's accelerator types are (v5e-64, v6e-8; v3, v4, v5p
+count TensorCores), GPUs as in h100-8. Keys of the config are changed as for
+train.py. --compile also asks the real compiler, without the device, for memory
+and traffic: for TPUs (jax[tpu]) or an H100 (jax[cuda13]), in a minute or more.
 """
 
 from __future__ import annotations
@@ -37,19 +34,15 @@ with epy.lazy_imports():
   from mixer.datasets import split as split_lib
 
 _MENDS = {
-  "matmuls": "the matmuls, as it should be: more or faster chips shorten it",
-  "memory": "the traffic between a device's memory and its cores: larger "
-  "patches or a chip with more bandwidth shorten it; "
-  "--config.model.remat=none, where it isn't so, and more images a device help "
-  "a little",
-  "links": "the links between devices: a larger batch, fewer devices, or "
-  "--config.sharding.reduce_dtype=bfloat16 shorten it; on more than 16 TPU "
-  "chips --config.sharding.zero1=False halves it and takes more memory",
-  "input": "the hosts' cores, which decode images: more of them (--cores says "
-  "how many), `mixer prepare ... --resize=256`, or more hosts shorten it",
+  "matmuls": "as it should be; more or faster chips shorten it",
+  "memory": "larger patches, more images a device, a chip with more bandwidth "
+  "or --config.model.remat=none shorten it",
+  "links": "a larger batch, fewer devices, --config.sharding.reduce_dtype="
+  "bfloat16, or on more than 16 TPU chips --config.sharding.zero1=False (which "
+  "takes more memory) shorten it",
+  "input": "more cores of the hosts (--cores says how many), more hosts, or "
+  "`mixer prepare ... --resize=256` shorten it",
 }
-
-
 # What the compilers read when JAX starts, in a process that computes nothing.
 _ENVIRONMENT = {
   "JAX_PLATFORMS": "cpu",
@@ -207,11 +200,6 @@ def verdict(
   found.append(
     f"The bottleneck is {plan.bottleneck}: {_MENDS[plan.bottleneck]}."
   )
-  if plan.host_cores > plan.target.host_cores:
-    found.append(
-      f"Each host would have to have {plan.host_cores:.0f} cores to keep up, "
-      f"and usually has {plan.target.host_cores:g}."
-    )
   found.append(
     "All of this is predicted, without start, evaluation and saving; "
     "docs/scaling.md says how far off such predictions have been."

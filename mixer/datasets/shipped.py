@@ -16,10 +16,9 @@ import functools
 import hashlib
 import io
 import pathlib
-import secrets
+import platform
 import shutil
 import string
-import time
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -143,12 +142,9 @@ def folder(name: str, root: pathlib.Path) -> pathlib.Path:
 
 def _prepare(name: str, final: pathlib.Path) -> None:
   print(f"preparing data set {name} in {final.parents[1]} (once)", flush=True)
-  # Of runs that were killed; younger ones may be another host's work.
-  for old in final.parent.glob(f"{stored.UNFINISHED}*"):
-    if time.time() - old.stat().st_mtime > 3600:
-      shutil.rmtree(old, ignore_errors=True)
-  mark = secrets.token_hex(4)
-  work = final.with_name(f"{stored.UNFINISHED}{mark}_{_VERSION}")
+  # The lock keeps others of this host out, and other hosts have other names.
+  work = final.with_name(f"{stored.UNFINISHED}{platform.node()}_{_VERSION}")
+  shutil.rmtree(work, ignore_errors=True)
   try:
     work.mkdir(parents=True)
     if name == "digits":

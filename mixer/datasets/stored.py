@@ -129,7 +129,7 @@ class Stored:
     """`bytes` and `sha256` of each file, `end` of shards; None without one."""
     if not (self.folder / MANIFEST).exists():
       return None
-    content = _json(self.folder / MANIFEST)
+    content = read_json(self.folder / MANIFEST)
     listed = content.get("files")
     if content.get("sha256") != files.json_sha256(listed):
       raise _damaged(self.folder, f"{MANIFEST} has changed")
@@ -207,7 +207,7 @@ class Stored:
 
 def read(folder: pathlib.Path) -> Stored:
   """What a folder says of its data set; UserError where it doesn't."""
-  info, content = read_info(folder / INFO), _json(folder / FEATURES)
+  info, content = read_json(folder / INFO), read_json(folder / FEATURES)
   try:
     splits = {
       split["name"]: tuple(int(str(n)) for n in split["shardLengths"])
@@ -237,11 +237,6 @@ def read(folder: pathlib.Path) -> Stored:
     raise _damaged(folder, what) from e
 
 
-def read_info(path: pathlib.Path) -> dict[str, Any]:
-  """What `dataset_info.json` says, as it stands there."""
-  return _json(path)
-
-
 def versions(place: pathlib.Path, name: str) -> list[pathlib.Path]:
   """The folders of a set's versions, oldest first.
 
@@ -258,7 +253,7 @@ def versions(place: pathlib.Path, name: str) -> list[pathlib.Path]:
     for path in place.glob(pattern + INFO):
       folder = path.parent.absolute()
       if re.fullmatch(wanted, folder.name):
-        info, above = read_info(path), [p.name for p in folder.parents[:2]]
+        info, above = read_json(path), [p.name for p in folder.parents[:2]]
         is_it = base in (info.get("name"), *above)
         if is_it and config in ("", info.get("configName", ""), above[0]):
           found.append(path.parent)
@@ -358,7 +353,8 @@ def _small_files(folder: pathlib.Path) -> list[pathlib.Path]:
   return [folder / INFO, folder / FEATURES, *folder.glob("*.labels.txt")]
 
 
-def _json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """What a small file of a set says, as it stands there."""
   try:
     return files.read_json(path, "a file of a TFDS data set", _LIMIT)
   except UserError as e:

@@ -122,10 +122,8 @@ def head_indices(
   `logits[:, head_indices(ids)]` are the logits of a data set whose class names
   are `ids`; `head_indices(ids)[labels]` are its labels for that head.
 
-  Args:
-    which: a list's name, or any sequence of ids.
-    allow_missing: give -1 for a class that the head lacks. Take these out
-      before indexing: -1 is the last column to numpy.
+  `which` is a list's name or any sequence of ids. With `allow_missing` a class
+  that the head lacks gets -1: take these out, it is the last column to numpy.
 
   Returns:
     int32 `[K]`.

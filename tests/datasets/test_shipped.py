@@ -1,13 +1,11 @@
 """The data sets that ship: what they hold, and their preparation."""
 
 import collections
-import functools
 import io
-import os
 import pathlib
+import platform
 import socket
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -56,18 +54,14 @@ def test_digits_are_scikit_learns_in_order(tmp_path, capsys, monkeypatch):
 
 def test_what_stopped_preparations_left(tmp_path):
   parent = tmp_path / "digits"
-  old, young = parent / "incomplete.OLD_1.0.0", parent / "incomplete.NEW_1.0.0"
-  for path in (old, young):
-    path.mkdir(parents=True)
-  hours_ago = time.time() - 2 * 3600
-  os.utime(old, (hours_ago, hours_ago))
-  (parent / "1.0.0").mkdir()
-  (parent / "1.0.0" / "mine").write_text("in the way")
+  for name in (f"incomplete.{platform.node()}_1.0.0", "1.0.0"):
+    (parent / name).mkdir(parents=True)
+    (parent / name / "mine").write_text("in the way")
   with pytest.raises(UserError, match=r"Remove .*digits/1\.0\.0 if that"):
     opened("digits", "train", tmp_path)
   (parent / "1.0.0" / "mine").unlink()
   opened("digits", "train", tmp_path)
-  assert sorted(p.name for p in parent.iterdir()) == ["1.0.0", young.name]
+  assert [p.name for p in parent.iterdir()] == ["1.0.0"]
   # The tests may run as root, who may write anywhere but into a file.
   with pytest.raises(UserError, match=r"can't be prepared in .*data_dir=DIR"):
     opened("digits", "train", tmp_path / ".digits.lock" / "data")
@@ -146,47 +140,12 @@ def test_classes_share_no_character_and_no_font_between_splits(monkeypatch):
     assert not fonts["train"] & fonts["test"]
 
 
-def path_of(font: str) -> str:
-  return str(shipped.font_directory() / f"{font}.ttf")
-
-
-@functools.cache
-def fitted(font: str, char: str) -> np.ndarray:
-  """The glyph's ink in [0, 1], fattened a little, fitted to 24 x 24 pixels."""
-  ink, _ = shipped.ink(path_of(font), char, 2)
-  scale = 24 / max(ink.size)
-  size = (max(1, round(ink.width * scale)), max(1, round(ink.height * scale)))
-  canvas = Image.new("L", (24, 24))
-  corner = ((24 - size[0]) // 2, (24 - size[1]) // 2)
-  canvas.paste(ink.resize(size, Image.Resampling.BOX), corner)
-  return np.asarray(canvas, np.float32) / 255
-
-
-def likeness(font: str, char: str) -> float:
-  """How far the glyph's ink agrees with its best likeness in another font."""
-  ours = fitted(font, char)
-  return max(
-    np.minimum(ours, theirs).sum() / np.maximum(ours, theirs).sum()
-    for theirs in (
-      fitted(other, char)
-      for other, trusted in shipped.FONTS.items()
-      if other != font and char in trusted
-    )
-  )
-
-
 def test_every_font_draws_its_characters():
   for font, chars in shipped.FONTS.items():
-    table = ft2font.FT2Font(path_of(font))
+    path = str(shipped.font_directory() / f"{font}.ttf")
+    table = ft2font.FT2Font(path)
     # U+10FFFF is a noncharacter: what is drawn for it is drawn for want of one.
-    assert not table.get_char_index(0x10FFFF)
-    box = shipped.ink(path_of(font), chr(0x10FFFF))
+    box = shipped.ink(path, chr(0x10FFFF))
     for char in chars:
       assert table.get_char_index(ord(char)), (font, char)
-      assert shipped.ink(path_of(font), char) != box, (font, char)
-      # A glyph at the wrong code is neither blank nor a box. The oddest that is
-      # right scores 0.41 (the per cent sign of cmtt10).
-      assert likeness(font, char) > 0.38, (font, char)
-  for pair in ("cmr10 <", "cmss10 {", "cmti10 $"):
-    font, char = pair.split()
-    assert char not in shipped.FONTS[font] and likeness(font, char) < 0.35
+      assert shipped.ink(path, char) != box, (font, char)

@@ -113,22 +113,10 @@ AUTHORS = {
 
 
 def places(expression: str, sizes: dict[str, int]) -> list[tuple[str, int]]:
-  """(split, number) of each example of a split expression; not by TFDS."""
-  found = []
-  for part in expression.split("+"):
-    match = re.fullmatch(r"(\w+)(?:\[(\d+%?)?:(\d+%?)?\])?", part)
-    assert match is not None
-    name, *bounds = match.groups()
-    size = sizes[name]
-    percent = size / 100
-    first, last = (
-      default
-      if bound is None
-      else round(int(bound.rstrip("%")) * (percent if "%" in bound else 1))
-      for bound, default in zip(bounds, (0, size), strict=True)
-    )
-    found += [(name, i) for i in range(first, last)]
-  return found
+  """(split, number) of each example of a split expression."""
+  shards = {name: [size] for name, size in sizes.items()}
+  found = split.parts("x", expression, shards)
+  return [(name, i) for name, a, b in found for i in range(a, b)]
 
 
 @pytest.mark.parametrize("name", AUTHORS)
@@ -185,29 +173,6 @@ def test_labels_of_scenes(objects):
   numbers = {"objects/type": kinds, "objects/location": coords}
   expected = authors_bin(near, [-100.0, 8.0, 20.0, 999.0])
   assert label_of("kitti_distance", numbers) == expected
-
-
-@pytest.mark.parametrize(
-  ("name", "feature", "count"),
-  [
-    ("dsprites_orientation", "label_orientation", 40),
-    ("dsprites_position", "label_x_position", 32),
-    ("smallnorb_azimuth", "label_azimuth", 18),
-    ("smallnorb_elevation", "label_elevation", 9),
-  ],
-)
-def test_labels_that_are_values(name, feature, count):
-  names = vtab.TASKS[f"vtab/{name}"].names
-  for value in range(count):
-    label = label_of(name, {feature: [value]})
-    if name.startswith("dsprites"):
-      assert label == np.floor_divide(np.float32(value), float(count) / 16)
-      first, last = map(int, re.findall(r"\d+", names[label]))
-      assert first <= value <= last
-    else:
-      assert label == value
-      degrees = 20 * value if "azimuth" in name else 30 + 5 * value
-      assert names[label] == f"{degrees} degrees"
 
 
 # From end to end: sets of this size, of examples that come again and again.

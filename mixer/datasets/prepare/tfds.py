@@ -227,7 +227,7 @@ def convert(
         _convert(source, path, records)
       done += records
       progress.show(old.name, done, total, done)
-    info = stored.read_info(folder / stored.INFO)
+    info = stored.read_json(folder / stored.INFO)
     if work == final:
       others = [f for f in old.formats[1:] if f != "array_record"]
       info["alternativeFileFormats"] = [*others, "array_record"]
