@@ -107,7 +107,7 @@ class Opened:
         "too large", f"{len(encoded):,} bytes, more than {MAX_BYTES:,}"
       )
     self._head = head = jpeg.header(encoded)
-    several = self.format == "jpeg" and not (head and head.data)
+    several = self.format == "jpeg" and not (head and head.single)
     if several and encoded.count(b"\xff\xda") > _MAX_SCANS:
       raise ImageError("damaged", f"a JPEG of more than {_MAX_SCANS} scans")
     if head:

@@ -29,14 +29,14 @@ _REFUSED = frozenset(
   (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xD8, 0xD9, 0xDA)
 )
 _SCAN, _INTERVAL, _ADOBE = 0xDA, 0xDD, 0xEE
-# Profiles, EXIF data and comments, on which no pixel depends.
+# Profiles, EXIF data and comments, on which no pixel depends, but of which
+# libjpeg may warn.
 _OTHERS = frozenset((*range(0xE1, 0xEE), 0xEF, 0xFE))
 _SHORT = frozenset((0x01, *range(0xD0, 0xD8)))  # Without a length.
 # Warnings after which libjpeg goes on to the last pixel, as do Pillow and
 # TensorFlow; and those of them after which pixels are missing.
 _HARMLESS = ("Corrupt JPEG data", "Invalid SOS parameters")
 _MISSING = ("premature end", "bad huffman code")
-_END = b"\xff\xd9"
 # Pixels around a box that its own depend on: colours are interpolated across
 # the edges of blocks.
 _MARGIN = 4
@@ -45,15 +45,15 @@ _WORTH = 12_000
 # A thread's buffer for decoded pixels isn't kept beyond this.
 _KEPT_BYTES = 1 << 26
 _kept = threading.local()
-# Samplings of the colours, by the rows and columns of their units: the name,
-# and OpenCV's number.
+# Samplings of the colours: rows and columns of their units, OpenCV's number.
 _SAMPLINGS = {
-  (8, 8): ("444", cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
-  (8, 16): ("422", cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422),
-  (16, 16): ("420", cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420),
-  (16, 8): ("440", cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440),
-  (8, 32): ("411", cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411),
+  "444": (8, 8, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+  "422": (8, 16, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422),
+  "420": (16, 16, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420),
+  "440": (16, 8, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440),
+  "411": (8, 32, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411),
 }
+Box = tuple[int, int, int, int]  # (left, top, right, bottom)
 
 
 class DamagedError(ValueError):
@@ -67,8 +67,10 @@ class Header(NamedTuple):
   width: int
   row: int  # Pixels in height of the smallest unit that is coded as one.
   column: int  # Its pixels in width.
-  offset: int  # Of the two bytes of the height; the width follows.
-  data: int  # Offset of the code of a single scan; 0 where there are several.
+  start: bytes  # The segments that pixels depend on, to the first scan's.
+  size: int  # Of the two bytes of the height in it; the width follows.
+  data: int  # Where the code begins in the file.
+  single: bool  # It is that of a single scan.
   restart: int  # Units between restart markers; 0 for no markers.
   channels: int  # 1 for grey, 3 for colours, 4 for inks.
   inverted: bool  # The inks are stored as Adobe does, 0 for all of one.
@@ -76,35 +78,57 @@ class Header(NamedTuple):
   @property
   def sampling(self) -> str:
     """Of the colours, as in `encode`; "444" for any that it hasn't."""
-    known = _SAMPLINGS.get((self.row, self.column), ("444",))
-    return known[0] if self.channels == 3 else "444"
+    unit = (self.row, self.column)
+    found = (name for name, (*u, _) in _SAMPLINGS.items() if tuple(u) == unit)
+    return next(found, "444") if self.channels == 3 else "444"
+
+  def resized(self, height: int, width: int) -> bytes:
+    """`start` with another size."""
+    size = struct.pack(">HH", height, width)
+    return self.start[: self.size] + size + self.start[self.size + 4 :]
 
 
 def header(encoded: bytes) -> Header | None:
   """Reads the headers of a file.
 
-  Returns:
-    None where this module can't decode it: no JPEG, one of 12 bits, an
-    arithmetic code, or a damaged header.
+  None where this module can't decode it: no JPEG, one of 12 bits, an
+  arithmetic code, or a damaged header.
   """
   if encoded[:2] != b"\xff\xd8":
     return None
-  frame, channels, restart, inverted = None, 0, 0, False
+  start, size, frame, restart, inverted = encoded[:2], 0, 0, 0, False
   for marker, place, end in _segments(encoded):
-    if marker == _SCAN and frame:
-      # Other sequential files may have a scan for each channel.
-      single = encoded[place + 4] == channels and encoded[frame - 4] != 0xC2
-      data = end if single else 0
-      return _frame(encoded, frame, data, restart, inverted)
-    if marker in _REFUSED:
-      return None
     if marker in _FRAMES:
-      frame, channels = place + 5, encoded[place + 9]
+      frame, size = place, len(start) + 5
     elif marker == _INTERVAL:
       restart = int.from_bytes(encoded[place + 4 : place + 6], "big")
     elif marker == _ADOBE:
       inverted = encoded[place + 4 : place + 9] == b"Adobe"
-  return None
+    elif marker in _REFUSED and not (marker == _SCAN and frame):
+      return None
+    if marker not in _OTHERS:
+      start += encoded[place:end]
+    if marker == _SCAN:
+      break
+  else:
+    return None
+  bits, height, width, channels = struct.unpack_from(
+    ">BHHB", encoded, frame + 4
+  )
+  factors = encoded[frame + 11 : frame + 10 + 3 * channels : 3]
+  usual = bits == 8 and channels in (1, 3, 4) and len(factors) == channels
+  if not usual or not height * width:  # 0: the height follows the pixels.
+    return None
+  row = column = 8  # A single channel's units are its blocks.
+  if channels > 1:
+    row *= max(1, *(f & 15 for f in factors))
+    column *= max(1, *(f >> 4 for f in factors))
+  # Other sequential files may have a scan for each channel.
+  single = encoded[place + 4] == channels and encoded[frame + 1] != 0xC2
+  return Header(
+    height, width, row, column, start, size, end, single, restart, channels,
+    inverted,
+  )  # fmt: skip
 
 
 def _segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
@@ -120,55 +144,15 @@ def _segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
     place = end
 
 
-def _bare(encoded: bytes) -> bytes:
-  """The same image, without profiles, comments, and what is no segment."""
-  parts = [encoded[:2]]
-  for marker, place, end in _segments(encoded):
-    if marker == _SCAN:
-      return b"".join((*parts, encoded[place:]))
-    if marker not in _OTHERS:
-      parts.append(encoded[place:end])
-  return encoded
-
-
-def _frame(
-  encoded: bytes, offset: int, data: int, restart: int, inverted: bool
-) -> Header | None:
-  bits, height, width, channels = struct.unpack_from(
-    ">BHHB", encoded, offset - 1
-  )
-  factors = encoded[offset + 6 : offset + 5 + 3 * channels : 3]
-  usual = bits == 8 and channels in (1, 3, 4) and len(factors) == channels
-  if not usual or not height * width:  # 0: the height follows the pixels.
-    return None
-  row = column = 8  # A single channel's units are its blocks.
-  if channels > 1:
-    row *= max(1, *(f & 15 for f in factors))
-    column *= max(1, *(f >> 4 for f in factors))
-  return Header(
-    height, width, row, column, offset, data, restart, channels, inverted
-  )
-
-
 def decode(
-  encoded: bytes,
-  head: Header,
-  box: tuple[int, int, int, int] | None = None,
-  reduction: int = 1,
+  encoded: bytes, head: Header, box: Box | None = None, reduction: int = 1
 ) -> np.ndarray:
-  """Decodes a box of an image to RGB.
+  """Decodes a box of an image, by default all, to RGB, uint8 [H, W, 3].
 
-  Args:
-    encoded: the bytes of a file.
-    head: what `header` said of them.
-    box: (left, top, right, bottom) of the pixels wanted; None for all.
-    reduction: 1, 2, 4 or 8: so many pixels a side become one, by a shorter
-      transform of each block, which is a mean of them but for rounding. The
-      box's edges are divided by it, and rounded.
-
-  Returns:
-    uint8 [height, width, 3], in a buffer that the next call from the same
-    thread overwrites.
+  Of a `reduction` of 2, 4 or 8 so many pixels a side become one, by a shorter
+  transform of each block, which is a mean of them but for rounding. The box's
+  edges are divided by it, and rounded. The next call from the same thread
+  overwrites the pixels.
 
   Raises:
     DamagedError: pixels are missing.
@@ -179,17 +163,17 @@ def decode(
   if piece is None:
     # One row of units more, for what depends on both sides of their edge.
     height = min(head.height, (-(-bottom // head.row) + 1) * head.row)
-    cut = _resized(encoded, head, height, head.width)
-    piece = cut, height, head.width, 0, 0
+    cut = head.resized(height, head.width), memoryview(encoded)[head.data :]
+    piece = b"".join(cut), height, head.width, 0, 0
   encoded, height, width, x, y = piece
   inks = head.channels == 4
   shape = -(-height // reduction), -(-width // reduction), 4 if inks else 3
   pixels = _buffer(math.prod(shape))
-  # What is warned of here ends the other call before a pixel is written.
-  if _warned(encoded):
-    encoded = _bare(encoded)
-    if why := _warned(encoded):
-      raise ValueError(f"its header: {why}")
+  try:
+    # What is warned of here ends the other call before a pixel is written.
+    simplejpeg.decode_jpeg_header(encoded)
+  except Exception as e:  # A KeyError too, for a sampling without a name.
+    raise ValueError(f"its header: {e}") from e
   try:
     image = simplejpeg.decode_jpeg(
       encoded,
@@ -214,47 +198,26 @@ def decode(
     for edge in (top - y, bottom - y, left - x, right - x)
   )
   image = image[top:bottom, left:right]
-  return _of_inks(image, head.inverted) if inks else image
-
-
-def _warned(encoded: bytes) -> str:
-  """What libjpeg warns of in the header; "" for nothing."""
-  try:
-    simplejpeg.decode_jpeg_header(encoded)
-  except Exception as e:  # A KeyError too, for a sampling without a name.
-    return str(e) or repr(e)
-  return ""
-
-
-def _of_inks(image: np.ndarray, inverted: bool) -> np.ndarray:
-  """CMYK to RGB, as TensorFlow does; uint8."""
+  if not inks:
+    return image
   result = np.empty((*image.shape[:2], 3), np.uint8)
-  for y, inks in enumerate(image):  # By rows: 16 bits take memory.
-    light = (inks if inverted else ~inks).astype(np.uint16)
-    result[y] = light[:, :3] * light[:, 3:] // 255
+  for y, row in enumerate(image):  # 16 bits take memory.
+    light = (row if head.inverted else ~row).astype(np.uint16)
+    result[y] = light[:, :3] * light[:, 3:] // 255  # As TensorFlow does.
   return result
 
 
-def _resized(encoded: bytes, head: Header, height: int, width: int) -> bytes:
-  """The bytes with another size in the frame header."""
-  if (height, width) == (head.height, head.width):
-    return encoded
-  at = head.offset
-  return encoded[:at] + struct.pack(">HH", height, width) + encoded[at + 4 :]
-
-
 def _piece(
-  encoded: bytes, head: Header, box: tuple[int, int, int, int]
+  encoded: bytes, head: Header, box: Box
 ) -> tuple[bytes, int, int, int, int] | None:
   """A JPEG of the pieces between restart markers that a box needs.
 
-  Returns:
-    Its bytes, height and width, and the place (x, y) of its corner; None where
-    it isn't worth it, or where markers aren't at the same columns of each row.
+  Its bytes, height and width, and the place (x, y) of its corner; None where it
+  isn't worth it, or where markers aren't at the same columns of each row.
   """
   left, top, right, bottom = box
   across = -(-head.width // head.column)  # Units in a row.
-  if not head.data or across % head.restart:
+  if not head.single or across % head.restart:
     return None
   per_row = across // head.restart
   wide = head.restart * head.column  # Pixels of a piece.
@@ -268,33 +231,24 @@ def _piece(
   saved = 1 - height * width / (head.height * head.width)
   if saved * (len(encoded) - head.data) < _WORTH:
     return None
-  # Markers are numbered in turn; the end of the image closes the last piece.
-  offsets, kinds = _marks(encoded, head.data)
+  # Restart markers are numbered in turn; the end of the image is the last.
+  code = np.frombuffer(encoded, np.uint8, offset=head.data)
+  at = np.flatnonzero(code[:-1] == 0xFF)
+  kinds = code[at + 1].astype(int)
+  marks = (kinds >= 0xD0) & (kinds <= 0xD9)
+  ends, kinds = (at[marks] + head.data).tolist(), kinds[marks]
   total = -(-head.height // head.row) * per_row
   turns = 0xD0 + np.arange(total - 1) % 8
   if len(kinds) < total or not np.array_equal(kinds[: total - 1], turns):
     return None
-  ends = offsets.tolist()
   starts = [head.data, *(end + 2 for end in ends)]
-  parts = [_resized(encoded, head, height, width)[: head.data]]
-  pieces = (
-    k
-    for row in range(above, below)
-    for k in range(row * per_row + first, row * per_row + last)
-  )
-  for number, k in enumerate(pieces):
-    parts += encoded[starts[k] : ends[k]], bytes((0xFF, 0xD0 + number % 8))
-  parts[-1] = _END
+  parts = [head.resized(height, width)]
+  for row in range(above, below):
+    for k in range(row * per_row + first, row * per_row + last):
+      mark = bytes((0xFF, 0xD0 + len(parts) // 2 % 8))
+      parts += encoded[starts[k] : ends[k]], mark
+  parts[-1] = b"\xff\xd9"
   return b"".join(parts), height, width, x, y
-
-
-def _marks(encoded: bytes, start: int) -> tuple[np.ndarray, np.ndarray]:
-  """Offsets and kinds of the restart markers and the end: int [N] each."""
-  code = np.frombuffer(encoded, np.uint8, offset=start)
-  at = np.flatnonzero(code[:-1] == 0xFF)
-  kind = code[at + 1]
-  within = (kind >= 0xD0) & (kind <= 0xD9)
-  return at[within] + start, kind[within].astype(np.int64)
 
 
 def _buffer(size: int) -> np.ndarray:
@@ -308,22 +262,15 @@ def _buffer(size: int) -> np.ndarray:
 
 
 def encode(pixels: np.ndarray, quality: int, sampling: str = "420") -> bytes:
-  """Encodes a baseline JPEG with restart markers that `decode` can use.
+  """Encodes uint8 RGB, or [H, W, 1] grey, with markers that `decode` can use.
 
-  Args:
-    pixels: uint8 [H, W, 3] RGB, or [H, W, 1] grey.
-    quality: libjpeg's, 1 to 100.
-    sampling: of the colours: "444", "422", "420", "440" or "411".
+  The colours are sampled as "444", "422", "420", "440" or "411".
   """
   options = [cv2.IMWRITE_JPEG_QUALITY, quality]
   column = 8
   if pixels.shape[2] == 3:
     pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    column, factor = next(
-      (column, factor)
-      for (_, column), (name, factor) in _SAMPLINGS.items()
-      if name == sampling
-    )
+    _, column, factor = _SAMPLINGS[sampling]
     options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor]
   across = -(-pixels.shape[1] // column)
   # Markers at the same columns of each row, some 48 pixels apart.
