@@ -1,7 +1,7 @@
 """Files for other programs: written aside, run beside the model, then placed.
 
 What stood under the name stays until what was written has been proven to
-compute the same, and nothing half-written ever takes its place.
+compute the same.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ from mixer import (
 from mixer import metadata as metadata_lib
 from mixer.errors import UserError, first_line
 
+SUFFIX, PACKAGES, MEMBERS = ".npz", (), ()  # Of `write`.
 # Nobody means a folder by them.
 _SUFFIXES = (".npz", ".onnx", ".safetensors", ".stablehlo", ".pt", ".pth")
 # Features `[N, C]` and, with a head, logits `[N, K]`, by these names.
@@ -43,31 +44,23 @@ class Place:
   path: pathlib.Path  # What the user asked for.
   part: pathlib.Path  # Where to write instead, a file or a folder.
   is_folder: bool
-  last: str  # The file without which the others are nothing.
 
   def written(self) -> list[pathlib.Path]:
-    """All files in `part`, or beside it."""
-    folder = self.part if self.is_folder else self.part.parent
-    return sorted(folder.iterdir(), key=lambda f: (f.name == self.last, f.name))
+    """All files in `part`, or beside it; what is nothing alone is last."""
+    if self.is_folder:
+      return sorted(self.part.iterdir())
+    files_ = self.part.parent.iterdir()
+    return sorted(files_, key=lambda f: (f == self.part, f))
 
   def commit(self) -> None:
-    """Puts what was written where it belongs."""
+    """Puts what was written where it belongs; of a link the target changes."""
     with files.writing(self.path):
       folder = self.path if self.is_folder else self.path.parent
       folder.mkdir(exist_ok=True)
-      written = self.written()
-      for file in written:
+      for file in self.written():
         with open(file, "rb") as f:
           os.fsync(f.fileno())
-      if len(written) > 1:  # Else an old one goes with new ones for a moment.
-        last = pathlib.Path(os.path.realpath(folder / self.last))
-        last.unlink(missing_ok=True)
-      for file in written:  # Of a link it is the target that is replaced.
-        target = os.path.realpath(folder / file.name)
-        if files.in_place(target):
-          shutil.copyfile(file, target)
-        else:
-          file.replace(target)
+        file.replace(os.path.realpath(folder / file.name))
     files.sync_folder(folder)
 
 
@@ -89,17 +82,10 @@ class Written:
 def place(
   output: str, suffix: str, members: Sequence[str] = ()
 ) -> Iterator[Place]:
-  """Checks a name, and opens a folder beside it to write to.
+  """Checks a user's name, and opens a folder beside it to write to.
 
-  Args:
-    output: of the user: a file or, where there are `members`, a folder.
-    suffix: of the file's name.
-    members: names of the files that are made in a folder, the one last without
-      which the others are nothing.
-
-  Yields:
-    The place; what isn't committed is removed. A UserError that is raised
-    inside names `output` in place of the folder beside it.
+  The name is that of a file with this suffix or, where there are `members`, of
+  a folder for files of these names. What isn't committed is removed.
   """
   path = pathlib.Path(output).expanduser()
   is_folder = bool(members) and path.suffix != suffix
@@ -109,23 +95,21 @@ def place(
   wrong = ""
   if path.suffix in _SUFFIXES if is_folder else path.suffix != suffix:
     wrong = "it has another suffix"
-  elif path.is_dir() if not is_folder else path.is_file():
+  elif path.is_file() if is_folder else path.is_dir():
     wrong = f"it is a {'file' if is_folder else 'folder'}"
   elif is_folder and path.exists():
     others = sorted({f.name for f in path.iterdir()} - {*members})
     if others:
       wrong = f"that folder holds something else ({', '.join(others[:3])})"
-      expected += ", new, empty or from an earlier export"
   if wrong:
     raise UserError(f"{path} can't be written: {wrong}; expected {expected}.")
   files.make_parent(path)
-  real = path if files.in_place(path) else path.resolve()
-  aside = real.parent / f".{path.name}.{secrets.token_hex(4)}"
-  with files.writing(path):
-    aside.mkdir()
+  aside = path.resolve().parent / f".{path.name}.{secrets.token_hex(4)}"
   part = aside if is_folder else aside / path.name
   try:
-    yield Place(path, part, is_folder, members[-1] if is_folder else path.name)
+    with files.writing(path):
+      aside.mkdir()
+    yield Place(path, part, is_folder)
   except UserError as e:
     raise UserError(str(e).replace(str(part), str(path)), lines=True) from e
   finally:
@@ -137,7 +121,7 @@ class MissingError(UserError):
 
 
 def load(*names: str) -> Any:
-  """Imports a module, or a tuple of them, that not everybody has."""
+  """Imports modules that not everybody has: a tuple, or the only one."""
   found, missing, why = [], [], ""
   for name in names:
     try:
@@ -164,7 +148,7 @@ def refuse_variant(model: trained.Trained, what: str) -> None:
     )
 
 
-def write_npz(model: trained.Trained, place: Place) -> Written:
+def write(model: trained.Trained, place: Place) -> Written:
   """Writes a file as the released ones are, and metadata beside it."""
   refuse_variant(model, "an .npz file")
   npz.save(model.params, place.part)
@@ -202,11 +186,7 @@ def outputs(
 def runner(
   model: trained.Trained, dtype: str = ""
 ) -> Callable[[np.ndarray], Outputs]:
-  """Runs the model on uint8 `[B, H, W, 3]`, on one device.
-
-  In float32 matmuls are as exact as the device has them; without a `dtype` bits
-  are those of evaluation.
-  """
+  """Runs the model on one device: with a `dtype` as exactly as it can."""
   module = model.module.clone(dtype=jnp.dtype(dtype)) if dtype else model.module
   mesh = sharding.make_mesh(jax.devices()[:1])
   functions = train_step.Inference(module, model.loss, model.num_classes, mesh)

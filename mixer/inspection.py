@@ -4,12 +4,14 @@ Preparation stores what comes out, and predicting looks at the same pixels.
 """
 
 import io
-from typing import Literal, NamedTuple
+import logging
+import os
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from mixer import image_files, images, jpeg, preprocess
+from mixer import errors, image_files, images, jpeg, preprocess
 
 Kind = images.Kind | Literal["mislabelled", "dark"]
 # Problems with which an image can be used all the same.
@@ -17,6 +19,12 @@ USABLE = ("", "mislabelled", "dark")
 # Sides of chroma blocks trade places when an image is turned on its side.
 _TURNED = {"422": "440", "440": "422"}
 _JPEG_SIDE = 65_500
+BYTES = bytes, bytearray, memoryview
+# Of who predicts.
+EXPECTED = (
+  "a path, the bytes of an image file, a file opened in binary mode, a Pillow "
+  "image, or a uint8 array [H, W, 3]"
+)
 
 
 class Inspected(NamedTuple):
@@ -108,3 +116,38 @@ def _turned(pixels: np.ndarray, turn: int) -> np.ndarray:
   if turn in (2, 3, 6, 7):
     pixels = pixels[:, ::-1]
   return np.ascontiguousarray(pixels)
+
+
+def pixels(image: Any) -> np.ndarray:
+  """uint8 [H, W, 3] of an image in any form: upright, on white ground.
+
+  They are to be used before the same thread decodes another image. ValueError
+  if there are none.
+  """
+  name, data = "", b""
+  if isinstance(image, (str, os.PathLike)):
+    name, data = os.fsdecode(image), images.read(image)
+  elif isinstance(image, BYTES):
+    data = bytes(image)
+  elif isinstance(image, Image.Image):
+    return images.of_pillow(image)
+  elif hasattr(image, "read"):
+    try:
+      data = image.read(images.MAX_BYTES + 1)  # One more is refused.
+    except (OSError, ValueError) as e:  # Text that is none, a closed file.
+      why = errors.first_line(e)
+      raise ValueError(f"the file can't be read: {why}") from e
+    if not isinstance(data, bytes):
+      raise ValueError("the file gives text: open it in binary mode, 'rb'")
+  elif hasattr(image, "__array__"):
+    return images.of_array(np.asarray(image))
+  else:
+    kind = type(image).__name__
+    raise ValueError(f"a {kind} is no image: expected {EXPECTED}")
+  found = inspect(data, name, upright=True, white_ground=True)
+  if found.kind not in USABLE:
+    raise ValueError(found.problem)
+  if found.kind == "dark":
+    where = errors.printable(name or "an image")
+    logging.getLogger("mixer").warning("%s: %s", where, found.problem)
+  return decoded(found)

@@ -15,6 +15,7 @@ from typing import Any
 from mixer import errors, files, npz
 from mixer.errors import UserError
 
+DTYPES = ("float32", "bfloat16")
 _CROP = "center"
 
 
@@ -76,59 +77,59 @@ def _interpolation(short_side: int) -> str:
   return "area" if short_side else "bilinear"
 
 
+def _is_whole(x: Any) -> bool:
+  return type(x) is int and x >= 0
+
+
+def _is_names(x: Any) -> bool:
+  return isinstance(x, list | tuple) and all(isinstance(n, str) for n in x)
+
+
+# What stands for a value that isn't there, and which are sound.
+_VALUES: dict[str, tuple[Any, Callable[[Any], bool]]] = {
+  "image_height": (None, lambda x: _is_whole(x) and x > 0),
+  "image_width": (None, lambda x: _is_whole(x) and x > 0),
+  "short_side": (None, _is_whole),
+  "crop": (_CROP, lambda x: x == _CROP),
+  "interpolation": ("", lambda x: x in ("", "area", "bilinear")),
+  "scores": ("", lambda x: x in ("softmax", "sigmoid")),
+  "dtype": ("", lambda x: x in ("", *DTYPES)),
+  "class_ids": ((), _is_names),
+  "class_names": ((), _is_names),
+}
+
+
 def parse(found: Mapping[str, Any], where: str) -> Metadata:
   """Reads what `to_json` or `to_strings` gave; `where` is for the error."""
-
-  def get(name: str, default: Any, sound: Callable[[Any], bool]) -> Any:
+  get = {}
+  for name, (default, is_sound) in _VALUES.items():
     value = found.get(name, default)
     if isinstance(value, str) and not isinstance(default, str):
       with contextlib.suppress(ValueError, RecursionError):
         value = json.loads(value)
-    if not sound(value):
+    if not is_sound(value):
       raise UserError(f"{where} has {name}={value!r:.60}, which can't be.")
-    return value
-
-  def whole(least: int) -> Callable[[Any], bool]:
-    return lambda n: type(n) is int and n >= least
-
-  def some_of(*choices: str) -> Callable[[Any], bool]:
-    return lambda text: text in choices and isinstance(text, str)
-
-  def is_names(x: Any) -> bool:
-    return isinstance(x, list | tuple) and all(isinstance(n, str) for n in x)
-
-  short_side = get("short_side", None, whole(0))
-  own = _interpolation(short_side)
-  get("crop", _CROP, some_of(_CROP))
-  get("interpolation", own, some_of(own))
-  ids = tuple(get("class_ids", (), is_names))
-  names = tuple(get("class_names", ids, is_names)) or ids
+    get[name] = value
+  own = _interpolation(get["short_side"])
+  if get["interpolation"] not in ("", own):
+    raise UserError(
+      f"{where} has interpolation={get['interpolation']!r}, which can't be "
+      f"with short_side={get['short_side']}: that is {own}."
+    )
+  ids = tuple(get["class_ids"])
+  names = tuple(get["class_names"]) or ids
   if ids and len(ids) != len(names):
     raise UserError(
       f"{where} has {len(ids):,} class_ids, and another number of class_names."
     )
   return Metadata(
-    image_size=(
-      get("image_height", None, whole(1)),
-      get("image_width", None, whole(1)),
-    ),
-    short_side=short_side,
-    loss=get("scores", "", some_of("softmax", "sigmoid")),
-    class_ids=ids or names or None,
-    class_names=names or None,
-    dtype=get("dtype", "", some_of("", "float32", "bfloat16")),
+    (get["image_height"], get["image_width"]),
+    get["short_side"],
+    get["scores"],
+    ids or names or None,
+    names or None,
+    get["dtype"],
   )
-
-
-def check(found: Metadata, wanted: Metadata, where: str) -> None:
-  """Refuses what was read back, unless it is what was written."""
-  if found != wanted:
-    a, b = dataclasses.asdict(found), dataclasses.asdict(wanted)
-    wrong = ", ".join(k for k in a if a[k] != b[k])
-    raise UserError(
-      f"{where} doesn't say what was written to it: {wrong} differ. Write it "
-      "to another disk."
-    )
 
 
 def beside(path: pathlib.Path) -> pathlib.Path:

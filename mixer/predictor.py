@@ -10,11 +10,12 @@ the one it stands at).
 """
 
 import dataclasses
+import functools
 import itertools
 import logging
 import operator
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -32,21 +33,12 @@ from mixer import (
   train_step,
   trained,
 )
-from mixer import images as images_lib
-from mixer.errors import UserError, first_line
+from mixer.errors import UserError
 
 _PER_DEVICE = 32
 # Batches made ahead of the one that is computed.
 _AHEAD = 2
-# So many classes are always computed: another `top` needs no compilation.
-_TOPS = (10, 100, 1_000, 10_000)
-# What says how an image is to become what a model takes.
-Takes = trained.Trained | metadata.Metadata
-_EXPECTED = (
-  "a path, the bytes of an image file, a file opened in binary mode, a Pillow "
-  "image, or a uint8 array [H, W, 3]"
-)
-# The process in which a model was first put onto devices.
+# The process in which JAX runs, once a model is loaded.
 _processes: list[int] = []
 
 
@@ -74,16 +66,16 @@ class Prediction:
   problem: str = ""
 
   def lines(self, width: int = 0) -> list[str]:
-    """A line for each class, `width` or more behind the source's begin."""
+    """A line for each class; the source takes `width` characters or more."""
     source = errors.printable(self.source)
+    width = max(width, len(source))
     if self.problem:
       return [f"{source:<{width}}  {errors.printable(self.problem)}"]
-    width = max(width, len(source))
-    labels = [source] + [""] * (len(self.names) - 1)
     return [
-      f"{label:<{width}}  {score:6.3f}  {errors.printable(name)}"
-      for label, score, name in zip(
-        labels, self.scores, self.names, strict=True
+      f"{'' if rank else source:<{width}}  {score:6.3f}  "
+      + errors.printable(name)
+      for rank, (score, name) in enumerate(
+        zip(self.scores, self.names, strict=True)
       )
     ]
 
@@ -126,19 +118,10 @@ def load(
   return Predictor(model, batch_size)
 
 
-def fit(image: Any, takes: Takes) -> np.ndarray:
+def fit(image: Any, takes: trained.Trained | metadata.Metadata) -> np.ndarray:
   """One image as a model takes it, uint8 [H, W, 3]; ValueError if it can't."""
-  return preprocess.evaluation(
-    _pixels(image), takes.image_size, takes.short_side
-  )
-
-
-def read(path: str | os.PathLike[str], takes: Takes) -> np.ndarray:
-  """`fit` of an image file; UserError that names it."""
-  try:
-    return fit(os.fspath(path), takes)
-  except ValueError as e:
-    raise _refusal(os.fsdecode(path), str(e)) from e
+  pixels = inspection.pixels(image)
+  return preprocess.evaluation(pixels, takes.image_size, takes.short_side)
 
 
 class Predictor:
@@ -154,8 +137,7 @@ class Predictor:
   """
 
   def __init__(self, model: trained.Trained, batch_size: int | None = None):
-    """Puts the weights on the devices; see `mixer.load` about `batch_size`."""
-    _refuse_fork()
+    """Uses all devices; `batch_size` is as in `mixer.load`."""
     _processes.append(os.getpid())
     self.model = model
     self._mesh = sharding.make_mesh()
@@ -164,8 +146,12 @@ class Predictor:
     if batch_size is not None:
       wished = _whole("batch_size", batch_size)
     self.batch_size = -(-wished // devices) * devices
-    self._params = jax.device_put(model.params, sharding.replicated(self._mesh))
     self._made: dict[int, train_step.Inference] = {}
+
+  @functools.cached_property
+  def _params(self) -> Any:  # Only when needed: in a forked process it hangs.
+    everywhere = sharding.replicated(self._mesh)
+    return jax.device_put(self.model.params, everywhere)
 
   def __repr__(self) -> str:
     height, width = self.model.image_size
@@ -204,8 +190,8 @@ class Predictor:
     names = self.model.class_names or [f"output {k}" for k in numbers]
     ids = self.model.class_ids or [""] * len(numbers)
 
-    def result(source: str, problem: str, rows: Any, k: int) -> Prediction:
-      classes = rows["classes"][k, :top].tolist()
+    def result(source: str, problem: str, row: Any) -> Prediction:
+      classes = row["classes"][:top].tolist()
       if not problem and classes[0] < 0:
         problem = "the model's logits for it are not numbers (NaN)"
       if problem:
@@ -213,12 +199,13 @@ class Predictor:
       return Prediction(
         source,
         tuple(names[c] for c in classes),
-        tuple(rows["scores"][k, :top].tolist()),
+        tuple(row["scores"][:top].tolist()),
         tuple(classes),
         tuple(ids[c] for c in classes),
       )
 
-    return self._results(self._functions(top).examples, images, result)
+    rows = self._rows(self._functions(top).examples, images)
+    return (result(*row) for row in rows)
 
   def features(self, images: Any) -> np.ndarray:
     """What the head sees of images: pre-logits, float32 [N, C].
@@ -233,7 +220,7 @@ class Predictor:
 
   def stream_features(self, images: Any) -> Iterator[Features]:
     """As `features`, one after the other; see `stream` about problems."""
-    return self._results(self._functions().features, images, _vector)
+    return self._vectors(self._functions().features, images)
 
   def logits(self, images: Any) -> np.ndarray:
     """What comes out of the head: float32 [N, K].
@@ -245,16 +232,22 @@ class Predictor:
       UserError: an image can't be used; or the model has no head.
     """
     self._check_head()
-    rows = self._results(self._functions().logits, images, _vector)
+    rows = self._vectors(self._functions().logits, images)
     return np.stack([_sound(row).values for row in rows])
 
-  def _results(
-    self,
-    step: Callable[..., Any],
-    images: Any,
-    result: Callable[[str, str, Any, int], _Result],
-  ) -> Iterator[_Result]:
-    """One for each image; checks what can be before the first is asked for."""
+  def _vectors(self, step: Any, images: Any) -> Iterator[Features]:
+    def result(source: str, problem: str, row: Any) -> Features:
+      values = np.full_like(row[0], np.nan) if problem else row[0]
+      return Features(source, values, problem)
+
+    rows = self._rows(step, images)
+    return (result(*row) for row in rows)
+
+  def _rows(self, step: Any, images: Any) -> Iterator[tuple[str, str, Any]]:
+    """(source, problem, what `step` gives) of each image.
+
+    That there is an image is checked before the first is asked for.
+    """
     numbered = enumerate(_each(images))
     few = max(1, self.batch_size // 4)
     first = list(itertools.islice(numbered, few + 1))
@@ -268,12 +261,12 @@ class Predictor:
     batches = loader.Loader(
       iter(lambda: list(itertools.islice(every, size)), []),
       self._make,
-      lambda images, rows: (images, rows),
+      lambda images, named: (images, named),
       (size, *self.model.image_size),
       os.cpu_count() or 1,
       _AHEAD,
     )
-    return self._rows(step, batches, result)
+    return self._computed(step, batches)
 
   def _make(
     self, numbered: Sequence[tuple[int, Any]], images: np.ndarray
@@ -281,12 +274,12 @@ class Predictor:
     """Fits some images; what to call each, and why it can't be used."""
     found = []
     for (place, image), out in zip(numbered, images, strict=True):
-      source, problem = f"images[{place}]", ""
       name = getattr(image, "name", "") if hasattr(image, "read") else ""
       if isinstance(image, (str, os.PathLike)):
-        source = os.fsdecode(image)
-      elif name and isinstance(name, (str, bytes)):
-        source = os.fsdecode(name)
+        name = image
+      known = name and isinstance(name, (str, bytes, os.PathLike))
+      source = os.fsdecode(name) if known else f"images[{place}]"
+      problem = ""
       try:
         out[...] = fit(image, self.model)
       except ValueError as e:
@@ -294,15 +287,12 @@ class Predictor:
       found.append((source, problem))
     return found
 
-  def _rows(
-    self,
-    step: Callable[..., Any],
-    batches: Iterator[tuple[np.ndarray, list[tuple[str, str]]]],
-    result: Callable[[str, str, Any, int], _Result],
-  ) -> Iterator[_Result]:
+  def _computed(
+    self, step: Any, batches: Iterator[tuple[np.ndarray, list[tuple[str, str]]]]
+  ) -> Iterator[tuple[str, str, Any]]:
     # Each batch is read after the next one has been started, so that the
     # device always has work.
-    pending = None
+    pending: Any = None
     for batch in itertools.chain(batches, (None,)):
       started = None
       if batch is not None:
@@ -312,15 +302,15 @@ class Predictor:
         started = named, step(self._params, arrays)
       if pending is not None:
         rows = jax.device_get(pending[1])
-        for k, (name, problem) in enumerate(pending[0]):
-          yield result(name, problem, rows, k)
+        for k, named in enumerate(pending[0]):
+          yield *named, jax.tree.map(operator.itemgetter(k), rows)
       pending = started
 
   def _functions(self, top: int = 1) -> train_step.Inference:
-    """What gives at least so many classes, and is compiled once."""
+    """What gives at least `top` classes; another `top` rarely compiles."""
     _refuse_fork()
     classes = self.model.num_classes
-    computed = min(next((t for t in _TOPS if t >= top), classes), classes)
+    computed = min(classes, 10 ** len(str(top - 1)))
     if computed not in self._made:
       self._made[computed] = train_step.Inference(
         self.model.module, self.model.loss, classes, self._mesh, top=computed
@@ -338,23 +328,13 @@ class Predictor:
 
 def _again(model: trained.Trained, batch_size: int) -> Predictor:
   """What is unpickled, in another process."""
-  if _is_forked():
-    # A pool of processes would wait for ever for one that fails here: what is
-    # done with it fails.
-    predictor = Predictor.__new__(Predictor)
-    predictor.model, predictor.batch_size = model, batch_size
-    return predictor
   runtime.start_as_library()
   return Predictor(model, batch_size)
 
 
-def _is_forked() -> bool:
-  return bool(_processes) and os.getpid() != _processes[0]
-
-
 def _refuse_fork() -> None:
   """Refuses what would wait for ever."""
-  if _is_forked():
+  if _processes and os.getpid() != _processes[0]:
     raise UserError(
       "this process was forked from one that had loaded a model, and JAX's "
       "threads don't go along: it would hang. Start processes with "
@@ -373,25 +353,16 @@ def _whole(name: str, value: Any) -> int:
   return number
 
 
-def _vector(source: str, problem: str, rows: Any, k: int) -> Features:
-  values = np.full_like(rows[0][k], np.nan) if problem else rows[0][k]
-  return Features(source, values, problem)
-
-
 def _sound(one: _Result) -> _Result:
   if one.problem:
-    raise _refusal(one.source, one.problem)
+    raise UserError(f"{one.source} can't be used: {one.problem}.")
   return one
-
-
-def _refusal(source: str, problem: str) -> UserError:
-  return UserError(f"{source} can't be used: {problem}.")
 
 
 def _each(images: Any) -> Iterator[Any]:
   """One image after the other: of one, of a stack, or of many."""
-  single = isinstance(images, (str, os.PathLike, Image.Image))
-  if single or _is_bytes(images) or hasattr(images, "read"):
+  one = str, os.PathLike, Image.Image, *inspection.BYTES
+  if isinstance(images, one) or hasattr(images, "read"):
     return iter((images,))
   if hasattr(images, "__array__"):
     array = np.asarray(images)
@@ -401,43 +372,6 @@ def _each(images: Any) -> Iterator[Any]:
   if isinstance(images, Iterable) and not isinstance(images, Mapping):
     return iter(images)
   raise UserError(
-    f"{type(images).__name__} is no image, nor many: expected {_EXPECTED}; or "
-    "a list of those."
+    f"{type(images).__name__} is no image, nor many: expected "
+    f"{inspection.EXPECTED}; or a list of those."
   )
-
-
-def _is_bytes(image: Any) -> bool:
-  return isinstance(image, (bytes, bytearray, memoryview))
-
-
-def _pixels(image: Any) -> np.ndarray:
-  """uint8 [H, W, 3], upright; to be used before the thread's next call."""
-  if isinstance(image, (str, os.PathLike)):
-    return _decoded(images_lib.read(image), os.fsdecode(image))
-  if _is_bytes(image):
-    return _decoded(bytes(image))
-  if isinstance(image, Image.Image):
-    return images_lib.of_pillow(image)
-  if hasattr(image, "read"):
-    try:
-      data = image.read(images_lib.MAX_BYTES + 1)  # One more is refused.
-    except (OSError, ValueError) as e:  # Text that is none, a closed file.
-      raise ValueError(f"the file can't be read: {first_line(e)}") from e
-    if not isinstance(data, bytes):
-      raise ValueError("the file gives text: open it in binary mode, 'rb'")
-    return _decoded(data)
-  if hasattr(image, "__array__"):
-    return images_lib.of_array(np.asarray(image))
-  raise ValueError(
-    f"a {type(image).__name__} is no image: expected {_EXPECTED}"
-  )
-
-
-def _decoded(data: bytes, name: str = "") -> np.ndarray:
-  found = inspection.inspect(data, name, upright=True, white_ground=True)
-  if found.kind not in inspection.USABLE:
-    raise ValueError(found.problem)
-  if found.kind == "dark":
-    where = errors.printable(name or "an image")
-    logging.getLogger("mixer").warning("%s: %s", where, found.problem)
-  return inspection.decoded(found)

@@ -8,7 +8,6 @@ files, or else from the weights themselves.
 import argparse
 import dataclasses
 import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,14 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixer import (
-  checkpoints,
-  metrics,
-  released,
-  resolution,
-  runtime,
-  weights,
-)
+from mixer import checkpoints, metrics, released, resolution, runtime, weights
 from mixer import config as config_lib
 from mixer import metadata as metadata_lib
 from mixer import model as model_lib
@@ -31,8 +23,6 @@ from mixer import workdir as workdir_lib
 from mixer.datasets import wordnet
 from mixer.errors import UserError, first_line
 
-# Of activations and matmul operands.
-DTYPES = ("float32", "bfloat16")
 # The paper's short side for its crop.
 _SHORT_SIDE, _CROP = 256, 224
 # A head that was trained with a sigmoid loss expects each class to be absent:
@@ -76,9 +66,9 @@ class Trained:
   @property
   def metadata(self) -> metadata_lib.Metadata:
     """What goes along with its weights where it is exported."""
-    names = (f.name for f in dataclasses.fields(metadata_lib.Metadata))
     return metadata_lib.Metadata(
-      **{k: getattr(self, k) for k in names if k != "dtype"}
+      *(self.image_size, self.short_side, self.loss),
+      *(self.class_ids, self.class_names),
     )
 
 
@@ -95,16 +85,14 @@ def load(
   """
   for name, value, known in (
     ("resize", method, resolution.METHODS),
-    ("dtype", dtype, DTYPES),
+    ("dtype", dtype, metadata_lib.DTYPES),
   ):
     if value and value not in known:
       raise UserError(
         f"{name}={value!r} is not known; expected one of {', '.join(known)}."
       )
-  if released.kind(path) == "checkpoint":
-    found = _of_run(path, averaged)
-  else:
-    found = _of_file(path)
+  is_file = released.kind(path) == "npz"
+  found = _of_file(path) if is_file else _of_run(path, averaged)
   if image_size is not None:
     found, said = fitted(found, image_size, method)
     if said:
@@ -143,8 +131,7 @@ def _chosen(path: str) -> tuple[str, str]:
   sure = ", as far as damaged metrics tell" if found.damage else ""
   if best is None:
     return path, f", newest{sure}"
-  checkpoint = workdir / "checkpoints" / str(best)
-  return os.fspath(checkpoint), f", best by {name}{sure}"
+  return f"{workdir}/checkpoints/{best}", f", best by {name}{sure}"
 
 
 def _of_run(path: str, averaged: bool) -> Trained:
@@ -202,9 +189,9 @@ def _of_file(path: str) -> Trained:
     )
   attributes = dataclasses.asdict(shape)
   attributes.pop("num_tokens")  # It follows from the image.
-  dtype = jnp.dtype(known.dtype or "float32")
+  attributes["dtype"] = jnp.dtype(known.dtype or "float32")
   return Trained(
-    module=model_lib.MlpMixer(**attributes, dtype=dtype),
+    module=model_lib.MlpMixer(**attributes),
     params=params,
     image_size=known.image_size,
     short_side=known.short_side,
@@ -228,13 +215,9 @@ def _of_weights(
   loss = "softmax"
   if shape.num_classes and np.mean(params["head"]["bias"]) < _SIGMOID_BIAS:
     loss = "sigmoid"
-  return metadata_lib.Metadata(
-    image_size=(side, side),
-    short_side=round(side * _SHORT_SIDE / _CROP),
-    loss=loss,
-    class_ids=class_ids,
-    class_names=names_for_people(class_ids) if class_ids else None,
-  )
+  names = names_for_people(class_ids) if class_ids else None
+  short_side = round(side * _SHORT_SIDE / _CROP)
+  return metadata_lib.Metadata((side, side), short_side, loss, class_ids, names)
 
 
 def fitted(

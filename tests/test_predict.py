@@ -125,7 +125,7 @@ def test_files_are_treated_as_a_data_set_made_of_them_is(run, photos, tmp_path):
   (batch,) = batches
   theirs = {x.tobytes() for x in batch["image"][:11]}
   paths, _ = image_files.expand([str(photos)])
-  ours = {predictor.read(path, found).tobytes() for path in paths}
+  ours = {predictor.fit(path, found).tobytes() for path in paths}
   assert ours == theirs and len(ours) == len(split) == 11
 
 
@@ -297,7 +297,7 @@ def test_nothing_is_named(command, tmp_path):
 
 def interrupt_after(monkeypatch, count):
   """As Ctrl-C does, while the rows of an image are written."""
-  stream = predictor.Predictor._rows
+  stream = predictor.Predictor._computed
 
   def broken(*args):
     for k, one in enumerate(stream(*args)):
@@ -305,7 +305,7 @@ def interrupt_after(monkeypatch, count):
         raise KeyboardInterrupt
       yield one
 
-  monkeypatch.setattr(predictor.Predictor, "_rows", broken)
+  monkeypatch.setattr(predictor.Predictor, "_computed", broken)
 
 
 @pytest.mark.parametrize("name", ["o.csv", "f.npy", "f.parquet", ""])

@@ -21,8 +21,6 @@ CPU, unless --platform names another.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import functools
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -43,7 +41,6 @@ with epy.lazy_imports():
     export_onnx,
     export_stablehlo,
     export_timm,
-    metadata,
     predictor,
     preprocess,
     runtime,
@@ -58,13 +55,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the command's own."""
   flags.add_model(parser)
   parser.set_defaults(platform="cpu")
-  parser.add_argument(
+  add = parser.add_argument
+  add(
     "--averaged",
     action=argparse.BooleanOptionalAction,
     default=True,
     help="take the average of the weights where the run kept one",
   )
-  parser.add_argument(
+  add(
     "--to",
     choices=("npz", "timm", "onnx", "stablehlo"),
     default="npz",
@@ -73,20 +71,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     "pixels in; stablehlo: a program for JAX on any device, in a folder with "
     "its weights, or FILE.stablehlo with them inside",
   )
-  parser.add_argument(
+  add(
     *("-o", "--output"),
     required=True,
     metavar="PATH",
     help="a file, or a new folder",
   )
-  parser.add_argument(
+  add(
     "--images",
     nargs="+",
     default=(),
     metavar="IMAGE",
     help="files to compare on, in place of random images",
   )
-  parser.add_argument(
+  add(
     "--platforms",
     type=flags.some_of(("cpu", "cuda", "rocm", "tpu")),
     default=("cpu", "cuda", "tpu"),
@@ -96,30 +94,22 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-  """Does what the command line says.
-
-  Raises:
-    UserError: something that the user can mend.
-  """
-  suffix, members, packages, write = ".npz", (), (), export.write_npz
-  if args.to != "npz":
-    form = {
-      "timm": export_timm,
-      "onnx": export_onnx,
-      "stablehlo": export_stablehlo,
-    }[args.to]
-    suffix, members, packages = form.SUFFIX, form.MEMBERS, form.PACKAGES
-    write = form.write
-  if args.to == "stablehlo":
-    write = functools.partial(write, platforms=args.platforms)
-  with export.place(args.output, suffix, members) as place:
-    export.load(*packages)
+  """Does what the command line says."""
+  form: Any = {
+    "npz": export,
+    "timm": export_timm,
+    "onnx": export_onnx,
+    "stablehlo": export_stablehlo,
+  }[args.to]
+  more = {"platforms": args.platforms} if args.to == "stablehlo" else {}
+  with export.place(args.output, form.SUFFIX, form.MEMBERS) as place:
+    export.load(*form.PACKAGES)
     runtime.start(args.platform)
     model = trained.load(
       args.checkpoint, args.image_size, args.resize, args.dtype, args.averaged
     )
     images = args.images or random_images(model.image_size)
-    written = write(model, place)
+    written = form.write(model, place, **more)
     table = ""
     if not written.missing:
       table = f"\n{verify(model, written, images)}\n"
@@ -131,10 +121,8 @@ def main(args: argparse.Namespace) -> None:
     f"{size / 1e6:,.1f} MB\n{table}"
   )
   for note in written.notes:
-    lines = textwrap.wrap(
-      note, 80, break_long_words=False, break_on_hyphens=False
-    )
-    print("\n".join(lines), end="\n\n")
+    whole: Any = dict(break_long_words=False, break_on_hyphens=False)
+    print(textwrap.fill(note, 80, **whole), end="\n\n")
   print("To load it:\n")
   print(textwrap.indent(written.loading, "  "))
   sys.stdout.flush()
@@ -145,14 +133,14 @@ def main(args: argparse.Namespace) -> None:
 def verify(
   model: trained.Trained, written: export.Written, images: Sequence[Any]
 ) -> str:
-  """Runs what was written beside the model; a table of the differences.
-
-  Raises:
-    UserError: they differ beyond the bound, or in what they say of themselves.
-  """
+  """Runs what was written beside the model; a table of the differences."""
   assert written.run and written.metadata
-  found = dataclasses.replace(written.metadata, dtype="")
-  metadata.check(found, model.metadata, "what was written")
+  found, wanted = vars(written.metadata), vars(model.metadata)
+  if wrong := [k for k in wanted if k != "dtype" and found[k] != wanted[k]]:
+    raise UserError(
+      "what was written doesn't say what was written to it: "
+      f"{', '.join(wrong)} differ. Write it to another disk."
+    )
   batches = _batches(images, model)
   dtype = "float32" if written.bound else ""
   ours = export.outputs(export.runner(model, dtype), batches)
@@ -217,12 +205,14 @@ def random_images(size: tuple[int, int], seed: int = 0) -> list[np.ndarray]:
   return [noise(h, w), *flat, *smooth, noise(h + 1, 2 * w)]
 
 
-def _batches(images: Sequence[Any], takes: predictor.Takes) -> list[np.ndarray]:
+def _batches(images: Sequence[Any], model: trained.Trained) -> list[np.ndarray]:
   """The first image alone, then more at once: two sizes of batch at least."""
-  fitted = [
-    predictor.read(i, takes) if isinstance(i, str) else predictor.fit(i, takes)
-    for i in images
-  ]
+  fitted = []
+  for image in images:
+    try:
+      fitted.append(predictor.fit(image, model))
+    except ValueError as e:
+      raise UserError(f"{image} can't be used: {e}.") from e
   rest = fitted[1:] or (fitted[0], fitted[0])
   starts = range(0, len(rest), _BATCH)
   cut = [np.stack(rest[start : start + _BATCH]) for start in starts]

@@ -44,7 +44,7 @@ with epy.lazy_imports():
 
   from mixer import predictor, trained
 
-TOP = 5  # Classes of each image.
+_TOP = 5  # Classes of each image.
 # Beyond it a file's name pushes its line to the right.
 _WIDEST = 60
 _SCORES = {
@@ -53,47 +53,44 @@ _SCORES = {
 }
 _SUFFIXES = {".json": "json", ".jsonl": "json", ".csv": "csv"}
 _COLUMNS = ("path", "rank", "index", "class_id", "name", "score", "error")
-# Bytes of a list; that of ImageNet-21k has 8e8.
-_LARGEST = 1 << 30
 _ROW_GROUP = 4_096
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the command's own."""
   flags.add_model(parser)
-  parser.add_argument(
+  add = parser.add_argument
+  add(
     "images", nargs="*", metavar="IMAGE", help="a file, a folder, or a pattern"
   )
-  parser.add_argument(
+  add(
     "--files",
     default="",
     metavar="LIST",
     help="a file with the path of an image on each line; - for stdin",
   )
-  parser.add_argument(
-    "--top", type=flags.positive, help=f"how many classes of each; {TOP}"
-  )
-  parser.add_argument(
+  add("--top", type=flags.positive, help=f"how many classes of each; {_TOP}")
+  add(
     "--format",
     choices=("table", "json", "csv"),
     default="",
     help="json is an object a line (JSON Lines), csv a line a class; as the "
     "suffix of --output says, else a table",
   )
-  parser.add_argument(
+  add(
     *("-o", "--output"),
     default="",
     metavar="FILE",
     help="write there in place of stdout; FILE.partial until it is whole",
   )
-  parser.add_argument(
+  add(
     "--features",
     default="",
     metavar="FILE",
     help="write pre-logits in place of classes: FILE.npy, with the paths in "
     "FILE.csv, or FILE.parquet",
   )
-  parser.add_argument(
+  add(
     "--batch_size",
     type=flags.positive,
     metavar="IMAGES",
@@ -102,11 +99,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-  """Does what the command line says; returns the exit code.
-
-  Raises:
-    UserError: something that the user can mend.
-  """
+  """Does what the command line says; returns the exit code."""
   if args.features and (args.output or args.format or args.top):
     raise UserError(
       "--features writes features alone: leave out --output, --format and "
@@ -122,20 +115,20 @@ def main(args: argparse.Namespace) -> int:
     paths += _listed(args.files)
   for name in empty:
     print(f"error: {name}: there is no image", file=sys.stderr)
-  file = args.features or args.output
+  file = os.path.expanduser(args.features or args.output)
   done = failed = 0
   start = time.perf_counter()
   # On a terminal the results show by themselves how far it is.
   quiet = not file and sys.stdout.isatty()
   try:
     # Before the model is loaded: it may be refused.
-    with _writer(args, paths) as write, progress.Progress() as bar:
+    with _writer(args, file, paths) as write, progress.Progress() as bar:
       model = predictor.Predictor(trained.of_flags(args), args.batch_size)
       if args.features:
         rows = model.stream_features(paths)
       else:
-        rows = model.stream(paths, args.top or TOP)
-      _describe(model, len(paths), args)
+        rows = model.stream(paths, args.top or _TOP)
+      _describe(model.model, len(paths), args)
       start = time.perf_counter()
       for one in rows:
         if one.problem:
@@ -165,57 +158,51 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _listed(path: str) -> list[str]:
-  """The files that a list names."""
+  """The files that a list names; names are bytes, only lines end."""
   expected = "expected a file with the path of an image on each line, or -"
   try:
     if path == "-":
-      if sys.stdin is None:
-        raise OSError("stdin is closed")
-      data = sys.stdin.buffer.read(_LARGEST + 1)
+      data = sys.stdin.buffer.read()
     else:
-      with pathlib.Path(path).expanduser().open("rb") as f:
-        data = f.read(_LARGEST + 1)
+      data = pathlib.Path(path).expanduser().read_bytes()
   except OSError as e:
     raise UserError(
-      f"--files={path} can't be read: {e.strerror or e}; {expected}."
+      f"--files={path} can't be read: {e.strerror}; {expected}."
     ) from e
-  # Names of files are bytes; only a line's end is no part of one.
   lines = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
   found = [os.fsdecode(x) for line in lines if (x := line.removesuffix(b"\r"))]
-  if b"\0" in data or len(data) > _LARGEST or not found:
+  if b"\0" in data or not found:
     raise UserError(f"--files={path} is no list of files; {expected}.")
   return found
 
 
 def _describe(
-  model: predictor.Predictor, images: int, args: argparse.Namespace
+  model: trained.Trained, images: int, args: argparse.Namespace
 ) -> None:
+  """Prints what is computed: to stdout only before a table."""
   plain = not (args.features or args.output or args.format in ("json", "csv"))
-  to = sys.stdout if plain else sys.stderr
-  known = model.model
-  height, width = known.image_size
+  height, width = model.image_size
   lines = [
-    f"checkpoint    {known.origin}",
+    f"checkpoint    {model.origin}",
     f"images        {images:,}, at {height} x {width} px",
   ]
   if args.features:
     lines.append(
-      f"features      {known.module.hidden_dim:,} of each: pre-logits"
+      f"features      {model.module.hidden_dim:,} of each: pre-logits"
     )
   else:
-    lines.append(
-      f"scores        {_SCORES[known.loss]}; {known.num_classes:,} classes"
-    )
-    if known.unnamed:
-      lines.append(f"classes       {known.unnamed}")
+    scores = _SCORES[model.loss]
+    lines.append(f"scores        {scores}; {model.num_classes:,} classes")
+    if model.unnamed:
+      lines.append(f"classes       {model.unnamed}")
+  to = sys.stdout if plain else sys.stderr
   print("\n".join(lines) + "\n" * plain, file=to, flush=True)
 
 
 def _writer(
-  args: argparse.Namespace, paths: Sequence[str]
+  args: argparse.Namespace, path: str, paths: Sequence[str]
 ) -> contextlib.AbstractContextManager[Callable[[Any], None]]:
   """What takes one result after the other, and where they go."""
-  path = os.path.expanduser(args.features or args.output)
   suffix = pathlib.Path(path).suffix.lower()
   if path:
     files.make_parent(path)
@@ -260,14 +247,13 @@ def _form(form: str, one: predictor.Prediction, width: int) -> str:
     return "" if one.problem else "\n".join(one.lines(width)) + "\n"
   # The shortest numbers that are the same float32.
   scores = [float(str(np.float32(score))) for score in one.scores]
-  rows = list(zip(one.indexes, one.class_ids, one.names, scores, strict=True))
+  rows = zip(one.indexes, one.class_ids, one.names, scores, strict=True)
   if form == "json":
-    keys = ("index", "class_id", "name", "score")
     record = {
       "path": one.source,
       "error": one.problem or None,
       "predictions": [
-        dict(zip(keys, (k, i or None, n, s), strict=True))
+        {"index": k, "class_id": i or None, "name": n, "score": s}
         for k, i, n, s in rows
       ],
     }
