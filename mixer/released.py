@@ -34,12 +34,9 @@ _IMAGE_SIZE = 224  # Of all of them.
 _ATTEMPTS = 5
 # Before the second attempt; twice as long before each further one.
 _DELAY_SECONDS = 1.0
-# To connect, and for each read.
-_TIMEOUT_SECONDS = 15.0
-# Of a file; the largest released one has 1.7e9.
-_LARGEST_BYTES = 8 << 30
-# Those that may be gone a little later.
-_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+_TIMEOUT_SECONDS = 15.0  # To connect, and for each read.
+# Those that may be gone a little later; 416 is of a part that isn't the file's.
+_TRANSIENT = (408, 416, 425, 429, 500, 502, 503, 504)
 
 
 def load(path: npz.Path) -> dict[str, Any]:
@@ -70,13 +67,12 @@ def load(path: npz.Path) -> dict[str, Any]:
     weights.check_finite(params, f"the weights in {path}")
     return params
   file = resolve(path)
+  if _place(path).exists():
+    return npz.load(file)
   try:
-    if not _exists(path):
-      _check_is(file, _name(path))
+    _check_is(file, _name(path))
     return npz.load(file)
   except UserError as e:
-    if _exists(path):
-      raise
     raise UserError(
       f"{e} Remove {file}, which {path} stands for: it is then downloaded anew."
     ) from e
@@ -87,9 +83,9 @@ def kind(path: npz.Path) -> Literal["npz", "checkpoint"]:
   place = _place(path)
   # One of them that is gone: its reader says what is there.
   gone = place.name.isdecimal() and place.parent.name == "checkpoints"
-  if os.path.isdir(place) or (gone and os.path.isdir(place.parent)):
+  if place.is_dir() or (gone and place.parent.is_dir()):
     return "checkpoint"
-  if _exists(path) or _name(path):
+  if place.exists() or _name(path):
     return "npz"
   if files.is_remote(path) and not str(path).endswith(".npz"):
     return "checkpoint"  # Asking the store is left to who reads it.
@@ -110,7 +106,7 @@ def resolve(path: npz.Path) -> pathlib.Path:
   """
   if kind(path) == "checkpoint":
     raise UserError(f"{path} is a folder where an .npz file was expected.")
-  if _exists(path):
+  if _place(path).exists():
     return _place(path)
   file = _cache() / f"{_name(path)}.npz"
   if not file.exists():
@@ -123,7 +119,7 @@ def name_of(path: npz.Path) -> str:
 
   A copy is known where the file itself has been downloaded.
   """
-  if not _exists(path):
+  if not _place(path).exists():
     return _name(path)
   found = npz.fingerprint(_place(path))
   for file in _cache().glob("*/*.npz"):
@@ -141,10 +137,6 @@ def _cache() -> pathlib.Path:
 
 def _place(path: npz.Path) -> pathlib.Path:
   return pathlib.Path(os.path.expanduser(path))
-
-
-def _exists(path: npz.Path) -> bool:
-  return os.path.exists(_place(path))  # False of what can't be a name.
 
 
 def _base() -> str:
@@ -190,25 +182,7 @@ def _download(url: str, file: pathlib.Path) -> None:
         fcntl.flock(out, fcntl.LOCK_EX)
       if file.exists():  # Another process's part has become the file.
         return
-      for attempt in range(_ATTEMPTS):
-        try:
-          _receive(url, out, file)
-          break
-        except requests.RequestException as e:
-          if e.response is not None:
-            retry = e.response.status_code in _TRANSIENT
-          else:  # A machine without a connection should hear so at once.
-            answered = attempt or out.tell()
-            retry = answered or not isinstance(e, requests.ConnectionError)
-          if not retry or attempt + 1 == _ATTEMPTS:
-            raise UserError(
-              f"{url} can't be downloaded: {first_line(e)}. With a connection, "
-              "give the same command again: it goes on where this one ended. "
-              "Without one, fetch that address elsewhere and put the file at "
-              f"{file} yourself."
-            ) from e
-          _say(f"{url}: {first_line(e)}; trying again")
-          time.sleep(_DELAY_SECONDS * 2**attempt)
+      _receive_all(url, out, file)
       os.fsync(out.fileno())
       try:
         npz.check(part)
@@ -222,8 +196,29 @@ def _download(url: str, file: pathlib.Path) -> None:
     files.sync_folder(file.parent)
 
 
+def _receive_all(url: str, out: BinaryIO, file: pathlib.Path) -> None:
+  """Appends to `out` what it lacks of the file, in several attempts."""
+  for attempt in range(_ATTEMPTS):
+    try:
+      return _receive(url, out, file)
+    except requests.RequestException as e:
+      # A machine without a connection should hear so at once.
+      offline = isinstance(e, requests.ConnectionError) and not out.tell()
+      retry = e.response is None and (attempt or not offline)
+      if e.response is not None:
+        retry = e.response.status_code in _TRANSIENT
+      if not retry or attempt + 1 == _ATTEMPTS:
+        raise UserError(
+          f"{url} can't be downloaded: {first_line(e)}. With a connection, "
+          "give the same command again: it goes on where this one ended. "
+          "Without one, fetch that address elsewhere and put the file at "
+          f"{file} yourself."
+        ) from e
+      _say(f"{url}: {first_line(e)}; trying again")
+      time.sleep(_DELAY_SECONDS * 2**attempt)
+
+
 def _receive(url: str, out: BinaryIO, file: pathlib.Path) -> None:
-  """Appends to `out` what it lacks of the file."""
   have = out.seek(0, os.SEEK_END)
   headers = {"Accept-Encoding": "identity", "User-Agent": "mixer"}
   if have:
@@ -231,31 +226,16 @@ def _receive(url: str, out: BinaryIO, file: pathlib.Path) -> None:
   with requests.get(
     url, headers=headers, stream=True, timeout=_TIMEOUT_SECONDS
   ) as answer:
-    place = answer.headers.get("Content-Range", "")
-    if answer.status_code == 200:  # The whole file comes.
+    if answer.status_code in (200, 416):  # The whole file comes, now or next.
       have = out.truncate(0)
-    elif answer.status_code == 416 or (
-      answer.status_code == 206 and not place.startswith(f"bytes {have}-")
-    ):
-      out.truncate(0)
-      raise requests.RequestException("the server has no such part")
     answer.raise_for_status()
-    if url.startswith("https:") and not answer.url.startswith("https:"):
-      raise UserError(f"{url} leads to {answer.url}, which is no https.")
     length = answer.headers.get("Content-Length", "")
     total = have + int(length) if length.isdecimal() else None
     size = f" ({total / 1e6:.0f} MB)" if total else ""
     _say(f"{'resuming' if have else 'downloading'} {url}{size} to {file}")
     with progress.Progress() as bar:
       for block in answer.iter_content(1 << 16):
-        have += len(block)
-        if max(have, total or 0) > _LARGEST_BYTES:
-          out.truncate(0)
-          raise UserError(
-            f"{url} has more than {_LARGEST_BYTES / 1e9:.1f} GB: it is no such "
-            "file."
-          )
-        out.write(block)
+        have += out.write(block)
         bar.show(file.name, have, total)
     out.flush()
 

@@ -115,7 +115,18 @@ def plan(
       "suits the size."
     )
   new = _grid(shape, image_size, "image_size")
-  old = _old_grid(shape, new, from_size)
+  side = math.isqrt(shape.num_tokens)
+  old = side, side
+  if from_size is not None:
+    old = _grid(shape, from_size, "from_size")
+  elif side * side != shape.num_tokens:
+    old = new  # The new size may well be the old one.
+  if math.prod(old) != shape.num_tokens:
+    raise UserError(
+      f"the weights are for {shape.num_tokens} tokens, and from_size="
+      f"{from_size} has another number: give the size, or (height, width), in "
+      "pixels that they were trained at as from_size."
+    )
   whole = new[0] % old[0] == new[1] % old[1] == 0
   if method not in ("", "resample") and not whole:
     raise UserError(
@@ -139,24 +150,6 @@ def check_patch(
       f"to another patch size. Take a model.variant that ends in "
       f"/{shape.patch_size}, or weights with patches of {patch_size} px."
     )
-
-
-def _old_grid(shape: weights.Shape, new: Grid, from_size: Size | None) -> Grid:
-  """Rows and columns of tokens that the weights are for."""
-  side = math.isqrt(shape.num_tokens)
-  if from_size is not None:
-    old = _grid(shape, from_size, "from_size")
-  elif side * side == shape.num_tokens:
-    old = side, side
-  else:  # The new size may well be the old one.
-    old = new
-  if math.prod(old) != shape.num_tokens:
-    raise UserError(
-      f"the weights are for {shape.num_tokens} tokens, and from_size="
-      f"{from_size} has another number: give the size, or (height, width), in "
-      "pixels that they were trained at as from_size."
-    )
-  return old
 
 
 def _grid(shape: weights.Shape, size: Size, name: str) -> Grid:
@@ -191,8 +184,15 @@ def pixels(size: Size, name: str = "image_size") -> tuple[int, int]:
 
 def _copied(name: str, array: np.ndarray, change: Change) -> np.ndarray:
   """One parameter of a token MLP, `name` as `Dense_0/kernel`, in copies."""
-  places = _places(change)
-  copies = len(places)
+  (rows, cols), (ky, kx) = change.old, change.factors
+  copies = ky * kx
+  # [copies, S]: where each copy's tokens are in the new raster order.
+  raster = np.arange(math.prod(change.new))
+  if change.method == "tiles":
+    grid = raster.reshape(ky, rows, kx, cols).transpose(0, 2, 1, 3)
+  else:
+    grid = raster.reshape(rows, ky, cols, kx).transpose(1, 3, 0, 2)
+  places = grid.reshape(copies, rows * cols)
   if name == "Dense_0/bias":
     return np.tile(array, copies)
   if name == "Dense_1/bias":
@@ -208,32 +208,18 @@ def _copied(name: str, array: np.ndarray, change: Change) -> np.ndarray:
   return out if name == "Dense_0/kernel" else np.ascontiguousarray(out.T)
 
 
-def _places(change: Change) -> np.ndarray:
-  """`[Ky * Kx, S]`: where each copy's tokens are in the new raster order."""
-  (rows, cols), (ky, kx) = change.old, change.factors
-  raster = np.arange(math.prod(change.new))
-  if change.method == "tiles":
-    grid = raster.reshape(ky, rows, kx, cols).transpose(0, 2, 1, 3)
-  else:
-    grid = raster.reshape(rows, ky, cols, kx).transpose(1, 3, 0, 2)
-  return grid.reshape(ky * kx, rows * cols)
-
-
 def _resampled(name: str, array: np.ndarray, change: Change) -> np.ndarray:
   """One parameter of a token MLP, `name` as `Dense_0/kernel`, resampled."""
   if name == "Dense_0/bias":
     return array
-  pairs = tuple(zip(change.old, change.new, strict=True))
-  if name == "Dense_0/kernel":
-    # Transposed: its inputs are resampled to the old grid before they meet it.
-    y, x = (_along(new, old).T for old, new in pairs)
-    field = array.T.reshape(-1, *change.old)
-  else:
-    y, x = (_along(old, new) for old, new in pairs)
-    field = array.reshape(-1, *change.old)
+  first = name == "Dense_0/kernel"
+  pairs = zip(change.old, change.new, strict=True)
+  # The first layer's inputs are resampled to the old grid before they meet it.
+  y, x = (_along(b, a).T if first else _along(a, b) for a, b in pairs)
+  field = (array.T if first else array).reshape(-1, *change.old)
   out = np.einsum("ri,cj,tij->trc", y, x, field, optimize=True)
   out = out.astype(np.float32)
-  if name == "Dense_0/kernel":
+  if first:
     return np.ascontiguousarray(out.reshape(len(out), -1).T)
   return out.reshape(*array.shape[:-1], -1)
 

@@ -106,34 +106,23 @@ def expected(shape: Shape) -> dict[str, tuple[int, ...]]:
 
 
 def shape_of(params: Params, where: str = "these weights") -> Shape:
-  """The shape of the Mixer that these are the weights of.
-
-  Raises:
-    UserError: `where` are not a whole Mixer's (section 2 of the paper); lists
-      the parameters that are missing, unexpected or misshapen.
-  """
+  """The shape of the Mixer of which these are all weights; else UserError."""
   found = shapes(params)
 
-  def size(name: str, axis: int, ndim: int) -> int:
-    if len(found.get(name, ())) != ndim:
-      there = f"is {found[name]}" if name in found else "is missing"
-      raise UserError(
-        f"{where} are not those of an MLP-Mixer: {name} {there}; there are "
-        f"{shorten([f'{k} {v}' for k, v in sorted(found.items())]) or 'none'}."
-      )
-    return found[name][axis]
-
-  block = "MixerBlock_0"
+  try:
+    p, _, _, c = found["stem/kernel"]
+    s, t = found["MixerBlock_0/token_mixing/Dense_0/kernel"]
+    _, f = found["MixerBlock_0/channel_mixing/Dense_0/kernel"]
+    _, k = found.get("head/kernel", (c, 0))
+  except (KeyError, ValueError) as e:
+    there = shorten([f"{k} {v}" for k, v in sorted(found.items())])
+    raise UserError(
+      f"{where} are not those of an MLP-Mixer, which has stem/kernel (P, P, 3, "
+      f"C), MixerBlock_0/token_mixing/Dense_0/kernel (S, T) and so on; there "
+      f"are {there or 'none'}."
+    ) from e
   blocks = {k.split("/")[0] for k in found if k.startswith("MixerBlock_")}
-  shape = Shape(
-    patch_size=size("stem/kernel", 0, 4),
-    num_blocks=len(blocks),
-    hidden_dim=size("stem/kernel", 3, 4),
-    tokens_mlp_dim=size(f"{block}/token_mixing/Dense_0/kernel", 1, 2),
-    channels_mlp_dim=size(f"{block}/channel_mixing/Dense_0/kernel", 1, 2),
-    num_tokens=size(f"{block}/token_mixing/Dense_0/kernel", 0, 2),
-    num_classes=size("head/kernel", 1, 2) if "head/kernel" in found else 0,
-  )
+  shape = Shape(p, len(blocks), c, t, f, s, k)
   if lines := mismatches(found, expected(shape)):
     raise UserError(
       f"{where} are not those of a whole MLP-Mixer: {shorten(lines)}."
@@ -143,11 +132,8 @@ def shape_of(params: Params, where: str = "these weights") -> Shape:
 
 def not_finite(params: Params) -> list[str]:
   """The names of the parameters that hold a NaN or an infinity."""
-  return [
-    name
-    for name, leaf in flatten(params).items()
-    if not np.isfinite(np.asarray(leaf)).all()
-  ]
+  leaves = flatten(params).items()
+  return [k for k, leaf in leaves if not np.isfinite(np.asarray(leaf)).all()]
 
 
 def check_finite(params: Params, where: str) -> None:

@@ -1,9 +1,7 @@
 """Files of weights, from whole ones of every layout to damaged ones."""
 
 import dataclasses
-import errno
 import io
-import os
 import tracemalloc
 import zipfile
 
@@ -103,15 +101,6 @@ def test_logits_of_every_size_equal_numpy(tmp_path, variant):
   assert_computes_the_same(tmp_path, variant, 21_843)
 
 
-@pytest.mark.parametrize("variant", model.VARIANTS)
-def test_shape_of_every_variant(variant):
-  module = model.build(variant, 10)
-  images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-  params = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
-  assert weights.shape_of(params) == trained_files.shape_of(variant, 10)
-  assert weights.unflatten(weights.flatten(params)) == params
-
-
 def test_all_that_is_wrong_is_listed_at_once(tmp_path):
   flat = dict(FLAT)
   del flat["head/bias"], flat["MixerBlock_1/channel_mixing/Dense_1/kernel"]
@@ -152,7 +141,7 @@ FIRST = np.zeros(3, np.float32)
     (FLAT | {"stem/bias/x": FIRST}, "stem/bias/x (3,) is unexpected"),
     (FLAT | {"MixerBlock_99/x": FIRST}, "MixerBlock_3/LayerNorm_0/bias (6,)"),
     (OLD, "MixerBlock_1/channel_mixing/Dense_1/kernel (7, 6) is missing"),
-    ({"conv1.weight": FIRST}, "not those of an MLP-Mixer: stem/kernel is miss"),
+    ({"conv1.weight": FIRST}, "not those of an MLP-Mixer, which has stem/ker"),
     ({"opt/target/stem/bias": FIRST}, "there are opt/target/stem/bias (3,)"),
     (FLAT | {"head/bias": FIRST * np.nan}, "NaNs or infinities in head/bias"),
     (FLAT | {"head/bias": FIRST - np.inf}, "NaNs or infinities in head/bias"),
@@ -181,19 +170,6 @@ def test_what_is_saved_is_checked(tmp_path):
   with pytest.raises(UserError, match="no folder .*gone; make it first"):
     npz.write(tmp_path / "gone" / "a.npz", ARRAYS)
   assert not list(tmp_path.iterdir())
-
-
-def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
-  npz.write(tmp_path / "a.npz", ARRAYS)
-
-  def full(handle):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-  monkeypatch.setattr(os, "fsync", full)
-  with pytest.raises(UserError, match="No space left on device"):
-    npz.write(tmp_path / "a.npz", {"a": FIRST})
-  assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
-  assert_same(npz.read(tmp_path / "a.npz"), ARRAYS)
 
 
 def npy(array):
@@ -253,10 +229,7 @@ def test_other_files_are_refused(tmp_path, members, sentence):
 
 
 def test_what_cannot_be_opened_is_refused(tmp_path):
-  os.mkfifo(tmp_path / "pipe")
-  for name, why in (
-    ("none", "No such file"), ("", "Is a dir"), ("pipe", "it is no regular"),
-  ):  # fmt: skip
+  for name, why in (("none", "No such file"), ("", "Is a dir")):
     with pytest.raises(UserError, match=f"can't be read: {why}"):
       npz.read(tmp_path / name)
 
