@@ -35,85 +35,6 @@ _RECIPES = {
 }
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-  """Adds the command's own; of the second group None stands for a default."""
-  add = parser.add_argument
-  add("set", nargs="?", metavar="NAME", help="NAME, NAME/CONFIG; see --list")
-  add("--list", action="store_true", help="the sets that are known by name")
-  add(
-    "--source",
-    action="append",
-    type=_path,
-    default=[],
-    metavar="PATH",
-    help="what you have of it: archives, a folder; may be given more than once",
-  )
-  add("--data_dir", default="", help="where data sets are; TFDS's own default")
-  add(
-    "--restart",
-    action="store_true",
-    help="discard what a stopped preparation has done; prepare anew what is "
-    "there, which stays until then",
-  )
-  add = parser.add_argument_group(
-    "for files of yours (folder, imagenet21k and others that --list names)"
-  ).add_argument
-  add("--name", help="of the set that `folder` makes")
-  add("--classes", type=_path, help="a file with the classes, one a line")
-  add(
-    "--resize",
-    type=flags.number(int, 0, 10**5),
-    metavar="SHORT_SIDE",
-    help="make images with a longer short side so small; 0: keep every byte",
-  )
-  quality = "of JPEG, where images are encoded anew; 95"
-  add("--quality", type=flags.number(int, 1, 100), help=quality)
-  add(
-    "--upright",
-    action=argparse.BooleanOptionalAction,
-    help="turn images as their EXIF orientation says (folder does)",
-  )
-  choices = ("skip", "fail")
-  bad = "what becomes of files that don't decode; skip"
-  add("--bad", "--on_bad", dest="bad", choices=choices, help=bad)
-  add(
-    "--max_bad",
-    type=flags.number(float, 0, 1),
-    metavar="SHARE",
-    help="stop where more than this share of the files is bad; 0.1",
-  )
-  add(
-    *("--mislabelled", "--on_mislabelled"),
-    dest="mislabelled",
-    choices=("keep", "skip", "fail"),
-    help="what becomes of a PNG that is called .jpg, and the like; keep",
-  )
-  add(
-    "--accept_truncated",
-    action="store_const",
-    const=True,
-    help="take what is there of a tar that breaks off",
-  )
-  add(
-    "--hold_out",
-    type=hold_out,
-    metavar="PARTS",
-    help="10%%, 5000, or validation=10%%,test=5%%, or none: of the images that "
-    "the source gives no split; of a folder exactly, and of each class; of "
-    "archives to within chance",
-  )
-  seed = "of that draw; 0"
-  add("--seed", type=flags.number(int, 0, 2**63 - 1), help=seed)
-  workers = "threads that decode images; one a core by default"
-  add("--workers", type=flags.number(int, 0, 1000), help=workers)
-
-
-_OWN = (
-  "name", "classes", "resize", "quality", "upright", "bad", "max_bad",
-  "mislabelled", "accept_truncated", "hold_out", "seed", "workers",
-)  # fmt: skip
-
-
 def _path(text: str) -> pathlib.Path:
   return pathlib.Path(text).expanduser()
 
@@ -142,6 +63,88 @@ def hold_out(text: str) -> dict[str, int | float]:
   return parts
 
 
+_OWN: dict[str, dict[str, Any]] = {
+  "name": {"help": "of the set that `folder` makes"},
+  "classes": {
+    "type": _path,
+    "help": "a file with the classes, one a line",
+  },
+  "resize": {
+    "type": flags.number(int, 0, 10**5),
+    "metavar": "SHORT_SIDE",
+    "help": "make images with a longer short side so small; 0: keep every byte",
+  },
+  "quality": {
+    "type": flags.number(int, 1, 100),
+    "help": "of JPEG, where images are encoded anew; 95",
+  },
+  "upright": {
+    "action": argparse.BooleanOptionalAction,
+    "help": "turn images as their EXIF orientation says (folder does)",
+  },
+  "bad": {
+    "choices": ("skip", "fail"),
+    "help": "what becomes of files that don't decode; skip",
+  },
+  "max_bad": {
+    "type": flags.number(float, 0, 1),
+    "metavar": "SHARE",
+    "help": "stop where more than this share of the files is bad; 0.1",
+  },
+  "mislabelled": {
+    "choices": ("keep", "skip", "fail"),
+    "help": "what becomes of a PNG that is called .jpg, and the like; keep",
+  },
+  "accept_truncated": {
+    "action": "store_const",
+    "const": True,
+    "help": "take what is there of a tar that breaks off",
+  },
+  "hold_out": {
+    "type": hold_out,
+    "metavar": "PARTS",
+    "help": "10%%, 5000, or validation=10%%,test=5%%, or none: of the images "
+    "that the source gives no split; of a folder exactly, and of each class; "
+    "of archives to within chance",
+  },
+  "seed": {
+    "type": flags.number(int, 0, 2**63 - 1),
+    "help": "of that draw; 0",
+  },
+  "workers": {
+    "type": flags.number(int, 0, 1000),
+    "help": "threads that decode images; one a core by default",
+  },
+}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the command's own; of the second group None stands for a default."""
+  add = parser.add_argument
+  add("set", nargs="?", metavar="NAME", help="NAME, NAME/CONFIG; see --list")
+  add("--list", action="store_true", help="the sets that are known by name")
+  add(
+    "--source",
+    action="append",
+    type=_path,
+    default=[],
+    metavar="PATH",
+    help="what you have of it: archives, a folder; may be given more than once",
+  )
+  add("--data_dir", default="", help="where data sets are; TFDS's own default")
+  add(
+    "--restart",
+    action="store_true",
+    help="discard what a stopped preparation has done; prepare anew what is "
+    "there, which stays until then",
+  )
+  add = parser.add_argument_group(
+    "for files of yours (folder, imagenet21k and others that --list names)"
+  ).add_argument
+  for flag, about in _OWN.items():
+    add(f"--{flag}", **about)
+
+
 def main(args: argparse.Namespace) -> int | None:
   """Prepares it, and says what is there then."""
   if not args.set and not args.list:
@@ -166,15 +169,15 @@ def _known_sets() -> None:
 
   wide = max(len(name) for name in catalog.ENTRIES) + 2
   for name, entry in catalog.ENTRIES.items():
-    how = f"--source={entry.by_hand}" if entry.by_hand else "is made here"
-    if entry.downloads and not entry.by_hand:
-      how = f"is downloaded, {entry.downloads / 1e9:.2g} GB"
+    size = f"{entry.downloads / 1e9:.2g} GB"
+    how = f"is downloaded, {size}" if entry.downloads else "is made here"
+    if entry.by_hand:
+      how = f"--source={entry.by_hand}"
     if name not in (*catalog.OWN, *catalog.SHIPPED):
       how += "; needs TensorFlow"
     if tasks := vtab.tasks_of(name):
       how += f"; read as {' or '.join(tasks)}"
     if name in catalog.ALSO_TFDS and not entry.files:
-      size = f"{entry.downloads / 1e9:.2g} GB"
       how += f"; without it TFDS downloads {size}, with TensorFlow"
     print(f"{name:<{wide}}{entry.what}\n{'':<{wide}}{how}")
   print(
@@ -187,6 +190,7 @@ def _known_sets() -> None:
 def _prepare(args: argparse.Namespace) -> None:
   from mixer.datasets import catalog, shipped, stored, vtab
   from mixer.datasets.prepare import build, own, tfds
+  from mixer.progress import Progress
 
   root = stored.resolve_data_dir(args.data_dir)
   if args.set.startswith(vtab.PREFIX):
@@ -209,7 +213,7 @@ def _prepare(args: argparse.Namespace) -> None:
       f"{len(args.source)} times; put the files into one."
     )
   if base not in catalog.SHIPPED and not there:
-    tfds.check(args.set, manual, bool(args.source))
+    tfds.check(args.set, manual)
   if given := [f"--{f}" for f in _OWN if getattr(args, f) is not None]:
     raise UserError(
       f"{', '.join(given)}: only for what is prepared from files of yours "
@@ -226,7 +230,18 @@ def _prepare(args: argparse.Namespace) -> None:
       + (", and --source is not looked at" if args.source else "")
     )
   elif there:
-    _convert(args, root, there)
+    print(
+      f"converting data set {args.set} from TFRecord ({there.folder})",
+      flush=True,
+    )
+    with stored.lock(args.set, root), Progress() as progress:
+      here = tfds.convert(there.folder, root, progress)
+    if here.samefile(there.folder):
+      print(
+        "the TFRecord files beside the new ones are kept, and TFDS reads "
+        "either; nothing here needs them: rm "
+        f"{shlex.quote(str(here))}/*.tfrecord-*"
+      )
   else:
     with stored.lock(args.set, root):
       print(f"preparing data set {args.set} in {root} by TFDS", flush=True)
@@ -255,23 +270,6 @@ def _stored(args: argparse.Namespace, root: pathlib.Path) -> Any:
       f"{', '.join(map(str, found))}. Name one of these folders."
     )
   return stored.read(found[0]) if found else None
-
-
-def _convert(args: argparse.Namespace, root: pathlib.Path, there: Any) -> None:
-  from mixer.datasets import stored
-  from mixer.datasets.prepare import tfds
-  from mixer.progress import Progress
-
-  print(
-    f"converting data set {args.set} from TFRecord ({there.folder})", flush=True
-  )
-  with stored.lock(args.set, root), Progress() as progress:
-    here = tfds.convert(there.folder, root, progress)
-  if here.samefile(there.folder):
-    print(
-      "the TFRecord files beside the new ones are kept, and TFDS reads either; "
-      f"nothing here needs them: rm {shlex.quote(str(here))}/*.tfrecord-*"
-    )
 
 
 def _summary(args: argparse.Namespace, name: str, root: pathlib.Path) -> None:
@@ -322,14 +320,7 @@ def _summary(args: argparse.Namespace, name: str, root: pathlib.Path) -> None:
 def _next_command(
   args: argparse.Namespace, name: str, sizes: dict[str, int], recipe: str
 ) -> str:
-  """A command line of train.py, in a checkout, that works with these splits.
-
-  Args:
-    args: of this command.
-    name: of the set.
-    sizes: examples by split.
-    recipe: module in configs, with words behind a colon if it takes any.
-  """
+  """A command line of train.py that works with these splits."""
   module, _, given = recipe.partition(":")
   wanted = {"name": name, "data_dir": args.data_dir}
   has = [s for s in ("test", "validation") if sizes.get(s)]

@@ -156,22 +156,22 @@ def test_what_tfds_raises_is_said(tmp_path, site, source, run, monkeypatch):
   error.name = "apache_beam"
   assert "`pip install apache-beam`; then give" in said(wrapped)
   told = said(None, NAME)
-  assert "Manual dir" in told and f"in {tmp_path}/data/downloads/man" in told
+  assert "Manual dir" in told and f"from {tmp_path}/data/downloads/man" in told
   assert "x" in said(None, f"{NAME}/x")
   assert "cannot be loaded at version 9.0.0" in said(None, f"{NAME}:9.0.0")
-  assert "/nosuch is no folder" in said(None, NAME, "--source=/nosuch")
+  assert "taken from /nosuch, or" in said(None, NAME, "--source=/nosuch")
   FILES.clear()
   shutil.rmtree(tmp_path / "data" / "downloads")
-  assert "HTTP code: 404. What was fetched before is kept" in said(None)
+  assert "HTTP code: 404. Mend that and give" in said(None)
   url = "http://127.0.0.1:9/image.png"
   info = checksums.UrlInfo(size=7, checksum="ab", filename="image.png")
   monkeypatch.setattr(PreparedByTfds, "url", url)
   monkeypatch.setattr(PreparedByTfds, "url_infos", {url: info})
   monkeypatch.setattr(downloader, "MAX_RETRIES", 1)
   told = said(None)
-  assert "fused" in told and "name its folder with --source=DIR." in told
+  assert "fused" in told and "another folder that --source=DIR names." in told
   (source / "image.png").write_bytes(b"another one")
-  assert "The copy is damaged, or the site has changed the fi" in said(None)
+  assert "since a site is down or has changed a fi" in said(None)
   (tmp_path / "data" / NAME / "1.2.0").mkdir(parents=True)
   assert "is no whole data set" in said(None)
   usage = shutil.disk_usage(tmp_path)._replace(free=10**9)
@@ -354,10 +354,10 @@ def test_what_cannot_be_converted(tmp_path):
   refusal("1 of 3 files are missing, the first is others-train")
   path.write_bytes(content)  # Mended, it goes on.
   assert stored(convert(folder, new)) == expected()
-  with pytest.raises(UserError, match="is there already; remove it"):
+  with pytest.raises(UserError, match="nothing there already"):
     convert(folder, new)
   info = folder / "dataset_info.json"
   told = json.loads(info.read_text("utf-8"))
   info.write_text(json.dumps(told | {"fileFormat": "riegeli"}), "utf-8")
-  with pytest.raises(UserError, match="stored as riegeli; only tfrecord"):
+  with pytest.raises(UserError, match="stored as riegeli, can't be conv"):
     convert(folder, tmp_path / "more")

@@ -9,7 +9,7 @@ import pathlib
 import shutil
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -25,13 +25,10 @@ from mixer.progress import Progress
 _HEADER = struct.Struct("<QI")
 
 
-def check(name: str, manual: pathlib.Path, given: bool) -> None:
+def check(name: str, manual: pathlib.Path) -> None:
   """Refuses what TFDS can't prepare, before anything happens.
 
-  Args:
-    name: with config and version, if any.
-    manual: the folder with what was fetched by hand.
-    given: the user has named it.
+  `manual` is the folder with what was fetched by hand.
   """
   base = catalog.base_name(name)
   if not catalog.known(name):
@@ -41,11 +38,9 @@ def check(name: str, manual: pathlib.Path, given: bool) -> None:
     )
   entry = catalog.ENTRIES.get(base, catalog.Entry(""))
   if lacking := catalog.missing(base):
-    also = base in catalog.ALSO_TFDS
     raise UserError(
-      f"TFDS's builder of {base} needs {catalog.requirement(lacking)}; then "
-      "give the same command again."
-      + (f" Without it: {catalog.how_to(name)}" if also else "")
+      _needs(base, lacking)
+      + f" Without it: {catalog.how_to(name)}" * (base in catalog.ALSO_TFDS)
     )
   if absent := [f for f in entry.files if not (manual / f).exists()]:
     raise UserError(
@@ -53,11 +48,13 @@ def check(name: str, manual: pathlib.Path, given: bool) -> None:
       f"{' and no '.join(absent)}. Name with --source=PATH {entry.by_hand} "
       f"(from {entry.where})."
     )
-  if given and not manual.is_dir():
-    raise UserError(
-      f"--source={manual} is no folder; name the one with the files that were "
-      "fetched by hand."
-    )
+
+
+def _needs(base: str, modules: Sequence[str]) -> str:
+  return (
+    f"TFDS's builder of {base} needs {catalog.requirement(modules)}; then give "
+    "the same command again."
+  )
 
 
 def prepare(name: str, root: pathlib.Path, manual: pathlib.Path) -> None:
@@ -118,30 +115,15 @@ def prepare(name: str, root: pathlib.Path, manual: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _explained(base: str, manual: pathlib.Path) -> Iterator[None]:
-  """Sentences in place of what TFDS raises."""
-  import requests
+  """Sentences in place of what TFDS raises, but for defects of its code."""
   from tensorflow_datasets.core.download import download_manager, extractor
   from tensorflow_datasets.core.download import util as download_util
 
-  advice: list[tuple[tuple[type[BaseException], ...], str]] = [
-    (
-      (download_manager.NonMatchingChecksumError,),
-      "The copy is damaged, or the site has changed the file. Fetch it anew; "
-      "if it stays so, a newer TFDS may know the new one",
-    ),
-    (
-      (download_util.DownloadError, requests.exceptions.RequestException),
-      "What was fetched before is kept: give the same command again when the "
-      "site can be reached. Or fetch the file by other means, and name its "
-      "folder with --source=DIR",
-    ),
-    ((OSError,), "Mend that, or name another place with --data_dir=DIR"),
-    (
-      (AssertionError, ValueError, extractor.ExtractError),
-      f"What was fetched by hand is looked for in {manual}; --source=DIR names "
-      "another folder",
-    ),
-  ]
+  # Of the disk, the network, files that aren't what the builder expects.
+  kinds = (
+    *(OSError, AssertionError, ValueError, extractor.ExtractError),
+    *(download_manager.NonMatchingChecksumError, download_util.DownloadError),
+  )
   try:
     yield
   except UserError:
@@ -152,19 +134,16 @@ def _explained(base: str, manual: pathlib.Path) -> Iterator[None]:
       chain.append(cause)
     # TFDS wraps those in others that don't name the module.
     if lacking := [c.name for c in chain if isinstance(c, ImportError)]:
-      needed = catalog.requirement([str(lacking[-1]).split(".")[0]])
-      raise UserError(
-        f"TFDS's builder of {base} needs {needed}; then give the same command "
-        "again."
-      ) from e
-    for kinds, then in advice:
-      for cause in chain:
-        if isinstance(cause, kinds):
-          why = " ".join(str(cause).split()).rstrip(".")[:600]
-          raise UserError(
-            f"{base} can't be prepared by TFDS: {why}. {then}."
-          ) from e
-    raise
+      raise UserError(_needs(base, [str(lacking[-1]).split(".")[0]])) from e
+    if not (causes := [cause for cause in chain if isinstance(cause, kinds)]):
+      raise
+    why = " ".join(str(causes[0]).split()).rstrip(".")[:600]
+    raise UserError(
+      f"{base} can't be prepared by TFDS: {why}. Mend that and give the same "
+      "command again: what was fetched is kept. What you fetch by other means, "
+      f"since a site is down or has changed a file, is taken from {manual}, or "
+      "from another folder that --source=DIR names."
+    ) from e
 
 
 def convert(
@@ -188,18 +167,15 @@ def convert(
   """
   folder = folder.resolve()
   old = stored.read(folder)
-  if old.formats[0] != "tfrecord":
-    raise UserError(
-      f"{folder} is stored as {old.formats[0]}; only tfrecord is converted."
-    )
   work = final = (data_dir / old.path).resolve()  # Through links, too.
   if final != folder:
     work = final.with_name(f"{stored.UNFINISHED}TFRECORD_{final.name}")
-    if final.exists():
-      raise UserError(
-        f"{final} is there already; remove it, or name another place with "
-        "--data_dir=DIR."
-      )
+  if old.formats[0] != "tfrecord" or (work != final and final.exists()):
+    raise UserError(
+      f"{folder}, stored as {old.formats[0]}, can't be converted to {final}: "
+      "it has to be tfrecord, and nothing there already. Name another place "
+      "with --data_dir=DIR."
+    )
   shards = [
     shard
     for split, lengths in old.splits.items()
@@ -250,15 +226,12 @@ def _convert(source: pathlib.Path, target: pathlib.Path, records: int) -> None:
   # TFDS takes files of that prefix away after preparing anything here.
   half = target.with_name(stored.UNFINISHED + target.name)
   writer = array_record_module.ArrayRecordWriter(str(half), build.WRITER)
-  count = 0
-  try:
+  with contextlib.closing(writer):
+    count = 0
     for record in read_tfrecord(source):
       writer.write(record)
       count += 1
-  finally:
-    writer.close()
   if count != records:
-    half.unlink()
     raise UserError(
       f"{source} has {count} records, and dataset_info.json says {records}. "
       "Fetch or prepare the data set anew."
