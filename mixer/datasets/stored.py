@@ -19,7 +19,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from array_record.python import array_record_data_source
@@ -191,14 +191,14 @@ class Stored:
     }
     listed = self.manifest
     if listed is None:
-      found = [count == _num_records(path) for path, count in shards.items()]
-      paths = [*shards]
+      paths, counts = [*shards], _each(_num_records, shards)
+      found = [shards[p] == n for p, n in zip(paths, counts, strict=True)]
     else:
       small = {self.folder / k for k, v in listed.items() if "end" not in v}
       paths = sorted({*small, *_small_files(self.folder)}) + [*shards]
       found = [
         bool(entry) and entry.items() <= listed.get(path.name, {}).items()
-        for path, entry in zip(paths, _entries(paths), strict=True)
+        for path, entry in zip(paths, _each(_entry, paths), strict=True)
       ]
     for path, right in zip(paths, found, strict=True):
       if not right:
@@ -307,7 +307,7 @@ def seal(folder: pathlib.Path, known: Mapping[str, str] | None = None) -> None:
   paths = [*_small_files(folder), *paths]
   listed = {
     p.name: entry | {"sha256": (known or {}).get(p.name) or file_digest(p)}
-    for p, entry in zip(paths, _entries(paths), strict=True)
+    for p, entry in zip(paths, _each(_entry, paths), strict=True)
   }
   with files.atomic_write(folder / MANIFEST, "w") as f:
     json.dump(
@@ -322,23 +322,22 @@ def file_digest(path: pathlib.Path) -> str:
     return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def _entries(paths: Iterable[pathlib.Path]) -> list[dict[str, Any]]:
-  """What the manifest has of files, but for the digests of whole shards."""
-
-  def entry(path: pathlib.Path) -> dict[str, Any]:
-    try:
-      size = path.stat().st_size
-      if ".array_record-" not in path.name:
-        return {"bytes": size, "sha256": file_digest(path)}
-      with open(path, "rb") as f:
-        f.seek(max(0, size - _TAIL))
-        end = hashlib.sha256(f.read(_TAIL)).hexdigest()
-      return {"bytes": size, "end": end}
-    except OSError:
-      return {}
-
+def _each(function: Callable[[pathlib.Path], Any], paths: Any) -> list[Any]:
   with concurrent.futures.ThreadPoolExecutor(16) as threads:
-    return list(threads.map(entry, paths))
+    return list(threads.map(function, paths))
+
+
+def _entry(path: pathlib.Path) -> dict[str, Any]:
+  """What the manifest has of a file, but for the digest of a whole shard."""
+  try:
+    size = path.stat().st_size
+    if ".array_record-" not in path.name:
+      return {"bytes": size, "sha256": file_digest(path)}
+    with open(path, "rb") as f:
+      f.seek(max(0, size - _TAIL))
+      return {"bytes": size, "end": hashlib.sha256(f.read(_TAIL)).hexdigest()}
+  except OSError:
+    return {}
 
 
 def _num_records(path: pathlib.Path) -> int:
