@@ -53,6 +53,16 @@ _ENVIRONMENT = {
 }
 
 
+# What the compilers read when JAX starts, in a process that computes nothing.
+_ENVIRONMENT = {
+  "JAX_PLATFORMS": "cpu",
+  "TPU_SKIP_MDS_QUERY": "1",  # There is no such server to ask.
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # Nobody's devices are taken.
+  "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",  # Of a driver that isn't there.
+  "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the command's own."""
   add = parser.add_argument
@@ -156,8 +166,7 @@ def table(
     ("images", p.batch, "B", ""),
     ("activations", p.activations, "B", ""),
     ("gradients", p.gradients, "B", ""),
-    ("memory", p.memory, "B", "of all that"),
-    ("memory there is", p.limit, "B", "for a program"),
+    ("memory", p.memory, "B", f"of {number(p.limit, 'B')}"),
     ("communication", p.reduced, "B", "a device sends in an update"),
     ("memory traffic", p.traffic, "B", "of a device in an update"),
     ("images to decode", p.host_images, "images/s", "by each host"),
@@ -200,6 +209,11 @@ def verdict(
   found.append(
     f"The bottleneck is {plan.bottleneck}: {_MENDS[plan.bottleneck]}."
   )
+  if plan.host_cores > plan.target.host_cores:
+    found.append(
+      f"Each host would have to have {plan.host_cores:.0f} cores to keep up, "
+      f"and usually has {plan.target.host_cores:g}."
+    )
   found.append(
     "All of this is predicted, without start, evaluation and saving; "
     "docs/scaling.md says how far off such predictions have been."

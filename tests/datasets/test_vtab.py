@@ -18,97 +18,47 @@ from mixer.datasets import split, vtab
 from mixer.errors import UserError
 from tests.datasets import tfds_writer
 
-# By hand from task_adaptation/data/*.py and the numbers in their tests: name ->
+# By hand from task_adaptation/data/*.py and the numbers in their tests: name,
 # data set, classes, sizes of the real set, val200, test.
+_TABLE = """
+caltech101 caltech101 102 train=3060 test=6084 train[2754:2954] test
+cifar100 cifar100 100 train=50000 test=10000 train[45000:45200] test
+dtd dtd 47 train=1880 validation=1880 test=1880 validation[:200] test
+flowers oxford_flowers102 102 train=1020 validation=1020 test=6149 \
+  validation[:200] test
+pets oxford_iiit_pet 37 train=3680 test=3669 train[2944:3144] test
+sun397 sun397/tfds 397 train=76128 validation=10875 test=21750 \
+  validation[:200] test
+svhn svhn_cropped 10 train=73257 test=26032 extra=531131 train[65931:66131] test
+patch_camelyon patch_camelyon 2 train=262144 validation=32768 test=32768 \
+  validation[:200] test
+eurosat eurosat/rgb 10 train=27000 train[16200:16400] train[21600:]
+resisc45 resisc45 45 train=31500 train[18900:19100] train[25200:]
+retinopathy diabetic_retinopathy_detection/btgraham-300 5 train=35126 \
+  validation=10906 test=42670 sample=10 validation[:200] test
+clevr_count clevr 8 train=70000 validation=15000 test=15000 \
+  train[63000:63200] validation
+clevr_distance clevr 6 train=70000 validation=15000 test=15000 \
+  train[63000:63200] validation
+dmlab dmlab 6 train=65550 validation=22628 test=22735 validation[:200] test
+dsprites_orientation dsprites 16 train=737280 train[589824:590024] \
+  train[663552:]
+dsprites_position dsprites 16 train=737280 train[589824:590024] train[663552:]
+kitti_distance kitti 4 train=6347 validation=423 test=711 validation[:200] test
+smallnorb_azimuth smallnorb 18 train=24300 test=24300 test[:200] test[12150:]
+smallnorb_elevation smallnorb 9 train=24300 test=24300 test[:200] test[12150:]
+"""
 AUTHORS = {
-  "caltech101": (
-    *("caltech101", 102, {"train": 3060, "test": 6084}),
-    *("train[2754:2954]", "test"),
-  ),
-  "cifar100": (
-    *("cifar100", 100, {"train": 50_000, "test": 10_000}),
-    *("train[45000:45200]", "test"),
-  ),
-  "dtd": (
-    *("dtd", 47, {"train": 1880, "validation": 1880, "test": 1880}),
-    *("validation[:200]", "test"),
-  ),
-  "flowers": (
-    "oxford_flowers102",
-    102,
-    {"train": 1020, "validation": 1020, "test": 6149},
-    *("validation[:200]", "test"),
-  ),
-  "pets": (
-    *("oxford_iiit_pet", 37, {"train": 3680, "test": 3669}),
-    *("train[2944:3144]", "test"),
-  ),
-  "sun397": (
-    "sun397/tfds",
-    397,
-    {"train": 76_128, "validation": 10_875, "test": 21_750},
-    *("validation[:200]", "test"),
-  ),
-  "svhn": (
-    *("svhn_cropped", 10, {"train": 73_257, "test": 26_032, "extra": 531_131}),
-    *("train[65931:66131]", "test"),
-  ),
-  "patch_camelyon": (
-    "patch_camelyon",
-    2,
-    {"train": 262_144, "validation": 32_768, "test": 32_768},
-    *("validation[:200]", "test"),
-  ),
-  "eurosat": (
-    *("eurosat/rgb", 10, {"train": 27_000}),
-    *("train[16200:16400]", "train[21600:]"),
-  ),
-  "resisc45": (
-    *("resisc45", 45, {"train": 31_500}),
-    *("train[18900:19100]", "train[25200:]"),
-  ),
-  "retinopathy": (
-    "diabetic_retinopathy_detection/btgraham-300",
-    5,
-    {"train": 35_126, "validation": 10_906, "test": 42_670, "sample": 10},
-    *("validation[:200]", "test"),
-  ),
-  "clevr_count": (
-    "clevr",
-    8,
-    {"train": 70_000, "validation": 15_000, "test": 15_000},
-    *("train[63000:63200]", "validation"),
-  ),
-  "clevr_distance": (
-    "clevr",
-    6,
-    {"train": 70_000, "validation": 15_000, "test": 15_000},
-    *("train[63000:63200]", "validation"),
-  ),
-  "dmlab": (
-    *("dmlab", 6, {"train": 65_550, "validation": 22_628, "test": 22_735}),
-    *("validation[:200]", "test"),
-  ),
-  "dsprites_orientation": (
-    *("dsprites", 16, {"train": 737_280}),
-    *("train[589824:590024]", "train[663552:]"),
-  ),
-  "dsprites_position": (
-    *("dsprites", 16, {"train": 737_280}),
-    *("train[589824:590024]", "train[663552:]"),
-  ),
-  "kitti_distance": (
-    *("kitti", 4, {"train": 6347, "validation": 423, "test": 711}),
-    *("validation[:200]", "test"),
-  ),
-  "smallnorb_azimuth": (
-    *("smallnorb", 18, {"train": 24_300, "test": 24_300}),
-    *("test[:200]", "test[12150:]"),
-  ),
-  "smallnorb_elevation": (
-    *("smallnorb", 9, {"train": 24_300, "test": 24_300}),
-    *("test[:200]", "test[12150:]"),
-  ),
+  name: (
+    data_set,
+    int(classes),
+    {k: int(v) for k, _, v in (word.partition("=") for word in sizes)},
+    val200,
+    test,
+  )
+  for name, data_set, classes, *sizes, val200, test in (
+    line.split() for line in _TABLE.strip().splitlines()
+  )
 }
 
 
