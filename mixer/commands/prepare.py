@@ -14,7 +14,6 @@ the same command goes on. docs/data.md says more.
 
 import argparse
 import contextlib
-import functools
 import importlib
 import pathlib
 import re
@@ -63,59 +62,51 @@ def hold_out(text: str) -> dict[str, int | float]:
   return parts
 
 
-_OWN: dict[str, dict[str, Any]] = {
-  "name": {"help": "of the set that `folder` makes"},
-  "classes": {
-    "type": _path,
-    "help": "a file with the classes, one a line",
-  },
-  "resize": {
-    "type": flags.number(int, 0, 10**5),
-    "metavar": "SHORT_SIDE",
-    "help": "make images with a longer short side so small; 0: keep every byte",
-  },
-  "quality": {
-    "type": flags.number(int, 1, 100),
-    "help": "of JPEG, where images are encoded anew; 95",
-  },
-  "upright": {
-    "action": argparse.BooleanOptionalAction,
-    "help": "turn images as their EXIF orientation says (folder does)",
-  },
-  "bad": {
-    "choices": ("skip", "fail"),
-    "help": "what becomes of files that don't decode; skip",
-  },
-  "max_bad": {
-    "type": flags.number(float, 0, 1),
-    "metavar": "SHARE",
-    "help": "stop where more than this share of the files is bad; 0.1",
-  },
-  "mislabelled": {
-    "choices": ("keep", "skip", "fail"),
-    "help": "what becomes of a PNG that is called .jpg, and the like; keep",
-  },
-  "accept_truncated": {
-    "action": "store_const",
-    "const": True,
-    "help": "take what is there of a tar that breaks off",
-  },
-  "hold_out": {
-    "type": hold_out,
-    "metavar": "PARTS",
-    "help": "10%%, 5000, or validation=10%%,test=5%%, or none: of the images "
-    "that the source gives no split; of a folder exactly, and of each class; "
-    "of archives to within chance",
-  },
-  "seed": {
-    "type": flags.number(int, 0, 2**63 - 1),
-    "help": "of that draw; 0",
-  },
-  "workers": {
-    "type": flags.number(int, 0, 1000),
-    "help": "threads that decode images; one a core by default",
-  },
+# Flags for files of the user's: how they are read, and their help.
+_OWN: dict[str, tuple[dict[str, Any], str]] = {
+  "name": ({}, "of the set that `folder` makes"),
+  "classes": ({"type": _path}, "a file with the classes, one a line"),
+  "resize": (
+    {"type": flags.number(int, 0, 10**5), "metavar": "SHORT_SIDE"},
+    "make images with a longer short side so small; 0: keep every byte",
+  ),
+  "quality": (
+    {"type": flags.number(int, 1, 100)},
+    "of JPEG, where images are encoded anew; 95",
+  ),
+  "upright": (
+    {"action": argparse.BooleanOptionalAction},
+    "turn images as their EXIF orientation says (folder does)",
+  ),
+  "bad": (
+    {"choices": ("skip", "fail")},
+    "what becomes of files that don't decode; skip",
+  ),
+  "max_bad": (
+    {"type": flags.number(float, 0, 1), "metavar": "SHARE"},
+    "stop where more than this share of the files is bad; 0.1",
+  ),
+  "mislabelled": (
+    {"choices": ("keep", "skip", "fail")},
+    "what becomes of a PNG that is called .jpg, and the like; keep",
+  ),
+  "accept_truncated": (
+    {"action": "store_const", "const": True},
+    "take what is there of a tar that breaks off",
+  ),
+  "hold_out": (
+    {"type": hold_out, "metavar": "PARTS"},
+    "10%%, 5000, or validation=10%%,test=5%%, or none: of the images that the "
+    "source gives no split; of a folder exactly, and of each class; of "
+    "archives to within chance",
+  ),
+  "seed": ({"type": flags.number(int, 0, 2**63 - 1)}, "of that draw; 0"),
+  "workers": (
+    {"type": flags.number(int, 0, 1000)},
+    "threads that decode images; one a core by default",
+  ),
 }
+_MODEL = "imagenet21k/Mixer-B_16"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -141,8 +132,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument_group(
     "for files of yours (folder, imagenet21k and others that --list names)"
   ).add_argument
-  for flag, about in _OWN.items():
-    add(f"--{flag}", **about)
+  for flag, (how, text) in _OWN.items():
+    add(f"--{flag}", help=text, **how)
 
 
 def main(args: argparse.Namespace) -> int | None:
@@ -207,11 +198,6 @@ def _prepare(args: argparse.Namespace) -> None:
     _summary(args, own.prepare(args, root), root)
     return
   manual = args.source[0] if args.source else root / "downloads" / "manual"
-  if len(args.source) > 1 and not there:
-    raise UserError(
-      f"{args.set} is prepared by TFDS from one folder, and --source is given "
-      f"{len(args.source)} times; put the files into one."
-    )
   if base not in catalog.SHIPPED and not there:
     tfds.check(args.set, manual)
   if given := [f"--{f}" for f in _OWN if getattr(args, f) is not None]:
@@ -219,6 +205,11 @@ def _prepare(args: argparse.Namespace) -> None:
       f"{', '.join(given)}: only for what is prepared from files of yours "
       f"({', '.join(catalog.OWN)}), named by --source; {base} is prepared as "
       "it comes."
+    )
+  if len(args.source) > 1 and not there:
+    raise UserError(
+      f"--source is given {len(args.source)} times; put the files for "
+      f"{args.set} into one folder."
     )
   if base in catalog.SHIPPED:
     if args.source or base != args.set:
@@ -300,21 +291,18 @@ def _summary(args: argparse.Namespace, name: str, root: pathlib.Path) -> None:
   if "train" not in sizes:
     print("  it has no split `train`: for evaluation only")
     return
-  command = functools.partial(_next_command, args, name, sizes)
   recipe = _RECIPES.get(catalog.base_name(name))
   if recipe:
-    print(f"train on it:\n  {command(recipe)}")
+    print(f"train on it:\n  {_next_command(args, name, sizes, recipe)}")
     return
-  tuned = f"finetune:model=imagenet21k/Mixer-B_16,dataset={name}"
-  print(f"fine-tune released weights on it:\n  {command(tuned)}")
-  scratch = f"scratch:dataset={name}"
   height, width = found.image_size or (224, 224)
   size = f",size={height}x{width}" if max(height, width) < 224 else ""
-  print(
-    f"or train from random ones{size and ', at the size of its images'}:\n"
-    f"  {command(scratch + size)}"
-    + ("" if size else f"  # At 32 px: dataset={name},size=32")
-  )
+  for what, recipe in (
+    ("fine-tune released weights on it", f"finetune:model={_MODEL},"),
+    ("or train from random ones (size=32: at 32 px)", "scratch:"),
+  ):
+    recipe += f"dataset={name}" + size * recipe.startswith("scratch")
+    print(f"{what}:\n  {_next_command(args, name, sizes, recipe)}")
 
 
 def _next_command(

@@ -136,12 +136,12 @@ def test_what_is_left_out_or_odd_is_told(tmp_path):
     (["train/1.jpg", "tram/1.jpg"], {"": ""}),
     (
       ["train/a/1", "val/b/1", "tram/1.jpg"],
-      "train, as for a split, beside",
+      "or classes beside splits; it holds train, tram, val",
     ),
-    (["train/a/1", "val/b/1", "valid/1/1"], "or two of one split; it holds"),
+    (["train/a/1", "val/b/1", "valid/1/1"], "or two of one split, or"),
     (["val/a/1"], "has no folders of classes"),
     (["train/1", "val/a/1"], "train has no folders of classes"),
-    (["1.jpg"], "has no folders of classes, or two of one split; it holds 1.j"),
+    (["1.jpg"], "beside splits; it holds 1.j"),
   ],
 )
 def test_which_folders_are_splits(tmp_path, files, splits):

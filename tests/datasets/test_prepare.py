@@ -411,7 +411,7 @@ def test_what_the_first_version_prepared_is_known(run, tmp_path):
     ("digits:3.0.0", "digits is made here, of no files, in one form"),
     ("cifar10 --resize=64 --bad=fail", "needs TensorFlow, for preparing only"),
     ("digits --resize=64 --bad=fail", "--resize, --bad: only for what is prep"),
-    ("kmnist --source=a --source=b", "--source is given 2 times; put the"),
+    ("kmnist --source=a --source=b", "--source is given 2 times; put"),
     ("mnist", "Without it: `python -m mixer prepare mnist --source=PATH`"),
     ("imagenet2012", "prepare imagenet2012 --source=PATH"),
     ("vtab/pet", "has no task 'vtab/pet'; did you mean vtab/pets?"),

@@ -291,25 +291,18 @@ def user_splits(root: Path) -> dict[str, Path]:
     raise UserError(f"{root} is no folder; unpack archives first. {_EXPECTED}.")
   folders = subfolders(root)
   named = [f for f in folders if f.name.lower() in SPLITS]
-  if others := [f for f in folders if f not in named]:
-    # Of classes that are called "train" and the like (a railway's), or of
-    # splits beside other things?
-    nested = [folder for folder in named if subfolders(folder)]
-    if not nested:
-      return {"": root}
-    if filled := [f for f in others if next(image_files.find(str(f)), None)]:
-      raise UserError(
-        f"{root} has {nested[0].name}, as for a split, beside "
-        f"{filled[0].name}, as for a class, with images in it; move one of "
-        f"them elsewhere. {_EXPECTED}."
-      )
+  others = [f for f in folders if f not in named]
+  # Classes may be called "train" and the like (a railway's).
+  if others and not any(map(subfolders, named)):
+    return {"": root}
   splits = {SPLITS[folder.name.lower()]: folder for folder in named}
   train = splits.get("train")
-  if train is None or len(splits) < len(named) or not subfolders(train):
-    where = train or root
+  odd = [f for f in others if next(image_files.find(str(f)), None)]
+  if odd or train is None or len(splits) < len(named) or not subfolders(train):
+    where = (root if odd else train) or root
     raise UserError(
-      f"{where} has no folders of classes, or two of one split; it holds "
-      f"{content(where)}. {_EXPECTED}."
+      f"{where} has no folders of classes, or two of one split, or classes "
+      f"beside splits; it holds {content(where)}. {_EXPECTED}."
     )
   # With nothing beside it, it is to be split like a set without splits.
   return splits if len(splits) > 1 else {"": train}
