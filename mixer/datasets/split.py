@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import glob
 import pathlib
 import re
 import types
@@ -264,9 +265,9 @@ def _open_by_code(name: str, expression: str, data_dir: str) -> Split:
   split = expression.partition("[")[0]
   source, class_names = by_code.open_source(name, split, data_dir)
   sizes = {split: len(source)}
-  ((_, start, stop),) = parts(name, expression, {split: (len(source),)})
+  taken = parts(name, expression, {split: (len(source),)})
   identity = _identity(class_names, sizes, source.digest())
-  indices = np.arange(start, stop)
+  indices = np.concatenate([np.arange(a, b) for _, a, b in taken])
   return Split(name, expression, source, class_names, indices, identity)
 
 
@@ -303,12 +304,13 @@ def find(name: str, root: pathlib.Path, data_dir: str = "") -> pathlib.Path:
     )
   if there:
     return there[-1]
-  how_to = catalog.how_to(name, data_dir)
-  for prefix in (stored.UNFINISHED, stored.PREPARING):
-    for begun in (root / base).glob(f"**/{prefix}*/"):
+  how_to, base = catalog.how_to(name, data_dir), glob.escape(base)
+  for mark in (stored.UNFINISHED, stored.PREPARING):
+    found = *root.glob(f"{base}/{mark}*/"), *root.glob(f"{base}/*/{mark}*/")
+    if found:
       raise UserError(
         f"data set {name} is not prepared in {root} yet: a preparation was "
-        f"begun and has not ended ({begun}). If none is running, the same "
+        f"begun and has not ended ({found[0]}). If none is running, the same "
         f"command continues it: {how_to}"
       )
   folders = (*root.glob("*/[0-9]*/"), *root.glob("*/*/[0-9]*/"))

@@ -149,6 +149,10 @@ def test_mistakes_of_the_function(module, body, sentence):
 
 def test_names_and_parts_that_are_not_there(module, flowers):
   module("broken", "import nosuch_module\n")
+  both = split_lib.open_split(
+    "flowers:load", "train[:2]+train[9:11]", str(flowers)
+  )
+  assert both.records.tolist() == [0, 1, 9, 10]
   for name, expression, sentence in (
     ("broken:load", "train", "No module named 'nosuch_module'; put"),
     ("flowers:nosuch", "train", "has no attribute 'nosuch'"),
