@@ -3,7 +3,6 @@
 import glob
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -77,25 +76,22 @@ def find(
   folder: str,
   passed_over: Counter[str] | None = None,
   hidden: list[str] | None = None,
-  _above: tuple[tuple[int, int], ...] = (),
+  _above: tuple[str, ...] = (),
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
   """Finds the image files of a folder and of the folders in it.
 
-  Symbolic links are followed, except to a folder that contains this one.
+  Yields the path below `folder`, with "/", and the entry, in the order of
+  names. Symbolic links are followed, except to a folder that contains this one.
   `passed_over` is as in `is_image`; `hidden` gets the paths of `hidden_in` of
   all these folders.
-
-  Yields:
-    The path below `folder`, with "/", and the entry; in the order of names.
   """
   try:
-    # Resolved: else the folders above `a/..` would be a, and the folder itself.
-    _above = _above or tuple(map(_identity, Path(folder).resolve().parents))
-    here = _identity(folder)
+    here = os.path.realpath(folder)
     with os.scandir(folder) as entries:
       entries = sorted(entries, key=lambda entry: entry.name)
   except OSError as e:
     raise UserError(f"{folder} can't be listed: {e.strerror}.") from e
+  _above = _above or tuple(map(str, Path(here).parents))
   if here in _above:
     return
   if hidden is not None:
@@ -103,24 +99,21 @@ def find(
   for entry in entries:
     if is_hidden(entry.name):
       continue
-    if is_folder(entry):
+    if _is_folder(entry):
       for way, image in find(entry.path, passed_over, hidden, (*_above, here)):
         yield f"{entry.name}/{way}", image
-    elif is_image(entry.name, passed_over) and _is_file(entry):
+    # A broken link is an image that can't be read, not nothing.
+    elif is_image(entry.name, passed_over) and (
+      entry.is_symlink() or entry.is_file()
+    ):
       yield entry.name, entry
 
 
 def expand(names: Sequence[str]) -> tuple[list[str], list[str]]:
-  """The image files that a command line names, each once, in their order.
+  """The image files that files, folders and patterns name, each once, in order.
 
-  Args:
-    names: files, which needn't be there, folders, and patterns.
-
-  Returns:
-    The files; and those of the folders and patterns in which there is none.
-
-  Raises:
-    UserError: there is none at all, or a folder can't be listed.
+  Also those of the folders and patterns in which there is none. Raises
+  UserError if there is none at all, or a folder can't be listed.
   """
   found: list[str] = []
   empty = []
@@ -151,25 +144,12 @@ def hidden_in(entries: Iterable[os.DirEntry[str]]) -> list[str]:
     for entry in entries
     if entry.name.startswith(".")
     and not entry.name.startswith("._")
-    and (is_folder(entry) or named(entry.name))
+    and (_is_folder(entry) or named(entry.name))
   ]
 
 
-def _identity(folder: str | Path) -> tuple[int, int]:
-  info = os.stat(folder)
-  return info.st_dev, info.st_ino
-
-
-def is_folder(entry: os.DirEntry[str]) -> bool:
-  """Whether it is a folder; a link to itself is none."""
+def _is_folder(entry: os.DirEntry[str]) -> bool:
   try:
     return entry.is_dir()
-  except OSError:
+  except OSError:  # A link to itself.
     return False
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-  try:
-    return stat.S_ISREG(entry.stat().st_mode)
-  except OSError:
-    return True  # A broken link: an image that can't be read, not nothing.

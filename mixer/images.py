@@ -25,8 +25,6 @@ cv2.ipp.setUseIPP(False)
 # Of odd EXIF data and the like. (`catch_warnings` is not for threads.)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
-Box = tuple[int, int, int, int]  # (left, top, right, bottom)
-
 # So that no image takes more than 2 GiB beside its file: 15 bytes a pixel
 # while it is decoded, 3 afterwards. Pillow also takes memory for each row.
 MAX_BYTES = 1 << 28
@@ -80,52 +78,45 @@ class Opened:
   def __init__(self, image: bytes | np.ndarray, white: bool = False):
     """Reads the size, and as little else as the format allows.
 
-    Args:
-      image: the bytes of a file; or pixels, see `of_array`.
-      white: put what is transparent on white ground; else the colour stored
-        beneath shows, as in the published runs.
-
-    Raises:
-      ImageError: it can't be decoded.
+    Of a file's bytes, or pixels, see `of_array`. With `white` what is
+    transparent comes on white ground; else the colour stored beneath shows, as
+    in the published runs. Raises ImageError if it can't be decoded.
     """
-    self.sampling, self.flattened, self.dark = "444", False, False
+    self.format, self.sampling = "", "444"
+    self.grey = self.flattened = self.dark = False
     self._head = self._pixels = None
+    self._encoded = b"" if isinstance(image, np.ndarray) else image
     if isinstance(image, np.ndarray):
-      self._encoded, self.format, self.grey = b"", "", False
       self._pixels = of_array(image)
-    else:
-      self._encoded, self.format = image, image_files.sniff(image)
-      self._open(image, white)
-    if self._pixels is not None:
-      self.height, self.width = self._pixels.shape[:2]
-
-  def _open(self, encoded: bytes, white: bool) -> None:
-    if not encoded:
+    elif not image:
       raise ImageError("empty", "the image is empty: 0 bytes")
-    if len(encoded) > MAX_BYTES:
+    elif len(image) > MAX_BYTES:
       raise ImageError(
-        "too large", f"{len(encoded):,} bytes, more than {MAX_BYTES:,}"
+        "too large", f"{len(image):,} bytes, more than {MAX_BYTES:,}"
       )
-    self._head = head = jpeg.header(encoded)
-    several = self.format == "jpeg" and not (head and head.single)
-    if several and encoded.count(b"\xff\xda") > _MAX_SCANS:
-      raise ImageError("damaged", f"a JPEG of more than {_MAX_SCANS} scans")
-    if head:
-      self.format = "jpeg"
-      _check_size(head.height, head.width, self.format)
+    elif head := jpeg.header(image):
+      self._head, self.format = head, "jpeg"
       self.height, self.width = head.height, head.width
       self.grey, self.sampling = head.channels == 1, head.sampling
-      return
-    with _by_pillow(encoded, self.format) as image:
-      self.grey = image.mode in ("1", "L")
-      self._pixels, self.flattened = _to_rgb(image, white)
-      self.dark = _bits(image, encoded) > 8 and not self._pixels.any()
+      _check_size(head.height, head.width, self.format)
+    self.format = self.format or image_files.sniff(self._encoded)
+    several = self.format == "jpeg" and not (self._head and self._head.single)
+    if several and self._encoded.count(b"\xff\xda") > _MAX_SCANS:
+      raise ImageError("damaged", f"a JPEG of more than {_MAX_SCANS} scans")
+    if self._encoded and not self._head:
+      with _by_pillow(self._encoded, self.format) as opened:
+        self.grey = opened.mode in ("1", "L")
+        self._pixels, self.flattened = _to_rgb(opened, white)
+        deep = _bits(opened, self._encoded) > 8
+        self.dark = deep and not self._pixels.any()
+    if self._pixels is not None:
+      self.height, self.width = self._pixels.shape[:2]
 
   def pixels(self) -> np.ndarray:
     """All pixels, uint8 [height, width, 3]; to be read only, see `crop`."""
     return self.crop((0, 0, self.width, self.height), (self.height, self.width))
 
-  def crop(self, box: Box, size: tuple[int, int]) -> np.ndarray:
+  def crop(self, box: jpeg.Box, size: tuple[int, int]) -> np.ndarray:
     """The pixels of a box, reduced by 2, 4 or 8 while not below `size`.
 
     They are uint8 [height, width, 3], to be used before the same thread decodes
@@ -177,11 +168,12 @@ def _factor(height: int, width: int, size: tuple[int, int]) -> int:
 
 def _check_size(height: int, width: int, format_: str) -> None:
   most = MAX_PIXELS // 2 if format_ in _COSTLY else MAX_PIXELS
-  over = f"more than {most:,} in all" if height * width > most else ""
-  if not over and max(height, width) > _MAX_SIDE:
-    over = f"more than {_MAX_SIDE:,} on a side"
-  if over:
-    raise ImageError("too large", f"{width:,} x {height:,} pixels, {over}")
+  if height * width > most or max(height, width) > _MAX_SIDE:
+    raise ImageError(
+      "too large",
+      f"{width:,} x {height:,} pixels, more than {most:,} in all or "
+      f"{_MAX_SIDE:,} on a side",
+    )
 
 
 @contextlib.contextmanager
@@ -191,13 +183,14 @@ def _pillow_errors() -> Iterator[None]:
     yield
   except ImageError:
     raise
-  except Image.DecompressionBombError as e:
-    raise ImageError("too large", f"more than {MAX_PIXELS:,} pixels") from e
-  except MemoryError as e:  # Also Pillow's word for sizes that make no sense.
-    raise ImageError("too large", "no memory for its pixels") from e
+  # The latter is also Pillow's word for sizes that make no sense.
+  except (Image.DecompressionBombError, MemoryError) as e:
+    why = f"more than {MAX_PIXELS:,} pixels, or no memory for them"
+    raise ImageError("too large", why) from e
   # OSError, SyntaxError, struct.error, IndexError ...
   except Exception as e:
-    why = first_line(e)
+    unknown = isinstance(e, Image.UnidentifiedImageError)
+    why = "its header is damaged" if unknown else first_line(e)
     raise ImageError("damaged", f"cannot decode the image: {why}") from e
 
 
@@ -205,20 +198,17 @@ def _pillow_errors() -> Iterator[None]:
 def _by_pillow(encoded: bytes, format_: str) -> Iterator[Image.Image]:
   """Opens and loads it by Pillow; errors in the block are the image's too."""
   if format_ not in _DECODED:
-    raise _unknown(encoded, format_)
-  with _pillow_errors():
-    try:
-      image = _pillow_header(encoded, format_)
-    except Image.UnidentifiedImageError as e:
-      if format_ == "avif":  # Not every Pillow has it.
-        raise _unknown(encoded, format_) from e
-      raise ImageError(
-        "damaged", f"begins like a {format_.upper()}, but has no header"
-      ) from e
-    with image:
-      _check_size(image.height, image.width, format_)
-      image.load()
-      yield image
+    kind = "unsupported" if format_ else "not an image"
+    raise ImageError(
+      kind,
+      f"{format_.upper() or 'not an image'}, in no format that is read here "
+      f"(convert it to JPEG or PNG): {len(encoded)} bytes that begin with "
+      f"{encoded[:16]!r}",
+    )
+  with _pillow_errors(), _pillow_header(encoded, format_) as image:
+    _check_size(image.height, image.width, format_)
+    image.load()
+    yield image
 
 
 def _pillow_header(encoded: bytes, format_: str) -> Image.Image:
@@ -226,40 +216,22 @@ def _pillow_header(encoded: bytes, format_: str) -> Image.Image:
   return Image.open(io.BytesIO(encoded), formats=[format_.upper()])
 
 
-def _unknown(encoded: bytes, format_: str) -> ImageError:
-  if format_:
-    return ImageError(
-      "unsupported",
-      f"a {format_.upper()} image, or a damaged one; not read here: convert "
-      "it to JPEG or PNG",
-    )
-  return ImageError(
-    "not an image",
-    f"not an image in any format that is read here: {len(encoded)} bytes that "
-    f"begin with {encoded[:16]!r}",
-  )
-
-
 def of_array(array: np.ndarray) -> np.ndarray:
   """uint8 [H, W], [H, W, 1] or [H, W, 3] to contiguous [H, W, 3]."""
-  shape = list(array.shape)
-  if array.dtype != np.uint8:
+  channels = array[..., None] if array.ndim == 2 else array
+  if (
+    array.dtype != np.uint8
+    or channels.shape[2:] not in ((1,), (3,))
+    or not array.size
+  ):
     raise ImageError(
       "unsupported",
-      f"an array of {array.dtype} has no agreed range: expected uint8, 0 to "
-      "255, as by (255 * x).round().astype('uint8') for x in [0, 1]",
+      f"an array of {array.dtype}, {list(array.shape)} is no image: expected "
+      "uint8, 0 to 255, and [H, W], [H, W, 1] or, of RGB, [H, W, 3]; x in "
+      "[0, 1] becomes one by (255 * x).round().astype('uint8')",
     )
-  if not (array.ndim == 2 or (array.ndim == 3 and shape[2] in (1, 3))):
-    more = "; leave out the last channel of RGBA" if shape[2:] == [4] else ""
-    raise ImageError(
-      "unsupported",
-      f"an array of shape {shape} is no image: expected [H, W], [H, W, 1] or, "
-      f"of RGB, [H, W, 3]{more}",
-    )
-  if not array.size:
-    raise ImageError("empty", f"an array of shape {shape} has no pixels")
-  channels = array if array.ndim == 3 else array[..., None]
-  return np.ascontiguousarray(np.broadcast_to(channels, (*shape[:2], 3)))
+  whole = (*array.shape[:2], 3)
+  return np.ascontiguousarray(np.broadcast_to(channels, whole))
 
 
 def of_pillow(image: Image.Image) -> np.ndarray:
@@ -286,9 +258,7 @@ def _to_rgb(image: Image.Image, white: bool = False) -> tuple[np.ndarray, bool]:
   if image.mode.startswith("I"):  # "I;16" and its byte orders, or 32-bit "I".
     return np.repeat(_grey(image)[..., None], 3, axis=2), False
   if image.mode == "F":
-    raise ImageError(
-      "unsupported", "its float values have no agreed range; save it as 8-bit"
-    )
+    raise _no_range()
   clear = white and image.has_transparency_data and image.mode != "RGBA"
   if clear or image.mode in ("P", "PA"):
     # Straight to RGB, Pillow warns of a palette with transparency.
@@ -306,10 +276,9 @@ def _to_rgb(image: Image.Image, white: bool = False) -> tuple[np.ndarray, bool]:
 
 def _bits(image: Image.Image, encoded: bytes = b"") -> int:
   """Of a value, as the file declares them; 16 for grey that doesn't, or 8."""
-  tags = getattr(image, "tag_v2", {})
 
   def declared(tag: int) -> int:
-    value = tags.get(tag)
+    value = getattr(image, "tag_v2", {}).get(tag)
     value = value[0] if isinstance(value, tuple) and value else value
     return value if isinstance(value, int) else 0
 
@@ -327,8 +296,11 @@ def _grey(image: Image.Image) -> np.ndarray:
   """The upper 8 of the bits that its values have, uint8 [H, W]."""
   values, bits = np.asarray(image), _bits(image)
   if values.min() < 0 or values.max() >= 1 << max(bits, 16):
-    raise ImageError(
-      "unsupported",
-      "its 32-bit values have no agreed range; save it as 8-bit",
-    )
+    raise _no_range()
   return (values >> max(0, bits - 8)).clip(max=255).astype(np.uint8)
+
+
+def _no_range() -> ImageError:
+  return ImageError(
+    "unsupported", "its values have no agreed range; save it as 8-bit"
+  )

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mixer import errors, images, randaugment
+from mixer import errors, images, jpeg, randaugment
 
 Size = int | Sequence[int]
 _CROP_ASPECT = (3 / 4, 4 / 3)  # Width / height.
@@ -161,7 +161,7 @@ def evaluation(
 
 def crop_box(
   height: int, width: int, rng: np.random.Generator, area_min: float
-) -> images.Box:
+) -> jpeg.Box:
   """Draws the (left, top, right, bottom) of a random crop.
 
   Its aspect ratio is uniform in [3/4, 4/3], its height uniform among those

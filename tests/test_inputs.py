@@ -141,12 +141,12 @@ def test_transparent_images_are_on_white_and_animations_still():
 @pytest.mark.parametrize(
   ("image", "problem"),
   [
-    (np.zeros((4, 4, 3)), "array of float64 .* expected uint8"),
-    (np.zeros((4, 4, 4), np.uint8), r"\[4, 4, 4\] .*last channel of RGBA"),
+    (np.zeros((4, 4, 3)), "array of float64.* expected uint8"),
+    (np.zeros((4, 4, 4), np.uint8), r"\[4, 4, 4\] is no image"),
     (np.zeros(4, np.uint8), r"\[4\] is no image"),
-    (np.zeros((0, 4, 3), np.uint8), "no pixels"),
+    (np.zeros((0, 4, 3), np.uint8), "is no image"),
     (Image.new("RGB", (0, 4)), "no pixels"),
-    (Image.fromarray(np.ones((4, 4), np.float32)), "float values"),
+    (Image.fromarray(np.ones((4, 4), np.float32)), "no agreed range"),
     (Image.open(io.BytesIO(saved(pillow("RGB"), "EPS"))), "EPS image, not dec"),
     (Image.open(io.BytesIO(saved(pillow("RGB"), "PNG")[:900])), "trunc"),
     (3, "a int is no image: expected a path, the bytes"),

@@ -240,7 +240,7 @@ def test_mislabelled_and_unsupported():
   assert inspect(data[:100], "a.jpg").kind == "damaged"
   floats = encode(np.ones((8, 8), np.float32), "TIFF")
   heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)
-  for data, word in ((floats, "float"), (heic, "HEIC")):
+  for data, word in ((floats, "range"), (heic, "HEIC")):
     found = inspect(data)
     assert found.kind == "unsupported" and word in found.problem
 
