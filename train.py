@@ -158,7 +158,7 @@ class _Run:
       began,
       before.get("metrics_lines", 0),
     )
-    self.shown: predictions.Gathered | None = None
+    self.shown: dict[str, Any] | None = None
     self.report.say(reporter.header(inputs, self.trainer.abstract.params))
     self.report.say(f"{path}: {message}")
 
@@ -195,7 +195,7 @@ class _Run:
       report.close()
     # After the last record; a run that is finished stays so if this fails.
     if self.shown is not None and jax.process_index() == 0:
-      stop.say(collect.finish(self.path, self.step, self.shown))
+      stop.say(collect.finish(self.path, self.shown))
 
   def train(self) -> None:
     """Updates, saves and evaluates until the end."""
@@ -233,7 +233,7 @@ class _Run:
       missing = not (self.path / collect.PAGE).exists()
       if distributed.broadcast("report", missing):
         with report.goodput.spend("evaluation"):
-          self.shown = self.show()
+          self.show()
 
   def update(self, local: Sequence[dict[str, np.ndarray]]) -> Any:
     """One update for each batch, in one call; their metrics."""
@@ -278,8 +278,7 @@ class _Run:
     model, params = self.trainer.inference, self.state.eval_params
     with self.report.goodput.spend("evaluation"):
       if config.report and self.step == self.inputs.plan.total:
-        self.shown = self.show()
-        values = self.shown.metrics
+        values = self.show()
       else:
         batches = input_pipeline.eval_batches(self.inputs.eval_split, config)
         values = evaluate.evaluate(
@@ -298,10 +297,11 @@ class _Run:
           named[f"fewshot/{shots}shot"] = float(np.mean(draws))
     self.report.evaluation(self.step, named)
 
-  def show(self) -> predictions.Gathered:
+  def show(self) -> dict[str, float]:
     """Evaluates, with what the report shows of the model."""
     inputs = self.inputs
-    return predictions.Gathered(
+    values, self.shown = predictions.gather(
+      self.step,
       self.trainer.inference,
       self.state.eval_params,
       input_pipeline.eval_batches(inputs.eval_split, inputs.config),
@@ -310,6 +310,7 @@ class _Run:
       inputs.config,
       self.pulse,
     )
+    return values
 
 
 def main(args: argparse.Namespace) -> int:

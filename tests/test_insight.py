@@ -2,13 +2,10 @@
 
 import math
 
-import hypothesis
-import hypothesis.extra.numpy as hnp
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import strategies as st
 
 from mixer import model, trained
 from mixer.errors import UserError
@@ -72,24 +69,6 @@ def test_waves_are_found_low_first_beside_their_inverse():
   found = kernels.token_units(params_of(kernel), 0, (4, 6), order)
   # Of the middle one, all that is left are at right angles: the lower index.
   np.testing.assert_allclose(found, units[[1, 2, 4, 0, 3]], atol=1e-6)
-
-
-@hypothesis.given(
-  hnp.arrays(
-    np.float32,
-    st.tuples(st.integers(1, 9), st.integers(1, 4), st.integers(1, 4)),
-    elements=st.integers(-3, 3),
-  )
-)
-@hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
-def test_the_order_is_a_permutation_that_scaling_leaves_alone(units):
-  order = kernels.pair_order(units)
-  assert sorted(order) == list(range(len(units)))
-  np.testing.assert_array_equal(kernels.pair_order(units * 4), order)
-  # First of each pair: the lowest frequency that was left.
-  frequency = np.round(kernels.frequencies(units), 9)
-  for place in range(0, len(order), 2):
-    assert frequency[order[place]] == frequency[order[place:]].min()
 
 
 def test_units_that_have_no_picture():

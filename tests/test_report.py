@@ -4,7 +4,6 @@ import base64
 import html.parser
 import io
 import json
-import math
 import types
 
 import numpy as np
@@ -160,10 +159,10 @@ def gathered(rows, num_classes, cuts=()):
     params = {"stem": {"kernel": np.zeros((4, 4, 3, 2), np.float32)}}
     nothing = types.SimpleNamespace()
     split: object = Split(num_classes, count)
-    found = predictions.Gathered(
-      nothing, params, [], nothing, split, smoke.get_config()
+    _, found = predictions.gather(
+      7, nothing, params, [], nothing, split, smoke.get_config()
     )
-  return collect.plain(found.result(7))
+  return collect.plain(found)
 
 
 @st.composite
@@ -264,16 +263,10 @@ def test_many_classes_and_few_names():
   assert {17, 20_000} <= set(got["confusion"]["classes"])
   assert len(got["by_class"]) == 100
   assert got["by_class"][0][0] == 17  # None right, and the most examples.
-  needed = {*got["confusion"]["classes"]}
-  needed |= {row[0] for row in got["by_class"]}
-  needed |= {c for pair in got["pairs"] for c in pair[:2]}
-  for e in got["worst"] + got["samples"]:
-    needed |= {e["label"], *(c for c, _ in e["top"])}
-  assert got["classes"] == {str(c): f"c{c}" for c in sorted(needed)}
+  assert got["classes"] == [f"c{c}" for c in range(k)]
   # A score that is rounded above 1 is in the last bin.
   ((_, last, count, _, _),) = got["calibration"]["bins"]
   assert (last, count) == (1, n)
-  assert len(json.dumps(got)) < 60_000
 
 
 def test_thumbnails():
@@ -338,7 +331,7 @@ def test_weights_that_cannot_be_drawn():
   for mixing, keys, said in (
     ({"untied": True}, {"token_mixing": "untied"}, "No token-mixing weights"),
     ({"groups": 2}, {"token_groups": 2}, "groups of channels"),
-    ({"pyramid": ((1, 4),)}, {}, "units of block 6 read 4 numbers"),
+    ({"pyramid": ((1, 4),)}, {}, "units of block 6 don't read the 4 x 4"),
   ):
     _, _, found, notes = drawn(block.TokenMixing(**mixing), **keys)
     assert any(said in note for note in notes)
@@ -378,7 +371,7 @@ def test_a_whole_run(tmp_path):
     ["Images per second", "1,100", "at step 20"],
   ]
   (note,) = got["notes"]
-  assert f"mixer report --evaluate {tmp_path} at any time" in note
+  assert f"weights: none. mixer report --evaluate {tmp_path} takes" in note
   save_checkpoint(
     tmp_path / "lost", config, lambda m: m.update(metrics_lines=9)
   )
@@ -391,11 +384,10 @@ def test_a_run_that_has_only_begun(tmp_path):
   make_run(tmp_path, smoke.get_config(), RECORDS[:1])
   with open(tmp_path / metrics.FILE, "a") as f:
     f.write('{"step": 20, "train/lo')
-  got = collect.read(tmp_path, "x", "Because.")
+  got = collect.read(tmp_path, "x")
   assert got["curves"]["train/loss"] == [[10], [2.1]]
-  assert "There is no whole checkpoint yet" in got["notes"][0]
+  assert "aren't known: there is no checkpoint" in got["notes"][0]
   assert "10 of 20 updates: it is under way" in got["notes"][1]
-  assert got["notes"][2:] == ["Because."]
   (tmp_path / metrics.FILE).unlink()
   got = collect.read(tmp_path, "x")
   assert (got["curves"], got["finals"]) == ({}, [])
@@ -405,17 +397,21 @@ def test_a_run_that_has_only_begun(tmp_path):
 
 def test_long_metrics_are_thinned(tmp_path):
   records = []
-  for step in range(1, 45_001):
+  for step in range(1, 40_000):
     records.append({"step": step, "train/loss": step / 7})
     if step % 1000 == 0:
-      records.append({"step": step, "eval/accuracy": step / 45_000})
+      records.append({"step": step, "eval/accuracy": step / 40_000})
   make_run(tmp_path, smoke.get_config(), records)
   got = collect.read(tmp_path, "x")
   steps, values = got["curves"]["train/loss"]
-  assert steps == [*range(1, 45_001, 3), 45_000]
+  assert len(steps) == 20_000 and steps[::19_999] == [1, 39_999]
+  assert max(np.diff(steps)) <= 3
   assert values == [step / 7 for step in steps]
-  assert got["curves"]["eval/accuracy"][0] == [*range(1000, 45_001, 1000)]
-  assert "Of the 45,000 records of training one of 3" in got["notes"][-1]
+  assert got["curves"]["eval/accuracy"][0] == [*range(1000, 40_000, 1000)]
+  assert (
+    "20,000 records of each metric are shown, of up to 39,999"
+    in (got["notes"][-1])
+  )
 
 
 def kept(step):
@@ -426,13 +422,10 @@ def test_what_is_kept_and_how_old_it_is(tmp_path):
   config = smoke.get_config()
   save_checkpoint(tmp_path, config)
   make_run(tmp_path, config)
-  assert collect.kept(tmp_path) == (None, "")
+  assert collect.kept(tmp_path) == (None, [])
   assert collect.read(tmp_path, "x", fresh=kept(20))["notes"] == ["!"]
   got = collect.read(tmp_path, "x", fresh=kept(4))
-  assert (
-    "those of step 4, and the newest evaluation is that of step 20"
-    in (got["notes"][-1])
-  )
+  assert "Predictions and weights: those of step 4. " in got["notes"][-1]
   content = kept(20) | {"predictions": {"mean_loss": float("nan")}}
   collect.keep(tmp_path, content)
   got = collect.read(tmp_path, "x")
@@ -456,9 +449,9 @@ def test_an_object_store(monkeypatch):
     for key, value in server.environment.items():
       monkeypatch.setenv(key, value)
     run = workdir.path(f"gs://{object_store.BUCKET}/run")
-    assert collect.kept(run) == (None, "")
+    assert collect.kept(run) == (None, [])
     collect.keep(run, kept(1))
-    assert collect.kept(run) == ({"format": 2, **kept(1)}, "")
+    assert collect.kept(run) == ({"format": 2, **kept(1)}, [])
     collect.write(run / collect.PAGE, [{"name": "a \ud800"}])
     assert b"a \\ud800" in server.store.objects["run/report.html"]
 
@@ -486,24 +479,3 @@ def test_nothing_gets_out_of_its_place(nasty):
   assert data_of(text) == {"version": __version__, "runs": [run]}
   title = elements.text("title").strip("\n").replace("\0", "")
   assert title == f"{nasty}: report".replace("\0", "")
-
-
-_JSON = st.recursive(
-  st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-  lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-  max_leaves=20,
-)
-
-
-@settings(max_examples=30, deadline=None)
-@given(_JSON)
-def test_any_data_comes_back(value):
-  def expected(x):
-    if isinstance(x, dict):
-      return {k: expected(v) for k, v in x.items()}
-    if isinstance(x, list):
-      return [expected(v) for v in x]
-    return None if isinstance(x, float) and not math.isfinite(x) else x
-
-  (run,) = data_of(collect.text([{"name": "a", "config": value}]))["runs"]
-  assert run["config"] == expected(value)

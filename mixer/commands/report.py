@@ -17,13 +17,13 @@ itself is left alone with --platform=cpu or --no-evaluate.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epy
 
-from mixer import cli, errors, flags
+from mixer import cli, errors, files, flags
 from mixer.errors import UserError
 
 with epy.lazy_imports():
@@ -33,7 +33,6 @@ with epy.lazy_imports():
   from mixer import (
     checkpoints,
     evaluate,
-    files,
     progress,
     runtime,
     sharding,
@@ -41,33 +40,22 @@ with epy.lazy_imports():
     trained,
     workdir,
   )
-  from mixer import config as config_lib
   from mixer.datasets import split as split_lib
   from mixer.report import collect, predictions
+
+_PER_DEVICE = 64
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the command's own."""
   add = parser.add_argument
   add("workdirs", nargs="+", metavar="WORKDIR", help="of train.py")
-  add(
-    "-o",
-    "--output",
-    default="",
-    metavar="FILE",
-    help="the page; WORKDIR/report.html, or report.html here for several runs",
-  )
-  add(
-    "--evaluate",
-    action=argparse.BooleanOptionalAction,
-    help="evaluate the newest checkpoint, or don't; if none, or an older one, "
-    "has been",
-  )
+  text = "the page; WORKDIR/report.html, or report.html here for several runs"
+  add("-o", "--output", default="", metavar="FILE", help=text)
+  text = "the newest checkpoint, or don't; if none, or an older one, has been"
+  add("--evaluate", action=argparse.BooleanOptionalAction, help=text)
   add("--data_dir", default="", help=flags.DATA_DIR)
   flags.add_platform(parser)
-
-
-_PER_DEVICE = 64
 
 
 def _open(name: str) -> epath.Path:
@@ -78,26 +66,16 @@ def _open(name: str) -> epath.Path:
   return path
 
 
-def _names(paths: Sequence[epath.Path]) -> list[str]:
-  """The last parts of the paths, as many as it takes to tell them apart."""
-  count, names = 0, [""] * len(paths)
-  while len(set(names)) < len(paths) or not count:
-    count += 1
-    names = ["/".join(path.parts[-count:]) for path in paths]
-  return names
-
-
-def _target(output: str, paths: Sequence[epath.Path]) -> epath.Path:
+def _target(output: str, paths: list[epath.Path]) -> epath.Path:
   """Where the page goes; looked at before any work."""
   if not output:
     return (paths[0] if len(paths) == 1 else epath.Path()) / collect.PAGE
   target = workdir.path(output)
+  if target.is_dir():
+    raise UserError(
+      f"-o {output} is a folder: name a file, such as {target / collect.PAGE}."
+    )
   if not workdir.is_remote(target):
-    if target.is_dir():
-      raise UserError(
-        f"-o {output} is a folder: name a file, such as "
-        f"{target / collect.PAGE}."
-      )
     files.make_parent(target)
   return target
 
@@ -105,9 +83,10 @@ def _target(output: str, paths: Sequence[epath.Path]) -> epath.Path:
 def _due(path: epath.Path, wanted: bool | None) -> int | None:
   """The step of the checkpoint to evaluate: as asked for, else if it's due."""
   steps, (kept, _) = checkpoints.committed(path), collect.kept(path)
-  missing = bool(steps) and (not kept or kept["step"] < steps[-1])
-  wanted = missing if wanted is None else wanted
-  return steps[-1] if steps and wanted else None
+  if not steps or wanted is False:
+    return None
+  fresh = kept and kept["step"] >= steps[-1]
+  return None if fresh and not wanted else steps[-1]
 
 
 def _evaluate(path: epath.Path, step: int, data_dir: str) -> dict[str, Any]:
@@ -117,84 +96,68 @@ def _evaluate(path: epath.Path, step: int, data_dir: str) -> dict[str, Any]:
   assert config is not None  # Of a run it has one.
   data, name = config.data, config.data.name
   split = split_lib.open_split(name, data.eval_split, data_dir or data.data_dir)
-  found = evaluate.match(model, split.class_names, name)
-  mesh = sharding.make_mesh()
+  columns = evaluate.match(model, split.class_names, name).columns
+  mesh, count = sharding.make_mesh(), len(split.class_names)
   functions = train_step.Inference(
-    model.module,
-    model.loss,
-    len(split.class_names),
-    mesh,
-    columns=found.columns,
+    model.module, model.loss, count, mesh, columns=columns
   )
   params = jax.device_put(model.params, sharding.replicated(mesh))
   batch_size = _PER_DEVICE * jax.device_count()
   batches = evaluate.batches(
-    split,
-    config_lib.image_size(config),
-    data.eval_short_side,
-    batch_size,
+    split, model.image_size, data.eval_short_side, batch_size
   )
-  done = 0
+  done = itertools.count(0, batch_size)
   with progress.Progress() as shown:
 
     def show() -> None:
-      nonlocal done
-      shown.show(f"evaluating {path.name}", done, len(split), done)
-      done = min(done + batch_size, len(split))
+      shown.show(f"evaluating {path.name}", next(done), len(split))
 
-    gathered = predictions.Gathered(
-      functions, params, batches, mesh, split, config, show
-    )
-  return gathered.result(step)
+    return predictions.gather(
+      step, functions, params, batches, mesh, split, config, show
+    )[1]
 
 
 def _read(
   path: epath.Path, name: str, step: int | None, args: argparse.Namespace
 ) -> dict[str, Any]:
   """A run for the page; evaluates the checkpoint of `step`, if any."""
-  fresh, why = None, ""
+  fresh, notes = None, []
   if step is not None:
     # The page is worth having all the same.
     try:
       fresh = _evaluate(path, step, args.data_dir)
       collect.keep(path, fresh)
     except (UserError, jax.errors.JaxRuntimeError, MemoryError) as e:
-      # What to take in place of a damaged checkpoint is no advice here.
-      cause = e.__cause__ if isinstance(e.__cause__, checkpoints.Damaged) else e
-      said = errors.first_line(cause)
-      if isinstance(cause, UserError):
-        said = " ".join(cli.own_flags(str(cause), args).split()).rstrip(".")
       what = "kept" if fresh else "evaluated"
-      why = f"Checkpoint {step:,} isn't {what}: {said}."
-  return collect.read(path, name, why, fresh)
-
-
-def _describe(run: Mapping[str, Any]) -> str:
-  """What of a run is in the page, and what isn't."""
-  steps = dict(run["facts"])["steps"]
-  finals = [f"{label} {text}" for label, text, _ in run["finals"]]
-  lines = [f"{run['name']}: {', '.join([f'steps {steps}', *finals])}"]
-  if found := run["predictions"]:
-    lines.append(
-      f"  {found['examples']:,} predictions for {found['split']} at step "
-      f"{found['step']:,}"
-    )
-  lines += [f"  note: {note}" for note in run["notes"]]
-  return "\n".join(map(errors.printable, lines))
+      said = cli.own_flags(errors.first_line(e), args)
+      notes.append(f"Checkpoint {step:,} isn't {what}: {said}.")
+  found = collect.read(path, name, fresh)
+  return found | {"notes": found["notes"] + notes}
 
 
 def main(args: argparse.Namespace) -> None:
   """Does what the command line says."""
   # Each once, in the order given.
-  opened = list(dict.fromkeys(map(_open, args.workdirs)))
-  target = _target(args.output, opened)
-  due = [_due(path, args.evaluate) for path in opened]
+  paths = list(dict.fromkeys(map(_open, args.workdirs)))
+  target = _target(args.output, paths)
+  due = [_due(path, args.evaluate) for path in paths]
   # Without anything to compute, an accelerator stays with whom it has.
   idle = all(step is None for step in due)
   runtime.start("cpu" if idle and not args.platform else args.platform)
-  found = []
-  for path, name, step in zip(opened, _names(opened), due, strict=True):
-    found.append(_read(path, name, step, args))
-    print(_describe(found[-1]), flush=True)
-  collect.write(target, found)
+  # The folder that all are in goes without saying.
+  parts = zip(*(path.parts[:-1] for path in paths), strict=False)
+  common = len([*itertools.takewhile(lambda p: len({*p}) == 1, parts)])
+  runs = []
+  for path, step in zip(paths, due, strict=True):
+    name = "/".join(path.parts[common:])
+    runs.append(run := _read(path, name, step, args))
+    finals = "".join(f", {label} {said}" for label, said, _ in run["finals"])
+    print(
+      errors.printable(f"{name}: steps {dict(run['facts'])['steps']}{finals}")
+    )
+    if found := run["predictions"]:
+      print(f"  {found['examples']:,} predictions at step {found['step']:,}")
+    for note in run["notes"]:
+      print(errors.printable(f"  note: {note}"), flush=True)
+  collect.write(target, runs)
   print(f"written to    {target}")

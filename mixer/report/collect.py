@@ -19,7 +19,7 @@ from mixer import __version__, checkpoints, errors, files, metrics, reporter
 from mixer import config as config_lib
 from mixer import workdir as workdir_lib
 from mixer.errors import UserError
-from mixer.report import predictions
+from mixer.insight import kernels
 
 PAGE, KEPT = "report.html", "report.json"
 _PARTS = {
@@ -41,21 +41,15 @@ _FINALS = {
   "train/mfu": ("MFU", "{:.2%}", None),
 }
 
-Records = Sequence[Mapping[str, Any]]
 
+def finish(workdir: epath.Path, fresh: dict[str, Any]) -> str:
+  """Keeps what `predictions.gather` found at a run's end; writes the page.
 
-def finish(
-  workdir: epath.Path, step: int, gathered: predictions.Gathered | None
-) -> str:
-  """Writes the page at a run's end, and `report.json` if it was evaluated.
-
-  For one host. Returns a sentence for people, also where something went wrong.
+  Returns a sentence for people, also where something went wrong.
   """
   try:
-    if gathered is not None:
-      keep(workdir, gathered.result(step))
-    found = read(workdir, workdir.name or str(workdir))
-    write(workdir / PAGE, [found])
+    keep(workdir, fresh)
+    write(workdir / PAGE, [read(workdir, workdir.name or str(workdir))])
   except Exception as e:  # A run that is finished stays so.
     return f"there is no report of this run: {errors.first_line(e)}."
   return f"report: {workdir / PAGE}"
@@ -71,8 +65,7 @@ def write(target: epath.PathLike, runs: Sequence[dict[str, Any]]) -> None:
 
 def text(runs: Sequence[dict[str, Any]]) -> str:
   """The page about some runs, at least one, as of `read`."""
-  names = [run["name"] for run in runs]
-  title = names[0] if len(names) == 1 else f"{len(names)} runs"
+  title = runs[0]["name"] if len(runs) == 1 else f"{len(runs)} runs"
   data = plain({"version": __version__, "runs": list(runs)})
   written = json.dumps(data, allow_nan=False, separators=(",", ":"))
   # So that nothing in it can end the element that it is in.
@@ -100,75 +93,66 @@ def plain(value: Any) -> Any:
 
 
 def keep(workdir: epath.PathLike, content: dict[str, Any]) -> None:
-  """Writes `report.json`, with what `Gathered.result` gives."""
+  """Writes `report.json`, with what `predictions.gather` gives."""
   sealed = files.sealed(plain({"format": _FORMAT, **content}))
   with files.atomic_write(epath.Path(workdir) / KEPT, "w") as f:
     f.write(json.dumps(sealed, allow_nan=False) + "\n")
 
 
-def kept(workdir: epath.PathLike) -> tuple[dict[str, Any] | None, str]:
-  """What `report.json` has, None without; and a sentence if it is damaged."""
+def kept(workdir: epath.PathLike) -> tuple[dict[str, Any] | None, list[str]]:
+  """What `report.json` has, None without; and what is wrong with it."""
   path = epath.Path(workdir) / KEPT
   try:
     found = files.read_sealed(path, "the predictions of a run", _KEYS)
   except UserError as e:
     gone = isinstance(e.__cause__, FileNotFoundError)
-    return None, "" if gone else str(e)
+    return None, [] if gone else [str(e)]
   if found["format"] != _FORMAT:
-    return None, f"{path} was written by another version of mixer."
-  return found, ""
+    return None, [f"{path} was written by another version of mixer."]
+  return found, []
 
 
 def read(
-  workdir: epath.PathLike,
-  name: str,
-  said: str = "",
-  fresh: dict[str, Any] | None = None,
+  path: epath.Path, name: str, fresh: dict[str, Any] | None = None
 ) -> dict[str, Any]:
   """What is known of a run, finished or not: an element of the page's `runs`.
 
-  `said` is a sentence about predictions, for the notes on what is missing;
-  `fresh` what `kept` would give, if it has just been made.
+  `fresh` is what `kept` would give, if it has just been made.
   """
-  path = workdir_lib.path(workdir)
-  content = workdir_lib.read_config(path)
-  resolved = content["resolved"]
+  content, notes, header = workdir_lib.read_config(path), [], None
+  resolved, done, records = content["resolved"], 0, []
   config = config_lib.from_json(content["config"], resolved)
-  newest, header, notes = _checkpoint(path)
+  try:
+    _, done = checkpoints.locate(path)
+    header = checkpoints.header(checkpoints.directory(path) / str(done))
+  except (UserError, *workdir_lib.failures(path)) as e:
+    why = errors.first_line(e)
+    notes.append(f"Devices, versions and parameters aren't known: {why}.")
   metadata = header.metadata if header else {}
   try:
     examined = metrics.examine(path, metadata.get("metrics_lines", 0))
     records = [_timed(record) for record in examined.records.values()]
-    notes += [examined.damage] if examined.damage else []
+    notes += filter(None, [examined.damage])
   except UserError as e:
-    records = []
     notes.append(f"There are no metrics: {e}")
-  found, damage = (fresh, "") if fresh else kept(path)
-  done = max([newest or 0, *(r["step"] for r in records)])
+  done = max([done, *(r["step"] for r in records)])
   if done < (total := resolved["total"]):
     notes.append(
       f"The run has done {done:,} of {total:,} updates: it is under way, or "
       "was stopped and goes on with the same command."
     )
-  notes += [sentence for sentence in (damage, said) if sentence]
-  if found is not None:
-    notes += found["notes"]
-    evaluated = [r["step"] for r in records if "eval/accuracy" in r]
-    if evaluated and evaluated[-1] != found["step"]:
-      notes.append(
-        f"Predictions and weights are those of step {found['step']:,}, and the "
-        f"newest evaluation is that of step {evaluated[-1]:,}; mixer report "
-        f"--evaluate {path} takes the newest checkpoint."
-      )
-  elif not said:
+  found, damage = (fresh, []) if fresh else kept(path)
+  notes += damage + (found["notes"] if found else [])
+  last = max((r["step"] for r in records if "eval/accuracy" in r), default=0)
+  if (known := found["step"] if found else None) is None or known < last:
+    what = "none" if known is None else f"those of step {known:,}"
     notes.append(
-      "No predictions: a run makes them at its end, and mixer report "
-      f"--evaluate {path} at any time."
+      f"Predictions and weights: {what}. mixer report --evaluate {path} takes "
+      "the newest checkpoint."
     )
-  thin = _thin(records, notes)
-  curves = _curves(thin)
+  curves = _curves(records, notes)
   facts = _facts(path, config, resolved, done, header)
-  if timed := [r for r in thin if _HOURS in r]:
+  if timed := [r for r in records if _HOURS in r]:
     facts.append(["time", _time(timed[-1])])
   return {
     "name": name,
@@ -184,59 +168,36 @@ def read(
   }
 
 
-def _checkpoint(
-  path: epath.Path,
-) -> tuple[int | None, checkpoints.Header | None, list[str]]:
-  """The newest one's step and header; and what is wrong with it."""
-  step = None
-  try:
-    _, step = checkpoints.locate(path)
-    found = checkpoints.header(checkpoints.directory(path) / str(step))
-    return step, found, []
-  except (UserError, *workdir_lib.failures(path)) as e:
-    what = "There is no whole checkpoint yet"
-    if step is not None:
-      what = errors.first_line(e)
-    lacks = "devices, versions and the number of parameters aren't known"
-    return step, None, [f"{what}: {lacks}."]
-
-
 def _timed(record: dict[str, Any]) -> dict[str, Any]:
   """With the hours since the run's first start."""
   spent = [v for name, v in record.items() if name.startswith("goodput/")]
   return record | ({_HOURS: sum(spent) / 3600} if spent else {})
 
 
-def _thin(records: Records, notes: list[str]) -> Records:
-  """Records enough for a page; adds a note if some of training are left out."""
-  plain = [
-    i
-    for i, r in enumerate(records)
-    if not any(name.startswith(("eval/", "fewshot/")) for name in r)
-  ]
-  room = max(_MOST - (len(records) - len(plain)), 1)
-  every = math.ceil(len(plain) / room)
-  if every <= 1:
-    return records
-  out = {*plain} - {*plain[::every], plain[-1]}
-  notes.append(
-    f"Of the {len(plain):,} records of training one of {every:,} is shown; "
-    f"evaluations are all there, and {metrics.FILE} has everything."
-  )
-  return [r for i, r in enumerate(records) if i not in out]
+def _curves(
+  records: Sequence[Mapping[str, Any]], notes: list[str]
+) -> dict[str, list[list[Any]]]:
+  """Metric -> [steps, values], in order; of one step the last record counts.
 
-
-def _curves(records: Records) -> dict[str, list[list[Any]]]:
-  """Metric -> [steps, values], in order; of one step the last record counts."""
+  Those of very many steps are thinned; a note says so.
+  """
   found: dict[str, dict[int, Any]] = {}
   for record in records:
     for name, value in record.items():
       if name != "step":
         found.setdefault(name, {})[record["step"]] = value
-  return {
-    name: [sorted(values), [values[step] for step in sorted(values)]]
-    for name, values in found.items()
-  }
+  most = max(map(len, found.values()), default=0)
+  if most > _MOST:
+    notes.append(
+      f"{_MOST:,} records of each metric are shown, of up to {most:,}; "
+      f"{metrics.FILE} has everything."
+    )
+  curves = {}
+  for name, values in found.items():
+    steps = sorted(values)
+    steps = [steps[i] for i in kernels.evenly(len(steps), _MOST)]
+    curves[name] = [steps, [values[step] for step in steps]]
+  return curves
 
 
 def _time(record: Mapping[str, Any]) -> str:

@@ -1,12 +1,8 @@
-"""What a report shows of a model: its predictions for a split, its weights.
-
-Taken in example by example, in memory that grows with the classes and with
-the different confusions among them, not with the examples.
-"""
+"""What a report shows of a model: its predictions for a split, its weights."""
 
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -31,188 +27,140 @@ _BINS = 15
 _EXACT, _LARGEST, _QUALITY = 64, 192, 85
 
 
-class Gathered:
-  """What the model says of a split; the same on every host.
+def gather(
+  step: int,
+  model: Any,
+  params: Any,
+  batches: evaluate.Batches,
+  mesh: Mesh,
+  split: split_lib.Split,
+  config: config_lib.Config,
+  interrupt: Callable[[], None] = lambda: None,
+) -> tuple[dict[str, float], dict[str, Any]]:
+  """Evaluates, as `evaluate.examples`: metrics, and JSON for `report.json`."""
+  counts, parts = evaluate.ConfusionCounts(len(split.class_names)), []
+  for part in evaluate.examples(model, params, batches, mesh, interrupt):
+    counts.add(part)
+    parts.append(part)
+  rows = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+  metrics = counts.metrics()
+  figures, notes = _figures(_shown_weights(params, mesh), config)
+  if broken := metrics.get("not_numbers"):
+    notes.append(
+      f"{broken:,} of the {metrics['examples']:,} examples have a NaN among "
+      "their logits: they count as wrong, as no class, and leave no mean loss."
+    )
 
-  Attributes:
-    metrics: of the split.
-  """
-
-  def __init__(
-    self,
-    model: Any,
-    params: Any,
-    batches: evaluate.Batches,
-    mesh: Mesh,
-    split: split_lib.Split,
-    config: config_lib.Config,
-    interrupt: Callable[[], None] = lambda: None,
-  ):
-    """Evaluates the split, as `evaluate.examples`. All hosts call it."""
-    self._split, self._config = split, config
-    self._counts = evaluate.ConfusionCounts(len(split.class_names))
-    self._seen = 0
-    self._spread = kernels.evenly(len(split), _EXAMPLES)
-    self._samples: list[dict[str, Any]] = []
-    self._worst: list[tuple[float, dict[str, Any]]] = []
-    self._bins = np.zeros((3, _BINS))
-    for rows in evaluate.examples(model, params, batches, mesh, interrupt):
-      self._add(rows)
-    self.metrics = self._counts.metrics()
-    self._params = _shown_weights(params, mesh)
-
-  def _add(self, rows: Mapping[str, np.ndarray]) -> None:
-    self._counts.add(rows)
-    self._bins += _calibration(rows)
-    label, first = rows["label"], rows["classes"][:, 0]
-    # A NaN comes first; last an infinite loss, as its class has no output: no
-    # image could have been right.
-    loss = rows["loss"].astype(np.float64)
-    rank = np.where(np.isfinite(loss), -loss, np.inf)
-    rank = np.where(first == evaluate.NO_CLASS, -np.inf, rank)
-    wrong = np.flatnonzero(first != label)
-    wrong = wrong[np.argsort(rank[wrong], kind="stable")][:_EXAMPLES]
-    self._worst += [
-      (float(rank[i]), self._example(rows, i)) for i in wrong.tolist()
-    ]
-    self._worst.sort(key=lambda pair: pair[0])
-    del self._worst[_EXAMPLES:]
-    places = self._seen + np.arange(len(label))
-    for i in np.flatnonzero(np.isin(places, self._spread)).tolist():
-      self._samples.append(self._example(rows, i))
-    self._seen += len(label)
-
-  def _example(self, rows: Mapping[str, np.ndarray], i: int) -> dict[str, Any]:
+  def example(i: int) -> dict[str, Any]:
+    (record,), data = split.read([i]), config.data
+    image = preprocess.evaluation(
+      record["image"], config_lib.image_size(config), data.eval_short_side
+    )
     top = zip(rows["classes"][i], rows["scores"][i], strict=True)
     return {
-      "index": self._seen + i,
+      "index": i,
       "label": int(rows["label"][i]),
       "loss": float(rows["loss"][i]),
       "top": [[int(k), float(p)] for k, p in top if k != evaluate.NO_CLASS],
+      "file": errors.printable(record.get("file_name", "")),
+      "image": thumbnail(image),
     }
 
-  def result(self, step: int) -> dict[str, Any]:
-    """JSON for `report.json`: what the page shows of the model. For one host.
-
-    Raises:
-      UserError: an example can't be read.
-    """
-    figures, notes = _figures(self._params, self._config)
-    broken = self.metrics.get("not_numbers")
-    if broken:
-      notes.append(
-        f"{broken:,} of the {self._seen:,} examples have a NaN among their "
-        "logits: they count as wrong, as no class, and leave no mean loss."
-      )
-    return {
-      "step": step,
-      "predictions": self._predictions(step),
-      "weights": figures,
-      "notes": notes,
-    }
-
-  def _predictions(self, step: int) -> dict[str, Any]:
-    rows = self._counts.classes()
-    table = np.array([(r.label, r.examples, r.correct) for r in rows])
-    pairs = self._pairs()
-    # All classes, or those that are mistaken most: others would leave it empty
-    # beside its diagonal.
-    matrix = list(range(len(table)))
-    if len(table) > _MATRIX:
-      mistaken = dict.fromkeys(k for pair in pairs for k in pair[:2])
-      matrix = sorted(list(mistaken or matrix)[:_MATRIX])
-    dense = self._counts.confusion[matrix][:, matrix].toarray()
-    totals = table[matrix, 1]
-    if len(table) > _ALL_CLASSES:
-      # The worst; of equal shares those of more examples, which say more.
-      table = table[table[:, 1] > 0]
-      label, examples, correct = table.T
-      order = np.lexsort((label, -examples, correct / examples))
-      table = table[order[:_WORST_CLASSES]]
-    worst, samples = [example for _, example in self._worst], self._samples
-    self._add_images([*worst, *samples])
-    shown = {*matrix, *table[:, 0].tolist()}
-    shown |= {k for pair in pairs[:_PAIRS] for k in pair[:2]}
-    for example in worst + samples:
-      shown |= {example["label"], *(k for k, _ in example["top"])}
-    names = trained.names_for_people(self._split.class_names)
-    used = self._bins[0] > 0
-    count, score, accuracy = self._bins[:, used]
-    score, accuracy = score / count, accuracy / count
-    ece = (count / count.sum() * np.abs(accuracy - score)).sum()
-    edges = np.linspace(0, 1, _BINS + 1)
-    bins = np.stack([edges[:-1][used], edges[1:][used], count, score, accuracy])
-    return {
-      "split": self._split.expression,
-      "step": step,
-      "examples": self.metrics["examples"],
-      "classes": {str(k): names[k] for k in sorted(shown)},
-      "accuracy": self.metrics["accuracy"],
-      "accuracy_top5": self.metrics["accuracy_top5"],
-      "mean_loss": self.metrics["loss"],
-      "confusion": {
-        "classes": matrix,
-        "counts": dense.tolist(),
-        "elsewhere": (totals - dense.sum(axis=1)).tolist(),
-      },
-      "pairs": pairs[:_PAIRS],
-      "by_class": table.tolist(),
-      "calibration": {
-        "ece": float(ece) if len(count) else None,
-        "bins": bins.T.tolist(),
-      },
-      "worst": worst,
-      "samples": samples,
-    }
-
-  def _add_images(self, examples: Sequence[dict[str, Any]]) -> None:
-    """Adds each example's image as the model sees it, and its file's name."""
-    split, config = self._split, self._config
-    size = config_lib.image_size(config)
-    records = split.read([example["index"] for example in examples])
-    for example, record in zip(examples, records, strict=True):
-      try:
-        image = preprocess.evaluation(
-          record["image"], size, config.data.eval_short_side
-        )
-      except ValueError as e:
-        raise split.decode_error(record["index"], e) from e
-      example["file"] = errors.printable(record.get("file_name", ""))
-      example["image"] = thumbnail(image)
-
-  def _pairs(self) -> list[tuple[int, int, int]]:
-    """(label, predicted, count) of all confusions, the most frequent first."""
-    found = self._counts.confusion.tocoo()
-    wrong = (found.row != found.col) & (found.data > 0)
-    row, col, count = (x[wrong] for x in (found.row, found.col, found.data))
-    order = np.lexsort((col, row, -count))
-    return [(int(row[i]), int(col[i]), int(count[i])) for i in order]
+  predictions = {
+    "split": split.expression,
+    "step": step,
+    "examples": metrics["examples"],
+    "classes": trained.names_for_people(split.class_names),
+    "accuracy": metrics["accuracy"],
+    "accuracy_top5": metrics["accuracy_top5"],
+    "mean_loss": metrics["loss"],
+    **_confusions(counts.confusion, rows["label"]),
+    "calibration": _calibration(rows),
+    "worst": [example(i) for i in _worst(rows)],
+    "samples": [
+      example(i) for i in kernels.evenly(len(split), _EXAMPLES).tolist()
+    ],
+  }
+  content = {"predictions": predictions, "weights": figures, "notes": notes}
+  return metrics, {"step": step, **content}
 
 
-def _calibration(rows: Mapping[str, np.ndarray]) -> np.ndarray:
-  """Of each bin the examples, and sums of scores and of right predictions.
+def _worst(rows: Mapping[str, np.ndarray]) -> list[int]:
+  """Wrong predictions, the highest loss first.
+
+  Before them NaNs; last an infinite loss, as its class has no output: no image
+  could have been right.
+  """
+  first, loss = rows["classes"][:, 0], rows["loss"].astype(np.float64)
+  rank = np.where(np.isfinite(loss), -loss, np.inf)
+  rank[first == evaluate.NO_CLASS] = -np.inf
+  wrong = np.flatnonzero(first != rows["label"])
+  return wrong[np.argsort(rank[wrong], kind="stable")][:_EXAMPLES].tolist()
+
+
+def _confusions(confusion: Any, label: np.ndarray) -> dict[str, Any]:
+  """Of a sparse matrix: the pairs, a part to show, and a table of classes."""
+  totals = np.bincount(label, minlength=confusion.shape[0])
+  table = np.stack([np.arange(len(totals)), totals, confusion.diagonal()], 1)
+  found = confusion.tocoo()
+  wrong = (found.row != found.col) & (found.data > 0)
+  pairs = np.stack([found.row, found.col, found.data], 1)[wrong]
+  pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0], -pairs[:, 2]))]
+  # All classes, or those that are mistaken most: others would leave it empty
+  # beside its diagonal.
+  matrix = list(range(len(table)))
+  if len(table) > _MATRIX:
+    mistaken = dict.fromkeys(pairs[:, :2].ravel().tolist())
+    matrix = sorted(list(mistaken or matrix)[:_MATRIX])
+  dense = confusion[matrix][:, matrix].toarray()
+  elsewhere = totals[matrix] - dense.sum(axis=1)
+  if len(table) > _ALL_CLASSES:
+    # The worst; of equal shares those of more examples, which say more.
+    table = table[totals > 0]
+    label, examples, correct = table.T
+    order = np.lexsort((label, -examples, correct / examples))
+    table = table[order[:_WORST_CLASSES]]
+  return {
+    "confusion": {
+      "classes": matrix,
+      "counts": dense.tolist(),
+      "elsewhere": elsewhere.tolist(),
+    },
+    "pairs": pairs[:_PAIRS].tolist(),
+    "by_class": table.tolist(),
+  }
+
+
+def _calibration(rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """The expected error; bins of (low, high, examples, score, accuracy).
 
   Guo et al. 2017, arXiv 1706.04599, section 3: bin m of M has the scores in
-  ((m - 1) / M, m / M]. float64 `[3, bins]`, without NaNs.
+  ((m - 1) / M, m / M]. Without NaNs.
   """
   predicted = rows["classes"][:, 0]
   sound = predicted != evaluate.NO_CLASS
   # A probability may be rounded to a little more than 1.
   scores = np.clip(rows["scores"][sound, 0].astype(np.float64), 0, 1)
   right = (predicted == rows["label"])[sound]
-  inner = np.linspace(0, 1, _BINS + 1)[1:-1]
-  place = np.searchsorted(inner, scores, side="left")
+  edges = np.linspace(0, 1, _BINS + 1)
+  place = np.searchsorted(edges[1:-1], scores, side="left")
   weights = np.ones_like(scores), scores, right
-  return np.stack([np.bincount(place, w, minlength=_BINS) for w in weights])
+  sums = np.stack([np.bincount(place, w, minlength=_BINS) for w in weights])
+  used = sums[0] > 0
+  count, score, accuracy = sums[:, used]
+  score, accuracy = score / count, accuracy / count
+  ece = (count / max(count.sum(), 1) * np.abs(accuracy - score)).sum()
+  bins = np.stack([edges[:-1][used], edges[1:][used], count, score, accuracy])
+  return {"ece": float(ece) if len(count) else None, "bins": bins.T.tolist()}
 
 
 def thumbnail(image: np.ndarray) -> str:
   """A data URI of an image, uint8 `[H, W, 3]`."""
-  pil, kind, options = Image.fromarray(image), "png", {"optimize": True}
-  if max(pil.size) > _EXACT:
-    pil.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
-    kind, options = "jpeg", {"quality": _QUALITY}
-  return _uri(pil, kind, **options)
+  pil = Image.fromarray(image)
+  if max(pil.size) <= _EXACT:
+    return _uri(pil, "png", optimize=True)
+  pil.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
+  return _uri(pil, "jpeg", quality=_QUALITY)
 
 
 def _uri(image: Image.Image, kind: str, **options: Any) -> str:
@@ -229,7 +177,7 @@ def _shown_weights(params: Any, mesh: Mesh) -> dict[str, Any]:
   """
   shown: dict[str, Any] = {"stem": {"kernel": params["stem"]["kernel"]}}
   count = sum(name.startswith("MixerBlock_") for name in params)
-  for i in {0, count // 2, count - 1} if count else ():
+  for i in sorted({0, count // 2, count - 1}) if count else ():
     mlp = params[f"MixerBlock_{i}"]["token_mixing"]
     kernel = mlp["Dense_0"]["kernel"]
     # An MLP for each channel can be larger than a host.
@@ -253,37 +201,35 @@ def _figures(
       "No token-mixing weights are drawn: each channel has an MLP of its own "
       f"(model.token_mixing={config.model.token_mixing})."
     )
-  blocks = [int(name.split("_")[1]) for name in params if name != "stem"]
-  for block in (None, *sorted(blocks)):
-    try:
-      if block is None:
-        images = kernels.stem_kernels(params)
-        title = "Stem"
-        what = (
-          f"kernels of {patch} x {patch} pixels, low frequencies first; each "
-          "scaled by its largest weight, mid-grey is 0."
-        )
-      else:
-        places = kernels.token_places(grid, data.permute, data.permute_seed)
-        images = kernels.token_units(params, block, grid, places)
-        title = f"Token mixing, block {block}"
-        what = (
-          f"hidden units: how each weighs the {grid[0]} x {grid[1]} tokens; "
-          "red above 0, blue below, each scaled by its largest weight. Low "
-          "frequencies first, each beside its closest inverse."
-        )
-    except UserError as e:
-      notes.append(f"Weights that are not drawn: {e}")
-      continue
+
+  def draw(title: str, images: np.ndarray, what: str) -> None:
     # Pairs of a unit and its closest inverse stay together.
     shown = kernels.some_pairs(images, _UNITS)
     picture = kernels.montage(shown, min(8, len(images)))
-    found.append(
-      {
-        "title": title,
-        "caption": f"{len(shown)} of {len(images):,} {what}",
-        "image": _uri(Image.fromarray(picture), "png", optimize=True),
-        "width": picture.shape[1],
-      }
-    )
+    figure = {"title": title, "width": picture.shape[1]}
+    figure["caption"] = f"{len(shown)} of {len(images):,} {what}"
+    figure["image"] = _uri(Image.fromarray(picture), "png", optimize=True)
+    found.append(figure)
+
+  blocks = sorted(int(name.split("_")[1]) for name in params if name != "stem")
+  for block in (None, *blocks):
+    try:
+      if block is None:
+        draw(
+          "Stem",
+          kernels.stem_kernels(params),
+          f"kernels of {patch} x {patch} pixels, low frequencies first; each "
+          "scaled by its largest weight, mid-grey is 0.",
+        )
+        continue
+      places = kernels.token_places(grid, data.permute, data.permute_seed)
+      draw(
+        f"Token mixing, block {block}",
+        kernels.token_units(params, block, grid, places),
+        f"hidden units: how each weighs the {grid[0]} x {grid[1]} tokens; red "
+        "above 0, blue below, each scaled by its largest weight. Low "
+        "frequencies first, each beside its closest inverse.",
+      )
+    except UserError as e:
+      notes.append(f"Weights that are not drawn: {e}")
   return found, notes

@@ -9,12 +9,9 @@ import struct
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as numpy_st
 
 from configs import smoke
-from mixer import cli, metrics, runtime, saving, sharding, weights
+from mixer import cli, metrics, runtime, saving, weights
 from mixer.commands import inspect
 from tests import states, trained_files
 
@@ -33,17 +30,14 @@ def by_the_docstring(params) -> str:
   return hashlib.sha256(text).hexdigest()
 
 
-_ARRAYS = st.sampled_from(sorted(_FORMATS)).flatmap(
-  lambda name: numpy_st.arrays(
-    name, numpy_st.array_shapes(min_dims=0, max_dims=3, max_side=3)
-  )
-)
-_NAMES = st.text("abcX_0", min_size=1, max_size=4)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.dictionaries(_NAMES, st.dictionaries(_NAMES, _ARRAYS), min_size=1))
-def test_the_digest_is_what_its_docstring_says(params):
+def test_the_digest_is_what_its_docstring_says():
+  rng = np.random.default_rng(0)
+  leaves = [rng.normal(size=shape) * 9 for shape in ((), (2, 3), (0, 4), (5,))]
+  params = {
+    kind: {f"b{i}": x.astype(kind) for i, x in enumerate(leaves)}
+    for kind in _FORMATS
+    if kind != "uint8"
+  } | {"a": {"b": jax.device_put(np.arange(8, dtype=np.uint8))}}
   expected = by_the_docstring(params)
   turned = {
     group: {
@@ -53,14 +47,6 @@ def test_the_digest_is_what_its_docstring_says(params):
     for group, leaves in reversed(params.items())
   }
   assert inspect.digest(params) == inspect.digest(turned) == expected
-
-
-def test_the_digest_is_the_same_wherever_arrays_are():
-  value = np.arange(8, dtype=np.float32)
-  mesh = sharding.make_mesh()
-  for where in (sharding.replicated(mesh), sharding.batch(mesh)):
-    placed = {"a": jax.device_put(value, where)}
-    assert inspect.digest(placed) == by_the_docstring({"a": value})
 
 
 @pytest.fixture(scope="module")

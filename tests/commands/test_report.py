@@ -53,8 +53,8 @@ def made(tmp_path_factory, config):
   def batches():
     return evaluate.batches(split, (16, 16), 16, 64)
 
-  gathered = predictions.Gathered(
-    functions, found.params, batches(), mesh, split, config
+  _, gathered = predictions.gather(
+    4, functions, found.params, batches(), mesh, split, config
   )
   rows = list(evaluate.examples(functions, found.params, batches(), mesh))
   rows = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
@@ -93,20 +93,17 @@ def check(made, run):
 
 def test_at_a_runs_end(made, run, monkeypatch):
   path = workdir_lib.path(run)
-  assert collect.finish(path, 4, made[2]) == f"report: {run}/report.html"
+  assert collect.finish(path, made[2]) == f"report: {run}/report.html"
   check(made, run)
-  written = (run / "report.html").read_bytes()
-  # Once more, as by a run that finds itself finished.
-  collect.finish(path, 4, None)
-  assert (run / "report.html").read_bytes() == written
   # It never fails.
   (run / "report.json").unlink()
   (run / "report.json").mkdir()
-  said = collect.finish(path, 4, made[2])
+  said = collect.finish(path, made[2])
   assert said.startswith("there is no report of this run: ")
   assert "report.json" in said
+  (run / "report.json").rmdir()
   monkeypatch.setattr(collect, "text", lambda runs: 1 / 0)
-  said = collect.finish(path, 4, None)
+  said = collect.finish(path, made[2])
   assert said == "there is no report of this run: division by zero."
 
 
@@ -116,7 +113,7 @@ def test_it_evaluates_once(made, run, command, monkeypatch):
   assert out.startswith(
     "one: steps 20 of 20 (0.5 epochs), 32 images each, Accuracy 25.00%"
   )
-  assert "397 predictions for test at step 4" in out
+  assert "397 predictions at step 4" in out
   assert all(f"  note: {note}" in out for note in found["notes"])
   assert out.endswith(f"written to    {run}/report.html\n")
   monkeypatch.setattr(report, "_evaluate", None)  # Not a second time.
@@ -127,25 +124,25 @@ def test_it_evaluates_once(made, run, command, monkeypatch):
 def test_several_and_those_without_a_model(
   made, run, config, command, monkeypatch
 ):
-  collect.keep(run, made[2].result(4))
+  collect.keep(run, made[2])
   (run.parent / "deep").mkdir()
   other, evil = run.parent / "deep" / "one", run.parent / "<b>a&b"
   for path in (other, evil):
     test_report.make_run(path, config, test_report.RECORDS[:1])
   monkeypatch.chdir(run.parent)
   out = command(run, other, evil, f"{run}/../one")
-  names = [f"{run.parent.name}/one", "deep/one", f"{run.parent.name}/<b>a&b"]
+  names = ["one", "deep/one", "<b>a&b"]
   found = data(run.parent / "report.html")
   assert [r["name"] for r in found] == names
   assert [bool(r["predictions"]) for r in found] == [True, False, False]
-  assert "note: There is no whole checkpoint yet: " in out
+  assert "aren't known: there is no checkpoint in " in out
   assert out.endswith("written to    report.html\n")
 
 
 def test_without_evaluation(run, command, tmp_path):
   target = tmp_path / "x.html"
   out = command(run, "--no-evaluate", "-o", target)
-  assert "note: No predictions: a run makes them at its end" in out
+  assert "note: Predictions and weights: none" in out
   assert data(target)[0]["predictions"] is None
   assert not (run / "report.html").exists()
   assert not (run / "report.json").exists()

@@ -37,7 +37,7 @@ from mixer import (
   train_step,
 )
 from mixer import workdir as workdir_lib
-from mixer.report import collect
+from mixer.report import collect, predictions
 
 # Moment: (where, name of the function, before or after it).
 MOMENTS: dict[str, tuple[Any, str, bool]] = {
@@ -56,7 +56,7 @@ MOMENTS: dict[str, tuple[Any, str, bool]] = {
   "saving": (saving.Checkpoints, "save", False),
   "commit": (atomicity.AtomicRenameTemporaryPath, "finalize", True),
   "committed": (atomicity.AtomicRenameTemporaryPath, "finalize", False),
-  "examine": (collect, "gather", True),
+  "examine": (predictions, "gather", True),
   "account": (reporter.Reporter, "account", True),
   "end": (reporter.Reporter, "close", False),
   "report": (collect, "finish", True),
