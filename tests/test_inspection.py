@@ -1,9 +1,6 @@
 """What an image file becomes: `mixer.inspection`."""
 
 import io
-import struct
-import warnings
-import zlib
 
 import numpy as np
 import pytest
@@ -86,14 +83,6 @@ def test_good_images_are_kept_or_made_smaller(case):
   check_close(np.asarray(image.convert("RGB")), small)
 
 
-def test_quality_and_subsampling():
-  data = encode(smooth(), subsampling=1)
-  small = [inspect(data, short_side=24, quality=q).data for q in (50, 95)]
-  assert len(small[0]) < len(small[1])
-  for jpeg in small:
-    assert simplejpeg.decode_jpeg_header(jpeg)[3] == "422"
-
-
 def test_too_long_for_a_jpeg():
   data = encode(np.zeros((300, 70_000), np.uint8), "PNG")
   found = inspect(data, short_side=299)
@@ -124,14 +113,6 @@ def test_upright(kind, turn):
   check_close(inspection.decoded(small), np.asarray(half))
 
 
-def test_a_tiff_is_turned_by_its_decoder():
-  exif = Image.Exif()
-  exif[0x0112] = 6
-  data = encode(smooth(), "TIFF", exif=exif)
-  found = inspect(data, upright=True)
-  assert found.data is data and shape(found) == (64, 48)
-
-
 def test_a_turned_jpeg_keeps_its_kind():
   exif = Image.Exif()
   exif[0x0112] = 6
@@ -147,29 +128,11 @@ def test_a_turned_jpeg_keeps_its_kind():
     assert (opened(turned).mode, header[3]) == want
 
 
-def test_odd_exif_data():
-  wrong = Image.Exif()
-  wrong[0x0112] = 77
-  for exif in (b"Exif\0\0rubbish", b"Exif\0\0II*\0\xff\xff", wrong):
-    data = encode(smooth(), exif=exif)
-    assert inspect(data, upright=True).data is data
-
-
 @pytest.mark.parametrize(
-  ("kind", "options"),
-  [
-    ("JPEG", {}),
-    ("JPEG", {"progressive": True}),
-    ("PNG", {}),
-    ("GIF", {}),
-    ("WEBP", {}),
-    ("BMP", {}),
-    ("TIFF", {"compression": "tiff_lzw"}),
-    ("PPM", {}),
-  ],
+  "kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM"]
 )
-def test_any_truncation_is_found(kind, options):
-  data = encode(smooth(32, 32), kind, **options)
+def test_any_truncation_is_found(kind):
+  data = encode(smooth(32, 32), kind)
   for cut in (1, 4, 12, *range(20, len(data), 37), len(data) - 1):
     found = inspect(data[:cut])
     assert found.data == data[:cut]
@@ -179,53 +142,6 @@ def test_any_truncation_is_found(kind, options):
       continue
     assert found.problem
     assert found.kind == "damaged" or (cut < 20 and found.kind != "empty")
-
-
-def test_damage_and_harmless_oddities():
-  data = encode(smooth(200, 200))
-  half = len(data) // 2
-  found = inspect(data[:half] + b"\xff\xd9")
-  assert found.kind == "damaged" and "premature end" in found.problem
-  # As after a crash: the rest of the file's blocks are there, but empty.
-  assert inspect(data[:half] + bytes(len(data) - half)).kind == "damaged"
-  for odd in (data + b"rubbish" * 9, data[:-2] + b"\0" * 9 + data[-2:]):
-    assert inspect(odd).kind == "" and inspect(odd).data is odd
-
-
-@pytest.mark.parametrize("data", [b"<!DOCTYPE html><p>404", b"\0" * 999, b"\n"])
-def test_what_is_no_image(data):
-  found = inspect(data, "a.jpg")
-  assert found.kind == "not an image"
-  assert str(data[:16])[2:-1] in found.problem
-  assert inspect(b"").kind == "empty"
-
-
-def _png_header(height, width):
-  def chunk(kind, content):
-    crc = zlib.crc32(kind + content).to_bytes(4, "big")
-    return struct.pack(">I", len(content)) + kind + content + crc
-
-  size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-  parts = (b"IHDR", size), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b"")
-  return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
-
-
-def _jpeg_header(height, width):
-  data = bytearray(encode(smooth()))
-  place = data.index(b"\xff\xc0") + 5
-  data[place : place + 4] = struct.pack(">HH", height, width)
-  return bytes(data)
-
-
-@pytest.mark.parametrize("bomb", [_png_header, _jpeg_header])
-def test_bombs_are_not_decoded(bomb):
-  found = inspect(bomb(20_000, 20_000))
-  assert found.kind == "too large"
-  assert f"more than {images.MAX_PIXELS:,}" in found.problem
-  # Pillow warns from half of that on; here it is just a damaged image.
-  with warnings.catch_warnings():
-    warnings.simplefilter("error")
-    assert inspect(bomb(10_000, 10_000)).kind == "damaged"
 
 
 def test_mislabelled_and_unsupported():
@@ -238,53 +154,33 @@ def test_mislabelled_and_unsupported():
   assert inspect(data, "a.unknown").kind == ""
   # What is damaged as well is damaged.
   assert inspect(data[:100], "a.jpg").kind == "damaged"
-  floats = encode(np.ones((8, 8), np.float32), "TIFF")
   heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)
-  for data, word in ((floats, "range"), (heic, "HEIC")):
-    found = inspect(data)
-    assert found.kind == "unsupported" and word in found.problem
+  assert "HEIC" in inspect(heic).problem
 
 
-_TRANSPARENT = {
-  "RGBA": ("PNG", {}),
-  "LA": ("PNG", {}),
-  "P": ("GIF", {"transparency": 3}),
-  "RGB": ("PNG", {"transparency": (9, 9, 9)}),
-  "1": ("PNG", {"transparency": 0}),
-  "webp": ("WEBP", {"lossless": True, "exact": True}),
-  "avif": ("AVIF", {"quality": 100, "subsampling": "4:4:4"}),
-}
-
-
-@pytest.mark.parametrize("case", _TRANSPARENT)
-def test_transparent_images_lie_on_white(case):
-  kind, options = _TRANSPARENT[case]
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF"])
+def test_transparent_images_lie_on_white(kind):
   clear = np.zeros((48, 64), bool)
   clear[:20] = True
-  mode = case if case.isupper() or case == "1" else "RGBA"
-  colours = np.where(clear[..., None], 9, smooth() | 16).astype(np.uint8)
-  pil = Image.fromarray(colours).convert(mode)
-  if case == "P":
-    pil = Image.fromarray(np.where(clear, 3, 5).astype(np.uint8), "P")
-    pil.putpalette(list(range(60)))
-  if case == "1":
-    pil = Image.fromarray(~clear)
-  if mode in ("RGBA", "LA"):
-    pil.putalpha(Image.fromarray(np.where(clear, 0, 255).astype(np.uint8)))
+  pil = Image.fromarray(np.where(clear, 3, 5).astype(np.uint8), "P")
+  pil.putpalette(list(range(60)))
+  options = {"transparency": 3}
+  if kind != "GIF":
+    pil = Image.fromarray(smooth()).convert("RGBA")
+    pil.putalpha(Image.fromarray(~clear).convert("L"))
+    options = {"lossless": True, "exact": True}
   file = io.BytesIO()
   pil.save(file, kind, **options)
   data, stored = file.getvalue(), np.asarray(pil.convert("RGBA").convert("RGB"))
-  near = 6 if case == "avif" else 0
   found = inspect(data, white_ground=True)
   assert found.kind == "" and opened(found.data).format == "PNG"
   got = inspection.decoded(found)
   assert (got[clear] == 255).all()
-  assert np.abs(got[~clear].astype(int) - stored[~clear]).max() <= near
+  np.testing.assert_array_equal(got[~clear], stored[~clear])
   # Where data are as the paper's, the colour beneath stays, and the bytes do.
   found = inspect(data)
   assert found.data is data
-  got = inspection.decoded(found).astype(int)
-  assert np.abs(got - stored).max() <= near
+  np.testing.assert_array_equal(inspection.decoded(found), stored)
 
 
 def test_half_transparent_colours_are_mixed_with_white():
