@@ -11,17 +11,11 @@ import re
 import signal
 import sys
 import traceback
-import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from mixer import errors, files, flags, stop
 from mixer.errors import UserError, first_line
-
-if typing.TYPE_CHECKING:
-  from etils import epath
-
-  from mixer import config as config_lib
 
 COMMANDS = {
   "prepare": "Prepares a data set for training.",
@@ -42,16 +36,12 @@ _HELP = """MLP-Mixer (arXiv 2105.01601) in JAX: mixer COMMAND ...
 
 `mixer COMMAND --help` lists a command's flags. In a checkout, training is
 `python train.py --config=configs/smoke.py --workdir=DIR`."""
+# What a key of the config is called where a flag has another name.
+_FLAGS = {"eval_split": "split", "init_resize": "resize"}
 
 
 def main(words: Sequence[str] | None = None) -> int:
-  """Runs a command line.
-
-  Args:
-    words: of it, behind the program's name; None for the process's own.
-
-  Returns:
-    The exit code.
+  """Runs the process's command line, or `words`; returns the exit code.
 
   Raises:
     SystemExit: after --help, or a sentence on what is wrong with the flags.
@@ -62,9 +52,8 @@ def main(words: Sequence[str] | None = None) -> int:
     return run(lambda _: print(_HELP.format("\n".join(lines))))
   if name not in COMMANDS:
     near = difflib.get_close_matches(name, COMMANDS, n=1)
-    said = f"error: there is no command {errors.printable(name)}; " + (
-      f"did you mean `mixer {near[0]}`?" if near else "`mixer` lists them."
-    )
+    what = f"did you mean `mixer {near[0]}`?" if near else "`mixer` lists them."
+    said = f"error: there is no command {errors.printable(name)}; {what}"
     stop.say(said, sys.stderr)
     return stop.FAILED
   args = parser(name).read(rest)
@@ -76,12 +65,7 @@ def _module(name: str) -> Any:
 
 
 def parser(name: str, description: str | None = None) -> flags.Parser:
-  """The parser of a command's flags.
-
-  Args:
-    name: of `COMMANDS`, or train.py.
-    description: of train.py, for its help.
-  """
+  """The parser of the flags of a command, or of train.py with its docstring."""
   if name == "train.py":
     found = flags.Parser("python train.py", description)
     flags.add_run(found)
@@ -91,10 +75,7 @@ def parser(name: str, description: str | None = None) -> flags.Parser:
   return found
 
 
-def train(
-  args: argparse.Namespace,
-  work: "Callable[[config_lib.Config, epath.Path, list[str]], object]",
-) -> None:
+def train(args: argparse.Namespace, work: Callable[..., object]) -> None:
   """Starts JAX and, with several processes, meets the others; then works.
 
   Args:
@@ -171,30 +152,25 @@ def _run(
   except Exception as e:
     from mixer import distributed
 
-    message = _message(e, args)
-    if not message and not distributed.several():
+    message = ""
+    if isinstance(e, UserError):
+      message = own_flags(str(e), args)
+    elif files.of_store(e):
+      message = (
+        f"Google Cloud Storage can't be used: {first_line(e)}. Is there a "
+        "network, is the name of the bucket right, and may you use it (gcloud "
+        "auth application-default login)?"
+      )
+    elif not distributed.several():
       raise
-    if message:
-      stop.say(f"error: {message}", sys.stderr)
     else:
       traceback.print_exc()
+    if message:
+      stop.say(f"error: {message}", sys.stderr)
     distributed.end_failed(e, message or f"{type(e).__name__}: {e}")
     if isinstance(e, UserError) and e.at_once:
       stop.exit_at_once(stop.FAILED)
     return stop.FAILED
-
-
-def _message(error: Exception, args: argparse.Namespace) -> str:
-  """Of an error that a user can mend; "" of a defect."""
-  if isinstance(error, UserError):
-    return own_flags(str(error), args)
-  if files.of_store(error):
-    return (
-      f"Google Cloud Storage can't be used: {first_line(error)}. Is there a "
-      "network, is the name of the bucket right, and may you use it (gcloud "
-      "auth application-default login)?"
-    )
-  return ""
 
 
 def interruption(error: KeyboardInterrupt) -> tuple[str, int]:
@@ -202,10 +178,6 @@ def interruption(error: KeyboardInterrupt) -> tuple[str, int]:
   number = signal.Signals[error.args[0]] if error.args else signal.SIGINT
   name = "Ctrl-C" if number == signal.SIGINT else number.name
   return name, 128 + number
-
-
-# What a key of the config is called where a flag has another name.
-_FLAGS = {"eval_split": "split", "init_resize": "resize"}
 
 
 def own_flags(message: str, args: argparse.Namespace) -> str:

@@ -178,7 +178,7 @@ def test_mistakes_are_told_first(tmp_path, capfd, monkeypatch):
       ["run", "-o", "out", "--figures=tokens,heads"],
       "expected some of to",
     ),
-    (["run", "-o", "out", "--examples=0"], "no whole number above 0"),
+    (["run", "-o", "out", "--examples=0"], "no whole number from 1"),
   ):
     with pytest.raises(SystemExit):
       cli.main(["visualize", *words])
