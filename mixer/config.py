@@ -372,21 +372,16 @@ _SYNONYMS = {
 
 
 def near(key: str) -> str:
-  """The existing key that another name most likely means; "" if none.
+  """The existing key that another name most likely means; "" if none."""
+  key = key.lower().replace("-", "_")
+  last = key.rpartition(".")[2]
+  if last in _SYNONYMS:
+    return _SYNONYMS[last]
 
-  By its last name, a synonym, similar letters, or a part of the name; keys of
-  its own group first.
-  """
-  group, _, last = key.lower().replace("-", "_").rpartition(".")
-  known = sorted(KEYS, key=lambda k: (k.rpartition(".")[0] != group, len(k)))
-  names = {k: k.rpartition(".")[2] for k in known}
-  same = [k for k in known if names[k] == last]
-  synonym = [_SYNONYMS[last]] if last in _SYNONYMS else []
-  alike = difflib.get_close_matches(key, known, n=1)
-  part = [
-    k
-    for k in known
-    if min(len(last), len(names[k])) > 3
-    and (names[k] in last or last in names[k])
-  ]
-  return [*same, *synonym, *alike, *part, ""][0]
+  def alike(known: str) -> tuple[float, float]:
+    own = difflib.SequenceMatcher(None, last, known.rpartition(".")[2]).ratio()
+    whole = difflib.SequenceMatcher(None, key, known).ratio()
+    return max(own, whole), whole
+
+  best = max(KEYS, key=alike)
+  return best if alike(best)[0] > 0.6 else ""

@@ -12,11 +12,10 @@ Interval = int | Fraction
 # Keys of intervals: "" and 0 mean never.
 INTERVALS = ("log_every", "eval_every", "checkpoint_every", "keep_every")
 
-_UNITS = ("steps", "epochs", "examples", "%")
 _DURATION = re.compile(
-  r"\s*([0-9]+(?:_[0-9]+)*\.?[0-9]*(?:e[0-9]{1,2})?)\s*(\S*)\s*"
+  r"\s*([0-9]+(?:_[0-9]+)*\.?[0-9]*(?:e[0-9]{1,2})?)\s*"
+  r"(%|(?:step|epoch|example)s?)?\s*"
 )
-_LONGEST = 40  # Characters.
 _MOST = 2**31 - 1  # Updates are counted in 32 bits.
 
 
@@ -66,25 +65,24 @@ def at_once(plan: Plan, step: int, most: int) -> int:
   return 1 if step % most or due else most
 
 
-def parse(key: str, text: str) -> tuple[Fraction, str]:
-  """Reads the duration of a key: "5 epochs" -> (5, "epochs"); or UserError."""
-  match = _DURATION.fullmatch(text) if len(text) <= _LONGEST else None
-  unit = match.group(2) if match else ""
-  if match and unit != "%":
-    unit = (unit or "steps").removesuffix("s") + "s"
-  if not match or unit not in _UNITS:
+def _parse(config: config_lib.Config, key: str) -> tuple[Fraction, str]:
+  """Reads a key's duration: "5 epochs" -> (5, "epoch"); or UserError."""
+  text = config[key]
+  match = _DURATION.fullmatch(text) if len(text) <= 40 else None
+  if not match:
     raise UserError(
       f"{key}={config_lib.shown(text)} is not a duration: write a number and "
       "its unit, as in "
       f'--config.{key}="500 steps", "3 epochs", "1e6 examples" or "5%".'
     )
-  return Fraction(match.group(1).replace("_", "")), unit
+  unit = (match[2] or "steps").removesuffix("s")
+  return Fraction(match[1].replace("_", "")), unit
 
 
 def check(config: config_lib.Config) -> None:
   """Refuses what is no duration."""
   for key in ("total", "schedule.warmup", *filter(config.get, INTERVALS)):
-    parse(key, config[key])
+    _parse(config, key)
 
 
 def plan(config: config_lib.Config, num_examples: int) -> Plan:
@@ -94,20 +92,24 @@ def plan(config: config_lib.Config, num_examples: int) -> Plan:
     UserError: a run of no steps, or a warm-up as long as the whole.
   """
 
-  def steps(key: str, total: int | None) -> Fraction:
-    value, unit = parse(key, config[key])
-    if unit == "%":
-      if total is None:
-        raise UserError(
-          f"{key}={config[key]!r}: the whole run can't be a share of itself; "
-          f'give steps, epochs or examples, as in --config.{key}="500 steps".'
-        )
-      return value / 100 * total
-    if unit == "epochs":
-      return value * num_examples / config.batch_size
-    return value / config.batch_size if unit == "examples" else value
+  def steps(key: str, total: int | None = None) -> Fraction:
+    value, unit = _parse(config, key)
+    if unit == "%" and total is None:
+      raise UserError(
+        f"{key}={config[key]!r}: the whole run can't be a share of itself; "
+        f'give steps, epochs or examples, as in --config.{key}="500 steps".'
+      )
+    return (
+      value
+      * {
+        "step": 1,
+        "epoch": Fraction(num_examples, config.batch_size),
+        "example": Fraction(1, config.batch_size),
+        "%": Fraction(total or 0, 100),
+      }[unit]
+    )
 
-  total = round(steps("total", None))
+  total = round(steps("total"))
   if not 1 <= total <= _MOST:
     raise UserError(
       f"total={config.total!r} comes to "

@@ -163,8 +163,8 @@ def image_size(value: str) -> int | tuple[int, int]:
       f"{value!r} is neither a number of pixels, such as 448, nor height and "
       "width, such as 224x448"
     )
-  height, *width = map(int, value.split("x"))
-  return (height, *width) if width else height
+  height, _, width = value.partition("x")
+  return (int(height), int(width)) if width else int(height)
 
 
 def add_config(parser: argparse.ArgumentParser, beside: str) -> None:

@@ -38,10 +38,9 @@ def validate(config: config_lib.Config, num_devices: int) -> None:
   for pair in config.optimizer.lr_factors:
     _check_factor(pair)
   optim.check(config)
-  _check_devices(config, num_devices)
-  _check_sizes(config)
+  _check_sizes(config, num_devices)
   _check_together(config)
-  _check_token_mixing(config)
+  _check_pyramid(config)
 
 
 def _check_value(name: str, value: Any, key: config_lib.Key) -> None:
@@ -83,76 +82,60 @@ def _refusal(wrong: str, key: str, values: Iterable[object]) -> UserError:
 
 def _check_factor(pair: Any) -> None:
   """Refuses an item of `optimizer.lr_factors` that is no pattern and factor."""
-  wrong = ""
-  if not isinstance(pair, tuple | list) or len(pair) != 2:
-    wrong = "which is no pair of a pattern and a factor"
-  elif not isinstance(pair[0], str):
-    wrong = "whose first is no pattern"
-  elif type(pair[1]) not in (int, float) or not 0 <= pair[1] < 3.4e38:
-    wrong = "whose second should be a number of at least 0"
-  else:
-    try:
-      re.compile(pair[0])
-    except (re.error, OverflowError, RecursionError) as e:
-      wrong = f"whose first is no regular expression ({e})"
-  if wrong:
+  try:
+    pattern, factor = pair
+    re.compile(pattern)
+    good = isinstance(pattern, str) and type(factor) in (int, float)
+    good = good and 0 <= factor < 3.4e38
+  except (TypeError, ValueError, re.error, OverflowError, RecursionError):
+    good = False
+  if not good:
     raise UserError(
-      f"optimizer.lr_factors has {config_lib.shown(pair)}, {wrong}; write it "
-      "as in --config.optimizer.lr_factors=\"(('head/.*', 10.0),)\"."
+      f"optimizer.lr_factors has {config_lib.shown(pair)}, which is no pair of "
+      "a regular expression and a number of at least 0; write it as in "
+      "--config.optimizer.lr_factors=\"(('head/.*', 10.0),)\"."
     )
 
 
-def _divisors(number: int) -> list[int]:
-  """In order."""
-  low = [n for n in range(1, math.isqrt(number) + 1) if not number % n]
-  return sorted({*low, *(number // n for n in low)})
+def _check_multiple(key: str, value: int, of: int, what: str) -> None:
+  if value % of:
+    below = max(1, value // of) * of
+    wrong = f"{key}={value} can't be divided {what}"
+    raise _refusal(wrong, key, (below, below + of))
 
 
-def _multiples(number: int, of: int) -> tuple[int, int]:
-  """The nearest multiples on both sides, above 0."""
-  below = max(1, number // of) * of
-  return below, below + of
+def _check_divisor(key: str, value: int, whole: int, what: str) -> None:
+  if whole % value:
+    low = [n for n in range(1, math.isqrt(whole) + 1) if not whole % n]
+    good = sorted({*low, *(whole // n for n in low)})
+    near = [n for n in good if n < value][-1:] + [n for n in good if n > value]
+    raise _refusal(f"{key}={value} doesn't divide {what}", key, near[:2])
 
 
-def _check_devices(config: config_lib.Config, num_devices: int) -> None:
-  """Refuses a batch that can't be divided among devices."""
-  batch, parts = config.batch_size, config.optimizer.accumulate
-  if batch % num_devices:
-    raise _refusal(
-      f"batch_size={batch} can't be divided among {num_devices} devices",
-      "batch_size",
-      _multiples(batch, num_devices),
-    )
+def _check_sizes(config: config_lib.Config, num_devices: int) -> None:
+  """Refuses what can't be divided: batches, images, channels; and crops."""
+  batch, spec = config.batch_size, model_lib.parse_variant(config.model.variant)
+  what = f"among {num_devices} devices"
+  _check_multiple("batch_size", batch, num_devices, what)
   each = batch // num_devices
-  if each % parts:
-    divisors = _divisors(each)
-    near = [max(n for n in divisors if n < parts)]
-    raise _refusal(
-      f"optimizer.accumulate={parts} doesn't divide the {each} examples that "
-      f"each of {num_devices} devices has of batch_size={batch}",
-      "optimizer.accumulate",
-      near + [n for n in divisors if n > parts][:1],
-    )
-  shared = config.sharding.fsdp
-  if num_devices % shared:
-    raise _refusal(
-      f"sharding.fsdp={shared} doesn't divide the {num_devices} devices",
-      "sharding.fsdp",
-      _divisors(num_devices)[:4],
-    )
-
-
-def _check_sizes(config: config_lib.Config) -> None:
-  """Refuses images that can't be cut into patches, or cropped."""
-  patch = model_lib.parse_variant(config.model.variant).patch_size
+  m = config.model
+  channels = m.hidden_dim or spec.hidden_dim
+  what = (
+    f"the {each} examples that each of {num_devices} devices has of "
+    f"batch_size={batch}"
+  )
+  accumulate = config.optimizer.accumulate
+  _check_divisor("optimizer.accumulate", accumulate, each, what)
+  what = f"the {num_devices} devices"
+  _check_divisor("sharding.fsdp", config.sharding.fsdp, num_devices, what)
+  what = f"the model's {channels} channels"
+  _check_divisor("model.token_groups", m.token_groups, channels, what)
+  patch = spec.patch_size
+  what = (
+    f"into patches of {patch} pixels (model.variant={config.model.variant})"
+  )
   for key in ("image_size", "image_width"):
-    if config[key] % patch:
-      raise _refusal(
-        f"{key}={config[key]} can't be divided into patches of {patch} pixels "
-        f"(model.variant={config.model.variant})",
-        key,
-        _multiples(config[key], patch),
-      )
+    _check_multiple(key, config[key], patch, what)
   height, width = config_lib.image_size(config)
   side, short_side = max(height, width), config.data.eval_short_side
   if 0 < short_side < side:
@@ -165,63 +148,48 @@ def _check_sizes(config: config_lib.Config) -> None:
 
 def _check_together(config: config_lib.Config) -> None:
   """Refuses settings that contradict one another."""
-  loss, optimizer = config.loss, config.optimizer
-  half = config.sharding.reduce_dtype == "bfloat16"
-  for wrong, sentence in (
-    (
-      optimizer.accumulate > 1 and half,
-      f"optimizer.accumulate={optimizer.accumulate} sums gradients in float32, "
-      "over devices too, and sharding.reduce_dtype='bfloat16'; use "
+  loss, parts = config.loss, config.optimizer.accumulate
+  wrong = ""
+  if parts > 1 and config.sharding.reduce_dtype == "bfloat16":
+    wrong = (
+      f"optimizer.accumulate={parts} sums gradients in float32, over devices "
+      "too, and sharding.reduce_dtype='bfloat16'; use "
       "--config.sharding.reduce_dtype=float32 or "
-      "--config.optimizer.accumulate=1.",
-    ),
-    (
-      loss.name == "sigmoid" and loss.label_smoothing,
+      "--config.optimizer.accumulate=1."
+    )
+  if loss.name == "sigmoid" and loss.label_smoothing:
+    wrong = (
       "loss.label_smoothing is defined for the softmax loss and "
       "loss.name='sigmoid'; use --config.loss.label_smoothing=0 or "
-      "--config.loss.name=softmax.",
-    ),
-    (
-      config.init_head == "keep" and not config.init_from,
+      "--config.loss.name=softmax."
+    )
+  if config.init_head == "keep" and not config.init_from:
+    wrong = (
       "init_head='keep' and init_from='': there is no head to keep; name the "
-      "weights by --config.init_from=PATH, or use --config.init_head=new.",
-    ),
-  ):
-    if wrong:
-      raise UserError(sentence)
+      "weights by --config.init_from=PATH, or use --config.init_head=new."
+    )
   shots = config.fewshot.shots
   numbers = all(type(s) is int and 0 < s < 10**6 for s in shots)
   if not numbers or (config.fewshot.name and not shots):
-    raise UserError(
+    wrong = (
       f"fewshot.shots={config_lib.shown(shots)} should be numbers of examples, "
       'as in --config.fewshot.shots="(1, 5, 10, 25)".'
     )
+  if wrong:
+    raise UserError(wrong)
 
 
-def _check_token_mixing(config: config_lib.Config) -> None:
-  """Refuses groups and pyramids that don't fit the model."""
+def _check_pyramid(config: config_lib.Config) -> None:
   m, spec = config.model, model_lib.parse_variant(config.model.variant)
-  channels = m.hidden_dim or spec.hidden_dim
-  if channels % m.token_groups:
-    raise _refusal(
-      f"model.token_groups={m.token_groups} doesn't divide the model's "
-      f"{channels} channels",
-      "model.token_groups",
-      [max(g for g in _divisors(channels) if g < m.token_groups)],
-    )
   blocks, tokens = list(m.pyramid_blocks), list(m.pyramid_tokens)
   depth = m.num_blocks or spec.num_blocks
   height, width = config_lib.image_size(config)
   first = height // spec.patch_size * (width // spec.patch_size)
-  # Beyond 32 bits no model could have them.
-  numbers = all(type(v) is int and abs(v) < 2**31 for v in (*blocks, *tokens))
   if (
-    not numbers
+    not all(type(v) is int for v in (*blocks, *tokens))
     or len(blocks) != len(tokens)
-    or blocks != sorted({*blocks} & {*range(depth)})
-    or any(
-      not 0 < b < a for a, b in zip([first, *tokens], tokens, strict=False)
-    )
+    or blocks != sorted({b for b in blocks if 0 <= b < depth})
+    or tokens != sorted({t for t in tokens if 0 < t < first}, reverse=True)
   ):
     raise UserError(
       f"model.pyramid_blocks={config_lib.shown(blocks)} and "
