@@ -247,8 +247,8 @@ def test_it_fits_a_phone_and_shows_names_as_they_are(show, kind):
 def test_text_stands_out(show, scheme):
   runs = [make_run("a", 20), make_run("b", 20, 1, classes=30)]
   page = show(runs, color_scheme=scheme)
-  page.get_by_role("button", name="Loss: data table").click()
-  page.get_by_role("button", name="b", exact=True).first.click()
+  page.get_by_label("Loss: data table").check()
+  page.get_by_label("Runs shown").get_by_text("b", exact=True).click()
   charts(page, "Loss")
   for summary in page.locator("summary").all():
     if not summary.evaluate("n => n.parentElement.open"):
@@ -265,7 +265,7 @@ def test_colours_and_print(show):
   stroke = "n => n.chart.drawn.series[1]._stroke"
   assert page.evaluate(paper) == "rgb(255, 255, 255)"
   assert plot.evaluate(stroke) == "rgb(0, 114, 178)"
-  page.get_by_role("button", name="Dark").click()
+  page.get_by_label("Colours").select_option("Dark")
   assert page.evaluate(paper) == "rgb(20, 22, 26)"
   assert plot.evaluate(stroke) == "rgb(86, 180, 233)"
   page.emulate_media(media="print")
@@ -276,19 +276,16 @@ def test_colours_and_print(show):
   assert page.locator(".card:visible").count() == 2 * 48
 
 
-def test_settings_differ_and_can_be_searched(show):
+def test_settings_that_differ(show):
   runs = [make_run("a"), make_run("b", seed=1)]
   runs[1]["settings"].append(["extra", "null"])
   page = show(runs)
   differs = page.get_by_role("region", name="Differences").locator("tbody tr")
   assert cells(differs) == [["seed", "0", "1"], ["extra", "–", "null"]]
   page.locator("summary", has_text="Configuration").click()
-  page.get_by_label("Filter: Configuration").fill("NAME loss")
   rows = page.get_by_role("region", name="Configuration", exact=True)
-  rows = rows.locator("tbody tr")
-  left = [row for row in rows.all() if row.is_visible()]
-  assert [row.inner_text().split("\t")[0] for row in left] == ["loss.name"]
-  assert page.get_by_text("1 of 3").is_visible()
+  names = [row[0] for row in cells(rows.locator("tbody tr"))]
+  assert names == ["loss.name", "seed", "extra"]
 
 
 def test_curves_and_tables_have_every_record(show):
@@ -302,7 +299,7 @@ def test_curves_and_tables_have_every_record(show):
     wanted = [curve(run, metric) for run in runs for metric in metrics]
     (plot,) = charts(page, title)
     assert curves(plot) == wanted
-    page.get_by_role("button", name=f"{title}: data table").click()
+    page.get_by_label(f"{title}: data table").check()
     more = page.locator(".chart", has=plot).get_by_text("More rows")
     while more.is_visible():
       more.click()
@@ -353,9 +350,9 @@ def test_pointing_zooming_and_hiding_runs(show):
   page.get_by_label("Runs shown").get_by_text("runs/1").click()
   assert len(curves(norm)) == 1 and len(curves(loss)) == 2
   page.get_by_label("Runs shown").get_by_text("runs/1").click()
-  page.get_by_role("button", name="images", exact=True).click()
+  page.get_by_label("Horizontal axis").select_option("images")
   assert axis(norm) == [10 * 32, 310 * 64]
-  page.get_by_role("button", name="hours").click()
+  page.get_by_label("Horizontal axis").select_option("hours")
   assert axis(norm) == [1, 2]
   assert [*curves(norm)[0]][1] == pytest.approx(1 + 1 / 30)
 
@@ -374,7 +371,7 @@ def test_smoothing_and_logarithms(show):
   expected = np.average(values, weights=weights)
   assert average[310] == pytest.approx(expected)
   page.get_by_label("Smoothing").fill("0")
-  page.get_by_role("button", name="Gradient norm: logarithmic").click()
+  page.get_by_label("Gradient norm: logarithmic").check()
   (drawn,) = curves(norm)
   assert [drawn[10], drawn[20], drawn[30]] == [None, 1, None]
   heights = norm.evaluate(
@@ -426,9 +423,6 @@ def test_predictions_are_those_recorded(show):
   assert table.locator("[aria-sort=descending]").inner_text().startswith("exam")
   table.get_by_role("button", name="class", exact=True).click()
   assert cells(rows)[2][0] == "c2"  # Not c10.
-  page.get_by_label("Filter classes").fill("c11")
-  left = [r[0] for r in cells(table.locator("tbody tr:not([hidden])"))]
-  assert left == [f"c{k}" for k in (11, *range(110, 120))]
   # Cards: a file's name alone, what was predicted, 12 at first.
   cards = page.locator(".block", has_text="Worst mistakes").locator(".card")
   k = [bool(e["file"]) for e in data["worst"][:12]].index(True)

@@ -130,21 +130,19 @@ function steering(runs, view) {
   return el("div", { class: "steering" },
     runs.length > 1 ? el("div", { class: "runs", role: "group",
       "aria-label": "Runs shown" }, runs.map((run) =>
-      toggle(named(run), true, (on) => {
+      checkbox(named(run), true, (on) => {
         view.hidden[on ? "delete" : "add"](run);
         view.draw();
-      }, { class: "run" }))) : null,
-    el("label", { class: "slider" }, "Smoothing", slider, output),
-    choice("Horizontal axis", axes.map((axis) => [axis, axis]), "step",
-      (axis) => {
-        view.axis = axis;
-        view.range = null;
-        view.draw();
-      }),
-    el("div", { class: "choice", role: "group", "aria-label": "Zoom" },
-      button("−", () => scale(2), { "aria-label": "Zoom out" }),
-      button("+", () => scale(0.5), { "aria-label": "Zoom in" }),
-      button("Reset", () => view.zoom(-Infinity, Infinity))));
+      }))) : null,
+    el("label", null, "Smoothing", slider, output),
+    choice("Horizontal axis", axes.map((axis) => [axis, axis]), (axis) => {
+      view.axis = axis;
+      view.range = null;
+      view.draw();
+    }),
+    button("−", () => scale(2), { "aria-label": "Zoom out" }),
+    button("+", () => scale(0.5), { "aria-label": "Zoom in" }),
+    button("Reset", () => view.zoom(-Infinity, Infinity)));
 }
 
 function makeChart(spec, view) {
@@ -162,11 +160,11 @@ function makeChart(spec, view) {
   const named = (text) => ({ "aria-label": `${spec.title}: ${text}` });
   chart.node = el("figure", { class: "chart" },
     el("figcaption", null, el("h3", { title: spec.title }, spec.title),
-      el("div", { class: "actions" }, toggle("Log", false, (on) => {
+      el("div", { class: "actions" }, checkbox("Log", false, (on) => {
         chart.log = on;
         chart.draw();
       }, { ...named("logarithmic scale"), title: "Leaves out what is ≤ 0" }),
-      toggle("Table", false, (on) => {
+      checkbox("Table", false, (on) => {
         records.hidden = !on;
         chart.draw();
       }, named("data table")))), plot, records);

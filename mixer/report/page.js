@@ -18,25 +18,17 @@ function button(label, action, attributes) {
     label);
 }
 
-// A button that is on or off; `action` gets the new state.
-function toggle(label, on, action, attributes) {
-  const node = button(label, () => {
-    const next = node.getAttribute("aria-pressed") !== "true";
-    node.setAttribute("aria-pressed", next);
-    action(next);
-  }, { "aria-pressed": on, ...attributes });
-  return node;
+function checkbox(label, on, action, attributes) {
+  const box = el("input", { type: "checkbox", checked: on && "",
+    onchange: () => action(box.checked), ...attributes });
+  return el("label", null, box, label);
 }
 
-// One of several: buttons of which one is pressed.
-function choice(label, options, chosen, action) {
-  const buttons = options.map(([value, text]) => button(text, () => {
-    buttons.forEach((b, i) =>
-      b.setAttribute("aria-pressed", options[i][0] === value));
-    action(value);
-  }, { "aria-pressed": value === chosen }));
-  return el("div", { class: "choice", role: "group", "aria-label": label },
-    buttons);
+function choice(label, options, action) {
+  const node = el("select", { "aria-label": label,
+    onchange: () => action(node.value) },
+  options.map(([value, text]) => el("option", { value }, text)));
+  return node;
 }
 
 function section(id, title, ...children) {
@@ -68,21 +60,6 @@ function table(head, rows, attributes) {
 function tableRow(first, ...rest) {
   return el("tr", null, el("th", { scope: "row" }, first),
     rest.map((cell) => el("td", null, cell)));
-}
-
-function filterBox(label, lines) {
-  const count = el("span", { class: "quiet", "aria-live": "polite" });
-  const box = el("input", { type: "search", placeholder: "Filter",
-    "aria-label": label, oninput: () => {
-      const words = box.value.toLowerCase().split(/\s+/);
-      for (const line of lines) {
-        const text = line.textContent.toLowerCase();
-        line.hidden = !words.every((word) => text.includes(word));
-      }
-      const left = [...lines].filter((line) => !line.hidden).length;
-      count.textContent = box.value ? `${left} of ${lines.length}` : "";
-    } });
-  return el("p", { class: "filter" }, box, count);
 }
 
 function clipped(text) {
@@ -135,7 +112,7 @@ function overview(runs, version) {
     el("div", { class: "bar" },
       el("span", { class: "quiet" }, `Mixer ${version} training report`),
       choice("Colours", [["", "Auto"], ["light", "Light"], ["dark", "Dark"]],
-        "", (scheme) => {
+        (scheme) => {
           document.documentElement.style.colorScheme = scheme;
           document.dispatchEvent(new Event("colours"));
         })),
@@ -162,10 +139,8 @@ function settings(runs) {
     table(head, rows, { class: "settings" }));
   const part = (title, key) => {
     const rows = aligned(runs.map((run) => run[key]));
-    const body = grid(title, rows);
-    return rows.length ? folded(title, `${rows.length} entries`,
-      filterBox(`Filter: ${title}`, body.querySelectorAll("tbody tr")), body)
-      : null;
+    return rows.length
+      ? folded(title, `${rows.length} entries`, grid(title, rows)) : null;
   };
   const different = aligned(runs.map((run) => run.settings))
     .filter(([, first, ...rest]) => rest.some((text) => text !== first));

@@ -83,13 +83,12 @@ function confusion(p, name) {
     readout.textContent = event.target.title || readout.textContent;
   };
   const dense = classes.length > 12 ? " dense" : "";
-  const short = taken.every((text) => text.length < 4) ? " short" : "";
   return block("Confusion matrix", el("p", { class: "quiet" },
     "A row for each label, a column for what it was taken for; shaded by the "
       + "share of the row.", p.by_class.length > classes.length
       ? ` The ${classes.length} classes with most confusions.` : ""),
   readout, scrolls("Confusion matrix", el("table",
-    { class: `matrix${dense}${short}`, onpointerover: show, onclick: show },
+    { class: `matrix${dense}`, onpointerover: show, onclick: show },
     el("thead", null, el("tr", null, el("td"), taken.map((text) =>
       el("th", { scope: "col" }, clipped(text))))),
     el("tbody", null, rows))));
@@ -119,7 +118,6 @@ function byClass(p, name) {
     el("th", { scope: "col" }, button(key, () => sort(key), { class: "sort" })));
   sort("accuracy");
   return block("Accuracy by class",
-    filterBox("Filter classes", rows.map((row) => row.line)),
     scrolls("Accuracy by class", el("table", { class: "numbers" },
       el("thead", null, el("tr", null, heads)), body)));
 }
