@@ -66,16 +66,13 @@ def decode(encoded: bytes) -> np.ndarray:
   reference: ImageNet's labels and published accuracies go with images that are
   not turned.
 
-  Args:
-    encoded: the bytes of an image file.
-
   Returns:
     uint8 [H, W, 3].
 
   Raises:
-    ValueError: the bytes are damaged, cut short, no image of those formats, an
-      image of more than 134,217,728 pixels (67,108,864 of WebP and AVIF), or
-      one of a kind that has no 8-bit meaning; the message says which.
+    ValueError: the bytes are damaged, no image of those formats, one of more
+      than 134,217,728 pixels (67,108,864 of WebP and AVIF), or without an 8-bit
+      meaning; the message says which.
   """
   return images.Opened(encoded).pixels().copy()
 
@@ -109,17 +106,14 @@ def train(
   _bilinear(opened.crop(box, size), out)
   if o.flip and rng.random() < 0.5:
     cv2.flip(out, 1, out)
-  result = out
   if o.affine_degrees or o.affine_scale or o.affine_translate:
-    result = affine(
-      result, rng, o.affine_degrees, o.affine_scale, o.affine_translate
+    out[...] = affine(
+      out, rng, o.affine_degrees, o.affine_scale, o.affine_translate
     )
   if o.randaugment_layers:
-    result = randaugment.apply(
-      result, rng, o.randaugment_layers, o.randaugment_magnitude
+    out[...] = randaugment.apply(
+      out, rng, o.randaugment_layers, o.randaugment_magnitude
     )
-  if result is not out:
-    out[...] = result
   return out
 
 

@@ -1,17 +1,17 @@
-"""Progress of long work on stderr: a bar on a terminal, else rare lines."""
+"""Progress of long work on stderr: a line that changes, or, in a log, few."""
 
 import contextlib
+import datetime
+import shutil
 import sys
 import time
 from collections.abc import Collection, Iterator
 from typing import Any, Self, TypeVar
 
-import tqdm
-
-# In a log: the first line soon, to show that it works, then few enough for a
-# day of work.
-_FIRST_SECONDS = 10.0
-_SECONDS = 60.0
+# Between lines of a log: few enough for a day of work, but the first one soon,
+# to show that it works. And between changes of a terminal's.
+_SECONDS, _FIRST_SECONDS, _TERMINAL_SECONDS = 60.0, 10.0, 0.1
+_ERASE = "\r\x1b[K"
 _Item = TypeVar("_Item")
 
 
@@ -22,8 +22,7 @@ class Progress:
     """Writes to `stream`, by default stderr."""
     self._stream = stream or sys.stderr
     self._terminal = self._stream.isatty()
-    self._stage = ""
-    self._bar: Any = None
+    self._stage, self._erase = "", ""
     self._start = self._next = 0.0
     self._first_done = self._first_images = 0
 
@@ -35,22 +34,22 @@ class Progress:
     images: int | None = None,
     note: str = "",
   ) -> None:
-    """Updates the bar, or prints a line if the last one is a minute old.
+    """Shows it, unless that has just been done.
 
-    `done` and `total` (0 or None if unknown) are in any unit; a new `stage`
-    starts a new bar; `images` so far give a rate.
+    `done` and `total` (0 or None if unknown, or an estimate) are in any unit; a
+    new `stage` starts anew; `images` so far give a rate.
     """
     now = time.monotonic()
     if stage != self._stage:
-      self.close()
-      self._stage = stage
-      self._start, self._next = now, now + _FIRST_SECONDS
+      self._stage, self._start = stage, now
+      self._next = now + (0 if self._terminal else _FIRST_SECONDS)
       # Work that is resumed has not done this in no time.
       self._first_done, self._first_images = done, images or 0
-    if not self._terminal and now < self._next:
+    if now < self._next:
       return
+    self._next = now + (_TERMINAL_SECONDS if self._terminal else _SECONDS)
     seconds = now - self._start
-    parts = []
+    parts = [f"{min(1, done / total):.1%}"] if total else []
     if images is not None:
       parts.append(f"{images:,} images")
       if seconds > 1:  # The rate of the first moments means nothing.
@@ -58,52 +57,31 @@ class Progress:
         parts.append(f"{rate:,.0f} images/s")
     if note:
       parts.append(note)
-    if self._terminal:
-      self._show_bar(done, total, ", ".join(parts))
-      return
-    self._next = now + _SECONDS
-    share = [f"{done / total:.1%}"] if total else []
     moved = done - self._first_done
     if moved > 0 and total and total > done:
-      left = (total - done) * seconds / moved
-      parts.append(f"{tqdm.tqdm.format_interval(left)} left")
-    self.say(f"{stage}: {', '.join([*share, *parts])}")
+      left = round((total - done) * seconds / moved)
+      parts.append(f"{datetime.timedelta(seconds=left)} left")
+    text = f"{stage}: {', '.join(parts)}"
+    if not self._terminal:
+      return self.say(text)
+    room = shutil.get_terminal_size().columns - 1
+    self._write(f"{_ERASE}{text[:room]}")
+    self._erase = _ERASE
 
   def say(self, text: str) -> None:
-    """Prints a line, above the bar."""
-    if self._bar is not None:
-      self._bar.clear()
+    """Prints a line, in place of what is shown."""
+    self._write(f"{self._erase}{text}\n")
+    self._erase = ""
+
+  def _write(self, text: str) -> None:
     with contextlib.suppress(OSError):  # The work matters more.
-      print(text, file=self._stream, flush=True)
-
-  def _show_bar(self, done: int, total: int | None, text: str) -> None:
-    if self._bar is None:
-      self._bar = tqdm.tqdm(
-        total=total,
-        initial=done,
-        desc=self._stage,
-        file=self._stream,
-        leave=False,
-        dynamic_ncols=True,
-        bar_format="{desc}: {percentage:3.0f}%|{bar:20}| {remaining} left"
-        "{postfix}",
-      )
-    # A total may be an estimate.
-    self._bar.total = max(total, done) if total else None
-    self._bar.set_postfix_str(text, refresh=False)
-    self._bar.update(done - self._bar.n)
-
-  def close(self) -> None:
-    """Removes the bar."""
-    if self._bar is not None:
-      self._bar.close()
-      self._bar = None
+      print(text, end="", file=self._stream, flush=True)
 
   def __enter__(self) -> Self:
     return self
 
   def __exit__(self, *error: object) -> None:
-    self.close()
+    self._write(self._erase)
 
 
 def track(items: Collection[_Item], stage: str) -> Iterator[_Item]:

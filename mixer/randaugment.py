@@ -45,95 +45,9 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-FILL = (128, 128, 128)
+_FILL = (128, 128, 128)
 _LEVELS = np.arange(256)
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
-
-
-def autocontrast(image: np.ndarray) -> np.ndarray:
-  """Stretches each channel so that its values span 0 to 255."""
-  table = np.tile(_LEVELS, (3, 1))
-  for channel, values in enumerate(cv2.split(image)):
-    low, high, *_ = cv2.minMaxLoc(values)
-    if high > low:
-      # Integer division: the same as the definition's truncated float product
-      # but never one below because of a rounding error.
-      stretched = (_LEVELS - int(low)) * 255 // int(high - low)
-      table[channel] = stretched.clip(0, 255)
-  return _look_up(image, table)
-
-
-def equalize(image: np.ndarray) -> np.ndarray:
-  """Flattens each channel's histogram, as Pillow's `ImageOps.equalize`."""
-  table = np.tile(_LEVELS, (3, 1))
-  for channel in range(3):
-    counts = cv2.calcHist([image], [channel], None, [256], [0, 256])
-    count = counts.ravel().astype(np.int64)
-    step = (count.sum() - count[count.nonzero()[0][-1]]) // 255
-    if step:
-      below = np.cumsum(count) - count
-      table[channel] = ((below + step // 2) // step).clip(0, 255)
-  return _look_up(image, table)
-
-
-def posterize(image: np.ndarray, bits: int) -> np.ndarray:
-  """Keeps the `bits` highest bits of each value, at least 1 and at most 8."""
-  kept = 256 - (1 << (8 - min(max(bits, 1), 8)))
-  return _look_up(image, _LEVELS & kept)
-
-
-def solarize(image: np.ndarray, threshold: int) -> np.ndarray:
-  """Inverts the values that are at least `threshold`."""
-  return _look_up(image, np.where(_LEVELS < threshold, _LEVELS, 255 - _LEVELS))
-
-
-def solarize_add(image: np.ndarray, addition: int) -> np.ndarray:
-  """Adds `addition` to the values below 128, up to 255."""
-  table = np.where(_LEVELS < 128, np.minimum(_LEVELS + addition, 255), _LEVELS)
-  return _look_up(image, table)
-
-
-def color(image: np.ndarray, factor: float) -> np.ndarray:
-  """Moves away from (above 1) or towards (below 1) the grey image."""
-  grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-  return _blend(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), image, factor)
-
-
-def contrast(image: np.ndarray, factor: float) -> np.ndarray:
-  """Moves away from or towards grey, H * W / 256 of it (196 at 224 pixels)."""
-  grey = min(image.shape[0] * image.shape[1] // 256, 255)
-  return _look_up(image, _truncate(grey + factor * (_LEVELS - grey)))
-
-
-def brightness(image: np.ndarray, factor: float) -> np.ndarray:
-  """Moves away from or towards black."""
-  return _look_up(image, _truncate(factor * _LEVELS))
-
-
-def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
-  """Moves away from or towards a 3 x 3 smoothing; border pixels stay."""
-  smooth = image.copy()
-  if min(image.shape[:2]) > 2:
-    smooth[1:-1, 1:-1] = cv2.filter2D(image, -1, _SMOOTH)[1:-1, 1:-1]
-  return _blend(smooth, image, factor)
-
-
-def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
-  """Rotates about the middle; positive is counterclockwise."""
-  height, width = image.shape[:2]
-  cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-  x, y = (width - 1) / 2, (height - 1) / 2
-  return _nearest(
-    image, (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y)
-  )
-
-
-def cutout(image: np.ndarray, rng: np.random.Generator, pad: int) -> np.ndarray:
-  """Greys the 2 pad x 2 pad square around a random pixel, where inside."""
-  x, y = int(rng.integers(image.shape[1])), int(rng.integers(image.shape[0]))
-  image = image.copy()
-  image[max(0, y - pad) : y + pad, max(0, x - pad) : x + pad] = FILL
-  return image
 
 
 def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
@@ -148,12 +62,17 @@ def _truncate(values: np.ndarray) -> np.ndarray:
   return np.trunc(values.clip(0, 255) + 1e-6)
 
 
-def _blend(start: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
-  """start + factor * (image - start), truncated: all of it in one rounding."""
+def _blend(start: np.ndarray, image: np.ndarray, m: float) -> np.ndarray:
+  """Away from `start`, or towards it; truncated: all of it in one rounding."""
+  factor = _factor(m)
   return cv2.addWeighted(start, 1 - factor, image, factor, -0.5 + 1e-3)
 
 
-def _nearest(image: np.ndarray, matrix: tuple[float, ...]) -> np.ndarray:
+def _factor(m: float) -> float:
+  return m / 10 * 1.8 + 0.1
+
+
+def _nearest(image: np.ndarray, *matrix: float) -> np.ndarray:
   """Output (x, y) <- input pixel nearest to (a x + b y + c, d x + e y + f)."""
   return cv2.warpAffine(
     image,
@@ -161,16 +80,91 @@ def _nearest(image: np.ndarray, matrix: tuple[float, ...]) -> np.ndarray:
     image.shape[1::-1],
     flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
     borderMode=cv2.BORDER_CONSTANT,
-    borderValue=FILL,
+    borderValue=_FILL,
   )
 
 
-def _sign(rng: np.random.Generator) -> int:
-  return 1 if rng.random() < 0.5 else -1
+def _signed(rng: np.random.Generator, value: float) -> float:
+  return value if rng.random() < 0.5 else -value
 
 
-def _enhancement(magnitude: float) -> float:
-  return magnitude / 10 * 1.8 + 0.1
+def _autocontrast(image: np.ndarray) -> np.ndarray:
+  """Stretches each channel so that its values span 0 to 255."""
+  table = np.tile(_LEVELS, (3, 1))
+  for channel, values in enumerate(cv2.split(image)):
+    low, high, *_ = cv2.minMaxLoc(values)
+    if high > low:
+      # Integer division: the same as the definition's truncated float product
+      # but never one below because of a rounding error.
+      stretched = (_LEVELS - int(low)) * 255 // int(high - low)
+      table[channel] = stretched.clip(0, 255)
+  return _look_up(image, table)
+
+
+def _equalize(image: np.ndarray) -> np.ndarray:
+  """Flattens each channel's histogram, as Pillow's `ImageOps.equalize`."""
+  table = np.tile(_LEVELS, (3, 1))
+  for channel in range(3):
+    counts = cv2.calcHist([image], [channel], None, [256], [0, 256])
+    count = counts.ravel().astype(np.int64)
+    step = (count.sum() - count[count.nonzero()[0][-1]]) // 255
+    if step:
+      below = np.cumsum(count) - count
+      table[channel] = ((below + step // 2) // step).clip(0, 255)
+  return _look_up(image, table)
+
+
+def _posterize(image: np.ndarray, m: float) -> np.ndarray:
+  bits = min(max(int(m / 10 * 4), 1), 8)
+  return _look_up(image, _LEVELS & 256 - (1 << 8 - bits))
+
+
+def _solarize(image: np.ndarray, m: float) -> np.ndarray:
+  low = int(m / 10 * 256) % 256 > _LEVELS
+  return _look_up(image, np.where(low, _LEVELS, 255 - _LEVELS))
+
+
+def _solarize_add(image: np.ndarray, m: float) -> np.ndarray:
+  more = np.minimum(_LEVELS + int(m / 10 * 110), 255)
+  return _look_up(image, np.where(_LEVELS < 128, more, _LEVELS))
+
+
+def _color(image: np.ndarray, m: float) -> np.ndarray:
+  grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+  return _blend(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), image, m)
+
+
+def _contrast(image: np.ndarray, m: float) -> np.ndarray:
+  grey = min(image.shape[0] * image.shape[1] // 256, 255)
+  return _look_up(image, _truncate(grey + _factor(m) * (_LEVELS - grey)))
+
+
+def _sharpness(image: np.ndarray, m: float) -> np.ndarray:
+  """Away from or towards a 3 x 3 smoothing; border pixels stay."""
+  smooth = image.copy()
+  if min(image.shape[:2]) > 2:
+    smooth[1:-1, 1:-1] = cv2.filter2D(image, -1, _SMOOTH)[1:-1, 1:-1]
+  return _blend(smooth, image, m)
+
+
+def _rotate(image: np.ndarray, degrees: float) -> np.ndarray:
+  """Rotates about the middle; positive is counterclockwise."""
+  height, width = image.shape[:2]
+  cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+  x, y = (width - 1) / 2, (height - 1) / 2
+  return _nearest(
+    image, cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y
+  )
+
+
+def _cutout(
+  image: np.ndarray, rng: np.random.Generator, pad: int
+) -> np.ndarray:
+  """Greys the 2 pad x 2 pad square around a random pixel, where inside."""
+  x, y = int(rng.integers(image.shape[1])), int(rng.integers(image.shape[0]))
+  image = image.copy()
+  image[max(0, y - pad) : y + pad, max(0, x - pad) : x + pad] = _FILL
+  return image
 
 
 # (image, rng, magnitude) -> image; drawn by position. Matrices as `_nearest`
@@ -178,30 +172,30 @@ def _enhancement(magnitude: float) -> float:
 OPERATIONS: dict[
   str, Callable[[np.ndarray, np.random.Generator, float], np.ndarray]
 ] = {
-  "AutoContrast": lambda i, rng, m: autocontrast(i),
-  "Equalize": lambda i, rng, m: equalize(i),
+  "AutoContrast": lambda i, rng, m: _autocontrast(i),
+  "Equalize": lambda i, rng, m: _equalize(i),
   "Invert": lambda i, rng, m: cv2.bitwise_not(i),
-  "Rotate": lambda i, rng, m: rotate(i, _sign(rng) * m / 10 * 30),
-  "Posterize": lambda i, rng, m: posterize(i, int(m / 10 * 4)),
-  "Solarize": lambda i, rng, m: solarize(i, int(m / 10 * 256) % 256),
-  "Color": lambda i, rng, m: color(i, _enhancement(m)),
-  "Contrast": lambda i, rng, m: contrast(i, _enhancement(m)),
-  "Brightness": lambda i, rng, m: brightness(i, _enhancement(m)),
-  "Sharpness": lambda i, rng, m: sharpness(i, _enhancement(m)),
+  "Rotate": lambda i, rng, m: _rotate(i, _signed(rng, m / 10 * 30)),
+  "Posterize": lambda i, rng, m: _posterize(i, m),
+  "Solarize": lambda i, rng, m: _solarize(i, m),
+  "Color": lambda i, rng, m: _color(i, m),
+  "Contrast": lambda i, rng, m: _contrast(i, m),
+  "Brightness": lambda i, rng, m: _look_up(i, _truncate(_factor(m) * _LEVELS)),
+  "Sharpness": lambda i, rng, m: _sharpness(i, m),
   "ShearX": lambda i, rng, m: _nearest(
-    i, (1, _sign(rng) * m / 10 * 0.3, 0, 0, 1, 0)
+    i, 1, _signed(rng, m / 10 * 0.3), 0, 0, 1, 0
   ),
   "ShearY": lambda i, rng, m: _nearest(
-    i, (1, 0, 0, _sign(rng) * m / 10 * 0.3, 1, 0)
+    i, 1, 0, 0, _signed(rng, m / 10 * 0.3), 1, 0
   ),
   "TranslateX": lambda i, rng, m: _nearest(
-    i, (1, 0, _sign(rng) * m / 10 * 100, 0, 1, 0)
+    i, 1, 0, _signed(rng, m / 10 * 100), 0, 1, 0
   ),
   "TranslateY": lambda i, rng, m: _nearest(
-    i, (1, 0, 0, 0, 1, _sign(rng) * m / 10 * 100)
+    i, 1, 0, 0, 0, 1, _signed(rng, m / 10 * 100)
   ),
-  "Cutout": lambda i, rng, m: cutout(i, rng, int(m / 10 * 40)),
-  "SolarizeAdd": lambda i, rng, m: solarize_add(i, int(m / 10 * 110)),
+  "Cutout": lambda i, rng, m: _cutout(i, rng, int(m / 10 * 40)),
+  "SolarizeAdd": lambda i, rng, m: _solarize_add(i, m),
 }
 _OPERATIONS = tuple(OPERATIONS.values())
 
@@ -209,9 +203,8 @@ _OPERATIONS = tuple(OPERATIONS.values())
 def apply(
   image: np.ndarray, rng: np.random.Generator, layers: int, magnitude: float
 ) -> np.ndarray:
-  """Applies `layers` random operations to uint8 [H, W, 3]; a new array."""
-  result = image
+  """Applies random operations, one or more, to uint8 [H, W, 3]."""
   for _ in range(layers):
     operation = _OPERATIONS[rng.integers(len(_OPERATIONS))]
-    result = operation(result, rng, magnitude)
-  return image.copy() if result is image else result
+    image = operation(image, rng, magnitude)
+  return image

@@ -31,10 +31,10 @@ def test_lines_where_there_is_no_terminal(clock):
     m.show("drawing", 0, 10)
     m.say("that was it")
   assert out.getvalue().splitlines() == [
-    "preparing: 21.0%, 6,000 images, 100 images/s, 3 bad, 13:10 left",
-    "preparing: 27.0%, 12,000 images, 100 images/s, 3 bad, 12:10 left",
-    "preparing: 33.0%, 18,000 images, 100 images/s, 3 bad, 11:10 left",
-    "preparing: 39.0%, 24,000 images, 100 images/s, 3 bad, 10:10 left",
+    "preparing: 21.0%, 6,000 images, 100 images/s, 3 bad, 0:13:10 left",
+    "preparing: 27.0%, 12,000 images, 100 images/s, 3 bad, 0:12:10 left",
+    "preparing: 33.0%, 18,000 images, 100 images/s, 3 bad, 0:11:10 left",
+    "preparing: 39.0%, 24,000 images, 100 images/s, 3 bad, 0:10:10 left",
     "that was it",
   ]
 
@@ -48,19 +48,21 @@ def test_a_stage_of_unknown_size(clock):
   assert out.getvalue() == "looking: 0 images, 0 images/s\n"
 
 
-def test_a_bar_on_a_terminal():
+def test_a_line_on_a_terminal(clock):
   out = Terminal()
   with progress.Progress(out) as m:
     m.show("preparing", 0, 1000, 0)
+    m.show("preparing", 100, 1000, 1)  # Just shown.
     m.say("a warning")
-    time.sleep(0.2)
-    m.show("preparing", 500, 1000, 4321, "1 bad")
-    time.sleep(0.2)
+    clock[0] += 2
+    m.show("preparing", 500, 1000, 4320, "1 bad")
+    clock[0] += 2
     m.show("preparing", 1200, 1000, 9999)  # The size was an estimate.
-    m.show("drawing", 3, 4, 3)
-  text = out.getvalue()
-  assert "preparing:   0%|" in text and "a warning\n" in text
-  assert " 50%|" in text and "4,321 images, 1 bad" in text
-  assert "100%|" in text and "drawing:  75%|" in text
-  # Nothing stays behind.
-  assert text.split("\r")[-1].strip() == ""
+    m.show("drawing" + "x" * 999, 3, 4, 3)
+  shown = out.getvalue().split("\r\x1b[K")
+  assert shown[1:3] == ["preparing: 0.0%, 0 images", "a warning\n"]
+  assert shown[3] == (
+    "preparing: 50.0%, 4,320 images, 2,160 images/s, 1 bad, 0:00:02 left"
+  )
+  assert "100.0%" in shown[4] and len(shown[5]) < 999
+  assert shown[6:] == [""]  # Nothing stays behind.

@@ -203,7 +203,7 @@ def test_operations_are_drawn_uniformly_with_replacement(monkeypatch):
 @hypothesis.given(
   st.integers(1, 40),
   st.integers(1, 40),
-  st.integers(0, 4),
+  st.integers(1, 4),
   st.floats(0, 30),
   st.integers(0, 2**32),
 )
