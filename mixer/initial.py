@@ -11,7 +11,6 @@ from etils import epath
 
 from mixer import (
   checkpoints,
-  npz,
   released,
   resolution,
   train_step,
@@ -211,7 +210,7 @@ _SHAPE = (
 
 
 def model_of(path: str) -> tuple[dict[str, Any], tuple[int, int]]:
-  """The shape of the model that weights are of; reads no values.
+  """The shape of the model that weights are of.
 
   Args:
     path: as for `trained.load`.
@@ -230,7 +229,7 @@ def model_of(path: str) -> tuple[dict[str, Any], tuple[int, int]]:
     config = config_lib.from_json(stored["config"], stored["resolved"])
     keys = {key: config.model[key] for key in _SHAPE}
     return keys, config_lib.image_size(config)
-  shape = npz.shape_of(released.resolve(path))
+  shape = weights.shape_of(released.load(path))
   sizes = ("num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
   found = {key: getattr(shape, key) for key in sizes}
   side = math.isqrt(shape.num_tokens) * shape.patch_size

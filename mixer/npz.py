@@ -9,7 +9,6 @@ compared with the zip's CRC-32, and takes no more memory than the arrays.
 
 import contextlib
 import hashlib
-import io
 import math
 import os
 import re
@@ -24,7 +23,6 @@ from mixer import files, weights
 from mixer.errors import UserError, first_line
 
 Path = str | os.PathLike[str]
-_LONGEST_HEADER = 10_000  # As numpy has it.
 _HEADERS = {
   (1, 0): np.lib.format.read_array_header_1_0,
   (2, 0): np.lib.format.read_array_header_2_0,
@@ -81,20 +79,14 @@ def save(params: weights.Params, path: Path) -> None:
   write(path, flat)
 
 
-def shape_of(path: Path) -> weights.Shape:
-  """The shape of the model in an .npz file; reads no values."""
-  arrays = _current(read(path, values=False), path)
-  return weights.shape_of(arrays, f"the weights in {path}")
-
-
-def is_older(names: Mapping[str, Any]) -> bool:
-  """Whether these are names of the older layout."""
-  return any(k.startswith("Mixer/") for k in names)
+def is_older(path: Path) -> bool:
+  """Whether the arrays in a file have the older names."""
+  return any(k.startswith("Mixer/") for k in read(path))
 
 
 def _current(arrays: dict[str, np.ndarray], path: Path) -> dict[str, Any]:
   """The arrays under current names, without the older MLPs' singleton axes."""
-  if not is_older(arrays):
+  if not any(k.startswith("Mixer/") for k in arrays):
     return arrays
   norms: dict[str, set[int]] = {}
   for m in filter(None, map(_NORM.fullmatch, arrays)):
@@ -117,8 +109,8 @@ def _current(arrays: dict[str, np.ndarray], path: Path) -> dict[str, Any]:
   return found
 
 
-def read(path: Path, values: bool = True) -> dict[str, np.ndarray]:
-  """All arrays of a file; without `values`, zeros that take no memory."""
+def read(path: Path) -> dict[str, np.ndarray]:
+  """All arrays of a file; UserError where it isn't whole."""
   found: dict[str, np.ndarray] = {}
   with _opened(path) as file:
     for info in file.infolist():
@@ -129,36 +121,27 @@ def read(path: Path, values: bool = True) -> dict[str, np.ndarray]:
           f"{info.filename}{' twice' if name in found else ''}."
         )
       with file.open(info) as member:
-        start = io.BytesIO(member.read(_LONGEST_HEADER))
-      shape, _, dtype = _HEADERS[np.lib.format.read_magic(start)](start)
-      size = start.tell() + math.prod(shape) * dtype.itemsize
-      if dtype.newbyteorder("=") != np.float32:
-        # .npz files don't know bfloat16: it comes as two bytes of no meaning.
-        kind = "bfloat16 or the like" if dtype.str == "|V2" else dtype.name
-        raise UserError(
-          f"{path} holds other arrays than float32: {name} is {kind}. Weights "
-          "are loaded as they are; convert them, as by numpy.float32."
-        )
-      if size != info.file_size or min(shape, default=0) < 0:
-        raise ValueError(f"{name} has not the bytes of its shape {shape}")
-      found[name] = np.broadcast_to(np.float32(0), shape)
-      if values:
-        with file.open(info) as member:
-          array = np.lib.format.read_array(member, allow_pickle=False)
-          member.read(1)  # The CRC is compared where the end is reached.
-        # Of one byte order.
-        found[name] = array.astype(np.float32, order="K", copy=False)
+        version = np.lib.format.read_magic(member)
+        shape, _, dtype = _HEADERS[version](member)
+        if dtype.newbyteorder("=") != np.float32:
+          # .npz files don't know bfloat16: it comes as two bytes of no meaning.
+          kind = "bfloat16 or the like" if dtype.str == "|V2" else dtype.name
+          raise UserError(
+            f"{path} holds other arrays than float32: {name} is {kind}. "
+            "Weights are loaded as they are; convert them, as by numpy.float32."
+          )
+        # Before memory is taken.
+        size = member.tell() + math.prod(shape) * dtype.itemsize
+        if size != info.file_size or min(shape, default=0) < 0:
+          raise ValueError(f"{name} has not the bytes of its shape {shape}")
+        member.seek(0)
+        array = np.lib.format.read_array(member, allow_pickle=False)
+        member.read(1)  # The CRC is compared where the end is reached.
+      # Of one byte order.
+      found[name] = array.astype(np.float32, order="K", copy=False)
   if not found:
     raise UserError(f"{path} holds no arrays; expected those of a Mixer.")
   return found
-
-
-def check(path: Path) -> None:
-  """Refuses a file that isn't whole, by its CRCs."""
-  read(path, values=False)
-  with _opened(path) as file:
-    if name := file.testzip():
-      raise UserError(f"{path} is damaged: {name} isn't what was written.")
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -70,8 +70,9 @@ def load(path: npz.Path) -> dict[str, Any]:
   if _place(path).exists():
     return npz.load(file)
   try:
-    _check_is(file, _name(path))
-    return npz.load(file)
+    params = npz.load(file)
+    _check_is(params, _name(path))
+    return params
   except UserError as e:
     raise UserError(
       f"{e} Remove {file}, which {path} stands for: it is then downloaded anew."
@@ -152,7 +153,7 @@ def _name(path: npz.Path) -> str:
   return f"{folder}/{name}" if name in NAMES.get(folder, ()) else ""
 
 
-def _check_is(file: pathlib.Path, name: str) -> None:
+def _check_is(params: weights.Params, name: str) -> None:
   """Base names are the same in every folder, so files get mixed up."""
   folder, _, base = name.partition("/")
   spec = model.parse_variant(base.removeprefix("Mixer-").replace("_", "/"))
@@ -160,10 +161,10 @@ def _check_is(file: pathlib.Path, name: str) -> None:
     "num_tokens": (_IMAGE_SIZE // spec.patch_size) ** 2,
     "num_classes": 21_843 if folder == "imagenet21k" else 1000,
   }
-  found = dataclasses.asdict(npz.shape_of(file))
+  found = dataclasses.asdict(weights.shape_of(params))
   if found != wanted:
     wrong = {k: v for k, v in found.items() if v != wanted[k]}
-    raise UserError(f"{file} is not {name}: it has {wrong}.")
+    raise UserError(f"the file is not {name}: it has {wrong}.")
 
 
 def _download(url: str, file: pathlib.Path) -> None:
@@ -185,7 +186,7 @@ def _download(url: str, file: pathlib.Path) -> None:
       _receive_all(url, out, file)
       os.fsync(out.fileno())
       try:
-        npz.check(part)
+        npz.read(part)
       except UserError as e:
         out.truncate(0)
         raise UserError(
