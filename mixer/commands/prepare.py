@@ -62,12 +62,17 @@ def hold_out(text: str) -> dict[str, int | float]:
   return parts
 
 
-# Flags for files of the user's: how they are read, and their help.
+# Flags for files of the user's, which are fields of `build.Options` where there
+# are such: how they are read, and their help.
 _OWN: dict[str, tuple[dict[str, Any], str]] = {
   "name": ({}, "of the set that `folder` makes"),
   "classes": ({"type": _path}, "a file with the classes, one a line"),
   "resize": (
-    {"type": flags.number(int, 0, 10**5), "metavar": "SHORT_SIDE"},
+    {
+      "type": flags.number(int, 0, 10**5),
+      "metavar": "SHORT_SIDE",
+      "dest": "short_side",
+    },
     "make images with a longer short side so small; 0: keep every byte",
   ),
   "quality": (
@@ -79,7 +84,7 @@ _OWN: dict[str, tuple[dict[str, Any], str]] = {
     "turn images as their EXIF orientation says (folder does)",
   ),
   "bad": (
-    {"choices": ("skip", "fail")},
+    {"choices": ("skip", "fail"), "dest": "on_bad"},
     "what becomes of files that don't decode; skip",
   ),
   "max_bad": (
@@ -87,7 +92,7 @@ _OWN: dict[str, tuple[dict[str, Any], str]] = {
     "stop where more than this share of the files is bad; 0.1",
   ),
   "mislabelled": (
-    {"choices": ("keep", "skip", "fail")},
+    {"choices": ("keep", "skip", "fail"), "dest": "on_mislabelled"},
     "what becomes of a PNG that is called .jpg, and the like; keep",
   ),
   "accept_truncated": (
@@ -200,7 +205,12 @@ def _prepare(args: argparse.Namespace) -> None:
   manual = args.source[0] if args.source else root / "downloads" / "manual"
   if base not in catalog.SHIPPED and not there:
     tfds.check(args.set, manual)
-  if given := [f"--{f}" for f in _OWN if getattr(args, f) is not None]:
+  given = [
+    f"--{flag}"
+    for flag, (how, _) in _OWN.items()
+    if getattr(args, how.get("dest", flag)) is not None
+  ]
+  if given:
     raise UserError(
       f"{', '.join(given)}: only for what is prepared from files of yours "
       f"({', '.join(catalog.OWN)}), named by --source; {base} is prepared as "

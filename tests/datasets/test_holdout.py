@@ -109,24 +109,24 @@ def test_numbers_are_in_proportion():
 
 def test_of_archives_the_number_is_met_to_within_chance():
   images, wanted = 100_000, {"test": 2_000, "validation": 0.03}
-  drawn = holdout.ByHash(wanted, images)
+  drawn = holdout.by_hash(wanted, images)
   got = collections.Counter()
   first = {}
   for k in range(images):
     key = holdout.digest(b"%d" % k, 0)
-    first[k], odd = drawn.place(key, 0, "")
+    first[k], odd = drawn(key, 0, "")
     got[first[k]] += 1
     assert not odd
   for split, number in (("test", 2_000), ("validation", 3_000)):
     assert abs(got[split] - number) < 4 * math.sqrt(number)
   # With more held out nothing changes sides, and another seed draws others.
-  more = holdout.ByHash(wanted | {"c": 0.5}, images)
+  more = holdout.by_hash(wanted | {"c": 0.5}, images)
   other = 0
   for k in range(1000):
-    split, _ = more.place(holdout.digest(b"%d" % k, 0), 0, "")
+    split, _ = more(holdout.digest(b"%d" % k, 0), 0, "")
     assert split in (first[k], "c")
-    other += drawn.place(holdout.digest(b"%d" % k, 1), 0, "")[0] != first[k]
+    other += drawn(holdout.digest(b"%d" % k, 1), 0, "")[0] != first[k]
   assert other > 50
-  assert drawn.place(b"", 0, "own") == ("own", [])
+  assert drawn(b"", 0, "own") == ("own", [])
   with pytest.raises(UserError, match="the source has one of its own"):
-    drawn.place(b"", 0, "test")
+    drawn(b"", 0, "test")

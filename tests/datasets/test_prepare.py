@@ -320,7 +320,7 @@ def test_a_folder_is_divided_by_class(run, tmp_path):
   assert drawn[0] == drawn[1] and {*drawn[0]} != {*drawn[2]}
   alone = folder_of(tmp_path / "alone", dict(a=1, b=1))
   run("folder", "--name=alone", f"--source={alone}")
-  assert "warning: no image is held out as validation, as no class" in run.said
+  assert "warning: no image is held out as validation, of so few" in run.said
   assert labels(run, "alone", "train") == [1, 1]
 
 

@@ -255,13 +255,14 @@ class Preparation:
     }
     # The splits of images that are put in the order of their hashes.
     self._shuffled = {"train"} if options.shuffle else set[str]()
-    self._draw: holdout.ByHash | holdout.ByClass
+    self._by_class: holdout.ByClass | None = None
     if source.class_sizes is None:
       self._shuffled |= {*options.hold_out}
       images = builder.releases[about.get("configName", "")][0]
-      self._draw = holdout.ByHash(options.hold_out, images)
+      self._place = holdout.by_hash(options.hold_out, images)
     else:
-      self._draw = holdout.ByClass(options.hold_out, source, self._labels)
+      drawn = holdout.ByClass(options.hold_out, source, self._labels)
+      self._by_class, self._place = drawn, drawn.place
     self._entries = self._bytes_done = self._told = 0
     self._ended = False  # The source is read to its end.
     self._shards: list[dict[str, Any]] = []  # Committed.
@@ -310,7 +311,8 @@ class Preparation:
     self._members += entry["members"]
     self._problems += entry["problems"]
     for key, label, split in entry["rows"]:
-      self._draw.restore(bytes.fromhex(key), label, split)
+      assert self._by_class
+      self._by_class.restore(bytes.fromhex(key), label, split)
     self._take(entry)
 
   def _take(self, entry: dict[str, Any]) -> None:
@@ -370,7 +372,11 @@ class Preparation:
         if self._is_full(self._members - self._first[0], self._new_bytes):
           self._commit(done, ended=False)
     self._judge(at_end=True)
-    self._source.warn(*self._draw.warnings(self._counts))
+    for split in options.hold_out:
+      if not self._counts[split]:
+        self._source.warn(f"no image is held out as {split}, of so few")
+    if self._by_class:
+      self._source.warn(*self._by_class.warnings(self._counts))
     self._show(done)
     self._commit(done, ended=True)
 
@@ -390,10 +396,10 @@ class Preparation:
       if found.kind not in NOT_BAD or (skips and found.kind == MISLABELLED):
         return
     label = self._labels[member.class_name]
-    split, odd = self._draw.place(key, label, member.split)
+    split, odd = self._place(key, label, member.split)
     for kind, sentence in odd:
       self._problem(kind, member.name, sentence)
-    if isinstance(self._draw, holdout.ByClass):
+    if self._by_class:
       self._rows.append((key.hex(), label, split))
     if split not in self._writers:
       self._writers[split] = self._writer(split)

@@ -2,7 +2,7 @@
 
 import collections
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from mixer.datasets.prepare import sources
 from mixer.datasets.prepare.sources import Source
@@ -20,53 +20,46 @@ def digest(data: bytes, seed: int) -> bytes:
   return hashlib.blake2b(data, digest_size=16, key=key).digest()
 
 
-class ByHash:
+def by_hash(
+  hold_out: HoldOut, images: int
+) -> Callable[[bytes, int, str], tuple[str, Odd]]:
   """Holds out the images whose hash is below a bound.
 
   That takes one pass, depends neither on the order of an archive nor on its
   form, and puts equal images on the same side. Their number is up to chance: k
   becomes k +- sqrt(k).
+
+  Args:
+    hold_out: what to hold out.
+    images: of how many; 0 if that isn't known.
+
+  Returns:
+    A function as `ByClass.place`.
   """
+  bounds: dict[str, int] = {}
+  share = 0.0
+  for split, wanted in hold_out.items():
+    if isinstance(wanted, int) and wanted >= images:
+      raise UserError(
+        f"--hold_out asks for {wanted:,} images as {split}, of "
+        f"{f'{images:,}' if images else 'an unknown number'}; ask for a "
+        f"share, as in --hold_out={split}=1%."
+      )
+    share += wanted / images if isinstance(wanted, int) else wanted
+    bounds[split] = int(share * 2**128)  # Exact.
 
-  def __init__(self, hold_out: HoldOut, images: int):
-    """Takes what to hold out, of how many images; 0 if that isn't known."""
-    self._bounds: dict[str, int] = {}
-    share = 0.0
-    for split, wanted in hold_out.items():
-      if isinstance(wanted, int) and wanted >= images:
-        raise UserError(
-          f"--hold_out asks for {wanted:,} images as {split}, of "
-          f"{f'{images:,}' if images else 'an unknown number'}; ask for a "
-          f"share, as in --hold_out={split}=1%."
-        )
-      share += wanted / images if isinstance(wanted, int) else wanted
-      self._bounds[split] = int(share * 2**128)  # Exact.
-
-  def place(self, key: bytes, label: int, split: str) -> tuple[str, Odd]:
-    """The split of an image, and what is odd about it.
-
-    Args:
-      key: its `digest`.
-      label: of its class.
-      split: that the source names for it, or "".
-    """
+  def place(key: bytes, label: int, split: str) -> tuple[str, Odd]:
     del label
-    if split in self._bounds:
+    if split in bounds:
       raise UserError(
         f"--hold_out draws a split {split}, and the source has one of its own; "
         "leave it out of --hold_out."
       )
     number = int.from_bytes(key, "big")
-    drawn = [s for s, bound in self._bounds.items() if number < bound]
+    drawn = [s for s, bound in bounds.items() if number < bound]
     return split or (drawn or ["train"])[0], []
 
-  def restore(self, key: bytes, label: int, split: str) -> None:
-    """Takes in what an earlier process has placed."""
-
-  def warnings(self, counts: Mapping[str, int]) -> list[str]:
-    """About what there is in the end; `counts` has images by split."""
-    none = "no image is held out as {}: chance gave it none of so few"
-    return [none.format(split) for split in self._bounds if not counts[split]]
+  return place
 
 
 class ByClass:
@@ -93,7 +86,13 @@ class ByClass:
     self._seen: dict[bytes, tuple[int, str]] = {}
 
   def place(self, key: bytes, label: int, split: str) -> tuple[str, Odd]:
-    """See `ByHash.place`."""
+    """The split of an image, and what is odd about it.
+
+    Args:
+      key: its `digest`.
+      label: of its class.
+      split: that the source names for it, or "".
+    """
     before = self._seen.get(key)
     split = split or (before[1] if before else self._draw(label))
     self.restore(key, label, split)
@@ -113,11 +112,18 @@ class ByClass:
     return "train"
 
   def restore(self, key: bytes, label: int, split: str) -> None:
+    """Takes in what has been placed, by an earlier process too."""
     self._seen.setdefault(key, (label, split))
     self._counts[label, split] += 1
 
   def warnings(self, counts: Mapping[str, int]) -> list[str]:
-    found = []
+    """About what there is in the end; `counts` has images by split."""
+    found = [
+      f"{split} has {counts[split]:,} images where --hold_out asks for "
+      f"{wanted:,}, as there are bad or equal files"
+      for split, wanted in self._hold_out.items()
+      if isinstance(wanted, int) and counts[split] != wanted
+    ]
     has = sorted({label for label, _ in self._counts})
     lacking = [self._names[k] for k in has if not self._counts[k, "train"]]
     if lacking:
@@ -125,17 +131,6 @@ class ByClass:
         f"{len(lacking):,} classes have images, but none in train: "
         f"{sources.some(lacking)}"
       )
-    for split, wanted in self._hold_out.items():
-      if not counts[split]:
-        found.append(
-          f"no image is held out as {split}, as no class has enough different "
-          "ones; each keeps one for train"
-        )
-      elif isinstance(wanted, int) and counts[split] != wanted:
-        found.append(
-          f"{split} has {counts[split]:,} images where --hold_out asks for "
-          f"{wanted:,}, as there are bad or equal files"
-        )
     return found
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import pathlib
 import re
@@ -16,16 +17,6 @@ from mixer.datasets.prepare.builders import BUILDERS, Builder, Request
 from mixer.datasets.prepare.sources import Source
 from mixer.errors import UserError
 from mixer.progress import Progress
-
-# Flag -> field of `Options`.
-_OPTIONS = {
-  "resize": "short_side",
-  "bad": "on_bad",
-  "mislabelled": "on_mislabelled",
-} | {
-  name: name
-  for name in ("quality", "upright", "max_bad", "hold_out", "seed", "workers")
-}
 
 
 def prepare(args: argparse.Namespace, root: pathlib.Path) -> str:
@@ -46,8 +37,11 @@ def prepare(args: argparse.Namespace, root: pathlib.Path) -> str:
   folder = root / name / builder.version
   about = {"name": args.name or base, "description": entry.what}
   about |= {"configName": release} if release else {}
-  flags = {field: getattr(args, flag) for flag, field in _OPTIONS.items()}
-  given = {field: value for field, value in flags.items() if value is not None}
+  given = {
+    field.name: value
+    for field in dataclasses.fields(build.Options)
+    if (value := getattr(args, field.name, None)) is not None
+  }
   manual = root / "downloads" / "manual"  # Where TFDS wants such files.
   if not args.source and entry.files and (manual / entry.files[0]).exists():
     args.source = [manual]
