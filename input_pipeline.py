@@ -9,7 +9,6 @@ pieces of `batch_size / hosts`, and host p of P takes pieces p, p + P, p + 2P...
 """
 
 import dataclasses
-import enum
 import itertools
 from typing import Any
 
@@ -31,15 +30,12 @@ from mixer.errors import UserError
 Split = split_lib.Split
 
 
-class _Purpose(enum.IntEnum):
-  """What a seed is for; numbers apart from each other, never renumbered."""
-
-  SHUFFLE = 100
-  AUGMENT = 101
+# What a seed is for; never renumbered.
+_SHUFFLE, _AUGMENT = 100, 101
 
 
-def _seed(seed: int, purpose: _Purpose) -> int:
-  state = np.random.SeedSequence((seed, purpose)).generate_state(1)
+def _seed(config: config_lib.Config, purpose: int) -> int:
+  state = np.random.SeedSequence((config.seed, purpose)).generate_state(1)
   return int(state[0])
 
 
@@ -112,31 +108,16 @@ def open_fewshot(config: config_lib.Config) -> evaluate.Fewshot | None:
   return evaluate.Fewshot(train, test, f.shots, f.seeds, f.l2)
 
 
-def train_options(config: config_lib.Config) -> preprocess.TrainOptions:
-  """The config's augmentation."""
-  names = [f.name for f in dataclasses.fields(preprocess.TrainOptions)]
-  named = {name: config.data[name] for name in names if name != "size"}
-  return preprocess.TrainOptions(config_lib.image_size(config), **named)
-
-
 def _order(split: Split, config: config_lib.Config) -> Any:
   """Places in the endless shuffled sequence -> examples of the split."""
-  order = grain.MapDataset.range(len(split)).shuffle(
-    seed=_seed(config.seed, _Purpose.SHUFFLE)
-  )
-  return order.repeat()
+  seed = _seed(config, _SHUFFLE)
+  return grain.MapDataset.range(len(split)).shuffle(seed=seed).repeat()
 
 
 def train_records(
   split: Split, config: config_lib.Config, step: int
 ) -> list[int]:
-  """The records of an update's batch, in its order: places in the data set.
-
-  Args:
-    split: training examples.
-    config: the run's.
-    step: the update, from 1.
-  """
+  """The records, places in the data set, of the batch of an update, from 1."""
   order = _order(split, config)
   first = (step - 1) * config.batch_size
   places = (int(order[first + i]) for i in range(config.batch_size))
@@ -156,8 +137,8 @@ def train_batches(
     split: training examples.
     config: the run's.
     start_step: updates done; update N consumes batch N - 1.
-    process_index: p, this host; None: as JAX says.
-    process_count: P; None: as JAX says.
+    process_index: p, this host of P; None: as JAX says; likewise the count.
+    process_count: P.
 
   Returns:
     An iterator without end over `image` uint8 `[B / P, H, W, 3]`, `label`
@@ -166,8 +147,11 @@ def train_batches(
   p = jax.process_index() if process_index is None else process_index
   count = jax.process_count() if process_count is None else process_count
   length = config.batch_size // count
-  order, options = _order(split, config), train_options(config)
-  seed = _seed(config.seed, _Purpose.AUGMENT)
+  order, size = _order(split, config), config_lib.image_size(config)
+  _, *fields = dataclasses.fields(preprocess.TrainOptions)
+  named = {f.name: config.data[f.name] for f in fields}
+  options = preprocess.TrainOptions(size, **named)
+  seed = _seed(config, _AUGMENT)
 
   def make(places: range, images: np.ndarray) -> list[int]:
     records = split.read([int(order[i]) for i in places])
@@ -190,7 +174,7 @@ def train_batches(
     ),
     make,
     finish,
-    (length, *config_lib.image_size(config)),
+    (length, *size),
     config.data.threads,
     config.data.prefetch_batches,
   )

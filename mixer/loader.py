@@ -56,14 +56,10 @@ class Loader(Iterator[_Made], Generic[_Made]):
   ):
     """Begins with the first `next`.
 
-    Args:
-      items: of each batch, B or fewer; read `prefetch` batches ahead.
-      make: (some items, uint8 [N, H, W, 3] for their images) -> what else is
-        known of each; called by threads.
-      finish: (images, all of that) -> a batch.
-      shape: (B, H, W). Images without an item are black.
-      threads: that share each batch.
-      prefetch: batches made ahead.
+    `items` are those of each batch, B or fewer of `shape` (B, H, W); images
+    without an item are black. `make`, called by threads, gets some items and
+    uint8 [N, H, W, 3] for their images, and says what else is known of each;
+    `finish` makes a batch of the images and all of that.
     """
     self._items, self._make, self._finish = iter(items), make, finish
     self._shape, self._threads, self._prefetch = shape, threads, prefetch

@@ -218,10 +218,7 @@ def affine(
   scale: float,
   translate: float,
 ) -> np.ndarray:
-  """Rotates, scales and shifts about the middle, bilinear, filled with black.
-
-  Each by a random amount, up to the one given (see `TrainOptions`) either way.
-  """
+  """Rotates, scales, shifts at random, see `TrainOptions`; fills in black."""
   height, width = image.shape[:2]
   angle, grow, right, down = rng.random(4)
   turn = math.radians((2 * angle - 1) * degrees)
@@ -231,15 +228,9 @@ def affine(
   x = width / 2 + (2 * right - 1) * translate * width
   y = height / 2 + (2 * down - 1) * translate * height
   rows = (cos, -sin, width / 2 - cos * x + sin * y)
-  columns = (sin, cos, height / 2 - sin * x - cos * y)
-  return np.array(
-    Image.fromarray(image).transform(
-      (width, height),
-      Image.Transform.AFFINE,
-      (*rows, *columns),
-      Image.Resampling.BILINEAR,
-    )
-  )
+  matrix = (*rows, sin, cos, height / 2 - sin * x - cos * y)
+  how = Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
+  return np.array(Image.fromarray(image).transform((width, height), *how))
 
 
 def resize_short(image: np.ndarray, short_side: int) -> np.ndarray:
@@ -312,8 +303,8 @@ def _taps(size: int, new_size: int, start: int, count: int) -> _Taps:
 
   In float32, step by step as TensorFlow's ResizeArea, for the same bits: where
   a mean is a whole number they decide whether the cast makes it one less.
-  Gives int64 [count, K] indices of pixels; float32 [count, K] the length of
-  each that is covered; and the length of a new pixel.
+  Gives indices of pixels [count, K], the length of each that is covered, and
+  that of a new pixel.
   """
   # Beyond, float32 doesn't tell neighbours apart.
   real = np.float32 if new_size < 1 << 24 else np.float64
