@@ -50,11 +50,10 @@ def frequencies(images: np.ndarray) -> np.ndarray:
   """
   h, w = images.shape[1:3]
   power = np.abs(np.fft.fft2(images.astype(np.float64), axes=(1, 2))) ** 2
-  if power.ndim == 4:
-    power = power.sum(axis=-1)
-  radius = np.hypot(np.fft.fftfreq(h)[:, None], np.fft.fftfreq(w))
-  total = power.sum(axis=(1, 2))
-  return (power * radius).sum(axis=(1, 2)) / np.where(total > 0, total, 1)
+  power = power.reshape(len(images), h * w, -1).sum(axis=-1)
+  radius = np.hypot(np.fft.fftfreq(h)[:, None], np.fft.fftfreq(w)).ravel()
+  total = power.sum(axis=1)
+  return power @ radius / np.where(total > 0, total, 1)
 
 
 def pair_order(images: np.ndarray) -> np.ndarray:
@@ -70,14 +69,11 @@ def pair_order(images: np.ndarray) -> np.ndarray:
   out: list[int] = []
   left = np.ones(len(images), bool)
   for i in np.argsort(np.round(frequencies(images), 9), kind="stable"):
-    if not left[i]:
-      continue
-    left[i] = False
-    out.append(int(i))
-    if left.any():
-      inverse = int(np.argmin(np.where(left, cosine[i], np.inf)))
+    if left[i]:
+      left[i] = False
+      inverse = np.argmin(np.where(left, cosine[i], np.inf))
+      out += [i, inverse] if left.any() else [i]
       left[inverse] = False
-      out.append(inverse)
   return np.array(out, int)
 
 
