@@ -30,7 +30,6 @@ _FORMAT = 2
 _KEYS = ("format", "step", "predictions", "weights", "notes")
 # Records that a browser still draws without a pause.
 _MOST = 20_000
-_HOURS = "hours"  # A metric of the page: time spent so far.
 # Metrics at the top of the page: their name, how to write them, the best one.
 _FINALS = {
   "eval/accuracy": ("Accuracy", "{:.2%}", max),
@@ -131,7 +130,7 @@ def read(
   metadata = header.metadata if header else {}
   try:
     examined = metrics.examine(path, metadata.get("metrics_lines", 0))
-    records = [_timed(record) for record in examined.records.values()]
+    records = list(examined.records.values())
     notes += filter(None, [examined.damage])
   except UserError as e:
     notes.append(f"There are no metrics: {e}")
@@ -152,7 +151,7 @@ def read(
     )
   curves = _curves(records, notes)
   facts = _facts(path, config, resolved, done, header)
-  if timed := [r for r in records if _HOURS in r]:
+  if timed := [r for r in records if "goodput/step" in r]:
     facts.append(["time", _time(timed[-1])])
   return {
     "name": name,
@@ -168,22 +167,19 @@ def read(
   }
 
 
-def _timed(record: dict[str, Any]) -> dict[str, Any]:
-  """With the hours since the run's first start."""
-  spent = [v for name, v in record.items() if name.startswith("goodput/")]
-  return record | ({_HOURS: sum(spent) / 3600} if spent else {})
-
-
 def _curves(
-  records: Sequence[Mapping[str, Any]], notes: list[str]
+  records: Sequence[dict[str, Any]], notes: list[str]
 ) -> dict[str, list[list[Any]]]:
   """Metric -> [steps, values], in order; of one step the last record counts.
 
-  Those of very many steps are thinned; a note says so.
+  With the hours since the run's first start. Those of very many steps are
+  thinned; a note says so.
   """
   found: dict[str, dict[int, Any]] = {}
   for record in records:
-    for name, value in record.items():
+    spent = [v for name, v in record.items() if name.startswith("goodput/")]
+    hours = {"hours": sum(spent) / 3600} if spent else {}
+    for name, value in (record | hours).items():
       if name != "step":
         found.setdefault(name, {})[record["step"]] = value
   most = max(map(len, found.values()), default=0)
@@ -202,8 +198,8 @@ def _curves(
 
 def _time(record: Mapping[str, Any]) -> str:
   """Where the time went, the largest part first."""
-  total = 3600 * record[_HOURS]
   kinds = {text: record[f"goodput/{k}"] for k, text in reporter.KINDS.items()}
+  total = sum(kinds.values())
   shares = [
     f"{text} {seconds / total:.1%}"
     for text, seconds in sorted(kinds.items(), key=lambda kind: -kind[1])
