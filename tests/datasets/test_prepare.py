@@ -227,6 +227,19 @@ def test_the_files_of_mnist(run, given, name):
       assert member.class_name == idx.CLASSES[name][record["label"]]
 
 
+def test_files_that_are_not_those_of_mnist(run, tmp_path):
+  root = forms.mnist(tmp_path / "in", "{}-{}-idx{}-ubyte")
+  labels = np.array([9, 0, 0, 3, 0, 2, 7, 2, 5, 5, *range(10), 1, 2, 3], "u1")
+  for content, says in (
+    (forms.idx(labels), "of mnist, but of fashion_mnist, whose names are"),
+    (forms.idx(labels[::-1][:20]), "but of another set, whose names"),
+    (forms.idx(labels)[:-1], "is no idx file of 1 axes, or damaged or cut"),
+  ):
+    forms.write(root, {"train-labels-idx1-ubyte": content})
+    run("mnist", f"--source={root}", code=1)
+    assert says in run.said
+
+
 def tfds_image(png: bytes) -> np.ndarray:
   from PIL import Image
 

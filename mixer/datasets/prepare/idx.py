@@ -30,8 +30,8 @@ CLASSES = {
 }  # fmt: skip
 # The first labels of `train`: the files of both sets have the same names.
 _BEGIN = {
-  "mnist": [5, 0, 4, 1, 9, 2, 1, 3, 1, 4],
-  "fashion_mnist": [9, 0, 0, 3, 0, 2, 7, 2, 5, 5],
+  "mnist": (5, 0, 4, 1, 9, 2, 1, 3, 1, 4),
+  "fashion_mnist": (9, 0, 0, 3, 0, 2, 7, 2, 5, 5),
 }
 # Split -> how its files' names begin, and its images.
 _SPLITS = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
@@ -52,24 +52,21 @@ class IdxFiles(sources.Source):
     mark = sources.fingerprint(paths)
     super().__init__(f"idx files ({folder})", mark, total, CLASSES[name])
     self._arrays = arrays
+    other = {_BEGIN[n]: n for n in CLASSES if n != name}
+    first = other.get(tuple(arrays["train", 1][:10].tolist()))
     for split, (_, size) in _SPLITS.items():
       images, labels = arrays[split, 3], arrays[split, 1]
       shape, last = (len(labels), SIDE, SIDE), labels.max(initial=0)
-      if images.shape != shape or last >= len(CLASSES[name]):
+      if first or images.shape != shape or last >= len(CLASSES[name]):
         raise UserError(
-          f"{folder}: the images of {split} have the shape {images.shape}, "
-          f"where the labels want {shape}, and these go up to {last}; take "
-          f"both from the same copy of {name}."
+          f"{folder} doesn't hold the files of {name}, but of "
+          f"{first or 'another set'}, whose names are the same: the images of "
+          f"{split} have the shape {images.shape}, and {len(labels)} labels go "
+          f"up to {last}. Name another folder, or prepare it as what it is."
         )
       if len(labels) != size:
         self.warn(
           f"the split {split} has {len(labels):,} images, and {name} {size:,}"
-        )
-    for other, begin in _BEGIN.items():
-      if other != name and arrays["train", 1][:10].tolist() == begin:
-        raise UserError(
-          f"{folder} holds the files of {other}, whose names are the same; "
-          f"prepare it as {other}, or name a folder with those of {name}."
         )
 
   def members(self, start: int = 0) -> Iterator[tuple[Member, int]]:
@@ -89,15 +86,15 @@ class IdxFiles(sources.Source):
 def _find(folder: Path, begin: str, axes: int) -> Path:
   # Some copies have a dot for the second dash; without .gz they are unpacked.
   names = [f"{begin}{c}idx{axes}-ubyte{z}" for c in "-." for z in ("", ".gz")]
-  found = [folder / name for name in names if (folder / name).is_file()]
-  if not found:
-    inside = sources.content(folder) if folder.is_dir() else "no files"
-    raise UserError(
-      f"{folder} has no {names[0]}; it holds {inside}. Expected is a folder "
-      "with train-images-idx3-ubyte, train-labels-idx1-ubyte and the same two "
-      "of t10k (or with .gz)."
-    )
-  return found[0]
+  for name in names:
+    if (folder / name).is_file():
+      return folder / name
+  inside = sources.content(folder) if folder.is_dir() else "no files"
+  raise UserError(
+    f"{folder} has no {names[0]}; it holds {inside}. Expected is a folder with "
+    "train-images-idx3-ubyte, train-labels-idx1-ubyte and the same two of t10k "
+    "(or with .gz)."
+  )
 
 
 def _read(path: Path, axes: int) -> np.ndarray:

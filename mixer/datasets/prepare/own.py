@@ -31,7 +31,7 @@ def prepare(args: argparse.Namespace, root: pathlib.Path) -> str:
   """
   base, release, version = catalog.split_name(args.set)
   builder, entry = BUILDERS[base], catalog.ENTRIES[base]
-  _check(args, base, release, version, builder)
+  _check(args, base, release, version)
   release = release or next(iter(builder.releases))
   name = args.name or "/".join(filter(None, (base, release)))
   folder = root / name / builder.version
@@ -81,18 +81,13 @@ def prepare(args: argparse.Namespace, root: pathlib.Path) -> str:
 
 
 def _check(
-  args: argparse.Namespace,
-  base: str,
-  release: str,
-  version: str,
-  builder: Builder,
+  args: argparse.Namespace, base: str, release: str, version: str
 ) -> None:
   """Refuses what doesn't go with the set."""
+  builder = BUILDERS[base]
   known = " and ".join(f"{base}/{r}" for r in builder.releases if r) or base
-  if release not in ("", *builder.releases) or version not in (
-    "",
-    builder.version,
-  ):
+  releases, versions = ("", *builder.releases), ("", builder.version)
+  if release not in releases or version not in versions:
     raise UserError(
       f"{args.set} isn't prepared here, but {known} in version "
       f"{builder.version}; name that."

@@ -242,14 +242,10 @@ class Tars(sources.Source):
     accept_truncated: bool,
     *more: object,
   ):
-    """Reads nothing yet.
+    """Takes archives, each with its layout, or with a class if all is of that.
 
-    Args:
-      parts: each archive with its layout; with a class, if all is of that.
-      description: for a person.
-      classes: all there can be, or None for those that the source has.
-      accept_truncated: take what is there of an archive that breaks off.
-      *more: what else the fingerprint tells.
+    Of a source without `classes` they are those that are found; `more` is what
+    else the fingerprint tells.
     """
     paths = [path for path, _ in parts]
     total = sum(path.stat().st_size for path in paths)
@@ -318,10 +314,8 @@ class Tars(sources.Source):
         yield member._replace(error="a second tar of its class"), entry.size
       else:
         tars.add(member.class_name)
-        inner, after = (
-          _of_class(member.class_name),
-          stream.position + entry.size,
-        )
+        inner = _of_class(member.class_name)
+        after = stream.position + entry.size
         try:
           yield from self._members(stream, inner, after)
         except DamagedError as e:
