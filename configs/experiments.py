@@ -18,10 +18,10 @@ Without `paper` it is the demo's pre-training on the shipped glyphs
 cores. Time, accuracy: docs/experiments.md. Expected: shuffled patches differ by
 chance alone; shuffling all pixels costs 8 of 88 points of 5-shot accuracy.
 
-With `paper` it is B/16 (images) or S/32 (token mixing) on ImageNet-21k, with
-hardware and time as in configs/mixer_b16_i21k.py and configs/mixer_i21k.py,
-where the paper took JFT-300M. Its measure is 5-shot regression on ImageNet,
-evaluated along the way: prepare imagenet2012 as well. Not run here. FLOP of 300
+With `paper` it is B/16 (images) or S/32 (token mixing) on ImageNet-21k, where
+the paper took JFT-300M; its measure, 5-shot regression on ImageNet, wants
+imagenet2012 prepared as well. Hardware and time: as in
+configs/mixer_b16_i21k.py and configs/mixer_i21k.py; not run here. FLOP of 300
 epochs and parameters with 19,167 classes:
 
     shared     2.3e19   28.4 M  the paper's own
@@ -31,29 +31,23 @@ epochs and parameters with 19,167 classes:
     pyramid    1.3e19   28.3 M  block 2 leaves 25 of 49 tokens, block 5 13
 
 Expected, from the paper: shuffled patches change nothing, all pixels cost Mixer
-about 45 % of its accuracy (ResNet-50: 75 %). Untied MLPs don't help, groups
-gain less than 1 to 2 %, views 3 to 4 % of top-5 accuracy with S/32 alone, and
-pyramids lose too much on ImageNet-21k. It names no sizes of groups and
-pyramids: those here are ours.
+about 45 % of its accuracy. Untied MLPs don't help, groups gain less than 1 to
+2 %, views 3 to 4 % of top-5 accuracy with S/32 alone, and pyramids lose too
+much. Its sizes of groups and pyramids aren't known: those here are ours.
 """
 
 from configs import demo, mixer_b16_i21k, mixer_i21k
 from mixer import config as config_lib
-from mixer.errors import UserError
 
 PERMUTATIONS = ("none", "patches", "pixels")
 MIXINGS = ("shared", "untied", "grouped", "projected", "pyramid")
 
 
 def get_config(words: str = "none") -> config_lib.Config:
+  kinds = PERMUTATIONS + MIXINGS
+  choices = (*kinds, *(f"{kind},paper" for kind in kinds))
+  config_lib.choose(words, "configs/experiments.py", choices)
   kind, _, size = words.partition(",")
-  if kind not in PERMUTATIONS + MIXINGS or size not in ("", "paper"):
-    raise UserError(
-      f"there is no experiment {words!r}; there are "
-      + ", ".join(PERMUTATIONS + MIXINGS)
-      + ", each with ,paper or without, as in "
-      "--config=configs/experiments.py:patches,paper."
-    )
   if size:
     is_image = kind in PERMUTATIONS
     c = (

@@ -37,9 +37,9 @@ Expected: B/16 and L/16 pre-trained on ImageNet-21k reach 80.64 % and 82.89 % on
 ImageNet (the paper's numbers; at 448 px L/16 84.15 %), 96.82 % and 98.34 % on
 CIFAR-10 (the authors' published runs).
 
-The paper doesn't say how Pets, Flowers and VTAB are warmed up, whose 500 and
-2,500 steps leave no room for the 500 of the others: here it is a fifth. VTAB's
-images are squeezed to the size, neither cropped nor flipped, as its rules want.
+The paper names no warm-up for the 500 and 2,500 steps of Pets, Flowers and
+VTAB: here it is a fifth. VTAB's images are squeezed to the size, neither
+cropped nor flipped, as its rules want.
 """
 
 import dataclasses
@@ -148,16 +148,7 @@ def _take_model(c: config_lib.Config, model: str) -> tuple[int, int]:
 
 
 def parse(words: str, recipe: str, example: str) -> dict[str, str]:
-  """Reads what is behind the colon: "size=96" -> {"size": "96"}.
-
-  Args:
-    words: as there.
-    recipe: its file, for the message.
-    example: words that it takes, for the message.
-
-  Raises:
-    UserError: it can't be understood.
-  """
+  """Reads what is behind the colon: "size=96" -> {"size": "96"}."""
   given = {}
   for word in filter(None, words.split(",")):
     key, _, value = word.partition("=")

@@ -17,9 +17,8 @@ without SAM), with crop and flip alone. Two things speak against it:
 - rho = 0.6 and stochastic depth 0.1 are not checked against the paper: choose
   rho on a held-out part of `train`: --config.optimizer.sam_rho=0.3 and so on.
 
-Rate, weight decay, warm-up, decay, clipping and loss are as in the same group's
-code for its successor on ViT (big_vision, configs/proj/gsam), all else as in
-configs/mixer_b16_i1k.py. The rho of B/32 and S is not known here.
+Rate and weight decay are as in the same group's code for ViT (big_vision,
+configs/proj/gsam), all else as in configs/mixer_b16_i1k.py.
 """
 
 from configs import mixer_b16_i1k

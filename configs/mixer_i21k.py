@@ -22,19 +22,12 @@ augmentation.
 
 from configs import mixer_b16_i21k
 from mixer import config as config_lib
-from mixer.errors import UserError
 
 VARIANTS = ("S/32", "S/16", "B/32")
 
 
 def get_config(variant: str = "B/32") -> config_lib.Config:
-  if variant not in VARIANTS:
-    raise UserError(
-      f"configs/mixer_i21k.py has no {variant!r}; there are "
-      + ", ".join(VARIANTS)
-      + ", as in --config=configs/mixer_i21k.py:S/16; B/16 and L/16 are "
-      "configs/mixer_b16_i21k.py and configs/mixer_l16_i21k.py."
-    )
+  config_lib.choose(variant, "configs/mixer_i21k.py", VARIANTS)
   c = mixer_b16_i21k.get_config()
   c.model.variant = variant
   return c

@@ -33,7 +33,6 @@ The paper doesn't name the loss on JFT: it is taken to be that on ImageNet-21k.
 
 from configs import mixer_b16_i21k
 from mixer import config as config_lib
-from mixer.errors import UserError
 
 _JFT_SIZE = 300_000_000
 # Table 4, and table 3 for L: model -> (epochs, learning rate).
@@ -49,12 +48,7 @@ _TABLE = {
 
 
 def get_config(variant: str = "B/16") -> config_lib.Config:
-  if variant not in _TABLE:
-    raise UserError(
-      f"the paper has no {variant!r} on JFT-300M; there are "
-      + ", ".join(_TABLE)
-      + ", as in --config=configs/mixer_jft.py:H/14."
-    )
+  config_lib.choose(variant, "configs/mixer_jft.py", tuple(_TABLE))
   epochs, learning_rate = _TABLE[variant]
   c = mixer_b16_i21k.get_config()
   c.total = f"{epochs * _JFT_SIZE:_} examples"

@@ -196,16 +196,8 @@ class Reader:
     }
     self.env.pop("PYTHONPATH", None)
 
-  def type(
-    self, text: str, more: str = "", timeout: float = 600
-  ) -> subprocess.CompletedProcess[str]:
-    """Runs a line as a shell does.
-
-    Args:
-      text: what the document says.
-      more: flags behind it.
-      timeout: seconds.
-    """
+  def type(self, text: str, more: str = "") -> subprocess.CompletedProcess[str]:
+    """Runs a line as a shell does, with more flags behind it."""
     # Folders of a whole machine are those of the sandbox.
     text = re.sub(r"=(?=/(?:data|mnt|usr|shared)\b)", "=.", text)
     self._place(text)
@@ -216,7 +208,7 @@ class Reader:
       stdin=subprocess.DEVNULL,
       capture_output=True,
       text=True,
-      timeout=timeout,
+      timeout=600,
     )
 
   def give_runs(self, text: str) -> None:

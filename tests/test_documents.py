@@ -11,14 +11,15 @@ import re
 import shlex
 import subprocess
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from mixer import cli, validation
 from mixer import config as config_lib
-from tests import conftest, documents
+from tests import documents
+from tests.conftest import ROOT
 
 COMMANDS = documents.commands()
 MESSAGES = documents.messages()
@@ -51,12 +52,9 @@ def simple_commands(text: str) -> list[list[str]]:
   for word in lexer:
     if set(word) <= set("|&;"):
       found.append([])
-    elif set(word) <= set("<>"):
-      into = True
-    elif into:
-      into = False
-    else:
+    elif not into and not set(word) <= set("<>"):
       found[-1].append(word)
+    into = set(word) <= set("<>")
   return [words for words in found if words]
 
 
@@ -66,11 +64,13 @@ def reads(name: str, words: Sequence[str]) -> Any:
   for action in parser._actions:
     action.required = False  # A sentence may name some alone.
   words = [
-    w.replace("--config=...", "--config=configs/smoke.py") for w in words
+    w.replace("--config=...", "--config=configs/smoke.py").replace(
+      "--config=", f"--config={ROOT}/"
+    )
+    for w in words
   ]
-  words = [w.replace("--config=", f"--config={conftest.ROOT}/") for w in words]
-  if "--config" in parser.format_help():
-    words.insert(0, f"--config={conftest.ROOT}/configs/finetune.py")
+  if "--config" in parser._option_string_actions:
+    words.insert(0, f"--config={ROOT}/configs/finetune.py")
   with contextlib.redirect_stderr(io.StringIO()) as err:
     try:
       args = parser.read(words)
@@ -88,44 +88,34 @@ def flags_of(name: str) -> set[str]:
   if name in ("train.py", *cli.COMMANDS):
     said = cli.parser(name).format_help()
   else:  # A module, as `benchmarks.step`.
-    path = conftest.ROOT.joinpath(*name.split("."))
-    path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
-    said = path.read_text() + (path.parent / "__init__.py").read_text()
-  return {*re.findall(r"(?<![\w-])--(\w[\w.-]*)", said)}
-
-
-def module_reads(name: str, words: Sequence[str]) -> None:
-  """Looks at the names of the flags of a module."""
-  for word in words:
-    flag = word.removeprefix("--").partition("=")[0].replace("no-", "")
-    assert not word.startswith("--") or flag in {*flags_of(name), "help"}, word
+    path = ROOT.joinpath(*name.split("."))
+    places = path.with_suffix(".py"), path / "__main__.py"
+    places += (ROOT / name.partition(".")[0] / "__init__.py",)
+    said = "".join(p.read_text() for p in places if p.exists())
+  return {*re.findall(r"(?<![\w-])--(\w[\w.-]*)", said), "help"}
 
 
 @functools.cache
 def all_flags() -> set[str]:
-  """Of all our commands."""
-  found = {*FOREIGN_FLAGS}
-  for name in ("train.py", *cli.COMMANDS):
-    found |= flags_of(name)
-  for path in (conftest.ROOT / "benchmarks").glob("*.py"):
-    found |= flags_of(f"benchmarks.{path.stem}")
-  usage = (conftest.ROOT / "launch/tpu_vm.sh").read_text()
-  return found | {*re.findall(r"(?m)^  --([\w-]+)", usage)}
+  """Of all our commands, and those of others that sentences name."""
+  usage = (ROOT / "launch/tpu_vm.sh").read_text()
+  modules = [f"benchmarks.{p.stem}" for p in ROOT.glob("benchmarks/*.py")]
+  return FOREIGN_FLAGS.union(
+    re.findall(r"(?m)^  --([\w-]+)", usage),
+    *map(flags_of, ("train.py", *cli.COMMANDS, *modules)),
+  )
 
 
 def only_flags(words: list[str]) -> None:
   """Flags that are named without their command."""
   for word in words:
-    key = re.match(r"--config\.([\w.]+)", word)
-    if word.startswith("--config="):
+    name, given, _ = word.removeprefix("--").partition("=")
+    key = name.removeprefix("config.")
+    if name == "config" or (key != name and given and key != "KEY"):
       reads("train.py", [word])
-    elif key and "=" in word and key[1] != "KEY":
-      reads("train.py", words)
-    elif key:
-      keys = {"KEY", *config_lib.KEYS}
-      assert key[1] in keys, f"the config has no key {key[1]}"
+    elif key != name:
+      assert key in {"KEY", *config_lib.KEYS}, f"the config has no key {key}"
     elif word.startswith("--"):
-      name = word.removeprefix("--").partition("=")[0]
       assert name in all_flags(), (
         f"no command here has a flag --{name}; if it is another program's, "
         "name it in FOREIGN_FLAGS of tests/test_documents.py"
@@ -138,7 +128,9 @@ def python(words: list[str]) -> None:
       mixer(rest)
     case ["-m", module, *rest] if re.match(r"benchmarks|mixer\.", module):
       if module not in documents.ANY_OF_A_KIND:
-        module_reads(module, rest)
+        for word in rest:
+          flag = word.removeprefix("--").partition("=")[0].replace("no-", "")
+          assert not word.startswith("--") or flag in flags_of(module), word
     case ["-m", "pip", *rest]:
       pip(rest)
     case ["-m", "pytest", *paths]:
@@ -158,21 +150,22 @@ def mixer(words: list[str]) -> None:
 
 
 def pip(words: list[str]) -> None:
-  project = tomllib.loads((conftest.ROOT / "pyproject.toml").read_text())
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())
   extras = project["project"]["optional-dependencies"]
   assert words[0] in ("install", "download")
   for word in words:
     extra = re.fullmatch(r"\.\[(\w+)\]", word)
     assert not extra or extra[1] in extras, f"there is no extra {word}"
-    if word.endswith(".txt"):
-      there([word])
+    there([word] * word.endswith(".txt"))
+
+
+def dry(*words: str) -> None:
+  done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
 
 
 def make(words: list[str]) -> None:
-  done = subprocess.run(
-    ["make", "-n", *words], cwd=conftest.ROOT, capture_output=True, text=True
-  )
-  assert done.returncode == 0, done.stderr
+  dry("make", "-n", *words)
   for word in words:
     if word.startswith("setup-"):
       there([f"requirements-{word.removeprefix('setup-')}.txt"])
@@ -181,14 +174,9 @@ def make(words: list[str]) -> None:
 def tpu_vm(words: list[str]) -> None:
   command, *rest = words
   if rest:
-    done = subprocess.run(
-      [conftest.ROOT / "launch/tpu_vm.sh", command, "--dry-run", *rest],
-      capture_output=True,
-      text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    dry("launch/tpu_vm.sh", command, "--dry-run", *rest)
   else:  # Named, without what it needs.
-    usage = (conftest.ROOT / "launch/tpu_vm.sh").read_text()
+    usage = (ROOT / "launch/tpu_vm.sh").read_text()
     assert re.search(rf"(?m)^  {command}  |{command}\)", usage)
   if "--" in rest:
     reads("train.py", rest[rest.index("--") + 1 :])
@@ -202,12 +190,13 @@ def sbatch(words: list[str]) -> None:
 
 def there(paths: Sequence[str]) -> None:
   for path in paths:
-    assert (conftest.ROOT / path).exists(), f"there is no {path}"
+    assert (ROOT / path).exists(), f"there is no {path}"
 
 
 PROGRAMS: dict[str, Callable[[list[str]], None]] = {
   "python": python,
   ".venv/bin/python": python,
+  "train.py": lambda words: reads("train.py", words),
   "mixer": mixer,
   "make": make,
   "pip": pip,
@@ -221,101 +210,63 @@ def check(command: documents.Command) -> None:
   if command.python:
     compile(command.text, command.path, "exec")
     return
-  # A shell's own loops and the like: it has to understand them.
   subprocess.run(["bash", "-n"], input=command.text, text=True, check=True)
   if command.text.startswith("for "):
-    return
+    return  # A shell's own loop: it has to understand it.
   for words in simple_commands(command.text):
     program, *rest = words
-    if program.startswith("benchmarks."):
-      program, rest = "python", ["-m", program, *rest]
-    elif program == "train.py":
-      program, rest = "python", words
-    elif program.startswith("--"):
+    if program.startswith("--"):
       only_flags(words)
       continue
-    assert program in PROGRAMS or program in FOREIGN, (
-      f"no test knows the program {program}: give it a function that checks "
-      "its words in PROGRAMS of tests/test_documents.py, or name it in FOREIGN"
-    )
+    if program.startswith("benchmarks."):
+      program, rest = "python", ["-m", *words]
     there([w for w in rest if re.match(r"launch/|configs/", w)])
-    if program in PROGRAMS:
+    if program not in FOREIGN:
+      assert program in PROGRAMS, (
+        f"no test knows the program {program}: give it a function in PROGRAMS "
+        "of tests/test_documents.py, or name it in FOREIGN"
+      )
       PROGRAMS[program](rest)
 
 
-def complaints(
-  commands: Sequence[documents.Command],
-  test: Callable[[documents.Command], None],
-) -> Iterator[str]:
+def complaints(commands: Sequence[documents.Command]) -> list[str]:
   """What is wrong with each."""
+  found = []
   for command in commands:
     try:
-      test(command)
+      check(command)
     except Exception as e:
-      yield f"{command}\n  {type(e).__name__}: {e}"
+      found.append(f"{command}\n  {type(e).__name__}: {e}")
+  return found
 
 
 @pytest.mark.parametrize("path", sorted({c.path for c in COMMANDS}))
 def test_commands_are_understood(path):
-  mine = [c for c in COMMANDS if c.path == path]
-  found = list(complaints(mine, check))
+  found = complaints([c for c in COMMANDS if c.path == path])
   assert not found, "\n".join(found)
 
 
-def check_message(message: documents.Command) -> None:
-  text = message.text
-  if text.startswith("--"):
-    only_flags([text.rstrip(".")])
-  for target in re.findall(r"\bmake ([a-z][\w-]*\b)(?!-)", text):
-    make([target])
-  for extra in re.findall(r"\.\[\w+\]", text):
-    pip(["install", extra])
-  for script, word in re.findall(r"launch/(\w+\.sh) ([a-z-]+)", text):
-    if word != "--help":
-      {"tpu_vm.sh": tpu_vm}[script]([word])
-  ours = re.search(
-    r"(?:python (?:-m )?)?(mixer [a-z]+|benchmarks(?:\.\w+)*|train(?=\.py))"
-    r"(?:\.py)?(?![\w.{])(.*)",
-    text,
-  )
-  if ours and ours[1] not in documents.ANY_OF_A_KIND:
-    module, rest = ours.groups()
-    name = "train.py" if module == "train" else module.removeprefix("mixer ")
-    for flag in re.findall(r"(?<!\S)--(\w[\w.]*)", rest):
-      assert flag in flags_of(name), f"{module} has no flag --{flag}"
-    there(re.findall(r"\bconfigs/\w+\.py", rest))
-
-
-@pytest.mark.parametrize("path", sorted({c.path for c in MESSAGES}))
-def test_commands_in_messages_are_understood(path):
-  mine = [c for c in MESSAGES if c.path == path]
-  found = list(complaints(mine, check_message))
+def test_flags_and_targets_in_messages():
+  found = []
+  for message in MESSAGES:
+    program, _, target = message.text.partition(" ")
+    name = program.removeprefix("--").removeprefix("config.").rstrip(".")
+    if target:
+      found += complaints([message])
+    elif name not in {*all_flags(), *config_lib.KEYS, "KEY", "config"}:
+      found.append(str(message))
   assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize(
   ("text", "complaint"),
   [
-    ("frobnicate all", "no test knows the program frobnicate"),
     ("find . | frobnicate", "no test knows the program frobnicate"),
     ("python other.py x", "no test knows what Python is to run"),
-    (
-      "python -m mixer prepare --sorce=DIR",
-      "no flag --sorce; did you",
-    ),
-    ("mixer evaluate --shots=x --checkpoint=y", "'x' is no whole number"),
-    (
-      "python train.py --conf=configs/smoke.py",
-      "no flag --conf; did",
-    ),
+    ("python -m mixer prepare --sorce=DIR", "no flag --sorce; did you"),
     ("python train.py --config=configs/nosuch.py", "there is no such file"),
-    (
-      "python train.py --config=configs/smoke.py --config.batch_size=0",
-      "batch_size",
-    ),
-    ("python train.py --config=configs/smoke.py --config.lr=1", "no key 'lr'"),
+    ("python train.py --config.batch_size=0", "batch_size"),
     ("make setpu", "No rule to make target"),
-    ("make setup-nosuch", "No rule|there is no requirements-nosuch.txt"),
     ("launch/tpu_vm.sh until-done --name=x", "--zone"),
     ("launch/tpu_vm.sh begin", "begin"),
     ("pip install -e '.[nosuch]'", "there is no extra"),
@@ -326,33 +277,22 @@ def test_commands_in_messages_are_understood(path):
 )
 def test_what_does_not_work_is_found(text, complaint):
   with pytest.raises(Exception, match=complaint):
-    check(documents.Command("x.md", 1, text))
+    check(documents.Command("x.md", text))
 
 
-def test_all_places_are_read():
-  """One of each kind; pages, docstrings and comments by file and text."""
-  texts = {(c.path, c.text) for c in COMMANDS}
-  prepare = "python -m mixer prepare"
-  for path, text in [
-    ("README.md", f".venv/bin/{prepare} --list"),  # A fenced block.
+@pytest.mark.parametrize(
+  ("path", "text"),
+  [
+    ("README.md", ".venv/bin/python -m mixer prepare --list"),  # Fenced.
     ("docs/experiments.md", '--config.total="300 steps"'),  # In a sentence.
-    ("docs/data.md", f"{prepare} vtab/pets"),
-    (
-      "docs/data.md",
-      f"{prepare} folder --name=my_set --source=DIR",
-    ),  # A table.
-    ("docs/results.md", f"{prepare} fashion_mnist --source=DIR"),  # Indented.
-    (
-      "configs/smoke.py",
-      "python train.py --config=configs/smoke.py --workdir=runs/smoke",
-    ),
+    ("docs/results.md", "python -m mixer prepare fashion_mnist --source=DIR"),
     (
       "benchmarks/prepare.py",
       "python -m benchmarks.prepare [--images=6000] [--side=400] [--rounds=3]",
     ),
-    ("requirements.txt", "make setup"),
-  ]:
-    assert (path, text) in texts
+    ("requirements.txt", "make setup"),  # A comment.
+  ],
+)
+def test_all_places_are_read(path, text):
+  assert documents.Command(path, text) in COMMANDS
   assert any(c.python for c in COMMANDS)
-  said = {(c.path, c.text) for c in MESSAGES}
-  assert ("mixer/commands/prepare.py", "python train.py {}") in said

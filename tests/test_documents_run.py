@@ -22,7 +22,6 @@ _LEFT_OUT = {
   r"make ": "CI runs what can be run; make -n in test_documents.py",
   r"(.*python -m )?(pip|apt|apt-get|ssh-add)\b": "changes the machine",
   r"(python -m )?benchmarks\b": "measures for minutes to hours",
-  r"python -m mixer\.datasets\.labels\.make": "wants the files of WordNet",
   r"python -m mixer demo": "minutes: `make demo` in CI",
   r"python (-X importtime|train\.py)$": "no command",
   r"launch/|sbatch|sky|for vm in": "dry runs: tests of launch and documents",
@@ -70,10 +69,6 @@ def left_out(command: documents.Command) -> bool:
     or any(name in text for name in documents.ANY_OF_A_KIND)
     or (text.startswith("gcloud") and not shutil.which("gcloud"))
   )
-
-
-def _whole(match: re.Match[str]) -> str:
-  return f"python {match[1] or f'-m {match[2]}'} "
 
 
 def additions(text: str) -> str:
@@ -124,15 +119,16 @@ class Session:
   def do(self, text: str) -> None:
     text = documents.as_typed(text)
     # Of code in a sentence.
-    text = re.sub(r"^(?:(train\.py)|(mixer \w+)) ", _whole, text)
+    text = re.sub(r"^(train\.py|mixer) ", r"python -m \1 ", text)
+    text = text.replace("-m train.py ", "train.py ", 1)
     stops = [
       sentence
       for path, pattern, sentence in _STOPS
       if path in ("", self.path) and re.search(pattern, text)
     ]
-    if stops and stops[-1] in _MISSING:
-      if importlib.util.find_spec(_MISSING[stops[-1]]):
-        return
+    missing = _MISSING.get(stops[-1] if stops else "")
+    if missing and importlib.util.find_spec(missing):
+      return
     if "not prepared" not in "".join(stops):
       for name in data_sets(text):
         self.reader.give_set(name)
@@ -151,10 +147,10 @@ class Session:
       )
     # What a sentence names is looked at; it has its reader's own values.
     named = [
-      documents.Command(f"$ {text}", 1, code)
+      documents.Command(f"$ {text}", code)
       for code in re.findall(r"`((?:python|make|pip) [^`]+)`", said)
     ]
-    self.complaints += test_documents.complaints(named, test_documents.check)
+    self.complaints += test_documents.complaints(named)
     _, _, loading = done.stdout.partition("To load it:\n\n")
     if loading and "NOT VERIFIED" not in said:  # What loads it isn't here.
       self.do_python(textwrap.dedent(loading))
@@ -194,8 +190,13 @@ _BEFORE = {
 }
 
 
-def run(path: str, root, kept) -> Session:
-  session = Session(path, root, kept)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "path",
+  sorted({c.path for c in COMMANDS if not left_out(c)}),
+)
+def test_what_is_shown_works(path, kept, home):
+  session = Session(path, home, kept)
   if path in _BEFORE:
     session.do(_BEFORE[path])
   for command in COMMANDS:
@@ -205,34 +206,4 @@ def run(path: str, root, kept) -> Session:
       else:
         session.do(command.text)
   session.do_printed()
-  return session
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-  "path",
-  sorted({c.path for c in COMMANDS if not left_out(c)}),
-)
-def test_what_is_shown_works(path, kept, home):
-  session = run(path, home, kept)
-  assert not session.complaints, "\n\n".join(session.complaints)
-
-
-def test_own_images_from_folder_to_report(kept, home, monkeypatch):
-  """README's commands about birds, with a small model in place of B/16."""
-  monkeypatch.setattr(
-    reader,
-    "SHORT",
-    f"{reader.SHORT} {reader.SMALL} --config.init_from= "
-    "--config.image_size=32 "
-    "--config.data.eval_short_side=32",
-  )
-  session = Session("README.md", home, kept)
-  birds = [c for c in COMMANDS if c.path == "README.md" and "birds" in c.text]
-  assert len(birds) == 9
-  runs = session.reader.root / "runs"
-  for command in birds:
-    session.do(command.text)
-    if "train.py" in command.text:
-      shutil.copytree(runs / "birds", runs / "other")
   assert not session.complaints, "\n\n".join(session.complaints)

@@ -1,16 +1,14 @@
 """The large recipes: how they differ, what they build, what they promise."""
 
 import importlib
-import inspect
 import re
 import shlex
 from typing import Any
 
-import jax
 import pytest
 
 from configs import mixer_b16_i21k
-from mixer import cli, durations, hardware, sharding, train_step, validation
+from mixer import cli, durations, hardware, validation
 from mixer import config as config_lib
 from mixer import model as model_lib
 from tests import conftest
@@ -83,17 +81,6 @@ _SETS = {
   "imagenet2012": (1_281_167, 1000),
   "jft_300m": (300_000_000, 18_291),
 }
-# Parameters with 1000 classes, known from the released models' shapes.
-_PARAMETERS = {
-  "S/32": 19_104_624,
-  "S/16": 18_528_264,
-  "B/32": 60_293_428,
-  "B/16": 59_880_472,
-  "L/32": 206_939_264,
-  "L/16": 208_196_168,
-  "H/14": 432_350_952,
-}
-_CHANNELS = {"S": 512, "B": 768, "L": 1024, "H": 1280}
 
 
 def recipe(name: str):
@@ -104,7 +91,7 @@ def recipe(name: str):
 
 def docstring(name: str) -> str:
   module = importlib.import_module(f"configs.{name.partition(':')[0]}")
-  return inspect.cleandoc(module.__doc__ or "")
+  return module.__doc__ or ""
 
 
 def test_all_large_recipes_are_here():
@@ -132,35 +119,6 @@ def test_what_the_others_change(name):
   assert config_lib.flatten(mixer_b16_i21k.get_config()) == base
 
 
-@pytest.mark.parametrize("name", [n for n in _CHANGES if "jft" in n])
-def test_recipes_build_their_model(name):
-  config = recipe(name)
-  examples, classes = _SETS[config.data.name]
-  plan = durations.plan(config, examples)
-  assert plan.warmup == 10_000 < plan.total
-  model = model_lib.from_config(config, classes)
-  images = jax.ShapeDtypeStruct((1, 224, 224, 3), model.dtype)
-  abstract = jax.eval_shape(model.init, jax.random.key(0), images)
-  variant = config.model.variant
-  shapes = jax.tree.leaves(abstract)
-  assert sum(x.size for x in shapes) == _PARAMETERS[variant] + (
-    (classes - 1000) * (_CHANNELS[variant[0]] + 1)
-  )
-  assert {x.dtype.name for x in shapes} == {"float32"}
-  assert model.dtype == "bfloat16"
-
-
-def test_the_state_has_the_size_of_the_released_checkpoint():
-  config = recipe("mixer_b16_i21k")
-  plan = durations.plan(config, 10**7)
-  trainer = train_step.Trainer(config, plan, 21_843, sharding.make_mesh())
-  shapes = jax.tree.leaves(trainer.abstract.params)
-  assert sum(x.size for x in shapes) == 75_908_739
-  # Adam's two moments, and its count and the schedule's.
-  state = jax.tree.leaves(trainer.abstract.opt_state)
-  assert sum(x.size for x in state) == 2 * 75_908_739 + 2
-
-
 @pytest.mark.parametrize(
   ("name", "steps"),
   [  # Epochs x examples / 4096, by hand.
@@ -174,7 +132,7 @@ def test_the_state_has_the_size_of_the_released_checkpoint():
 def test_lengths_of_runs(name, steps):
   config = recipe(name)
   plan = durations.plan(config, _SETS[config.data.name][0])
-  assert plan.total == steps
+  assert (plan.total, plan.warmup) == (steps, 10_000)
 
 
 def parse(*words) -> Any:
@@ -184,14 +142,11 @@ def parse(*words) -> Any:
 @pytest.mark.parametrize(
   ("recipe", "said"),
   [
-    (
-      "mixer_jft.py:S/8",
-      "the paper has no 'S/8' on JFT-300M; there are S/32, ",
-    ),
-    ("mixer_i21k.py:L/16", "has no 'L/16'; there are S/32, S/16, B/32, as in "),
-    ("demo.py:x", "configs/demo.py has no 'x'; there are glyphs and digits"),
-    ("fashion_mnist.py:x", "has no 'x'; there are `glyphs` and `gpu`"),
-    ("experiments.py:patches,x", "there is no experiment 'patches,x'; there a"),
+    ("mixer_jft.py:S/8", "'S/8' behind configs/mixer_jft.py: is none of S/32,"),
+    ("mixer_i21k.py:L/16", "'L/16' behind configs/mixer_i21k.py: is none of S"),
+    ("demo.py:x", "'x' behind configs/demo.py: is none of glyphs, digits; as"),
+    ("fashion_mnist.py:x", "is none of glyphs, gpu; as in"),
+    ("experiments.py:patches,x", "'patches,x' behind configs/experiments.py:"),
   ],
 )
 def test_other_words_behind_the_colon(capsys, recipe, said):
@@ -241,10 +196,6 @@ def dollars(value: float) -> str:
   return f"${float(f'{value:.2g}'):,.0f}"
 
 
-def short(hours: float) -> str:
-  return f"{hours:.0f}" if hours >= 10 else f"{hours:.1f}"
-
-
 @pytest.mark.parametrize("name", _CHANGES)
 def test_docstrings_predict_by_the_formula(name):
   text = docstring(name)
@@ -262,8 +213,11 @@ def test_docstrings_predict_by_the_formula(name):
   if not variant:
     (gpus,) = re.findall(r"one host with (\d) H100", " ".join(text.split()))
     on_host, on_tpus = hours["H100"] / int(gpus), hours["TPU v5e"] / 64
-    assert f"{short(on_host)} hours on the host above" in text
-    assert f"{short(on_tpus)} on 64 v5e" in text
+    for value, where in (
+      (on_host, "hours on the host above"),
+      (on_tpus, "on 64 v5e"),
+    ):
+      assert f"{value:.{int(value < 10)}f} {where}" in text
 
 
 def test_the_table_of_the_docs():
