@@ -241,16 +241,6 @@ def test_train_is_its_parts_in_order(crop):
   assert 4 < flipped < 16
 
 
-def test_train_without_anything_random():
-  options = preprocess.TrainOptions(size=20, crop="resize", flip=False)
-  rng = np.random.default_rng(0)
-  state = rng.bit_generator.state
-  image = picture(50, 31)
-  got = preprocess.train(encode(image), rng, options)
-  np.testing.assert_array_equal(got, preprocess.resize(image, 20))
-  assert rng.bit_generator.state == state
-
-
 def test_sizes_that_cannot_be():
   for size in (0, (1, 2, 3), (5, -1)):
     with pytest.raises(errors.UserError, match="positive number or"):

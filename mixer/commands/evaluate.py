@@ -167,6 +167,7 @@ def main(args: argparse.Namespace) -> None:
     )
 
   written: list[pathlib.Path] = []
+  listing: list[Sequence[Any]] = []
   if args.fewshot:
     train = split_lib.open_split(data, args.train_split, data_dir)
     task = evaluate.Fewshot(train, split, args.shots, args.seeds, args.l2)
@@ -183,8 +184,6 @@ def main(args: argparse.Namespace) -> None:
     if matching.missing:
       metrics.pop("loss")
     written = _write_confusions(folder, counts, classes)
-    if args.examples:
-      _write_examples(args.examples, listing)
   print(_describe(metrics, model.loss))
   results = {
     "metrics": metrics,
@@ -205,6 +204,8 @@ def main(args: argparse.Namespace) -> None:
     "environment": runtime.environment(),
   }
   workdir.write_json(folder / "results.json", results)
+  if args.examples:
+    _write_examples(args.examples, listing)
   print(f"written to    {folder}")
 
 

@@ -274,14 +274,6 @@ def test_mistakes(imagenet, command, data_dir, flags, words):
   assert "--config" not in err
 
 
-def test_no_place_for_results(run, command, tmp_path):
-  (tmp_path / "out").touch()
-  assert (
-    cli.main(["evaluate", f"--checkpoint={run}", f"--output={tmp_path}/out"])
-    == 1
-  )
-
-
 def test_same_classes_and_a_folder_of_its_own(
   run, command, data_dir, tmp_path, monkeypatch, capfd
 ):
@@ -289,6 +281,9 @@ def test_same_classes_and_a_folder_of_its_own(
   monkeypatch.chdir(tmp_path)
   flags = ["--checkpoint=w.npz", "--data=digits", "--split=test[:9]"]
   flags += [f"--data_dir={data_dir}", "--same_classes"]
+  (tmp_path / "full").touch()
+  assert cli.main(["evaluate", *flags, "--output=full"]) == 1
+  assert "full/results.json can't be written" in capfd.readouterr().err
   assert cli.main(["evaluate", *flags]) == 0
   out = capfd.readouterr().out
   folder = "runs/evaluate/w.npz-digits-test_9_-8x8-head"
