@@ -283,7 +283,7 @@ def test_what_does_not_work_is_found(text, complaint):
 @pytest.mark.parametrize(
   ("path", "text"),
   [
-    ("README.md", ".venv/bin/python -m mixer prepare --list"),  # Fenced.
+    ("README.md", ".venv/bin/python -m mixer inspect runs/smoke"),  # Fenced.
     ("docs/experiments.md", '--config.total="300 steps"'),  # In a sentence.
     ("docs/results.md", "python -m mixer prepare fashion_mnist --source=DIR"),
     (
