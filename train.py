@@ -72,7 +72,8 @@ def train(
     stop.Preempted: stopped by a signal; the state is saved.
   """
   began, path = stop.began(), workdir_lib.path(workdir)
-  with stop.Watch(distributed.board()) as watch:
+  board = distributed.Board() if distributed.several() else None
+  with stop.Watch(board) as watch:
     # What is trained on, and from which weights.
     inputs = input_pipeline.open_inputs(config)
     mend = functools.partial(checkpoints.mend_config, path)
@@ -116,7 +117,8 @@ def train(
           workdir_lib.write_config(path, asked, resolved)
         watch.limit_silence(config.hang_seconds)
         run.to_the_end()
-    return run.report.writer.last("eval/accuracy")
+    found = run.report.writer.last("eval/accuracy")
+    return {k: v for k, v in found.items() if k != "step"}
 
 
 class _Run:
@@ -150,13 +152,9 @@ class _Run:
     before = saved.metadata or {}
     self.metadata = runtime.history(before, self.step, message)
     self.metadata["class_names"] = names
+    model, lines = self.trainer.model, before.get("metrics_lines", 0)
     self.report = reporter.Reporter(
-      path,
-      inputs,
-      self.trainer.model,
-      self.step,
-      began,
-      before.get("metrics_lines", 0),
+      path, inputs, model, self.step, began, lines
     )
     self.shown: dict[str, Any] | None = None
     self.report.say(reporter.header(inputs, self.trainer.abstract.params))
@@ -268,8 +266,8 @@ class _Run:
 
   def evaluation_missing(self) -> bool:
     """Whether an evaluation is due that has no record."""
-    missing = not self.report.writer.has(self.step, "eval/accuracy")
-    return missing and self.is_due(self.inputs.plan.eval_every)
+    done = self.report.writer.last("eval/accuracy").get("step")
+    return done != self.step and self.is_due(self.inputs.plan.eval_every)
 
   def evaluate(self) -> None:
     """Evaluates, and few-shot if the config wants it; writes the record."""

@@ -7,6 +7,7 @@ every wait has an end.
 """
 
 import collections
+import contextlib
 import importlib.util
 import json
 import os
@@ -206,12 +207,9 @@ class Board:
 
   def post(self, kind: str, message: str) -> None:
     """Leaves a message; the first of a kind stays."""
-    if kind in self.read():
-      return
-    try:
+    # Refused: there is one, or the service is gone.
+    with contextlib.suppress(RuntimeError):
       self._client.key_value_set(f"mixer/board/{kind}", message)
-    except RuntimeError:  # Another one was faster, or the service is gone.
-      pass
 
   def read(self) -> dict[str, str]:
     """Messages by kind; none where the service is gone."""
@@ -234,11 +232,6 @@ class Board:
       return -1
 
 
-def board() -> Board | None:
-  """The board of several processes; None for one."""
-  return Board() if jax.process_count() > 1 else None
-
-
 def end_failed(error: Exception, message: str) -> None:
   """Ends one of several processes that has failed; returns for a single one.
 
@@ -247,18 +240,17 @@ def end_failed(error: Exception, message: str) -> None:
   """
   if not several():
     return
-  code = stop.FAILED
+  board, failure = Board(), ""
   lost = isinstance(error, HostsError | jax.errors.JaxRuntimeError)
-  if lost and not errors.is_memory(error):
-    if failure := Board().read().get("failed", ""):
-      Board().stay()
-      stop.say(f"\n{failure}", sys.stderr)
-    else:
-      code = stop.LOST
+  lost = lost and not errors.is_memory(error)
+  if not lost:
+    board.post("failed", f"{_own_name()} failed: {message}")
+  elif failure := board.read().get("failed", ""):
+    stop.say(f"\n{failure}", sys.stderr)
   else:
-    Board().post("failed", f"{_own_name()} failed: {message}")
-    Board().stay()
-  stop.exit_at_once(code)
+    stop.exit_at_once(stop.LOST)
+  board.stay()
+  stop.exit_at_once(stop.FAILED)
 
 
 def _own_name() -> str:
@@ -273,8 +265,7 @@ def check_same(config: config_lib.Config, more: Mapping[str, Any]) -> None:
   if jax.process_count() == 1:
     return
   flat = config_lib.flatten(config)
-  about = runtime.environment()
-  about |= {"local_devices": jax.local_device_count()}
+  about = runtime.environment() | {"local_devices": jax.local_device_count()}
   groups = {
     "config": {k: v for k, v in flat.items() if k not in _OWN},
     "code": runtime.code(),
@@ -293,11 +284,9 @@ def check_same(config: config_lib.Config, more: Mapping[str, Any]) -> None:
     if theirs.get(key) != ours.get(key)
   ]
   if lines:
-    rest = len(lines) - 20
-    shown = lines[:20] + [f"and {rest} more"] * (rest > 0)
     raise UserError(
       "the processes of this run differ, so none of them starts:\n  "
-      + "\n  ".join(map(errors.printable, shown))
+      + "\n  ".join(map(errors.printable, lines[:20]))
       + "\nGive all of them the same code, libraries, data and command line.",
       lines=True,
     )

@@ -37,9 +37,6 @@ FILE = ".owner.json"
 BEAT, WATCH = 5.0, 30.0
 _SIZE = 4096  # Bytes of the record: one page, written at once.
 _ANSWER = 10.0  # Seconds to wait for an answer of the store.
-# Where there is no flock, two starts in the same millisecond go unnoticed until
-# the first beat of the slower one.
-_NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 # Goes on while the machine sleeps, and never jumps.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -51,8 +48,7 @@ class LostError(UserError):
 class Lock:
   """Keeps other runs out of a workdir; the first process holds it.
 
-  Attributes:
-    sentence: whose left-over lock it has replaced, or "".
+  `sentence` says whose left-over lock it has replaced, or "".
   """
 
   def __init__(self, workdir: epath.PathLike):
@@ -76,10 +72,7 @@ class Lock:
       threading.Thread(target=self._keep, name="lock", daemon=True).start()
     return self
 
-  def __exit__(self, *unused: object) -> None:
-    self.release()
-
-  def release(self) -> None:
+  def release(self, *unused: object) -> None:
     """Gives the workdir free if it is ours; from any thread."""
     self._ended.set()
     # One that is stuck in the file system keeps nobody from ending.
@@ -91,13 +84,10 @@ class Lock:
     if free:
       self._mutex.release()
 
-  def check(self) -> None:
-    """Cheap; call between two updates, and before anything is written.
+  __exit__ = release
 
-    Raises:
-      LostError: another run has the workdir now, or it is gone; nothing may
-        be saved.
-    """
+  def check(self) -> None:
+    """LostError if the workdir isn't ours; call it between two updates."""
     # The thread hasn't come to it: this process was suspended.
     if self._record and _now() - self._tried > 2 * BEAT:
       self._beat()
@@ -105,7 +95,7 @@ class Lock:
       raise LostError(self._lost)
 
   @functools.cached_property
-  def _file(self) -> "_LocalFile | StoredFile":
+  def _file(self) -> "_LocalFile | StoredFile":  # Fails like any access.
     path = self._workdir / FILE
     return StoredFile(path) if files.is_remote(path) else _LocalFile(path)
 
@@ -115,7 +105,7 @@ class Lock:
       while True:
         found = self._file.read()
         sentence = self._refuse_if_alive(found) if found else ""
-        record = self._next_record()
+        record = self._raised()
         if self._file.swap(found, record) or self._is_ours(self._file.read()):
           self._record, self._tried = record, _now()
           return sentence
@@ -127,9 +117,9 @@ class Lock:
 
   def _refuse_if_alive(self, found: bytes) -> str:
     """A sentence about an owner that is gone."""
-    name, boot = _name(found), _boot().encode()
-    alive, why = self._file.is_locked(), "no longer runs"
-    if not alive and not (self._file.locks and boot and boot in found):
+    name, why = _name(found), "no longer runs"
+    alive, here = self._file.is_locked(), _boot() and _boot().encode() in found
+    if alive is None or not (alive or here):
       distributed.say(
         f"{self._workdir} is in use, it seems: watching for {WATCH:g} s "
         f"whether {name} is still there"
@@ -147,14 +137,10 @@ class Lock:
       )
     return f"{self._workdir}: {name} {why}; its lock is taken over"
 
-  def _next_record(self) -> bytes:
+  def _raised(self) -> bytes:
     self._beats += 1
-    record = {
-      "name": _own_name(),
-      "boot": _boot(),
-      "token": self._token,
-      "beats": self._beats,
-    }
+    record = {"name": _own_name(), "boot": _boot()}
+    record |= {"token": self._token, "beats": self._beats}
     return json.dumps(record, indent=1).encode()
 
   def _is_ours(self, record: bytes) -> bool:
@@ -169,7 +155,7 @@ class Lock:
     with self._mutex:
       if not self._record or self._lost:
         return
-      self._tried, record = _now(), self._next_record()
+      self._tried, record = _now(), self._raised()
       # Out of reach: a save would say so.
       with contextlib.suppress(*self._failures):
         if self._file.swap(self._record, record):
@@ -179,8 +165,8 @@ class Lock:
         # It may have been written, and the answer got lost.
         if self._is_ours(found):
           self._record = found
-          return
-        self._lost = self._loss(found)
+        else:
+          self._lost = self._loss(found)
 
   def _loss(self, found: bytes) -> str:
     if found:
@@ -200,11 +186,14 @@ class Lock:
 
 
 class _LocalFile:
-  """The record on a disk; its flock is held from the first `swap` on."""
+  """The record on a disk; its flock is held from the first `swap` on.
+
+  Where there is no flock, two starts in the same millisecond go unnoticed until
+  the first beat of the slower one.
+  """
 
   def __init__(self, path: epath.PathLike):
     self._path, self._file = pathlib.Path(path), -1
-    self.locks = True
 
   def read(self) -> bytes:
     """What it holds; empty if it isn't there."""
@@ -215,29 +204,28 @@ class _LocalFile:
     # A machine that went down can leave zeros where something was written.
     return data.strip(b" \n\0")
 
-  def is_locked(self) -> bool:
-    """Whether another process has it."""
+  def is_locked(self) -> bool | None:
+    """Whether another process has it; None: that can't be told."""
     try:
-      file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+      with open(self._path, "rb+") as file:
+        taken = _flock(file.fileno())
     except FileNotFoundError:
       return False
-    try:
-      return not self._flock(file)
-    finally:
-      os.close(file)
+    return None if taken is None else not taken
 
   def swap(self, before: bytes, after: bytes) -> bool:
     """Writes it (removes it, if empty) if it is ours and holds `before`."""
     try:
       if self._file < 0:
-        flags = os.O_RDWR | os.O_CLOEXEC | (0 if before else os.O_CREAT)
+        flags = os.O_RDWR | (0 if before else os.O_CREAT)
         self._file = os.open(self._path, flags, 0o666)
       there = os.path.samestat(os.fstat(self._file), os.stat(self._path))
     except FileNotFoundError:
       if not before:  # Then it is the folder that is missing.
         raise
       there = False
-    if not there or not self._flock(self._file) or self.read() != before:
+    taken = there and _flock(self._file) is not False
+    if not taken or self.read() != before:
       self._close()
       return False
     if not after:
@@ -253,22 +241,18 @@ class _LocalFile:
       os.close(self._file)
     self._file = -1
 
-  def _flock(self, file: int) -> bool:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      return False
-    except OSError as e:
-      if e.errno not in _NO_FLOCK:
-        raise
-      self.locks = False
-    return True
+
+def _flock(file: int) -> bool | None:
+  """Takes it, if nobody has it; None: there is no such thing here."""
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as e:
+    return False if isinstance(e, BlockingIOError) else None
+  return True
 
 
 class StoredFile:
   """A file in Google Cloud Storage, with compare and swap by generations."""
-
-  locks = False
 
   def __init__(self, path: epath.PathLike):
     # An extra; and slow to import.
@@ -285,22 +269,19 @@ class StoredFile:
     # What it holds, and its generation; 0: there is none.
     self.known: tuple[bytes, int] = (b"", 0)
 
-  def is_locked(self) -> bool:
-    """Never: there is no such thing."""
-    return False
+  def is_locked(self) -> None:
+    """That can't be told."""
 
   def read(self) -> bytes:
     """What it holds; empty if it isn't there."""
-    while True:
-      blob = self._bucket.get_blob(self._name, **self._options)
-      if blob is None:
-        self.known = (b"", 0)
-        return b""
+    while blob := self._bucket.get_blob(self._name, **self._options):
       with contextlib.suppress(*self._changed):
         match = {"if_generation_match": blob.generation}
         data = blob.download_as_bytes(**match, **self._options)
         self.known = (data, blob.generation)
         return data
+    self.known = (b"", 0)
+    return b""
 
   def swap(self, before: bytes, after: bytes) -> bool:
     """Writes it (removes it, if empty) if it holds `before`, as known here."""

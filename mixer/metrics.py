@@ -27,8 +27,7 @@ from mixer.errors import UserError
 
 FILE = "metrics.jsonl"
 _LARGEST = 1 << 30  # Bytes; some 3 million records.
-# Seconds between two uploads to an object store, and between two flushes of
-# what TensorBoard reads.
+# Seconds between two uploads, and between two flushes of TensorBoard's file.
 _UPLOAD, _FLUSH = 30.0, 10.0
 _MEND = (
   "Mend the cause and start the same command again: it goes on from the newest "
@@ -135,14 +134,9 @@ class Writer:
       self._file = open(folder / FILE, "a")
       self._board = _TensorBoard(folder / "tensorboard", start_step)
 
-  def has(self, step: int, name: str) -> bool:
-    """Whether a record of that step with that metric is there."""
-    return any(r["step"] == step and name in r for r in self.records)
-
   def last(self, name: str) -> dict[str, float]:
-    """The values of the newest record that has that metric."""
-    found = [r for r in self.records if name in r]
-    return {k: v for k, v in found[-1].items() if k != "step"} if found else {}
+    """The newest record that has that metric, with its `step`; or {}."""
+    return next((r for r in reversed(self.records) if name in r), {})
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Appends one record; a value that is not finite becomes null."""
@@ -214,9 +208,8 @@ class _TensorBoard:
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Adds values; they are on the disk within some seconds."""
-    pairs = [
-      self._summary.Value(tag=k, simple_value=v) for k, v in values.items()
-    ]
+    pair = self._summary.Value
+    pairs = [pair(tag=k, simple_value=v) for k, v in values.items()]
     self._add(step=step, summary=self._summary(value=pairs))
     if time.monotonic() - self._flushed > _FLUSH:
       self.flush()
@@ -294,13 +287,13 @@ class _Uploads:
         raise OSError("another run writes there, too")
 
 
+_UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s"))
+
+
 def duration(seconds: float) -> str:
   """`42s`, `3m07s`, `5h02m`, `2d03h`."""
   s = round(seconds)
-  if s < 60:
-    return f"{s}s"
-  if s < 3600:
-    return f"{s // 60}m{s % 60:02d}s"
-  if s < 86400:
-    return f"{s // 3600}h{s % 3600 // 60:02d}m"
-  return f"{s // 86400}d{s % 86400 // 3600:02d}h"
+  for unit, name, size, part in _UNITS:
+    if s >= unit:
+      return f"{s // unit}{name}{s % unit // size:02d}{part}"
+  return f"{s}s"

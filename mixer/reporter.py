@@ -28,10 +28,8 @@ KINDS = {
   "lost": "lost to restarts",
 }
 _PREFIX = "goodput/"
-# The share of the time from which on waiting for data is worth a word.
-_WAITING = 0.05
-# Of a batch's records, how many a sentence names.
-_SHOWN = 6
+_WAITING = 0.05  # The share of the time from which on it is worth a word.
+_SHOWN = 6  # Of a batch's records.
 
 
 class NotFinite(UserError):
@@ -49,19 +47,14 @@ class Goodput:
   what was spent before it, and what in vain.
   """
 
-  def __init__(
-    self,
-    began: float,
-    kept: Sequence[Mapping[str, Any]] = (),
-    dropped: Sequence[Mapping[str, Any]] = (),
-  ):
-    """Goes on from records: `kept`, and `dropped` that were made in vain."""
-    before, spent = _newest(kept), _newest([*kept, *dropped])
-    self._seconds = {kind: before.get(kind, 0.0) for kind in KINDS}
+  def __init__(self, began: float, writer: metrics.Writer):
+    """Goes on from the records; those dropped were made in vain."""
+    before = _newest(writer.records)
+    spent = _newest([*writer.records, *writer.dropped])
+    self._seconds = dict.fromkeys(KINDS, 0.0) | before
     lost = sum(spent.values()) - sum(before.values())
     self._seconds["lost"] += max(0.0, lost)
-    self._open = ["start"]
-    self._since = began
+    self._open, self._since = ["start"], began
 
   def begin(self) -> None:
     """The start is over; what is nothing else counts as updates from now."""
@@ -92,12 +85,14 @@ class Goodput:
 
   def table(self) -> str:
     """For people: seconds and shares, the largest first."""
-    seconds = self.seconds()
-    total = sum(seconds.values())
-    lines = [f"{'seconds':>12}  share  spent on"]
-    for kind, value in sorted(seconds.items(), key=lambda item: -item[1]):
-      if value:
-        lines.append(f"{value:12.1f}  {value / total:5.1%}  {KINDS[kind]}")
+    seconds = sorted(self.seconds().items(), key=lambda item: -item[1])
+    total = sum(value for _, value in seconds)
+    lines = [
+      f"{value:12.1f}  {value / total:5.1%}  {KINDS[kind]}"
+      for kind, value in seconds
+      if value
+    ]
+    lines.insert(0, f"{'seconds':>12}  share  spent on")
     return "\n".join([*lines, f"{total:12.1f}         in all"])
 
 
@@ -113,12 +108,8 @@ class Reporter:
   """Reads the metrics of an update after the next one has been started.
 
   So the device always has work. `settle` reads what is left: before the state
-  is saved or evaluated, so that neither ever happens to a broken one.
-
-  Attributes:
-    writer: of the records.
-    goodput: where the time went.
-    loader: whose timing is told, once there is one.
+  is saved or evaluated, so that neither ever happens to a broken one. `loader`
+  is that whose timing is told, once there is one.
   """
 
   def __init__(
@@ -132,7 +123,7 @@ class Reporter:
   ):
     """Opens the files; `lines` of metrics the checkpoint knows of."""
     self.writer = metrics.Writer(workdir, start_step, lines)
-    self.goodput = Goodput(began, self.writer.records, self.writer.dropped)
+    self.goodput = Goodput(began, self.writer)
     self.loader: loader.Loader | None = None
     self._workdir, self._inputs = workdir, inputs
     self._config, self._plan = inputs.config, inputs.plan
@@ -179,9 +170,8 @@ class Reporter:
 
   def _report(self, step: int, values: dict[str, float], first: int) -> None:
     """Reports one update, of those after `first` that were sent together."""
-    logged = step in (1, self._plan.total) or durations.is_due(
-      self._plan.log_every, step
-    )
+    due = durations.is_due(self._plan.log_every, step)
+    logged = due or step in (1, self._plan.total)
     if logged or first == self._start:
       self._measure(step)
     if first == self._start:  # The first updates include compilation.
@@ -216,47 +206,42 @@ class Reporter:
     recent = self._drawn is not None and now - self._drawn < 0.1
     if jax.process_index() or not (logged or (self._live and not recent)):
       return
-    parts = [
-      f"step {step:{len(str(total))}d}/{total}",
-      f"loss {values['train/loss']:.4f}",
-    ]
+    line = f"step {step:{len(str(total))}d}/{total}"
+    line += f"  loss {values['train/loss']:.4f}"
     if "train/images_per_second" in values:
-      parts.append(f"{values['train/images_per_second']:,.0f} images/s")
-    if "train/mfu" in values:
-      parts.append(f"MFU {values['train/mfu']:.1%}")
-    if values.get("data/wait", 0) >= _WAITING:
-      parts.append(f"waits for data {values['data/wait']:.0%}")
-    if "train/seconds_per_step" in values:
+      line += f"  {values['train/images_per_second']:,.0f} images/s"
+      if "train/mfu" in values:
+        line += f"  MFU {values['train/mfu']:.1%}"
+      if values.get("data/wait", 0) >= _WAITING:
+        line += f"  waits for data {values['data/wait']:.0%}"
       left = (total - step) * values["train/seconds_per_step"]
-      parts.append(f"{metrics.duration(left)} left")
+      line += f"  {metrics.duration(left)} left"
     if self._live:
-      stop.say(f"\r\x1b[K{'  '.join(parts)}", end="")
+      stop.say(f"\r\x1b[K{line}", end="")
       self._drawn = now
     else:
-      stop.say("  ".join(parts))
+      stop.say(line)
 
   def _check_finite(self, step: int, values: dict[str, float]) -> None:
     """Raises NotFinite at a broken update; or says so, where it was skipped."""
-    broken = [
-      f"{name} is {values[name]} at step {step}"
-      for name in ("train/loss", "train/grad_norm")
-      if not math.isfinite(values[name])
-    ]
-    if not broken:
+    names = ("train/loss", "train/grad_norm")
+    name = next((n for n in names if not math.isfinite(values[n])), None)
+    if name is None:
       self._skipped = 0
       return
-    blame = self._blame(step, broken[0])
+    what = f"{name} is {values[name]} at step {step}"
+    blame = self._blame(step, what)
     limit, skipped = self._config.nonfinite_limit, ""
     if "train/skipped" in values:
       self._skipped += 1
       skipped = f" The {limit} updates before it were skipped."
       if self._skipped <= limit:
-        self.say(f"{broken[0]}: skipped. {blame}")
+        self.say(f"{what}: skipped. {blame}")
         return
     o = self._config.optimizer
     raise NotFinite(
-      broken[0],
-      f"{broken[0]}: training stops there.{skipped} All checkpoints are from "
+      what,
+      f"{what}: training stops there.{skipped} All checkpoints are from "
       f"before it. {blame}\nIn a new --workdir "
       f"(--config.init_from={self._workdir} takes the weights of the newest "
       f"checkpoint): lower optimizer.learning_rate ({o.learning_rate:g}), clip "
@@ -276,14 +261,9 @@ class Reporter:
     data, records = self._config.data, self._inputs.train_records(step)
     kept = f"all {len(records)} in {path}"
     if jax.process_index() == 0:
-      content = {
-        "step": step,
-        "what": what,
-        "data": data.name,
-        "split": data.train_split,
-        "records": records,
-        "replay": command,
-      }
+      content = {"step": step, "what": what, "data": data.name}
+      content |= {"split": data.train_split, "records": records}
+      content |= {"replay": command}
       try:
         path.parent.mkdir(exist_ok=True)
         workdir_lib.write_json(path, content)

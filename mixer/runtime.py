@@ -18,7 +18,7 @@ import absl.logging
 import jax
 
 from mixer import __version__
-from mixer.errors import UserError
+from mixer.errors import UserError, first_line
 
 _ROOT = pathlib.Path(__file__).parent.parent
 # XLA's CPU backend may fuse matmuls through YNNPACK, which in jaxlib 0.10.2
@@ -31,11 +31,7 @@ _LIBRARIES = (
 
 
 def start(platform: str = "") -> None:
-  """Starts JAX on "cpu", "gpu", "tpu", or "" for the best that is there.
-
-  Raises:
-    UserError: JAX finds no such device.
-  """
+  """Starts JAX on "cpu", "gpu", "tpu", or "" for the best that is there."""
   configure(platform)
   find_devices(platform)
 
@@ -73,22 +69,18 @@ def find_devices(platform: str) -> None:
     jax.devices()
   except (RuntimeError, AssertionError) as e:
     asked = platform or os.environ.get("JAX_PLATFORMS", "")
-    lines = str(e).splitlines()
     raise UserError(
-      f"JAX finds no device of the platform {asked!r} here"
-      + (f" ({lines[0]})" if lines else "")
-      + ". For an accelerator install JAX's build for it "
-      '(pip install -e ".[gpu]" or ".[tpu]"), or leave --platform and '
-      "JAX_PLATFORMS out to run on what is there."
+      f"JAX finds no device of the platform {asked!r} here ({first_line(e)}). "
+      "For an accelerator install JAX's build for it (pip install -e "
+      '".[gpu]" or ".[tpu]"), or leave --platform and JAX_PLATFORMS out to run '
+      "on what is there."
     ) from e
 
 
 def _keep_compiled() -> None:
   """Keeps what is compiled for later processes."""
-  cache = os.environ.get(
-    "JAX_COMPILATION_CACHE_DIR",
-    str(pathlib.Path("~/.cache/mixer/xla").expanduser()),
-  )
+  default = os.path.expanduser("~/.cache/mixer/xla")
+  cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", default)
   jax.config.update("jax_compilation_cache_dir", cache)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

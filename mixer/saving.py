@@ -30,11 +30,8 @@ class Checkpoints:
   """The checkpoints of one run: saves in the background, keeps what is due.
 
   A context manager: leaving it waits for a save under way. Of several hosts,
-  all have to make the same calls; the first alone moves and removes.
-
-  Attributes:
-    directory: where they are.
-    metadata: of the checkpoint that was restored, None if none was.
+  all have to make the same calls; the first alone moves and removes. `metadata`
+  is that of the checkpoint that was restored, None if none was.
   """
 
   def __init__(
@@ -105,9 +102,8 @@ class Checkpoints:
     except (OSError, ValueError) as e:
       raise self._failure(e) from e
     scores = dict(self._scores()) if first else {}
-    self._pending = self._thread.submit(
-      self._finish, step, response, list(parts), scores
-    )
+    args = (step, response, list(parts), scores)
+    self._pending = self._thread.submit(self._finish, *args)
 
   def _context(self) -> Any:
     """How Orbax is to save."""
@@ -171,9 +167,9 @@ class Checkpoints:
     whole = []
     with contextlib.suppress(OSError):
       whole = [s for s in checkpoints.committed(workdir) if s != self._saving]
-    kept = "there is none yet"
-    if whole:
-      kept = f"that of step {whole[-1]} is whole"
+    kept = (
+      f"that of step {whole[-1]} is whole" if whole else "there is none yet"
+    )
     return SaveError(
       f"the checkpoint of step {self._saving} could not be written to "
       f"{self.directory}: {checkpoints.reason(error)}; {kept}. Mend the cause "

@@ -30,6 +30,7 @@ LOST = 75
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Errors of an output that nobody reads any more.
 CLOSED = (errno.EIO, errno.EPIPE, errno.EBADF)
+_PATIENCE = 10.0  # Seconds to wait for a thread that asks the service.
 _STDERR = 2  # The descriptor: `sys.stderr` may be anything.
 
 _began: float | None = time.monotonic()
@@ -92,11 +93,11 @@ def listen() -> None:
 
   def hear() -> None:
     while True:
-      for number in os.read(reader, 1):
-        if number in _SIGNALS:
-          if _watch is None:
-            _leave(signal.Signals(number).name)
-          _watch.heard(number)
+      (number,), watch = os.read(reader, 1), _watch
+      if number in _SIGNALS:
+        if watch is None:
+          _leave(signal.Signals(number).name)
+        watch.heard(number)
 
   threading.Thread(target=hear, daemon=True).start()
   _listening = True
@@ -108,28 +109,31 @@ def _leave(name: str) -> NoReturn:
 
 
 @contextlib.contextmanager
-def interrupting() -> Iterator[None]:
+def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator:
+  """Python's handlers; none after `listen` and outside the main thread."""
+  main = threading.current_thread() is threading.main_thread()
+  wanted = _wanted() if main and not _listening else []
+  before = {s: signal.signal(s, handler) for s in wanted}
+  try:
+    yield
+  finally:
+    for s, former in before.items():
+      signal.signal(s, former)
+
+
+def interrupting() -> contextlib.AbstractContextManager[None]:
   """Lets signals raise KeyboardInterrupt with their name, once.
 
   A second Ctrl-C ends the process at once. After `listen` nothing is changed.
   """
 
   def stop(number: int, frame: FrameType | None) -> None:
-    for s in before:
+    for s in _wanted():
       signal.signal(s, _ignore)
-    # A second Ctrl-C ends the process at once.
     signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
     raise KeyboardInterrupt(signal.Signals(number).name)
 
-  before: dict[int, Any] = {}
-  main = threading.current_thread() is threading.main_thread()
-  if main and not _listening:
-    before = {s: signal.signal(s, stop) for s in _wanted()}
-  try:
-    yield
-  finally:
-    for s, handler in before.items():
-      signal.signal(s, handler)
+  return _handling(stop)
 
 
 class Watch:
@@ -138,11 +142,9 @@ class Watch:
   A context manager. Every process makes the same sequence of `check` calls.
   One that hears a signal posts it to the coordination service; then all tell
   how many checks they have passed while their next one waits, and all stop at
-  the first that none has passed: within one update.
-
-  Attributes:
-    name: of the signal, and the host that heard it; "" before there is one.
-    leaving: called before the process ends at once.
+  the first that none has passed: within one update. `name` is the signal's,
+  and its host's, or ""; what is in `leaving` is called before the process ends
+  at once.
   """
 
   def __init__(self, board: Any = None, poll: float = 0.2):
@@ -156,27 +158,26 @@ class Watch:
     self._turn = threading.Lock()
     self._ended = threading.Event()
     self._silent = self._limit = 0.0
-    self._previous: dict[int, Any] = {}
+    self._handlers = _handling(lambda number, _: self.heard(number))
+    self._reader = threading.Thread(target=self._read_board, daemon=True)
 
   def __enter__(self) -> "Watch":
     global _watch
     _watch = self
-    main = threading.current_thread() is threading.main_thread()
-    if main and not _listening:
-      for number in _wanted():
-        self._previous[number] = signal.signal(
-          number, lambda number, _: self.heard(number)
-        )
+    self._handlers.__enter__()
     if self._board is not None:
-      threading.Thread(target=self._read_board, daemon=True).start()
+      self._reader.start()
     return self
 
   def __exit__(self, *unused: object) -> None:
     global _watch
     _watch = None
     self._ended.set()
-    for number, handler in self._previous.items():
-      signal.signal(number, handler)
+    # A thread that comes out of C++ while Python ends aborts the process. One
+    # that counts checks with processes that are gone isn't waited for.
+    if self._reader.is_alive():
+      self._reader.join(_PATIENCE)
+    self._handlers.__exit__(None, None, None)
 
   def limit_silence(self, seconds: float) -> None:
     """Ends the process if no `check` comes for so long, from now; 0: never."""
@@ -208,12 +209,9 @@ class Watch:
       self._end(128 + number)
     if self.name:  # Schedulers repeat themselves.
       return
-    if self._board is not None:
-      self.name = f"{name} on {socket.gethostname()}"
-      self._board.post("stop", self.name)
-      return
-    self.name = name
-    if _listening and not self._working:
+    several = self._board is not None  # Then its reader posts the name.
+    self.name = f"{name} on {socket.gethostname()}" if several else name
+    if _listening and not self._working and not several:
       for call in self.leaving:
         call()
       _leave(name)
@@ -221,6 +219,8 @@ class Watch:
   def _read_board(self) -> None:
     while not self._ended.wait(self._poll):
       said = self._board.read()
+      if self.name and "stop" not in said:  # Again, if it didn't arrive.
+        self._board.post("stop", self.name)
       if "failed" in said:
         say(f"\n{said['failed']}", sys.stderr)
         self._board.stay()

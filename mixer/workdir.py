@@ -35,11 +35,7 @@ class DamagedConfig(UserError):
 
 
 def path(written: epath.PathLike) -> epath.Path:
-  """A folder or file, local or gs://, from what a user has written.
-
-  Raises:
-    UserError: another store, or what is needed for it isn't installed.
-  """
+  """A folder or file, local or gs://, from what a user has written."""
   written = os.fspath(written)
   if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", written):
     return epath.Path(written).expanduser()
@@ -113,11 +109,7 @@ def write_config(
 
 
 def read_config(workdir: epath.PathLike) -> dict[str, Any]:
-  """`{"config": ..., "resolved": ...}`, as it was written.
-
-  Raises:
-    UserError: no workdir of ours; `DamagedConfig` if it isn't as written.
-  """
+  """`{"config": ..., "resolved": ...}`, as written; else `DamagedConfig`."""
   where, keys = epath.Path(workdir) / CONFIG, ("config", "resolved")
   try:
     found = files.read_sealed(where, "the config of a run", keys)
@@ -148,21 +140,9 @@ def check(
 ) -> str:
   """Checks that a run may have a workdir; makes it if it is missing.
 
-  Args:
-    workdir: may be missing, empty, or of an earlier start of the same run.
-    config: as for `write_config`.
-    resolved: the same.
-    allow: keys, besides `config.FREE_KEYS`, that may differ from the config
-      that the workdir was made with; `data_set` for another data set.
-    step: of the newest checkpoint; None: there is none, so that any config may
-      have it.
-
-  Returns:
-    A sentence about what has changed, or "".
-
-  Raises:
-    UserError: it can't be written to, is somebody else's, or its config
-      differs.
+  Keys in `allow`, and `config.FREE_KEYS`, may differ from what it was made
+  with; all may before there is a checkpoint (`step` of the newest, or None).
+  Returns a sentence about what has changed, or "".
   """
   make(workdir)
   workdir = epath.Path(workdir)
@@ -226,10 +206,7 @@ def _differences(
   if sets:
     changed[DATA_SET] = sets
   if not changed:  # Then what follows from them can still differ.
-    a, b = (
-      {k: v for k, v in start["resolved"].items() if k != DATA_SET}
-      for start in (old, new)
-    )
+    a, b = (start["resolved"] | {DATA_SET: ""} for start in (old, new))
     changed = {
       f"resolved.{k}": [f"resolved.{v}"]
       for k, v in config_lib.differences(a, b).items()

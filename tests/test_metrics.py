@@ -63,11 +63,11 @@ def test_going_on_drops_what_will_come_again(tmp_path, writer):
   w.close()
   again = writer(20)
   assert [r["step"] for r in metrics.read(tmp_path)] == [1, 10, 20, 20]
-  assert again.has(20, "eval/accuracy") and not again.has(30, "train/loss")
+  assert again.last("eval/accuracy") == {"step": 20, "eval/accuracy": 0.5}
   assert again.dropped == [{"step": 30, "train/loss": 30.0}]
   again.write(30, {"train/loss": -1.0})
   assert [r["step"] for r in metrics.read(tmp_path)] == [1, 10, 20, 20, 30]
-  assert again.last("train/loss") == {"train/loss": -1.0}
+  assert again.last("train/loss") == {"step": 30, "train/loss": -1.0}
   assert again.last("nothing") == {}
   assert metrics.scores(again.records, "eval/accuracy") == {20: 0.5}
   assert metrics.scores(again.records, "train/loss")[30] == 1.0
@@ -185,7 +185,7 @@ def test_other_hosts_write_nothing(tmp_path, monkeypatch):
   w = metrics.Writer(tmp_path, 0)
   w.write(1, {"train/loss": 2.5})
   w.flush()
-  assert w.has(1, "train/loss")  # They decide as the first one does.
+  assert w.last("train/loss")["step"] == 1  # They decide as the first one does.
   w.close()
   assert not list(tmp_path.iterdir())
 

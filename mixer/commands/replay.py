@@ -56,15 +56,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   flags.add_platform(parser)
 
 
-_SHOWN = 8
-
-
 def replay(workdir: str, step: int, data_dir: str = "") -> dict[str, Any]:
-  """Makes the updates up to `step` again and looks into that one.
-
-  Returns JSON: `step`, `from_step`, `metrics` of the update, `records` of its
-  batch, and what `_examine` found.
-  """
+  """Makes the updates up to `step` again and looks into that one; JSON."""
   path = workdir_lib.path(workdir)
   stored = workdir_lib.read_config(path)
   total = stored["resolved"]["total"]
@@ -120,10 +113,9 @@ def _examine(
 ) -> dict[str, Any]:
   """Looks into the update that comes next.
 
-  Returns:
-    `losses` of its examples, in the batch's order; and by name the largest
-    magnitudes in `weights`, `gradients` and what `layers` give out without
-    dropout and mixup: the stem, each block, the head. NaN where there is one.
+  Returns the `losses` of its examples, in the batch's order; and by name the
+  largest magnitudes in `weights`, `gradients` and what `layers` give out
+  without dropout and mixup. NaN where there is one.
   """
   model, parts = trainer.model, config.optimizer.accumulate
 
@@ -160,42 +152,34 @@ def _examine(
     return losses_B, *map(largest, (state.params, grads, outputs))
 
   losses_B, *found = jax.device_get(jax.jit(look)(state, batch))
-  of_weights, gradients, layers = (
-    {name: float(value) for name, value in part.items()} for part in found
-  )
+  found = [{k: v.item() for k, v in part.items()} for part in found]
   blocks = [f"MixerBlock_{i}" for i in range(model.num_blocks)]
   order = ["stem", *blocks, "pre_head_layer_norm", "head"]
   return {
     "losses": losses_B.tolist(),
-    "weights": of_weights,
-    "gradients": gradients,
-    "layers": {name: layers[name] for name in order},
+    "weights": found[0],
+    "gradients": found[1],
+    "layers": {name: found[2][name] for name in order},
   }
 
 
 def text(found: Mapping[str, Any], workdir: str) -> str:
   """What was found, for people."""
-  records, start = found["records"], found["from_step"]
+  start, losses = found["from_step"], np.array(found["losses"])
   origin = f"checkpoint {start}" if start else "the beginning"
   shown = ("loss", "grad_norm", "learning_rate")
   lines = [
     f"update {found['step']} of {workdir}, made again from {origin}",
     ", ".join(f"{name} {found['metrics'][name]:g}" for name in shown),
   ]
-  losses = np.array(found["losses"])
+  said = f"every one of the {len(losses)} losses is finite; the largest"
+  which = np.argsort(-losses)[:3]
   bad = np.flatnonzero(~np.isfinite(losses))
   if len(bad):
-    which = ", ".join(str(records[i]) for i in bad[:_SHOWN])
-    lines.append(
-      f"examples with a loss that is not finite: {len(bad)} of {len(losses)} "
-      f"(records {which}{', ...' * (len(bad) > _SHOWN)})"
-    )
-  else:
-    worst = np.argsort(-losses)[:3]
-    lines.append(
-      f"every one of the {len(losses)} losses is finite; the largest: "
-      + ", ".join(f"{losses[i]:.4g} (record {records[i]})" for i in worst)
-    )
+    said = f"losses that are not finite: {len(bad)} of {len(losses)}"
+    which = bad[:8]
+  each = (f"{losses[i]:.4g} (record {found['records'][i]})" for i in which)
+  lines.append(f"{said}: {', '.join(each)}{', ...' * (len(bad) > 8)}")
   for kind in ("weights", "layers", "gradients"):
     values = found[kind]
     broken = [name for name, v in values.items() if not math.isfinite(v)]

@@ -87,6 +87,6 @@ def test_what_is_not_finite_is_named():
   }
   text = replay.text(json.loads(json.dumps(found)), "runs/x")
   assert "made again from the beginning\nloss nan, grad_norm inf" in text
-  assert "not finite: 1 of 3 (records 6)" in text
+  assert "not finite: 1 of 3: nan (record 6)\n" in text
   assert "layers: 2 of 3 are not finite, first MixerBlock_0" in text
   assert "gradients: 1 of 1 are not finite, first head/kernel" in text
