@@ -25,7 +25,7 @@ from mixer import weights
 _MULTIPLIERS = (0x85EBCA6B, 0xC2B2AE35)
 _BITS: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 # Elements that the host sums up in one go: what fits a cache.
-_CHUNK = 1 << 16
+_CHUNK = 1 << 15
 # Arrays of at most so many elements are summed on the host: a copy takes less
 # time than compiling the sum for one more shape.
 _SMALL = 1 << 14
@@ -74,41 +74,30 @@ def _sums(x: jax.Array) -> jax.Array:
   for axis in range(x.ndim):
     stride = np.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
     place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * stride
-  place = _mix(place)
-  u = _mix(bits.astype(jnp.uint32) ^ place)
-  v = u * (place | np.uint32(1))
+  u, v = _terms(bits.astype(jnp.uint32), place)
   return jnp.stack([jnp.sum(u), jnp.sum(v)])
 
 
-def _mix(x: jax.Array) -> jax.Array:
+def _host_sums(x: np.ndarray) -> np.ndarray:
+  """As `_sums`; beside a contiguous array it takes memory for some chunks."""
+  bits = np.ascontiguousarray(x).reshape(-1).view(_BITS[x.dtype.itemsize])
+  totals = np.zeros(2, np.uint32)
+  for start in range(0, x.size, _CHUNK):
+    part = bits[start : start + _CHUNK].astype(np.uint32)
+    place = np.arange(start, start + len(part), dtype=np.uint32)
+    totals += np.sum(_terms(part, place), axis=1, dtype=np.uint32)
+  return totals
+
+
+def _terms(bits: Any, place: Any) -> tuple[Any, Any]:
+  """u and v of elements, of JAX or numpy, at these places."""
+  place = _mix(place)
+  u = _mix(bits ^ place)
+  return u, u * (place | np.uint32(1))
+
+
+def _mix(x: Any) -> Any:
   """[...] uint32 -> [...] uint32, one to one."""
   for shift, factor in zip((16, 13), _MULTIPLIERS, strict=True):
     x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
   return x ^ (x >> np.uint32(16))
-
-
-def _host_sums(x: np.ndarray) -> np.ndarray:
-  """As `_sums`; beside a contiguous array it takes memory for a chunk."""
-  bits = np.ascontiguousarray(x).reshape(-1).view(_BITS[x.dtype.itemsize])
-  totals = np.zeros(2, np.uint32)
-  for start in range(0, x.size, _CHUNK):
-    u = bits[start : start + _CHUNK].astype(np.uint32)
-    place = np.arange(start, start + len(u), dtype=np.uint32)
-    _mix_in_place(place)
-    u ^= place
-    _mix_in_place(u)
-    place |= np.uint32(1)
-    place *= u
-    totals += np.array(
-      [np.sum(u, dtype=np.uint32), np.sum(place, dtype=np.uint32)]
-    )
-  return totals
-
-
-def _mix_in_place(x: np.ndarray) -> None:
-  """As `_mix`, of a numpy array."""
-  shifted = np.empty_like(x)
-  for shift, factor in zip((16, 13), _MULTIPLIERS, strict=True):
-    x ^= np.right_shift(x, np.uint32(shift), out=shifted)
-    x *= np.uint32(factor)
-  x ^= np.right_shift(x, np.uint32(16), out=shifted)

@@ -117,8 +117,11 @@ class Lock:
 
   def _refuse_if_alive(self, found: bytes) -> str:
     """A sentence about an owner that is gone."""
-    name, why = _name(found), "no longer runs"
     alive, here = self._file.is_locked(), _boot() and _boot().encode() in found
+    if alive:  # It may just be writing: one can read half of that.
+      time.sleep(0.05)
+      found = self._file.read() or found
+    name, why = _name(found), "no longer runs"
     if alive is None or not (alive or here):
       distributed.say(
         f"{self._workdir} is in use, it seems: watching for {WATCH:g} s "

@@ -97,14 +97,13 @@ class TrainCommand:
     workdir: pathlib.Path,
     *args: str,
     env: Mapping[str, str] | None = None,
-    prefix: Sequence[str] = (),
+    program: Sequence[str] = ("train.py",),
   ) -> subprocess.Popen:
-    """Starts it, behind the words of `prefix`; `args` come last."""
+    """Starts it, or another program, with `args` behind the usual ones."""
     return subprocess.Popen(
       [
-        *prefix,
         sys.executable,
-        "train.py",
+        *program,
         "--config=configs/smoke.py",
         f"--workdir={workdir}",
         f"--config.data.data_dir={self._data_dir}",

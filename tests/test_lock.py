@@ -190,7 +190,7 @@ for p in processes: p.join()
 
 
 def test_of_many_starts_at_once_one_wins(tmp_path):
-  count, rounds = 8, 60
+  count, rounds = 8, 24
   for i in range(rounds):
     if i % 3:
       leave(tmp_path / str(i), boot=lock._boot())
@@ -208,7 +208,8 @@ def test_of_many_starts_at_once_one_wins(tmp_path):
   for i in range(rounds):
     said = [text for j, text in results if j == i]
     assert len(said) == count and said.count("won") == 1, (i, said)
-    assert all("is in use: process" in t for t in said if t != "won")
+    others = [text for text in said if text != "won"]
+    assert not [text for text in others if "in use: process" not in text]
     assert (tmp_path / str(i) / lock.FILE).exists() == (i % 2 == 0)
 
 

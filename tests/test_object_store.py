@@ -125,7 +125,7 @@ def test_the_lock(store, workdir, monkeypatch):
 
 
 def test_of_many_starts_at_once_one_wins(store, workdir):
-  count, won, refused = 8, [], []
+  count, won, refused = 4, [], []
   barrier = threading.Barrier(count)
 
   def start():

@@ -8,12 +8,14 @@ if that is MEMORY. So a test says exactly where a run is hit, whatever the
 machine's speed.
 """
 
+import contextlib
 import functools
 import inspect
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from mixer import stop
@@ -68,23 +70,23 @@ COMPILE = "compile"
 def wrap(function: Any, act: Any, before: bool) -> Any:
   """The function, with something done before or after each call."""
 
-  @functools.wraps(function)
-  def wrapped(*args: Any, **kwargs: Any) -> Any:
+  @contextlib.contextmanager
+  def acting() -> Iterator[None]:
     if before:
       act()
-    result = function(*args, **kwargs)
+    yield
     if not before:
       act()
-    return result
+
+  @functools.wraps(function)
+  def wrapped(*args: Any, **kwargs: Any) -> Any:
+    with acting():
+      return function(*args, **kwargs)
 
   @functools.wraps(function)
   async def awaited(*args: Any, **kwargs: Any) -> Any:
-    if before:
-      act()
-    result = await function(*args, **kwargs)
-    if not before:
-      act()
-    return result
+    with acting():
+      return await function(*args, **kwargs)
 
   return awaited if inspect.iscoroutinefunction(function) else wrapped
 

@@ -1,10 +1,7 @@
 """train.py on several processes of this machine, as on several hosts."""
 
-import os
 import pathlib
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 
@@ -42,28 +39,13 @@ class Run:
     own: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
   ):
-    """Starts them.
-
-    Args:
-      data_dir: of the data sets.
-      workdir: of the run.
-      *args: behind `ARGS`, for all processes.
-      processes: how many.
-      devices: of each.
-      program: what Python runs, before the flags.
-      own: further arguments of the last process.
-      env: variables beside this process's.
-    """
-    port = free_port()
+    """Starts so many, of `devices` each, the last with `own` arguments, too."""
+    port, command = free_port(), conftest.TrainCommand(data_dir)
+    count = f"--xla_force_host_platform_device_count={devices}"
+    variables = {"XLA_FLAGS": count} | dict(env or {})
     self.processes = []
     for i in range(processes):
-      flags = [
-        "--config=configs/smoke.py",
-        f"--workdir={workdir}",
-        f"--config.data.data_dir={data_dir}",
-        *ARGS,
-        *args,
-      ]
+      flags = ["--config.report=True", *ARGS, *args]
       if processes > 1:
         flags += [
           f"--coordinator_address=127.0.0.1:{port}",
@@ -72,16 +54,8 @@ class Run:
           "--heartbeat_seconds=10",
         ]
       flags += own if i == processes - 1 else ()
-      count = f"--xla_force_host_platform_device_count={devices}"
       self.processes.append(
-        subprocess.Popen(
-          [sys.executable, *program, *flags],
-          cwd=conftest.ROOT,
-          env=os.environ | {"XLA_FLAGS": count} | dict(env or {}),
-          stdout=subprocess.PIPE,
-          stderr=subprocess.PIPE,
-          text=True,
-        )
+        command.start(workdir, *flags, env=variables, program=program)
       )
 
   def wait(self, timeout: float = 400) -> list[int]:

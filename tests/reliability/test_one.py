@@ -150,25 +150,6 @@ def test_a_hang_ends_with_every_threads_place(data_dir, tmp_path):
   assert "at.py" in run.err[0] and "in train" in run.err[0]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("what", ["workdir", "checkpoints"])
-def test_a_folder_that_vanishes(data_dir, tmp_path, what):
-  workdir = tmp_path / "run"
-  run = several.Run(data_dir, workdir, "--config.total=2000 steps")
-  run.wait_for_update(workdir, 20)
-  gone = workdir if what == "workdir" else workdir / "checkpoints"
-  gone.rename(tmp_path / "elsewhere")
-  if what == "workdir":
-    assert run.wait() == [stop.FAILED]
-    assert "error: " in run.err[0] and "Traceback" not in run.err[0]
-    assert str(workdir) in run.err[0]
-  else:  # Made anew: what is being computed is worth more than the folder.
-    run.wait_for_update(workdir, 60)
-    run.processes[0].send_signal(signal.SIGTERM)
-    assert run.wait() == [stop.PREEMPTED], run.err
-    assert checkpoints.committed(workdir)
-
-
 _CLOCK = """
 import sys, time
 shift = 0.0

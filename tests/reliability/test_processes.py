@@ -15,17 +15,16 @@ HEARTBEAT = 10
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("process", [0, 1])
 @pytest.mark.parametrize(
-  ("moment", "nth"),
+  ("moment", "nth", "process"),
   [
-    ("gate", 1),
-    (at.COMPILE, 1),
-    (at.COMPILE, 12),
-    ("metrics", 12),
-    ("evaluation", 2),
-    ("save", 2),
-    ("saving", 2),
+    ("gate", 1, 1),
+    (at.COMPILE, 1, 0),
+    (at.COMPILE, 12, 1),
+    ("metrics", 12, 0),
+    ("evaluation", 2, 1),
+    ("save", 2, 0),
+    ("saving", 2, 1),
   ],
 )
 def test_two_processes_stop_together(
