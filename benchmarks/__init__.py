@@ -7,12 +7,15 @@ import multiprocessing
 import os
 import pathlib
 import platform
+import re
 import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
+from concurrent import futures
 from typing import Any
+from unittest import mock
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -48,64 +51,39 @@ class Process:
 
   def __init__(self, factory: Callable[..., Any], *args: Any, **variables: str):
     """Makes `factory(*args)` there, with additional environment variables."""
-    self._name = factory.__name__
-    context = multiprocessing.get_context("spawn")
-    self._end, theirs = context.Pipe()
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-      self._process = context.Process(
-        target=_serve, args=(theirs, factory, args)
-      )
-      self._process.start()
-    finally:
-      os.environ.clear()
-      os.environ.update(before)
-    theirs.close()
-    self.hello: dict[str, Any] = self._answer()
+    spawn = multiprocessing.get_context("spawn")
+    self._pool = futures.ProcessPoolExecutor(1, spawn)
+    with mock.patch.dict(os.environ, variables):
+      making = self._pool.submit(_make, factory, *args)
+    self.hello: dict[str, Any] = making.result()
 
   def ask(self, method: str, *args: Any) -> Any:
-    """What a method of the object returns.
-
-    Raises:
-      UserError: the process has stopped.
-    """
-    self._end.send((method, args))
-    return self._answer()
-
-  def _answer(self) -> Any:
-    from mixer.errors import UserError
-
-    try:
-      return self._end.recv()
-    except (EOFError, ConnectionError) as e:
-      raise UserError(
-        f"the process of {self._name} stopped; its error is above."
-      ) from e
+    """What a method of the object returns."""
+    return self._pool.submit(_ask, method, *args).result()
 
   def close(self) -> None:
     """Ends it, and waits for that."""
-    self._end.close()
-    self._process.join()
+    self._pool.shutdown()
 
 
-def _serve(end: Any, factory: Callable[..., Any], args: Any) -> None:
+_HELD: list[Any] = []
+
+
+def _make(factory: Callable[..., Any], *args: Any) -> dict[str, Any]:
   try:
-    made = factory(*args)
+    _HELD.append(factory(*args))
   except ImportError as e:
     print(f"{factory.__name__} is left out: {e}", file=sys.stderr)
-    return end.send({})
-  end.send(made.hello)
-  while True:
-    try:
-      method, args = end.recv()
-    except EOFError:
-      return None
-    end.send(getattr(made, method)(*args))
+    return {}
+  return _HELD[0].hello
 
 
-class Environment:
-  """Of JAX: platform, devices, versions; in a process, as it starts JAX."""
+def _ask(method: str, *args: Any) -> Any:
+  return getattr(_HELD[0], method)(*args)
+
+
+class OnJax:
+  """Starts JAX; its `hello` is platform, devices, versions."""
 
   def __init__(self):
     from mixer import runtime
@@ -116,8 +94,8 @@ class Environment:
 
 
 def environment() -> dict[str, Any]:
-  """That of `Environment`."""
-  process = Process(Environment)
+  """JAX's, of which this process starts none."""
+  process = Process(OnJax)
   process.close()
   return process.hello
 
@@ -131,16 +109,16 @@ def cores() -> int:
 
 def _processor() -> str:
   """The name of the CPU's model, where the system has it."""
-  try:
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-  except OSError:
-    lines = []
-  names = [x.split(":", 1)[1].strip() for x in lines if x[:10] == "model name"]
-  return names[0] if names else platform.processor() or platform.machine()
+  info = pathlib.Path("/proc/cpuinfo")
+  text = info.read_text() if info.exists() else ""
+  named = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+  return named[1] if named else platform.processor() or platform.machine()
 
 
-def parser(module: str, doc: str | None) -> argparse.ArgumentParser:
-  """A benchmark's flags; those that all have."""
+def parser(
+  module: str, doc: str | None, *shared: str
+) -> argparse.ArgumentParser:
+  """A benchmark's flags: what all have, and those of `shared`."""
   made = argparse.ArgumentParser(
     prog=f"python -m benchmarks.{module}",
     description=doc,
@@ -148,6 +126,14 @@ def parser(module: str, doc: str | None) -> argparse.ArgumentParser:
   )
   made.add_argument("--rounds", type=int, default=5)
   made.add_argument("--out", type=pathlib.Path, help="another .json file")
+  flags: dict[str, dict[str, Any]] = {
+    "variants": {"type": names, "default": ["S/32", "S/16"]},
+    "batch": {"type": int, "default": 32},
+    "seconds": {"type": float, "default": 3, "help": "of each"},
+    "dtype": {"choices": ("float32", "bfloat16"), "default": "float32"},
+  }
+  for name in shared:
+    made.add_argument(f"--{name}", **flags[name])
   return made
 
 
@@ -161,14 +147,7 @@ def run(body: Callable[[argparse.Namespace], None], args: Any) -> int:
 def write(
   name: str, args: argparse.Namespace, found: dict[str, Any], record: Any
 ) -> None:
-  """Prints where results come from; writes them, with date and machine.
-
-  Args:
-    name: of the file, if `--out` names no other.
-    args: the command's flags.
-    found: see `environment`.
-    record: the results, a dict.
-  """
+  """Prints where results come from; writes them, with date and machine."""
   words = [w for w in sys.argv[1:] if not w.startswith(("--out", "/"))]
   words = ["--authors=DIR" if w.startswith("--authors") else w for w in words]
   module = pathlib.Path(sys.argv[0]).stem

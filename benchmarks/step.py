@@ -29,7 +29,7 @@ import numpy as np
 
 import benchmarks
 from mixer import config as config_lib
-from mixer import durations, runtime, sharding, train_step, validation
+from mixer import durations, sharding, train_step, validation
 from mixer import model as model_lib
 from mixer.errors import UserError
 
@@ -49,25 +49,19 @@ def recipe(variant: str, batch: int, dtype: str) -> config_lib.Config:
   return config
 
 
-def make_batch(
-  config: config_lib.Config, num_classes: int = CLASSES
-) -> dict[str, np.ndarray]:
+def make_batch(config: config_lib.Config) -> dict[str, np.ndarray]:
   """Random `image` uint8 `[B, H, W, 3]`, `label` int32 `[B]`, `mask`."""
   rng = np.random.default_rng(0)
   shape = (config.batch_size, *config_lib.image_size(config), 3)
   return {
     "image": rng.integers(0, 256, shape, np.uint8),
-    "label": rng.integers(num_classes, size=shape[0]).astype(np.int32),
+    "label": rng.integers(CLASSES, size=shape[0]).astype(np.int32),
     "mask": np.ones(shape[0], bool),
   }
 
 
 def changed(config: config_lib.Config, text: str) -> config_lib.Config:
-  """The config with settings such as "model.remat=block".
-
-  Raises:
-    UserError: no such key or value.
-  """
+  """The config with settings such as "model.remat=block"."""
   values = {}
   for word in text.split():
     key, _, value = word.partition("=")
@@ -143,18 +137,14 @@ def matmul(dtype: str) -> tuple[benchmarks.Run, int]:
   return run, 2 * side**3
 
 
-class Variant:
+class Variant(benchmarks.OnJax):
   """A variant in all settings, in a process of its own."""
-
-  def __init__(self):
-    runtime.start()
-    jax.config.update("jax_enable_compilation_cache", False)
-    self.hello = runtime.environment() | {"host": ""}
 
   def measure(
     self, configs: Sequence[Any], rounds: int, seconds: float
   ) -> list[dict[str, Any]]:
     """A row of the table for each setting and pass."""
+    jax.config.update("jax_enable_compilation_cache", False)
     made = [Passes(config_lib.from_json(c, {})) for c in configs]
     square, flop = matmul(configs[0]["model"]["dtype"])
     rates: dict[tuple[int, str], list[float]] = {}
@@ -186,11 +176,7 @@ class Variant:
 
 
 def body(args: Any) -> None:
-  """Measures, prints and writes.
-
-  Raises:
-    UserError: no such model or key, or one that doesn't fit.
-  """
+  """Measures, prints and writes."""
   configs = {
     variant: [
       changed(recipe(variant, args.batch, args.dtype), text)
@@ -234,15 +220,8 @@ def body(args: Any) -> None:
 
 def main() -> int:
   """Runs the command line."""
-  parser = benchmarks.parser("step", __doc__)
-  parser.add_argument(
-    "--variants", type=benchmarks.names, default=["S/32", "S/16"]
-  )
-  parser.add_argument("--batch", type=int, default=32)
-  parser.add_argument(
-    "--dtype", choices=("float32", "bfloat16"), default="float32"
-  )
-  parser.add_argument("--seconds", type=float, default=3, help="of each")
+  shared = ("variants", "batch", "dtype", "seconds")
+  parser = benchmarks.parser("step", __doc__, *shared)
   parser.add_argument("--compare", action="append", metavar="KEY=VALUE")
   args = parser.parse_args()
   args.compare = args.compare or [""]
