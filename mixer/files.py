@@ -110,32 +110,30 @@ def atomic_write(
   Args:
     path: local or gs://.
     mode: "wb", or "w" for UTF-8, in which names of files keep their bytes.
-    advice: sentences for the end of the error.
+    advice: sentences for the end of the UserError that it can't be written.
     partial: what was written before an exception stays, as PATH.partial.
-
-  Raises:
-    UserError: it can't be written; also for an OSError within the block.
   """
-  with contextlib.ExitStack() as stack:
-    if is_remote(path):
-      file: Any = io.BytesIO()
-    else:
-      stack.enter_context(writing(path, advice))
-      if in_place(path):
-        file = stack.enter_context(open_in_place(path))
-      else:
-        file = stack.enter_context(_replacing(path, partial))
-    out = file
-    if mode == "w":
-      out = io.TextIOWrapper(
-        file, "utf-8", errors.NAMES, newline="", write_through=True
-      )
-    yield out
-  if is_remote(path):
-    from etils import epath  # Slow to import, and only needed here.
+  remote = is_remote(path)
+  with contextlib.nullcontext() if remote else writing(path, advice):
+    place: Any = io.BytesIO() if remote else _replacing(path, partial)
+    if not remote and in_place(path):
+      place = open_in_place(path)
+    with place as file:
+      out = file
+      if mode == "w":
+        out = io.TextIOWrapper(
+          file, "utf-8", errors.NAMES, newline="", write_through=True
+        )
+      yield out
+      if remote:
+        with writing(path, advice):
+          _remote(path).write_bytes(file.getvalue())
 
-    with writing(path, advice):
-      epath.Path(path).write_bytes(file.getvalue())
+
+def _remote(path: Path) -> Any:
+  from etils import epath  # Slow to import.
+
+  return epath.Path(path)
 
 
 def open_in_place(path: Path) -> IO[bytes]:
@@ -177,24 +175,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_bytes(path: Path, what: str, limit: int = _LARGEST) -> bytes:
-  """Reads a regular file of at most `limit` bytes.
+  """Reads a regular file, local or gs://, of at most `limit` bytes.
 
-  Args:
-    path: local or gs://.
-    what: it should be, for a message: "the config of a run".
-    limit: in bytes.
-
-  Raises:
-    UserError: it isn't there, isn't such a file, or can't be read.
+  UserError: it isn't there, isn't `what` ("the config of a run"), or can't be
+  read.
   """
   expected = failures(path)
   try:
     if is_remote(path):
-      from etils import epath
-
-      where = epath.Path(path)
-      _check_size(path, what, where.stat().length, limit)
-      return where.read_bytes()
+      _check_size(path, what, _remote(path).stat().length, limit)
+      return _remote(path).read_bytes()
     # A pipe that nobody writes to would be waited for.
     wait = os.O_NONBLOCK
     with open(path, "rb", opener=lambda p, f: os.open(p, f | wait)) as f:
@@ -205,13 +195,11 @@ def read_bytes(path: Path, what: str, limit: int = _LARGEST) -> bytes:
       return f.read(status.st_size)
   except UserError:
     raise
+  except FileNotFoundError as e:
+    raise UserError(f"there is no file {path}; expected {what}.") from e
   except expected as e:
-    said = f"{path} can't be read: {reason(e)}."
-    if isinstance(e, FileNotFoundError):
-      said = f"there is no file {path}; expected {what}."
-    elif isinstance(e, IsADirectoryError):
-      said = f"{path} is a folder; expected {what}."
-    raise UserError(said) from e
+    why = f"{path} can't be read: {reason(e)}"
+    raise UserError(f"{why}; expected {what}.") from e
 
 
 def _check_size(path: Path, what: str, size: int, limit: int) -> None:
@@ -232,8 +220,6 @@ def read_json(path: Path, what: str, limit: int = _LARGEST) -> dict[str, Any]:
   data = read_bytes(path, what, limit)
   try:
     found = json.loads(data.decode("utf-8-sig"))
-  except UnicodeDecodeError as e:
-    raise UserError(f"{path} is no UTF-8 text; expected {what}.") from e
   except (ValueError, RecursionError) as e:
     raise UserError(
       f"{path} is no JSON ({first_line(e)}); expected {what}."
@@ -257,11 +243,7 @@ def sealed(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_sealed(path: Path, what: str, keys: Collection[str]) -> dict[str, Any]:
-  """As `read_json`, of what `sealed` made, with exactly these keys.
-
-  Raises:
-    UserError: as for `read_json`; or it isn't as it was written.
-  """
+  """As `read_json`, of what `sealed` made, with exactly these keys."""
   found = read_json(path, what)
   check = found.pop(_CHECK, None)
   if check is not None and check != json_sha256(found):

@@ -232,7 +232,9 @@ def _recipe(name: str) -> config_lib.Config:
   except FileNotFoundError as e:
     raise UserError(f"--config={name}: there is no such file.") from e
   except Exception as e:
-    said = " ".join(str(e.args[0] if e.args else e).split())
+    # ml_collections quotes what it says.
+    said = str(e.args[0] if e.args else e).replace("\\n", " ")
+    said = " ".join(said.replace("\\'", "").split())
     line = f", line {e.lineno}" if isinstance(e, SyntaxError) else ""
     what = f"{type(e).__name__}: {said}".rstrip(":. ")
     raise UserError(f"--config={name} can't be loaded: {what}{line}.") from e

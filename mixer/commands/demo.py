@@ -56,7 +56,6 @@ class Row:
 
   @property
   def name(self) -> str:
-    """For people."""
     return str(self.labels or "all")
 
 
@@ -73,28 +72,27 @@ def main(args: argparse.Namespace) -> int:
 
 def demo(workdir: pathlib.Path) -> list[str]:
   """Runs everything; returns what is not as it should be."""
-  import train  # Of the checkout.
-
   start = time.perf_counter()
-  data_dir = workdir / "data"
+  where = f"--config.data.data_dir={workdir / 'data'}"
   print(
     "1. Pre-training on glyphs:\n$ python train.py --config=configs/demo.py "
-    f"--workdir={workdir / 'pretrain'} --config.data.data_dir={data_dir}",
+    f"--workdir={workdir / 'pretrain'} {where}",
     flush=True,
   )
-  config = recipes.get_config()
-  config.data.data_dir = str(data_dir)
-  pretrained = train.train(config, workdir / "pretrain")
+  pretrained = _train(recipes.get_config(), workdir / "pretrain")
   print(
     "\n2. Fine-tuning on digits, and training from scratch:\n$ python train.py "
     f"--config=configs/demo.py:digits --workdir={workdir / 'finetune_all_0'} "
-    f"--config.data.data_dir={data_dir} --config.init_from="
-    f"{workdir / 'pretrain'} ...\n"
+    f"{where} --config.init_from={workdir / 'pretrain'} ...\n"
     "  (kind, labels a class, draw of labels; accuracy on the test split)",
     flush=True,
   )
   rows = [
-    _digits(workdir, labels, pretrained.get(f"fewshot/{labels}shot"))
+    Row(
+      labels,
+      pretrained.get(f"fewshot/{labels}shot"),
+      *(_digits(workdir, labels, kind) for kind in ("finetune", "scratch")),
+    )
     for labels in DIGITS
   ]
   fonts = pretrained["eval/accuracy"]
@@ -105,39 +103,34 @@ def demo(workdir: pathlib.Path) -> list[str]:
   return check(fonts, rows)
 
 
-def _digits(workdir: pathlib.Path, labels: int, ridge: float | None) -> Row:
-  """Fine-tunes, and trains from scratch, with a number of labels a class."""
-  draws, steps, _ = DIGITS[labels]
-  found: dict[str, list[float]] = {"finetune": [], "scratch": []}
-  for draw in range(draws):
-    for kind, accuracies in found.items():
-      config = recipes.get_config("digits")
-      config.data.data_dir = str(workdir / "data")
-      config.total = f"{steps} steps"
-      config.seed = config.data.subset_seed = draw
-      config.data.examples_per_class = labels
-      if kind == "finetune":
-        config.init_from = str(workdir / "pretrain")
-      place = workdir / f"{kind}_{labels or 'all'}_{draw}"
-      accuracies.append(_quietly(config, place)["eval/accuracy"])
-  return Row(labels, ridge, found["finetune"], found["scratch"])
-
-
-def _quietly(
+def _train(
   config: config_lib.Config, workdir: pathlib.Path
 ) -> dict[str, float]:
-  """A run whose own lines go to a file."""
-  import train
+  import train  # Of the checkout.
 
-  start, log = time.perf_counter(), io.StringIO()
-  with contextlib.redirect_stdout(log):
-    values = train.train(config, workdir)
-  with files.atomic_write(workdir / "log.txt", "w") as f:
-    f.write(log.getvalue())
-  seconds = time.perf_counter() - start
-  accuracy = values["eval/accuracy"]
-  print(f"  {workdir.name:<24}{accuracy:.3f}  ({seconds:.0f} s)", flush=True)
-  return values
+  config.data.data_dir = str(workdir.parent / "data")
+  return train.train(config, workdir)
+
+
+def _digits(workdir: pathlib.Path, labels: int, kind: str) -> list[float]:
+  """Accuracies of a kind of run, whose own lines go to a file."""
+  draws, steps, _ = DIGITS[labels]
+  found = []
+  for draw in range(draws):
+    config = recipes.get_config("digits")
+    config.total = f"{steps} steps"
+    config.seed = config.data.subset_seed = draw
+    config.data.examples_per_class = labels
+    if kind == "finetune":
+      config.init_from = str(workdir / "pretrain")
+    place = workdir / f"{kind}_{labels or 'all'}_{draw}"
+    start, log = time.perf_counter(), io.StringIO()
+    with contextlib.redirect_stdout(log):
+      found.append(_train(config, place)["eval/accuracy"])
+    (place / "log.txt").write_text(log.getvalue())
+    seconds = time.perf_counter() - start
+    print(f"  {place.name:<24}{found[-1]:.3f}  ({seconds:.0f} s)", flush=True)
+  return found
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -211,7 +204,14 @@ def _plot(workdir: pathlib.Path, rows: Sequence[Row]) -> pathlib.Path:
   right.set_yticks(np.arange(0.5, 1.01, 0.1))
   right.legend(loc="upper center", ncols=2)
 
-  images, labels, scores = _predictions(workdir)
+  config = recipes.get_config("digits")
+  config.data.data_dir = str(workdir / "data")
+  _, split = input_pipeline.open_splits(config)
+  config.batch_size = len(split)
+  batch = next(input_pipeline.eval_batches(split, config))
+  images, labels = batch["image"], batch["label"]
+  model = predictor.load(str(workdir / "finetune_all_0"))
+  scores = np.asarray(jax.nn.softmax(model.logits(images)))
   guesses, sure = scores.argmax(axis=-1), scores.max(axis=-1)
   evenly = np.linspace(0, len(images) - 1, 12).astype(int)
   doubtful = np.lexsort((sure, guesses == labels))[:12]
@@ -232,17 +232,3 @@ def _plot(workdir: pathlib.Path, rows: Sequence[Row]) -> pathlib.Path:
     figure.savefig(f, dpi=110, format="png")
   plt.close(figure)
   return path
-
-
-def _predictions(
-  workdir: pathlib.Path,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Test images, their labels, and the probabilities of the best model."""
-  config = recipes.get_config("digits")
-  config.data.data_dir = str(workdir / "data")
-  _, split = input_pipeline.open_splits(config)
-  config.batch_size = len(split)
-  batch = next(input_pipeline.eval_batches(split, config))
-  model = predictor.load(str(workdir / "finetune_all_0"))
-  scores = jax.nn.softmax(model.logits(batch["image"]))
-  return batch["image"], batch["label"], np.asarray(scores)
