@@ -138,7 +138,7 @@ def get_config():
     (_RECIPE.format("c.batch_size = 'many'"), "TypeError: Could not override"),
     (
       _RECIPE.format("c.modle.variant = 'S/4'"),
-      'AttributeError: \'Did you mean "model" instead of "modle"',
+      'AttributeError: \'modle Did you mean "model" instead of "modle"',
     ),
     ("import nosuch\n", "ModuleNotFoundError: No module named 'nosuch'."),
     (_RECIPE.format("raise OSError('a\\n b')"), "OSError: a b."),

@@ -93,6 +93,7 @@ def test_numbers_out_of_range_are_refused_with_one_that_works(name):
   kind = type(key.default)
   wrong = [key.least - 1, key.below]
   wrong += [math.nan, math.inf] if kind is float else [10**400, -(10**400)]
+  config, message = config_lib.default(), ""
   for value in map(kind, wrong) if kind is float else wrong:
     config = config_lib.default()
     set_key(config, name, value)
@@ -134,6 +135,7 @@ _WRONG = {
 def test_an_ill_typed_or_missing_key_is_refused(name):
   default = config_lib.default()
   kind = type(KEYS[name].default)
+  config, message = default, ""
   for value in _WRONG[kind]:
     config = config_lib.default()
     set_key(config, name, value)
