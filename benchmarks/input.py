@@ -207,11 +207,7 @@ class Torch(Contender):
 
 
 def body(args: Any) -> None:
-  """Measures, prints and writes.
-
-  Raises:
-    UserError: a contender stops.
-  """
+  """Measures, prints and writes."""
   kinds = make_files()
   every = {
     made.__name__: benchmarks.Process(made, kinds, args.cores)

@@ -91,11 +91,7 @@ def memory(pid: int) -> int:
 
 
 def prepare(tar: pathlib.Path, workers: int) -> tuple[float, int]:
-  """Seconds and peak memory of a preparation.
-
-  Raises:
-    UserError: it fails.
-  """
+  """Seconds and peak memory of a preparation."""
   with tempfile.TemporaryDirectory(dir=tar.parent) as folder:
     words = [
       *(sys.executable, "-m", "mixer", "prepare", "imagenet21k"),

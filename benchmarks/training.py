@@ -230,14 +230,7 @@ def startup_command(args: Any, folder: pathlib.Path) -> list[str]:
 def first_update(
   words: Sequence[str], folder: pathlib.Path
 ) -> dict[str, float]:
-  """Runs a command line up to the end of the first update.
-
-  Returns:
-    `total` seconds, and those of `PHASES`.
-
-  Raises:
-    UserError: it ends before.
-  """
+  """`total` seconds to the end of the first update, and those of `PHASES`."""
   start = time.perf_counter()
   process = subprocess.Popen(
     words,

@@ -59,15 +59,7 @@ class TokenMixing:
 class MixerBlock(nn.Module):
   """Token mixing, then channel mixing, each residual (equation 1).
 
-  Attributes:
-    tokens_mlp_dim: T.
-    channels_mlp_dim: F.
-    num_tokens: S' after the block.
-    dropout: rate inside both MLPs.
-    dtype: of the computation.
-    layout: one of `LAYOUTS`.
-    mixing: how tokens are mixed.
-    grad_dtype: of the kernels' gradients; see `mixer.layers`.
+  Its attributes are those of `MlpMixer`; `num_tokens` is S' after it.
   """
 
   tokens_mlp_dim: int
@@ -86,16 +78,10 @@ class MixerBlock(nn.Module):
     key: jax.Array | None = None,
     drop_path: jax.Array | None = None,
   ) -> jax.Array:
-    """Computes the block.
+    """`[B, S, C]` -> `[B, S', C]`, or `[S, B, C]`, as `layout` says.
 
-    Args:
-      x: `[B, S, C]`, or `[S, B, C]`, as `layout` says.
-      key: for dropout and stochastic depth, which act only with it.
-      drop_path: probability that a branch is left out, for each example; None
-        for 0.
-
-    Returns:
-      The same with S'.
+    Dropout and stochastic depth act only with a key; `drop_path` is the
+    probability that a branch is left out, for each example.
     """
     axis = token_axis(self.layout)
     keys = (None,) * 4 if key is None else jax.random.split(key, 4)
@@ -165,18 +151,8 @@ def _mix(
 
   The paper doesn't say in what order the channels of a group come out: here in
   the one in which they went in, so number j of view g becomes channel j * G +
-  g. Its "linear functions" are taken to have no bias.
-
-  Args:
-    mixing: how.
-    mlp: with G * S' outputs, on `mixing.mlp_axis`. Untied, its parameters get
-      a leading axis, C / G.
-    y: `[B, S, C]`, or `[S, B, C]`, after LayerNorm.
-    key: for dropout, which acts only with it.
-    token_axis: 1, or 0.
-
-  Returns:
-    `[B, S', C]`, or `[S', B, C]`.
+  g. Its "linear functions" are taken to have no bias. `mlp` has G * S' outputs;
+  untied, its parameters get a leading axis, C / G.
   """
   if mlp.axis == 0:
     return mlp(y, key)

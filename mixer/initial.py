@@ -176,9 +176,7 @@ def _check_head(
 ) -> None:
   """Refuses to keep a head that is missing or for other classes."""
   theirs, data = found.class_ids, config.data.name
-  if not found.num_classes:
-    wrong = "have no head"
-  elif found.num_classes != len(ours):
+  if found.num_classes != len(ours):
     wrong = (
       f"have a head for {found.num_classes:,} classes, and data set {data} has "
       f"{len(ours):,}"
@@ -210,17 +208,7 @@ _SHAPE = (
 
 
 def model_of(path: str) -> tuple[dict[str, Any], tuple[int, int]]:
-  """The shape of the model that weights are of.
-
-  Args:
-    path: as for `trained.load`.
-
-  Returns:
-    Keys of the config's group `model`, and (height, width) of its images.
-
-  Raises:
-    UserError: nothing there, or not the weights of a whole Mixer.
-  """
+  """The shape of the model that weights are of."""
   if released.kind(path) == "checkpoint":
     place = workdir_lib.path(path)
     if place.parent.name == "checkpoints":

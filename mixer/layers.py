@@ -99,16 +99,7 @@ class LayerNorm(nn.Module):
 
 
 class MlpBlock(nn.Module):
-  """Dense -> GELU -> dropout -> Dense -> dropout over one axis.
-
-  Attributes:
-    mlp_dim: hidden width.
-    dropout: rate, after the GELU and at the end.
-    dtype: of the computation.
-    out_dim: width of the output; 0: that of the input.
-    grad_dtype: of the kernels' gradients, see above.
-    axis: of the input: -1, the last, or 0, the first.
-  """
+  """Dense -> GELU -> dropout -> Dense -> dropout over one axis."""
 
   mlp_dim: int
   dropout: float = 0.0

@@ -54,9 +54,6 @@ def make(
 
   Weight decay is the optimizer's own, of kernels alone where it takes a mask.
   AdamW's is decoupled (arXiv 1711.05101), times the learning rate.
-
-  Raises:
-    UserError: an optimizer or an argument that optax doesn't have.
   """
   c = config.optimizer
   chain = [optax.clip_by_global_norm(c.clip_norm)] if c.clip_norm else []
@@ -120,20 +117,20 @@ def _arguments(c: Any, function: Callable[..., Any]) -> dict[str, Any]:
         f"take{meant}; it takes {', '.join(takes)}. Its learning rate is "
         "optimizer.learning_rate."
       )
-  for key in () if c.name in _KEYS else (*_KEYS["adamw"], *_KEYS["sgd"]):
-    if c[key] != config_lib.KEYS[f"optimizer.{key}"].default:
+  own = _KEYS.get(c.name, ())
+  for key in () if own else (*_KEYS["adamw"], *_KEYS["sgd"]):
+    if c[key] != (default := config_lib.KEYS[f"optimizer.{key}"].default):
       raise UserError(
         f"optimizer.{key} is of {' and '.join(_KEYS)} alone, and optimizer.name"
-        f"={c.name!r}, whose arguments are given as in "
+        f"={c.name!r}: leave it at {default}, or give its own arguments, as in "
         f"--config.optimizer.args=\"{{'{key}': {c[key]!r}}}\"."
       )
   if c.weight_decay and "weight_decay" not in takes:
     raise UserError(
-      f"optimizer.weight_decay={c.weight_decay} and optimizer.name={c.name!r}, "
-      "which takes none; use --config.optimizer.weight_decay=0 or "
-      "--config.optimizer.name=adamw."
+      f"optimizer.name={c.name!r} takes no weight_decay; use "
+      "--config.optimizer.weight_decay=0 or --config.optimizer.name=adamw."
     )
-  given = {key: c[key] for key in _KEYS.get(c.name, ())} | {
+  given = {key: c[key] for key in own} | {
     "weight_decay": c.weight_decay,
     "mask": decay_mask,
     "weight_decay_mask": decay_mask,
@@ -142,11 +139,7 @@ def _arguments(c: Any, function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def check(config: config_lib.Config) -> None:
-  """Refuses an optimizer, or its arguments, that can't work.
-
-  Raises:
-    UserError: names what is wrong.
-  """
+  """Refuses an optimizer, or its arguments, that can't work."""
   c, plan = config.optimizer, durations.Plan(2, 1, 1, 1, 1)
   # An update of a small layer, of which nothing is computed.
   params = {"head": {"kernel": jnp.zeros((8, 8)), "bias": jnp.zeros(8)}}
@@ -178,12 +171,7 @@ def updates_done(opt_state: Any, step: jax.Array) -> jax.Array:
 
 
 def factor(config: config_lib.Config, name: str) -> float:
-  """What a parameter's learning rate is multiplied by; 0: it is frozen.
-
-  Args:
-    config: `optimizer.train` and `optimizer.lr_factors` say.
-    name: '/'-joined, as "head/kernel".
-  """
+  """What a parameter's learning rate is multiplied by; 0: it is frozen."""
   if config.optimizer.train == "head" and not name.startswith("head/"):
     return 0.0
   for pattern, value in config.optimizer.lr_factors:
@@ -214,11 +202,7 @@ def merge(*trees: Any) -> dict[str, Any]:
 
 
 def check_names(config: config_lib.Config, names: Iterable[str]) -> None:
-  """Refuses `optimizer.lr_factors` that don't fit a model's parameters.
-
-  Raises:
-    UserError: a pattern that matches none, or none that would be trained.
-  """
+  """Refuses `optimizer.lr_factors` that don't fit a model's parameters."""
   names, pairs = sorted(names), config.optimizer.lr_factors
   for pattern, _ in pairs:
     if not any(re.fullmatch(pattern, name) for name in names):

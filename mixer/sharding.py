@@ -85,11 +85,6 @@ def split_shape(
   left on a device that its size divides; where it divides none, the array is
   not split over it. The first, as what a device has is then one piece of
   memory: on 8 chips libtpu makes a true reduce-scatter of such gradients only.
-
-  Args:
-    shape: of the array.
-    axes: sizes of the mesh's axes, in the order in which they split.
-    min_size: an array of fewer elements is not split.
   """
   left = list(shape)
   names: list[tuple[str, ...]] = [() for _ in shape]
@@ -106,15 +101,7 @@ def split_shape(
 def put_batch(
   mesh: Mesh, local: Mapping[str, np.ndarray]
 ) -> dict[str, jax.Array]:
-  """Makes global arrays of what each host has loaded.
-
-  Args:
-    mesh: of `make_mesh`.
-    local: arrays `[B / hosts, ...]`; host p holds the p-th part.
-
-  Returns:
-    Arrays `[B, ...]`, split over all devices.
-  """
+  """`[B / hosts, ...]` of each host -> `[B, ...]`, split over all devices."""
   return _put(batch(mesh), local)
 
 

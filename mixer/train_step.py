@@ -217,12 +217,7 @@ def losses_of(
   step: jax.Array | int,
   batch: Batch,
 ) -> tuple[LossFn, Batch]:
-  """What update `step` + 1 makes smaller.
-
-  Returns:
-    The losses of examples as a function of all parameters, see `LossFn`; and
-    the whole batch as that function takes it, or parts of it.
-  """
+  """What update `step` + 1 makes smaller, and the batch as that takes it."""
   weight = None
   if config.loss.mixup:
     key = key_for(config.seed, Purpose.MIXUP, step)
@@ -249,15 +244,8 @@ def training_inputs(
 ) -> tuple[jax.Array, jax.Array]:
   """A batch as shipped, or a part of it -> what the model and the loss take.
 
-  Args:
-    batch: `image` uint8 `[B, H, W, 3]`, `label` int32 `[B]`; for mixup also
-      their neighbours, see `with_neighbours`.
-    config: the run's.
-    num_classes: K.
-    weight: of `mixup_weight`; None for no mixup.
-
-  Returns:
-    Images `[B, H, W, 3]` in the compute dtype, targets float32 `[B, K]`.
+  For mixup it has neighbours too, see `with_neighbours`. The images come out in
+  the compute dtype, the targets as float32 `[B, K]`.
   """
 
   def read(prefix: str = "") -> tuple[jax.Array, jax.Array]:
@@ -308,11 +296,7 @@ def example_losses(
 ) -> jax.Array:
   """The loss of each example, float32 `[B]`, in nats.
 
-  Args:
-    name: "softmax" (cross-entropy) or "sigmoid" (the sum over the classes of
-      binary cross-entropies, as the authors pre-train).
-    logits: float32 `[B, K]`.
-    targets: float32 `[B, K]`.
+  For "sigmoid" it is summed over the classes, as the authors pre-train.
   """
   if name == "softmax":
     return optax.softmax_cross_entropy(logits, targets)
@@ -423,7 +407,10 @@ class Inference:
 
     def logits_BK(params: Any, batch: Batch) -> jax.Array:
       logits = apply(params, batch, False)
-      return logits if columns is None else _select(logits, columns)
+      if columns is None:
+        return logits
+      chosen = jnp.take(logits, np.maximum(columns, 0), axis=-1)
+      return jnp.where(columns < 0, -jnp.inf, chosen)
 
     def examples(params: Any, batch: Batch) -> Batch:
       logits = logits_BK(params, batch)
@@ -440,19 +427,11 @@ class Inference:
     self.logits = jit(lambda p, batch: (logits_BK(p, batch), batch["mask"]))
 
 
-def _select(logits: jax.Array, columns: np.ndarray) -> jax.Array:
-  """`[B, K']` -> `[B, K]`: the columns in their order, -1 for none."""
-  chosen = jnp.take(logits, np.maximum(columns, 0), axis=-1)
-  return jnp.where(columns < 0, -jnp.inf, chosen)
-
-
 def _top(logits: jax.Array, loss: str, top: int) -> dict[str, jax.Array]:
   """`classes` int32 and `scores` float32 `[B, top]` of the highest logits.
 
-  Of equal logits the lower class comes first. An example
-  with a NaN among its logits has the class -1 throughout. Scores are
-  probabilities that sum to 1 over all classes for the loss "softmax", and
-  sigmoids for "sigmoid".
+  Of equal logits the lower class comes first; a NaN among them makes all -1.
+  Scores are softmax's probabilities over all classes, or sigmoids.
   """
   values, classes = jax.lax.top_k(logits, top)
   sound = ~jnp.isnan(logits).any(axis=-1, keepdims=True)

@@ -131,7 +131,7 @@ def test_a_head_is_kept_for_the_same_classes_alone(pretrained, tmp_path):
   for path, names, sentence in (
     (plain, NAMES[:3], "a head for 10 classes, and data set digits has 3"),
     (plain, [*NAMES[:9], "a"], "class 9 is 'class 9' there and 'a' here"),
-    (tmp_path / "headless.npz", NAMES, "have no head"),
+    (tmp_path / "headless.npz", NAMES, "a head for 0 classes"),
     (file, NAMES, "don't say which classes"),  # Ten classes may be any.
   ):
     with pytest.raises(UserError, match=f"init_head=keep.*{sentence}.*=new"):
