@@ -33,11 +33,12 @@ def shell(command, **environment):
   )
 
 
-@pytest.mark.parametrize("command", ["train.py", "-m mixer predict"])
 @pytest.mark.parametrize(
-  ("where", "why"),
-  [("/dev/full", "No space left on device"), ("&-", "it is closed")],
-  ids=["full", "closed"],
+  ("command", "where", "why"),
+  [
+    ("train.py", "/dev/full", "No space left on device"),
+    ("-m mixer predict", "&-", "it is closed"),
+  ],
 )
 def test_help_that_goes_nowhere(command, where, why):
   done = shell(f"python {command} --help >{where}")
@@ -174,6 +175,7 @@ def test_names_of_a_checkpoint(streams, evil_run):
   assert err.splitlines()[-1].startswith("error: the checkpoint ")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("untouched")
 def test_names_in_figures(capsys, tmp_path, evil_run):
   image(tmp_path / f"$\\frac{EVIL}", 9)
