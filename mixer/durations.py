@@ -88,8 +88,7 @@ def check(config: config_lib.Config) -> None:
 def plan(config: config_lib.Config, num_examples: int) -> Plan:
   """Turns a valid config's durations into steps.
 
-  Raises:
-    UserError: a run of no steps, or a warm-up as long as the whole.
+  UserError: a run of no steps, or a warm-up as long as the whole.
   """
 
   def steps(key: str, total: int | None = None) -> Fraction:

@@ -26,20 +26,12 @@ class UserError(Exception):
   The message says what is wrong, where, what was expected, and the command or
   the key that mends it. Commands print it without a traceback and exit with 1;
   every other exception is a defect and keeps its traceback.
-
-  Attributes:
-    at_once: the process ends without waiting for its threads.
   """
 
-  at_once = False
+  at_once = False  # Whether the process ends without waiting for its threads.
 
   def __init__(self, message: str = "", *, lines: bool = False):
-    """Escapes the message: names in it may be anybody's.
-
-    Args:
-      message: sentences.
-      lines: newlines stay; what is foreign in it is safe already.
-    """
+    """Escapes the message; newlines stay in `lines`, which are safe already."""
     super().__init__(printable(message, keep="\n" if lines else ""))
 
 
@@ -58,11 +50,7 @@ def is_memory(error: BaseException) -> bool:
 
 
 def printable(text: object, keep: str = "") -> str:
-  r"""Escapes characters that affect more of a terminal or log than their place.
-
-  A newline becomes a backslash and an n, an escape `\x1b`, a byte of a file's
-  name that is no text `\udce9`; those in `keep` stay.
-  """
+  r"""Escapes all that moves a cursor: a newline is `\n`, unless in `keep`."""
   return _UNSAFE.sub(
     lambda m: m[0] if m[0] in keep else ascii(m[0])[1:-1], str(text)
   )
