@@ -103,17 +103,6 @@ def test_keys_differ_by_seed_purpose_and_step():
 # Gradients.
 
 
-def test_parts_are_strided_and_numbered():
-  # Part i has examples i, i + parts, ...: those of a device stay with it.
-  def loss(params, batch, part):
-    return params * batch["x"] * jnp.asarray([1.0, 10.0, 100.0])[part]
-
-  batch = {"x": jnp.arange(12, dtype=jnp.float32)}
-  value, grad = train_step.accumulated(loss, jnp.float32(2), batch, 3)
-  expected = np.mean([0 + 3 + 6 + 9, 10 * (1 + 4 + 7 + 10), 100 * 26]) / 4
-  np.testing.assert_allclose((grad, value), (expected, 2 * expected))
-
-
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1e-15, 1e15, 1e30])
 def test_ascent_goes_rho_along_the_gradient(size):
   # A zero gradient has no direction; the squares of some leave float32.
@@ -273,23 +262,6 @@ def test_what_accelerators_compute_is_the_same(plain_config, fsdp):
   _, other, metrics = updates.run(plain_config, 8)
   updates.assert_trees_close(whole, other, rtol=2e-3, atol=2e-4)
   updates.assert_trees_close(whole_metrics, metrics, rtol=1e-3)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-  ("loss", "smoothing", "mixup"), [("softmax", 0.1, 0.5), ("sigmoid", 0.0, 0.0)]
-)
-def test_parts_make_the_update_of_the_whole_batch(
-  plain_config, loss, smoothing, mixup
-):
-  plain_config.loss.update(name=loss, label_smoothing=smoothing, mixup=mixup)
-  # Adam would blow the rounding of gradients that are all but zero up.
-  plain_config.optimizer.update(SGD)
-  _, whole, whole_metrics = updates.run(plain_config, 1, steps=4)
-  plain_config.optimizer.accumulate = 4
-  _, parts, parts_metrics = updates.run(plain_config, 1, steps=4)
-  updates.assert_trees_close(parts_metrics, whole_metrics, rtol=1e-5)
-  updates.assert_trees_close(parts, whole, atol=2e-6)
 
 
 _MOVES = r"all-gather|all-to-all|reduce-scatter|collective-permute|all-reduce"
