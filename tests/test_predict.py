@@ -1,5 +1,6 @@
 """`mixer predict`: what it says, writes, refuses, and leaves when stopped."""
 
+import argparse
 import codecs
 import csv
 import io
@@ -9,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tracemalloc
 
 import hypothesis
 import numpy as np
@@ -266,6 +268,26 @@ def test_features(command, mixed, tmp_path, monkeypatch, suffix, num_classes):
     assert vectors[1] is None and vectors[3] is None
   assert [row["path"] for row in rows] == mixed
   assert [bool(row["error"]) for row in rows] == [False, True, False, True]
+
+
+@pytest.mark.parametrize("suffix", ["npy", "parquet"])
+def test_features_take_memory_for_few_images(tmp_path, monkeypatch, suffix):
+  monkeypatch.setattr(predict, "_ROW_GROUP", 512)
+  path = str(tmp_path / f"f.{suffix}")
+  args = argparse.Namespace(features=path)
+  with predict._writer(args, path, ["a"]) as write:
+    tracemalloc.start()
+    try:
+      for k in range(10_000):  # 40 MB
+        write(predictor.Features(f"{k}", np.full(1_024, k, np.float32)))
+      assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+      tracemalloc.stop()
+  found = np.load(path)[:, -1] if suffix == "npy" else None
+  if found is None:
+    column = parquet.read_table(path)["features"].combine_chunks()
+    found = np.asarray(column.values).reshape(-1, 1_024)[:, -1]
+  np.testing.assert_array_equal(found, np.arange(10_000))
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def _writer(
       f"features can't be written to {path}: expected a name that ends in .npy "
       "or .parquet."
     )
-  return _features(path)
+  return (_npy if suffix == ".npy" else _parquet)(path)
 
 
 @contextlib.contextmanager
@@ -273,41 +273,77 @@ def _csv_line(fields: Sequence[Any]) -> str:
 
 
 @contextlib.contextmanager
-def _features(path: str) -> Iterator[Callable[[predictor.Features], None]]:
-  """Writes features at the end, or when stopped; till then they take memory."""
-  found: list[predictor.Features] = []
-  with contextlib.ExitStack() as stack:
-    file = stack.enter_context(files.atomic_write(path, partial=True))
-    table: Any = None
-    if is_npy := path.lower().endswith(".npy"):
-      beside = pathlib.Path(path).with_suffix(".csv")
-      table = stack.enter_context(files.atomic_write(beside, "w", partial=True))
+def _npy(path: str) -> Iterator[Callable[[predictor.Features], None]]:
+  rows = width = 0
+  beside = pathlib.Path(path).with_suffix(".csv")
+  with (
+    files.atomic_write(path, partial=True) as array,
+    files.atomic_write(beside, "w", partial=True) as table,
+  ):
+    if not array.seekable():
+      raise UserError(
+        f"features can't be written to {path}: it is a pipe; name a file."
+      )
+
+    def header() -> None:
+      # numpy leaves room in it for the first axis to grow.
+      shape = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
+      np.lib.format.write_array_header_1_0(array, shape)
+
+    def put(one: predictor.Features) -> None:
+      nonlocal rows, width
+      if not rows:
+        width = len(one.values)
+        header()
+        table.write(_csv_line(["path", "error"]))
+      array.write(one.values.astype("<f4").tobytes())
+      table.write(_csv_line([one.source, one.problem]))
+      rows += 1
+
     try:
-      yield found.append
+      yield put
     finally:
-      if found and is_npy:
-        np.save(file, np.stack([one.values for one in found]))
-        rows = [(one.source, one.problem) for one in found]
-        table.writelines(map(_csv_line, [("path", "error"), *rows]))
-      elif found:
-        _write_parquet(file, found)
+      if rows:
+        array.seek(0)
+        header()
 
 
-def _write_parquet(file: Any, found: Sequence[predictor.Features]) -> None:
+@contextlib.contextmanager
+def _parquet(path: str) -> Iterator[Callable[[predictor.Features], None]]:
   # Here, as it takes a while that others needn't wait.
   import pyarrow
   from pyarrow import parquet
 
-  problems = pyarrow.array([bool(one.problem) for one in found])
-  vectors = pyarrow.FixedSizeListArray.from_arrays(
-    np.concatenate([one.values for one in found]),
-    len(found[0].values),
-    mask=problems,
-  )
-  # Arrow's strings are UTF-8, names of files needn't be.
-  names = [x.source.encode("utf-8", "replace").decode() for x in found]
-  why = pyarrow.array([x.problem or None for x in found], "string")
-  table = pyarrow.table(
-    {"path": pyarrow.array(names), "features": vectors, "error": why}
-  )
-  parquet.write_table(table, file, row_group_size=_ROW_GROUP)
+  writer: Any = None
+  waiting: list[predictor.Features] = []
+  with files.atomic_write(path, partial=True) as file:
+
+    def write() -> None:
+      nonlocal writer
+      width = len(waiting[0].values)
+      problems = pyarrow.array([bool(one.problem) for one in waiting])
+      vectors = pyarrow.FixedSizeListArray.from_arrays(
+        np.concatenate([one.values for one in waiting]), width, mask=problems
+      )
+      # Arrow's strings are UTF-8, names of files needn't be.
+      names = [x.source.encode("utf-8", "replace").decode() for x in waiting]
+      why = pyarrow.array([x.problem or None for x in waiting], "string")
+      rows = pyarrow.table(
+        {"path": pyarrow.array(names), "features": vectors, "error": why}
+      )
+      writer = writer or parquet.ParquetWriter(file, rows.schema)
+      writer.write_table(rows)
+      waiting.clear()
+
+    def put(one: predictor.Features) -> None:
+      waiting.append(one)
+      if len(waiting) == _ROW_GROUP:
+        write()
+
+    try:
+      yield put
+    finally:
+      if waiting:
+        write()
+      if writer:
+        writer.close()
