@@ -174,6 +174,15 @@ def sync_folder(folder: Path) -> None:
       os.close(handle)
 
 
+def open_regular(path: Path) -> IO[bytes]:
+  """Opens for reading what is neither a pipe, which may hang, nor a device."""
+  file = open(path, "rb", opener=lambda p, f: os.open(p, f | os.O_NONBLOCK))
+  if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    return file
+  file.close()
+  raise OSError("it is no regular file")
+
+
 def read_bytes(path: Path, what: str, limit: int = _LARGEST) -> bytes:
   """Reads a regular file, local or gs://, of at most `limit` bytes.
 
@@ -185,14 +194,10 @@ def read_bytes(path: Path, what: str, limit: int = _LARGEST) -> bytes:
     if is_remote(path):
       _check_size(path, what, _remote(path).stat().length, limit)
       return _remote(path).read_bytes()
-    # A pipe that nobody writes to would be waited for.
-    wait = os.O_NONBLOCK
-    with open(path, "rb", opener=lambda p, f: os.open(p, f | wait)) as f:
-      status = os.fstat(f.fileno())
-      if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{path} is no regular file; expected {what}.")
-      _check_size(path, what, status.st_size, limit)
-      return f.read(status.st_size)
+    with open_regular(path) as f:
+      size = os.fstat(f.fileno()).st_size
+      _check_size(path, what, size, limit)
+      return f.read(size)
   except UserError:
     raise
   except FileNotFoundError as e:

@@ -9,6 +9,7 @@ compared with the zip's CRC-32, and takes no more memory than the arrays.
 
 import contextlib
 import hashlib
+import io
 import math
 import os
 import re
@@ -23,6 +24,8 @@ from mixer import files, weights
 from mixer.errors import UserError, first_line
 
 Path = str | os.PathLike[str]
+_LARGEST_RATIO = 1_032  # Deflate makes no more bytes than that of one.
+_LONGEST_HEADER = 10_000  # As numpy has it.
 _HEADERS = {
   (1, 0): np.lib.format.read_array_header_1_0,
   (2, 0): np.lib.format.read_array_header_2_0,
@@ -121,20 +124,19 @@ def read(path: Path) -> dict[str, np.ndarray]:
           f"{info.filename}{' twice' if name in found else ''}."
         )
       with file.open(info) as member:
-        version = np.lib.format.read_magic(member)
-        shape, _, dtype = _HEADERS[version](member)
-        if dtype.newbyteorder("=") != np.float32:
-          # .npz files don't know bfloat16: it comes as two bytes of no meaning.
-          kind = "bfloat16 or the like" if dtype.str == "|V2" else dtype.name
-          raise UserError(
-            f"{path} holds other arrays than float32: {name} is {kind}. "
-            "Weights are loaded as they are; convert them, as by numpy.float32."
-          )
-        # Before memory is taken.
-        size = member.tell() + math.prod(shape) * dtype.itemsize
-        if size != info.file_size or min(shape, default=0) < 0:
-          raise ValueError(f"{name} has not the bytes of its shape {shape}")
-        member.seek(0)
+        start = io.BytesIO(member.read(_LONGEST_HEADER))
+      shape, _, dtype = _HEADERS[np.lib.format.read_magic(start)](start)
+      if dtype.newbyteorder("=") != np.float32:
+        # .npz files don't know bfloat16: it comes as two bytes of no meaning.
+        kind = "bfloat16 or the like" if dtype.str == "|V2" else dtype.name
+        raise UserError(
+          f"{path} holds other arrays than float32: {name} is {kind}. Weights "
+          "are loaded as they are; convert them, as by numpy.float32."
+        )
+      size = start.tell() + math.prod(shape) * dtype.itemsize
+      if size != info.file_size or min(shape, default=0) < 0:
+        raise ValueError(f"{name} has not the bytes of its shape {shape}")
+      with file.open(info) as member:
         array = np.lib.format.read_array(member, allow_pickle=False)
         member.read(1)  # The CRC is compared where the end is reached.
       # Of one byte order.
@@ -168,14 +170,21 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
   """Opens the zip; makes sentences of what goes wrong while it is open."""
   start = b""
   try:
-    with open(path, "rb") as f, warnings.catch_warnings():
+    with files.open_regular(path) as f, warnings.catch_warnings():
       warnings.simplefilter("ignore")  # Of numpy, about headers of older kinds.
       start = f.read(16)
       with zipfile.ZipFile(f) as file:
+        left = os.fstat(f.fileno()).st_size
+        for info in file.infolist():  # Before memory is taken.
+          left -= info.compress_size
+          most = _LARGEST_RATIO * (info.compress_size + 1)
+          packed = info.compress_type not in (0, zipfile.ZIP_DEFLATED)
+          if left < 0 or info.file_size > most or packed:
+            raise ValueError(f"{info.filename} claims more than there is")
         yield file
   except UserError:
     raise
-  except OSError as e:
+  except (OSError, MemoryError) as e:
     raise UserError(
       f"{path} can't be read: {files.reason(e)}. Expected an .npz file."
     ) from e

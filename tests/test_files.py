@@ -134,5 +134,5 @@ def test_read_json_of_what_is_no_file(tmp_path):
     files.read_json(tmp_path, "it")
   os.mkfifo(tmp_path / "pipe")
   for path in (tmp_path / "pipe", pathlib.Path("/dev/zero")):
-    with pytest.raises(UserError, match="is no regular file; expected it"):
+    with pytest.raises(UserError, match="it is no regular file; expected it"):
       files.read_json(path, "it")

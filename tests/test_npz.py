@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 import tracemalloc
 import zipfile
 
@@ -226,7 +227,10 @@ def test_other_files_are_refused(tmp_path, members, sentence):
 
 
 def test_what_cannot_be_opened_is_refused(tmp_path):
-  for name, why in (("none", "No such file"), ("", "Is a dir")):
+  os.mkfifo(tmp_path / "pipe")
+  for name, why in (
+    ("none", "No such file"), ("", "Is a dir"), ("pipe", "it is no regular"),
+  ):  # fmt: skip
     with pytest.raises(UserError, match=f"can't be read: {why}"):
       npz.read(tmp_path / name)
 
@@ -259,11 +263,29 @@ def test_memory(tmp_path):
   shape = dataclasses.replace(trained_files.shape_of("B/32", 10), num_blocks=2)
   flat = trained_files.random_weights(shape)
   size = sum(v.nbytes for v in flat.values())
+  packed = [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2]
+  for name, packing in zip("bc", packed, strict=True):
+    with zipfile.ZipFile(tmp_path / f"{name}.npz", "w", packing) as file:
+      start = with_header(SOUND, 2)[:8] + (10**8).to_bytes(4, "little")
+      file.writestr("a.npy", start + bytes(10**8))
+  # A directory's entry that claims 1 GB, packed as unpacked.
+  text = SOUND.replace("(2,", f"({2**28},")
+  with zipfile.ZipFile(tmp_path / "d.npz", "w") as file:
+    file.writestr("a.npy", with_header(text) + bytes(4))
+  content = (tmp_path / "d.npz").read_bytes()
+  real, most = len(with_header(text)) + 4, len(with_header(text)) + 2**30
+  both = [n.to_bytes(4, "little") * 2 for n in (real, most)]
+  (tmp_path / "d.npz").write_bytes(content.replace(*both))
   tracemalloc.start()
   try:
     npz.write(tmp_path / "a.npz", flat)
     assert tracemalloc.get_traced_memory()[1] < 0.2 * size
     npz.load(tmp_path / "a.npz")
     assert tracemalloc.get_traced_memory()[1] < 1.1 * size
+    for name in "bcd":
+      tracemalloc.reset_peak()
+      with pytest.raises(UserError):
+        npz.read(tmp_path / f"{name}.npz")
+      assert tracemalloc.get_traced_memory()[1] < 2**22
   finally:
     tracemalloc.stop()
