@@ -34,6 +34,7 @@ _IMAGE_SIZE = 224  # Of all of them.
 _ATTEMPTS = 5
 # Before the second attempt; twice as long before each further one.
 _DELAY_SECONDS = 1.0
+_LARGEST_BYTES = 8 << 30  # Of a file; those released have 2e9 at most.
 _TIMEOUT_SECONDS = 15.0  # To connect, and for each read.
 # Those that may be gone a little later; 416 is of a part that isn't the file's.
 _TRANSIENT = (408, 416, 425, 429, 500, 502, 503, 504)
@@ -230,6 +231,9 @@ def _receive(url: str, out: BinaryIO, file: pathlib.Path) -> None:
     if answer.status_code in (200, 416):  # The whole file comes, now or next.
       have = out.truncate(0)
     answer.raise_for_status()
+    hops = [x.url for x in (*answer.history, answer)]
+    if bad := [x for x in hops if url[:6] == "https:" != x[:6]]:
+      raise UserError(f"{url} leads to {bad[0]}, which is no https.")
     length = answer.headers.get("Content-Length", "")
     total = have + int(length) if length.isdecimal() else None
     size = f" ({total / 1e6:.0f} MB)" if total else ""
@@ -237,6 +241,9 @@ def _receive(url: str, out: BinaryIO, file: pathlib.Path) -> None:
     with progress.Progress() as bar:
       for block in answer.iter_content(1 << 16):
         have += out.write(block)
+        if max(have, total or 0) > _LARGEST_BYTES:
+          out.truncate(0)
+          raise UserError(f"{url} is no such file: it is too large.")
         bar.show(file.name, have, total)
     out.flush()
 

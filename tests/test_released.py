@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import requests
 
 from mixer import npz, released, saving, train_step, weights
 from mixer.errors import UserError
@@ -183,6 +184,29 @@ def test_what_is_not_the_file_does_not_get_its_name(server, file, monkeypatch):
     with pytest.raises(UserError, match=f"perhaps a proxy .*{why}"):
       released.load(NAME)
     assert not file.exists()
+  monkeypatch.setattr(released, "_LARGEST_BYTES", 1000)
+  server.content = good
+  for server.chunked in (False, True):
+    with pytest.raises(UserError, match="it is too large"):
+      released.load(NAME)
+    assert not any(p.stat().st_size for p in file.parent.iterdir())
+
+
+def test_https_does_not_lead_to_http(server, file, monkeypatch):
+  base = released._base()
+  get = requests.get
+
+  def redirected(url, **more):  # As a proxy's certificate would be needed.
+    answer = get(url.replace("https://secure", base), **more)
+    first = requests.Response()
+    first.url, answer.history = url, [first]
+    return answer
+
+  monkeypatch.setattr(requests, "get", redirected)
+  monkeypatch.setenv("MIXER_RELEASED_URL", "https://secure")
+  with pytest.raises(UserError, match=f"leads to {base}/.*is no https"):
+    released.load(NAME)
+  assert not file.exists()
 
 
 @pytest.mark.parametrize(
