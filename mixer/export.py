@@ -44,22 +44,27 @@ class Place:
   path: pathlib.Path  # What the user asked for.
   part: pathlib.Path  # Where to write instead, a file or a folder.
   is_folder: bool
+  last: str  # The file without which the others are nothing.
 
   def written(self) -> list[pathlib.Path]:
-    """All files in `part`, or beside it; what is nothing alone is last."""
-    if self.is_folder:
-      return sorted(self.part.iterdir())
-    files_ = self.part.parent.iterdir()
-    return sorted(files_, key=lambda f: (f == self.part, f))
+    """All files in `part`, or beside it."""
+    folder = self.part if self.is_folder else self.part.parent
+    return sorted(folder.iterdir(), key=lambda f: (f.name == self.last, f))
 
   def commit(self) -> None:
     """Puts what was written where it belongs; of a link the target changes."""
     with files.writing(self.path):
       folder = self.path if self.is_folder else self.path.parent
       folder.mkdir(exist_ok=True)
-      for file in self.written():
+      written = self.written()
+      for file in written:
         with open(file, "rb") as f:
           os.fsync(f.fileno())
+      if len(written) > 1:  # Else an old one goes with new ones for a moment.
+        main = os.path.realpath(folder / self.last)
+        pathlib.Path(main).unlink(missing_ok=True)
+        files.sync_folder(os.path.dirname(main))
+      for file in written:
         file.replace(os.path.realpath(folder / file.name))
     files.sync_folder(folder)
 
@@ -97,6 +102,8 @@ def place(
     wrong = "it has another suffix"
   elif path.is_file() if is_folder else path.is_dir():
     wrong = f"it is a {'file' if is_folder else 'folder'}"
+  elif not path.is_dir() and files.in_place(path):
+    wrong = "it is a pipe or a device"
   elif is_folder and path.exists():
     others = sorted({f.name for f in path.iterdir()} - {*members})
     if others:
@@ -109,7 +116,7 @@ def place(
   try:
     with files.writing(path):
       aside.mkdir()
-    yield Place(path, part, is_folder)
+    yield Place(path, part, is_folder, members[-1] if is_folder else path.name)
   except UserError as e:
     raise UserError(str(e).replace(str(part), str(path)), lines=True) from e
   finally:

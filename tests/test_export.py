@@ -1,5 +1,6 @@
 """`mixer export`: what others take, proven before it is there."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -425,7 +426,7 @@ def test_a_disk_that_is_full(small, tmp_path, capsys, monkeypatch, to, name):
   assert not names_in(tmp_path)
 
 
-def test_where_it_is_put(tmp_path):
+def test_where_it_is_put(tmp_path, monkeypatch):
   there, link = tmp_path / "there", tmp_path / "a.onnx"
   there.mkdir()
   link.symlink_to("there/b")
@@ -436,14 +437,28 @@ def test_where_it_is_put(tmp_path):
   assert link.is_symlink() and names_in(there) == ["b"]
   assert (there / "b").read_text() == "new"
   path = tmp_path / "v1.5" / "x"
-  for text in ("old", "new", "left"):
-    with export.place(str(path), ".onnx", ("info", "program")) as place:
-      for name in ("info", "program"):
-        (place.part / name).write_text(text)
-      if text != "left":
-        place.commit()
-  assert {(path / name).read_text() for name in names_in(path)} == {"new"}
-  assert names_in(path.parent) == ["x"]
+  members, replace = ("info", "weights", "program"), pathlib.Path.replace
+
+  def stop(self, target):
+    if str(target).endswith("weights"):
+      raise KeyboardInterrupt
+    return replace(self, target)
+
+  for text in ("old", "new", "left", "killed"):
+    with contextlib.suppress(KeyboardInterrupt):
+      with export.place(str(path), ".onnx", members) as place:
+        for name in members:
+          (place.part / name).write_text(text)
+        if text == "killed":
+          monkeypatch.setattr(pathlib.Path, "replace", stop)
+        if text != "left":
+          place.commit()
+    if text == "killed":  # No mixture that can be loaded.
+      assert names_in(path) == ["info", "weights"]
+    else:
+      kept = "new" if text == "left" else text
+      assert [(path / name).read_text() for name in members] == [kept] * 3
+    assert names_in(path.parent) == ["x"]
 
 
 @pytest.mark.parametrize(
@@ -454,6 +469,7 @@ def test_where_it_is_put(tmp_path):
     ("npz", "folder.npz", "it is a folder; expected a name ending in .npz"),
     ("timm", "a.npz", "or the name of a folder for config.json and model.saf"),
     ("timm", "file", "it is a file; expected"),
+    ("npz", "pipe.npz", "it is a pipe or a device; expected"),
     ("timm", "full", "holds something else (a, b, c); expected"),
     ("npz", "none.npz", "there are no weights at runs/no"),
   ],
@@ -462,6 +478,7 @@ def test_names_that_cannot_be(tmp_path, capsys, to, name, said):
   """Said before the weights are read."""
   (tmp_path / "file").write_text("")
   (tmp_path / "folder.npz").mkdir()
+  os.mkfifo(tmp_path / "pipe.npz")
   (tmp_path / "full").mkdir()
   for other in ("a", "b", "c", "config.json"):
     (tmp_path / "full" / other).write_text("")
