@@ -110,12 +110,11 @@ def place(
       wrong = f"that folder holds something else ({', '.join(others[:3])})"
   if wrong:
     raise UserError(f"{path} can't be written: {wrong}; expected {expected}.")
-  files.make_parent(path)
   aside = path.resolve().parent / f".{path.name}.{secrets.token_hex(4)}"
   part = aside if is_folder else aside / path.name
   try:
     with files.writing(path):
-      aside.mkdir()
+      aside.mkdir(parents=True)
     yield Place(path, part, is_folder, members[-1] if is_folder else path.name)
   except UserError as e:
     raise UserError(str(e).replace(str(part), str(path)), lines=True) from e

@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 import traceback
 from collections.abc import Collection, Iterator
 from typing import IO, Any, TypeAlias
@@ -71,10 +72,15 @@ def writing(path: Path, advice: str = "") -> Iterator[None]:
 
 
 def make_parent(path: Path) -> None:
-  """Makes the folder of a command's output; UserError if it can't."""
+  """Makes the folder of a file to be written; UserError if it can't be."""
   if not is_remote(path):
     with writing(path):
-      os.makedirs(os.path.dirname(os.path.realpath(path)), exist_ok=True)
+      folder = os.path.dirname(os.path.realpath(path))
+      os.makedirs(folder, exist_ok=True)
+      if os.path.isdir(path):
+        raise IsADirectoryError
+      if not in_place(path):
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 def in_place(path: Path) -> bool:

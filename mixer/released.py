@@ -68,7 +68,7 @@ def load(path: npz.Path) -> dict[str, Any]:
     weights.check_finite(params, f"the weights in {path}")
     return params
   file = resolve(path)
-  if _place(path).exists():
+  if os.path.exists(_place(path)):
     return npz.load(file)
   try:
     params = npz.load(file)
@@ -85,9 +85,9 @@ def kind(path: npz.Path) -> Literal["npz", "checkpoint"]:
   place = _place(path)
   # One of them that is gone: its reader says what is there.
   gone = place.name.isdecimal() and place.parent.name == "checkpoints"
-  if place.is_dir() or (gone and place.parent.is_dir()):
+  if os.path.isdir(place) or (gone and os.path.isdir(place.parent)):
     return "checkpoint"
-  if place.exists() or _name(path):
+  if os.path.exists(place) or _name(path):
     return "npz"
   if files.is_remote(path) and not str(path).endswith(".npz"):
     return "checkpoint"  # Asking the store is left to who reads it.
@@ -108,7 +108,7 @@ def resolve(path: npz.Path) -> pathlib.Path:
   """
   if kind(path) == "checkpoint":
     raise UserError(f"{path} is a folder where an .npz file was expected.")
-  if _place(path).exists():
+  if os.path.exists(_place(path)):
     return _place(path)
   file = _cache() / f"{_name(path)}.npz"
   if not file.exists():
@@ -121,7 +121,7 @@ def name_of(path: npz.Path) -> str:
 
   A copy is known where the file itself has been downloaded.
   """
-  if not _place(path).exists():
+  if not os.path.exists(_place(path)):
     return _name(path)
   found = npz.fingerprint(_place(path))
   for file in _cache().glob("*/*.npz"):
@@ -138,6 +138,7 @@ def _cache() -> pathlib.Path:
 
 
 def _place(path: npz.Path) -> pathlib.Path:
+  # Asked by os.path: pathlib raises where a name is too long.
   return pathlib.Path(os.path.expanduser(path))
 
 

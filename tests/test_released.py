@@ -326,6 +326,7 @@ def test_names(tmp_path, monkeypatch):
     "imagenet21k/Mixer-B_16.npz.npz",
     "gs://vit_models/imagenet21k/Mixer-B_16.npz",
     "runs/b16/checkpoints/300",
+    300 * "long",
   ):
     for function in (released.kind, released.resolve, released.load):
       with pytest.raises(UserError) as e:

@@ -282,8 +282,16 @@ def test_same_classes_and_a_folder_of_its_own(
   flags = ["--checkpoint=w.npz", "--data=digits", "--split=test[:9]"]
   flags += [f"--data_dir={data_dir}", "--same_classes"]
   (tmp_path / "full").touch()
-  assert cli.main(["evaluate", *flags, "--output=full"]) == 1
-  assert "full/results.json can't be written" in capfd.readouterr().err
+  (tmp_path / "d.csv").mkdir()
+  for flag, why in (
+    ("--output=full", "full/results.json can't be written"),
+    ("--output=/proc", "/proc/results.json can't be written"),
+    ("--examples=/proc/e.csv", "/proc/e.csv can't be written"),
+    ("--examples=d.csv", "d.csv can't be written: it is a folder"),
+  ):
+    assert cli.main(["evaluate", *flags, flag]) == 1
+    out, err = capfd.readouterr()
+    assert why in err and out == ""  # Before anything is computed.
   assert cli.main(["evaluate", *flags]) == 0
   out = capfd.readouterr().out
   folder = "runs/evaluate/w.npz-digits-test_9_-8x8-head"
