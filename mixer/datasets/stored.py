@@ -19,6 +19,7 @@ import os
 import pathlib
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -385,9 +386,17 @@ def encode(features: Mapping[str, bytes | Sequence[int]]) -> bytes:
   return example.SerializeToString(deterministic=True)
 
 
-@functools.cache
+_MAKING = threading.Lock()
+
+
 def example_class() -> Any:
   """The message `tf.train.Example`, made of TFDS's copy of its fields."""
+  with _MAKING:  # The loader's threads ask at once, and it can be made once.
+    return _example_class()
+
+
+@functools.cache
+def _example_class() -> Any:
   # From the one file: importing the whole package takes two seconds.
   package: Any = importlib.util.find_spec("tensorflow_datasets")
   path = (
