@@ -30,11 +30,6 @@ _LEFT_OUT = {
 }
 # What ends with a sentence here: (document or "", command, sentence).
 _STOPS = [
-  (
-    "README.md",
-    r"train.py --config=configs/mixer_b16_i21k.py --workdir=DIR",
-    "data set imagenet21k is not prepared",
-  ),
   ("docs/data.md", "flowers:load", "No module named 'flowers'; put the folder"),
   ("", r"mixer prepare (cifar10|vtab/pets)$", "make setup-tensorflow"),
   ("", r"mixer plan .*--compile", "make setup-tpu"),
@@ -129,10 +124,9 @@ class Session:
     missing = _MISSING.get(stops[-1] if stops else "")
     if missing and importlib.util.find_spec(missing):
       return
-    if "not prepared" not in "".join(stops):
-      for name in data_sets(text):
-        self.reader.give_set(name)
-      self.reader.give_runs(text)
+    for name in data_sets(text):
+      self.reader.give_set(name)
+    self.reader.give_runs(text)
     done = self.reader.type(text, additions(text))
     said = done.stdout + done.stderr
     print(f"$ {text}\n{said}", flush=True)
