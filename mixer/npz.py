@@ -82,11 +82,6 @@ def save(params: weights.Params, path: Path) -> None:
   write(path, flat)
 
 
-def is_older(path: Path) -> bool:
-  """Whether the arrays in a file have the older names."""
-  return any(k.startswith("Mixer/") for k in read(path))
-
-
 def _current(arrays: dict[str, np.ndarray], path: Path) -> dict[str, Any]:
   """The arrays under current names, without the older MLPs' singleton axes."""
   if not any(k.startswith("Mixer/") for k in arrays):

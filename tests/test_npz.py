@@ -64,7 +64,7 @@ def test_what_is_saved_is_loaded(tmp_path_factory, shape):
 def test_the_older_layout(tmp_path, axes, counts):
   np.savez_compressed(tmp_path / "a", **older(FLAT, axes, counts))
   assert_same(npz.load(tmp_path / "a.npz"), FLAT)
-  assert npz.is_older(tmp_path / "a.npz")
+  assert any(k.startswith("Mixer/") for k in npz.read(tmp_path / "a.npz"))
 
 
 @pytest.mark.parametrize(

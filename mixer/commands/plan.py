@@ -53,16 +53,6 @@ _ENVIRONMENT = {
 }
 
 
-# What the compilers read when JAX starts, in a process that computes nothing.
-_ENVIRONMENT = {
-  "JAX_PLATFORMS": "cpu",
-  "TPU_SKIP_MDS_QUERY": "1",  # There is no such server to ask.
-  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # Nobody's devices are taken.
-  "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",  # Of a driver that isn't there.
-  "TF_CPP_MIN_LOG_LEVEL": "3",
-}
-
-
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the command's own."""
   add = parser.add_argument
