@@ -158,14 +158,14 @@ class _Examples:
     return len(self._raw)
 
   def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-    return [
-      self._record(i, data)
-      for i, data in zip(indices, self._raw.__getitems__(indices), strict=True)
-    ]
+    decode, found = stored.example_class().FromString, []
+    for i, data in zip(indices, self._raw.__getitems__(indices), strict=True):
+      found.append(self._record(i, data, decode))
+    return found
 
-  def _record(self, i: int, data: bytes) -> dict[str, Any]:
+  def _record(self, i: int, data: bytes, decode: Any) -> dict[str, Any]:
     try:
-      feature = stored.example_class().FromString(data).features.feature
+      feature = decode(data).features.feature
       record = self._parse(feature)
     except (DecodeError, LookupError) as e:
       raise ValueError(f"record {i} is no example with an image") from e
