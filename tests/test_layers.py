@@ -14,6 +14,12 @@ from tests import conftest
 FLOAT32, BFLOAT16 = jnp.dtype("float32"), jnp.dtype("bfloat16")
 
 
+def gradients(module, params, x):
+  """Outputs, and what a cosine of them gives back to parameters and inputs."""
+  y, pull = jax.vjp(module.apply, params, x)
+  return y, pull(jnp.cos(y))
+
+
 def normal(*shape, seed=0):
   return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
@@ -38,11 +44,7 @@ def test_parameters_outputs_and_gradients_are_flax_s(kind):
   )
   params = jax.tree.map(lambda p: p + 0.5, params)
 
-  def run(module, params, x):
-    y, pull = jax.vjp(module.apply, params, x)
-    return y, pull(jnp.cos(y))
-
-  compiled = jax.jit(run, static_argnums=0)
+  compiled = jax.jit(gradients, static_argnums=0)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4),
     compiled(ours, params, x),
@@ -102,12 +104,8 @@ def test_the_first_axis_is_the_last_one_turned(width, dtype):
   first, last = (layers.MlpBlock(7, axis=axis, dtype=dtype) for axis in (0, -1))
   params = jax.tree.map(lambda p: p + 0.5, last.init(jax.random.key(3), x.T))
 
-  def run(module, params, x):
-    y, pull = jax.vjp(module.apply, params, x)
-    return y, pull(jnp.cos(y))
-
-  y, (of_params, dx) = jax.jit(run, static_argnums=0)(first, params, x)
-  turned, (expected, dx_turned) = jax.jit(run, static_argnums=0)(
+  y, (of_params, dx) = jax.jit(gradients, static_argnums=0)(first, params, x)
+  turned, (expected, dx_turned) = jax.jit(gradients, static_argnums=0)(
     last, params, x.T
   )
   bound = 100 * float(jnp.finfo(dtype).eps)

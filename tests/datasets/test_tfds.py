@@ -83,7 +83,7 @@ def site(monkeypatch) -> Iterator[str]:
   thread.start()
   url = f"http://127.0.0.1:{server.server_port}/image.png"
   monkeypatch.setattr(PreparedByTfds, "url", url)
-  FILES["/image.png"] = tfrecords.png(tfrecords.shipped.load_digits()[0][0])
+  FILES["/image.png"] = tfds_writer.png(tfrecords.shipped.load_digits()[0][0])
   yield url
   server.shutdown()
   thread.join()

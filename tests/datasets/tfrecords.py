@@ -1,17 +1,15 @@
 """Small data sets in TFRecord files, written without TensorFlow."""
 
-import io
 import json
 import pathlib
 import struct
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from mixer.datasets import shipped
+from tests.datasets import tfds_writer
 
 CLASSES = tuple("0123456789")
 
@@ -51,13 +49,9 @@ def example(image: bytes, label: int) -> bytes:
 def records(count: int) -> list[bytes]:
   """Images of digits, and their labels."""
   images, labels = shipped.load_digits()
-  return [example(png(images[i]), int(labels[i])) for i in range(count)]
-
-
-def png(image: np.ndarray) -> bytes:
-  out = io.BytesIO()
-  Image.fromarray(image).save(out, "PNG")
-  return out.getvalue()
+  return [
+    example(tfds_writer.png(images[i]), int(labels[i])) for i in range(count)
+  ]
 
 
 def make(
