@@ -221,7 +221,7 @@ def startup_command(args: Any, folder: pathlib.Path) -> list[str]:
     **{"eval_every": "100%", "checkpoint_every": "100%"},
   }
   return [
-    *(sys.executable, "train.py", "--config=configs/mixer_b16_i1k.py"),
+    *(sys.executable, "train.py", "--config=configs/mixer_i1k.py"),
     f"--workdir={folder / 'run'}",
     *(f"--config.{key}={value}" for key, value in keys.items()),
   ]

@@ -1,0 +1,61 @@
+"""What recipes share. Each has `get_config(words)`, with words from FILE:WORDS.
+
+Large recipes start from `mixer_b16_i21k`, all others from the defaults of
+`mixer.config`.
+"""
+
+import re
+from collections.abc import Sequence
+
+from mixer import config as config_lib
+from mixer.errors import UserError
+
+
+def choose(words: str, recipe: str, choices: Sequence[str]) -> None:
+  """Refuses other words behind a recipe's colon than these."""
+  if words not in choices:
+    raise UserError(
+      f"{config_lib.shown(words)} behind {recipe}: is none of "
+      f"{', '.join(choices)}; as in --config={recipe}:{choices[-1]}."
+    )
+
+
+def parse(words: str, recipe: str, example: str) -> dict[str, str]:
+  """Reads "model=B/16,dataset=birds,size=96" -> {"model": "B/16", ...}."""
+  pairs = (word.partition("=") for word in words.split(",") if word)
+  given = {key: value for key, _, value in pairs}
+  size = given.get("size", "1")
+  if (
+    not {*given} <= {"model", "dataset", "size"}
+    or not all(given.values())
+    or not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})?", size, re.ASCII)
+  ):
+    raise UserError(
+      f"{config_lib.shown(words)} behind {recipe}: should be some of model=, "
+      f"dataset= and size=PIXELS or HEIGHTxWIDTH, as in {recipe}:{example}."
+    )
+  return given
+
+
+def set_size(c: config_lib.Config, size: str) -> None:
+  """Sets the size of images, "224" or "224x320"."""
+  height, _, width = size.partition("x")
+  c.image_size = int(height)
+  c.image_width = int(width) if width not in ("", height) else 0
+
+
+def small_model(
+  c: config_lib.Config,
+  variant: str,
+  blocks: int,
+  channels: int,
+  tokens_mlp: int,
+  channels_mlp: int,
+) -> None:
+  """Sets a model smaller than the paper's, in float32 for CPUs."""
+  c.model.variant = variant
+  c.model.num_blocks = blocks
+  c.model.hidden_dim = channels
+  c.model.tokens_mlp_dim = tokens_mlp
+  c.model.channels_mlp_dim = channels_mlp
+  c.model.dtype = "float32"

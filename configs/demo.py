@@ -9,22 +9,17 @@ The second fine-tunes the first's small Mixer (0.56 M parameters) or, without
 `train[80%:]`. Hardware: two CPU cores. Time and accuracy: README.md.
 """
 
+import configs
 from mixer import config as config_lib
 
 
 def get_config(which: str = "glyphs") -> config_lib.Config:
-  config_lib.choose(which, "configs/demo.py", ("glyphs", "digits"))
+  configs.choose(which, "configs/demo.py", ("glyphs", "digits"))
   c = config_lib.default()
   c.batch_size = 128
   c.total = "700 steps"
   c.image_size = 16
-
-  c.model.variant = "S/4"
-  c.model.num_blocks = 4
-  c.model.hidden_dim = 128
-  c.model.tokens_mlp_dim = 64
-  c.model.channels_mlp_dim = 512
-  c.model.dtype = "float32"
+  configs.small_model(c, "S/4", 4, 128, 64, 512)
 
   c.data.name = "glyphs"
   c.data.eval_split = "test"

@@ -13,15 +13,11 @@ Behind the colon is what is compared, and `paper` for the paper's size:
                           views of all channels, at once
   pyramid                 token mixing that leaves fewer tokens (appendix A.1)
 
-Without `paper` it is the demo's pre-training on the shipped glyphs
-(configs/demo.py), 900 steps for images, 300 for token mixing. Hardware: two CPU
-cores. Time, accuracy: docs/experiments.md. Expected: shuffled patches differ by
-chance alone; shuffling all pixels costs 8 of 88 points of 5-shot accuracy.
-
-With `paper` it is B/16 (images) or S/32 (token mixing) on ImageNet-21k, where
-the paper took JFT-300M; its measure, 5-shot regression on ImageNet, wants
-imagenet2012 prepared as well. Hardware and time: as in
-configs/mixer_b16_i21k.py and configs/mixer_i21k.py; not run here. FLOP of 300
+Without `paper` it is the demo's pre-training (configs/demo.py) on two CPU
+cores, 900 steps for images, 300 for token mixing. With `paper` it is B/16
+(images) or S/32 (token mixing) on ImageNet-21k, where the paper took JFT-300M,
+and its measure is 5-shot regression on ImageNet (imagenet2012, prepared as
+well): hardware and time as in configs/mixer_i21k.py; not run here. FLOP of 300
 epochs and parameters with 19,167 classes:
 
     shared     2.3e19   28.4 M  the paper's own
@@ -30,12 +26,11 @@ epochs and parameters with 19,167 classes:
     projected  2.6e19   31.1 M
     pyramid    1.3e19   28.3 M  block 2 leaves 25 of 49 tokens, block 5 13
 
-Expected, from the paper: shuffled patches change nothing, all pixels cost Mixer
-about 45 % of its accuracy. Untied MLPs don't help, groups gain less than 1 to
-2 %, views 3 to 4 % of top-5 accuracy with S/32 alone, and pyramids lose too
-much. Its sizes of groups and pyramids aren't known: those here are ours.
+Expected: docs/experiments.md. The paper does not give the sizes of its groups
+and pyramids: those here are ours.
 """
 
+import configs
 from configs import demo, mixer_b16_i21k, mixer_i21k
 from mixer import config as config_lib
 
@@ -46,20 +41,20 @@ MIXINGS = ("shared", "untied", "grouped", "projected", "pyramid")
 def get_config(words: str = "none") -> config_lib.Config:
   kinds = PERMUTATIONS + MIXINGS
   choices = (*kinds, *(f"{kind},paper" for kind in kinds))
-  config_lib.choose(words, "configs/experiments.py", choices)
-  kind, _, size = words.partition(",")
-  if size:
-    is_image = kind in PERMUTATIONS
-    c = (
-      mixer_b16_i21k.get_config() if is_image else mixer_i21k.get_config("S/32")
-    )
+  configs.choose(words, "configs/experiments.py", choices)
+  kind, _, paper = words.partition(",")
+  shuffles = kind in PERMUTATIONS
+  if paper:
+    c = mixer_i21k.get_config("S/32")
+    if shuffles:
+      c = mixer_b16_i21k.get_config()
     c.fewshot.name = "imagenet2012"
     c.fewshot.eval_split = "validation"
     c.fewshot.shots = (5,)
   else:
     c = demo.get_config()
-    c.total = "900 steps" if kind in PERMUTATIONS else "300 steps"
-    c.eval_every = "150 steps" if kind in PERMUTATIONS else "50 steps"
+    c.total = "900 steps" if shuffles else "300 steps"
+    c.eval_every = "150 steps" if shuffles else "50 steps"
 
   if kind in ("patches", "pixels"):
     c.data.permute = kind
@@ -69,7 +64,6 @@ def get_config(words: str = "none") -> config_lib.Config:
     c.model.token_groups = 4
     c.model.group_projection = kind == "projected"
   elif kind == "pyramid":
-    c.model.pyramid_blocks, c.model.pyramid_tokens = (
-      ((2, 5), (25, 13)) if size else ((2,), (4,))
-    )
+    c.model.pyramid_blocks = (2, 5) if paper else (2,)
+    c.model.pyramid_tokens = (25, 13) if paper else (4,)
   return c

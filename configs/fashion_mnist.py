@@ -3,35 +3,29 @@
   python -m mixer prepare fashion_mnist --source=DIR_WITH_THE_FOUR_FILES
   python train.py --config=configs/fashion_mnist.py --workdir=runs/fashion
 
-From glyphs, which are shipped: the same model is pre-trained on rendered
-characters first, and its weights are the start.
+The same model, pre-trained on rendered characters, which are shipped:
 
   python train.py --config=configs/fashion_mnist.py:glyphs \
     --workdir=runs/fashion_glyphs
   python train.py --config=configs/fashion_mnist.py \
     --config.init_from=runs/fashion_glyphs --workdir=runs/fashion_tuned
 
-Hardware: two CPU cores. `fashion_mnist.py:gpu` is a larger model for longer:
-see docs/results.md, which has accuracies and minutes.
+Hardware: two CPU cores; `fashion_mnist.py:gpu` is a larger model, trained
+longer. Time and accuracy: docs/results.md.
 """
 
+import configs
 from mixer import config as config_lib
 
 
 def get_config(which: str = "") -> config_lib.Config:
   if which:
-    config_lib.choose(which, "configs/fashion_mnist.py", ("glyphs", "gpu"))
+    configs.choose(which, "configs/fashion_mnist.py", ("glyphs", "gpu"))
   c = config_lib.default()
   c.batch_size = 128
   c.total = "8 epochs"
   c.image_size = 28
-
-  c.model.variant = "S/4"
-  c.model.num_blocks = 6
-  c.model.hidden_dim = 96
-  c.model.tokens_mlp_dim = 96
-  c.model.channels_mlp_dim = 192
-  c.model.dtype = "float32"
+  configs.small_model(c, "S/4", 6, 96, 96, 192)
 
   c.data.name = "fashion_mnist"
   c.data.eval_split = "test"
@@ -58,11 +52,7 @@ def get_config(which: str = "") -> config_lib.Config:
   if which == "gpu":
     c.batch_size = 512
     c.total = "200 epochs"
-    c.model.variant = "S/2"
-    c.model.num_blocks = 8
-    c.model.hidden_dim = 256
-    c.model.tokens_mlp_dim = 256
-    c.model.channels_mlp_dim = 1024
+    configs.small_model(c, "S/2", 8, 256, 256, 1024)
     c.model.dtype = "bfloat16"
     c.model.dropout = 0.1
     c.model.stochastic_depth = 0.1

@@ -12,20 +12,17 @@ Behind the colon may be, in any order:
            4-pixel patches at 32 px (CIFAR and the like)
 
 Evaluates on the split `test`, or on `validation` if there is no `test`.
-Durations are epochs and per cent, so the schedule fits any number of images.
 If left and right differ in yours (letters, digits): --config.data.flip=False.
+`mixer sweep` in place of `train.py` first tries three learning rates on a tenth
+of `train`.
 
 Hardware: one GPU; a small set at a small size trains on CPUs too, with
 --config.model.dtype=float32. Time: 300 epochs of 50,000 images take 3e16 FLOP
-at 32 px, 3e17 at 224 px.
-Expected: less than fine-tuning reaches (configs/finetune.py), by far for some
-hundred or thousand images; from random weights Mixers want many.
-
-`mixer sweep` in place of `train.py` first tries three learning rates on a tenth
-of `train`.
+at 32 px, 3e17 at 224 px. Expected: less than fine-tuning reaches
+(configs/finetune.py), by far for some hundred or thousand images.
 """
 
-from configs import finetune
+import configs
 from mixer import config as config_lib
 from mixer.errors import UserError
 
@@ -33,14 +30,15 @@ _MOST_TOKENS = 1024  # More make the token MLPs large and slow.
 
 
 def get_config(words: str = "") -> config_lib.Config:
-  given = finetune.parse(words, "configs/scratch.py", "dataset=birds,size=96")
-  height, width = finetune.sides(given.get("size", "224"))
-  side = max(height, width)
-  small = side <= 64
+  example = "dataset=birds,size=96"
+  given = configs.parse(words, "configs/scratch.py", example)
   c = config_lib.default()
   c.batch_size = 128
   c.total = "300 epochs"
-  c.image_size, c.image_width = height, width if width != height else 0
+  configs.set_size(c, given.get("size", "224"))
+  height, width = config_lib.image_size(c)
+  side = max(height, width)
+  small = side <= 64
 
   c.model.variant = given.get("model") or f"S/{_patch(height, width)}"
   if small and "model" not in given:
@@ -74,17 +72,15 @@ def get_config(words: str = "") -> config_lib.Config:
 
 def _patch(height: int, width: int) -> int:
   """The largest patch up to 16 pixels with at least 7 to each side."""
-  fits = (
-    p
-    for p in range(16, 0, -1)
-    if not height % p and not width % p and min(height, width) >= 7 * p
-  )
-  patch = next(fits, 1)
+  for patch in range(min(16, height // 7, width // 7), 0, -1):
+    if not height % patch and not width % patch:
+      break
+  else:
+    patch = 1
   if height * width > _MOST_TOKENS * patch**2:
-    near = max(16 * round(height / 16), 16), max(16 * round(width / 16), 16)
     raise UserError(
-      f"size={height}x{width} behind configs/scratch.py: is divided by no "
-      "patch of up to 16 pixels that suits it; take a multiple of 16 as in "
-      f"size={near[0]}x{near[1]}, or name a model as in model=S/32."
+      f"size={height}x{width} behind configs/scratch.py: no patch of up to 16 "
+      "pixels divides it into a fit number of tokens; take multiples of 16 as "
+      "in size=224x320, or name a model as in model=S/32."
     )
   return patch

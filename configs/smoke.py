@@ -5,6 +5,7 @@
 Shows that an installation works, end to end; says nothing about accuracy.
 """
 
+import configs
 from mixer import config as config_lib
 
 
@@ -13,14 +14,9 @@ def get_config() -> config_lib.Config:
   c.batch_size = 32
   c.total = "60 steps"
   c.image_size = 16
-  c.model.variant = "S/4"
-  c.model.num_blocks = 2
-  c.model.hidden_dim = 32
-  c.model.tokens_mlp_dim = 16
-  c.model.channels_mlp_dim = 64
+  configs.small_model(c, "S/4", 2, 32, 16, 64)
   c.model.dropout = 0.1
   c.model.stochastic_depth = 0.1
-  c.model.dtype = "float32"
   c.data.name = "digits"
   c.data.eval_split = "test"
   c.data.crop_area_min = 0.5

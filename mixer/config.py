@@ -10,12 +10,10 @@ import dataclasses
 import difflib
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import ml_collections
-
-from mixer.errors import UserError
 
 # ml_collections.ConfigDict; what its attributes hold defies static types.
 Config: TypeAlias = Any
@@ -349,15 +347,6 @@ def unknown(key: str) -> str:
     f"the config has no key {shown(key)}; {meant}mixer/config.py lists them "
     "all."
   )
-
-
-def choose(words: str, recipe: str, choices: Sequence[str]) -> None:
-  """Refuses other words behind a recipe's colon than these."""
-  if words not in choices:
-    raise UserError(
-      f"{shown(words)} behind {recipe}: is none of {', '.join(choices)}; as in "
-      f"--config={recipe}:{choices[-1]}."
-    )
 
 
 # What people call keys that have other names here.

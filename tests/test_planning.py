@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import finetune, mixer_b16_i1k, mixer_jft, smoke
+from configs import finetune, mixer_i1k, mixer_jft, smoke
 from mixer import cli, durations, hardware, planning, sharding
 from mixer.commands import plan
 from mixer.errors import UserError
@@ -208,7 +208,7 @@ def test_against_a_compiled_step_that_is_split():
 
 
 def test_numbers_of_b16_by_hand():
-  config = mixer_b16_i1k.get_config()
+  config = mixer_i1k.get_config()
   config.sharding.zero1 = False
   p = 59_880_472
   found = predict(config)
@@ -240,7 +240,7 @@ def test_numbers_of_b16_by_hand():
 
 
 def test_what_costs_memory_and_what_saves_it():
-  config = mixer_b16_i1k.get_config()
+  config = mixer_i1k.get_config()
   before = predict(config)
   config.model.remat = "block"
   remat = predict(config)
@@ -260,7 +260,7 @@ def test_what_costs_memory_and_what_saves_it():
 
 
 def test_what_is_split_over_devices():
-  config = mixer_b16_i1k.get_config()
+  config = mixer_i1k.get_config()
   names = ("v5e-1", "v5e-8", "v5e-64", "h100-64")
   one, few, many, gpus = (predict(config, name) for name in names)
   assert few.optimizer < one.optimizer / 7
@@ -280,7 +280,7 @@ def test_what_is_split_over_devices():
 
 def test_what_compilers_for_gpus_do():
   """They scatter no sums of parts, and recompute for a single GPU only."""
-  config = mixer_b16_i1k.get_config()
+  config = mixer_i1k.get_config()
   gpu, tpu = predict(config, "h100-8"), predict(config, "v5e-8")
   config.optimizer.accumulate = 4
   assert predict(config, "h100-8").reduced == pytest.approx(1.5 * gpu.reduced)
@@ -316,7 +316,7 @@ def test_laws(variant, name, factor):
 
 
 def test_cores_of_the_hosts():
-  config = mixer_b16_i1k.get_config()
+  config = mixer_i1k.get_config()
   few = predict(config, cores=1, core_rate=500)
   assert few.bottleneck == "input"
   assert few.step_seconds == pytest.approx(4096 / 16 / 500)
@@ -324,7 +324,7 @@ def test_cores_of_the_hosts():
 
 
 def test_what_it_comes_to():
-  config, size = mixer_b16_i1k.get_config(), (10**8, 1000)
+  config, size = mixer_i1k.get_config(), (10**8, 1000)
   config.batch_size = 8192
   found = predict(config, "v5e-8")
   first, second, *_ = plan.verdict(found, config, (1_281_167, 1000))
@@ -390,13 +390,13 @@ RECIPES = {
   "mixer_i21k:S/32": ("h100-1", "v5e-64"),
   "mixer_i21k:S/16": ("h100-4", "v5e-64"),
   "mixer_b16_i21k": ("h100-8", "v5e-64"),
-  "mixer_l16_i21k": ("h100-8", "v5e-64"),
-  "mixer_b16_i1k_sam": ("h100-8", "v5e-64"),
+  "mixer_i21k:L/16": ("h100-8", "v5e-64"),
+  "mixer_i1k:B/16,sam": ("h100-8", "v5e-64"),
   "mixer_jft:H/14": ("h100-8",),
   "finetune": ("h100-1", "v5e-8"),
 }
 # Those that don't fit there as they are; their docstrings say so.
-TOO_LARGE = (("mixer_l16_i21k", "h100-8"), ("mixer_jft:H/14", "h100-8"))
+TOO_LARGE = (("mixer_i21k:L/16", "h100-8"), ("mixer_jft:H/14", "h100-8"))
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from mixer.errors import UserError
 _RECIPES = {
   "digits": "smoke",
   "glyphs": "demo",
-  "imagenet2012": "mixer_b16_i1k",
+  "imagenet2012": "mixer_i1k",
   "imagenet21k": "mixer_b16_i21k",
   "imagenet21k_p": "mixer_b16_i21k",
 }
