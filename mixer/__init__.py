@@ -33,28 +33,24 @@ def load(
 ) -> "Predictor":
   """Loads a trained model to predict with.
 
-  What JAX compiles is kept for other processes, in ~/.cache/mixer/xla, unless
-  JAX_COMPILATION_CACHE_DIR or the program has set another place.
-
   Args:
-    path: a workdir of train.py (for its best checkpoint where it keeps that,
-      else its newest), a checkpoint in it, an .npz file, or the name of a
-      released one, as "imagenet21k/Mixer-B_16", which is downloaded once.
-    image_size: of the images it is to take, in pixels: a side, or (height,
-      width); None for what it was trained at.
-    resize: how it is fitted to another size, "tiles", "interleaved"
+    path: a workdir of train.py (for its best checkpoint, if it keeps that, else
+      its newest), a checkpoint in it, an .npz file, or the name of a released
+      one, as "imagenet21k/Mixer-B_16", which is downloaded once.
+    image_size: of the images, in pixels: a side, or (height, width); None for
+      what the model was trained at.
+    resize: how the model is fitted to another size, "tiles", "interleaved"
       or "resample"; "" for what suits the size.
-    dtype: of activations, "float32" or "bfloat16"; "" for what the run had,
-      and float32 for released files.
+    dtype: of activations, "float32" or "bfloat16"; "" for that of the run, and
+      float32 for released files.
     averaged: take the average of the weights where the run kept one.
     batch_size: images at a time, over all devices; None for 32 on each.
 
   Returns:
-    What has `predict`, `features` and `logits`; see `mixer.predictor`.
+    An object with `predict`, `features` and `logits`; see `mixer.predictor`.
 
   Raises:
-    mixer.UserError: nothing there, no sound weights, or a size that
-      can't be; in sentences.
+    mixer.UserError: nothing there, damaged weights, or a size that can't be.
   """
   # JAX alone takes half a second.
   from mixer import predictor

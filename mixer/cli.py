@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mixer import errors, files, flags, stop
-from mixer.errors import UserError, first_line
+from mixer.errors import UserError
 
 COMMANDS = {
   "prepare": "Prepares a data set for training.",
@@ -38,6 +38,7 @@ _HELP = """MLP-Mixer (arXiv 2105.01601) in JAX: mixer COMMAND ...
 `python train.py --config=configs/smoke.py --workdir=DIR`."""
 # What a key of the config is called where a flag has another name.
 _FLAGS = {"eval_split": "split", "init_resize": "resize"}
+_Work = Callable[[argparse.Namespace], int | None]
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -49,15 +50,15 @@ def main(words: Sequence[str] | None = None) -> int:
   name, *rest = (sys.argv[1:] if words is None else words) or ["--help"]
   if name in ("-h", "--help", "help"):
     lines = [f"  {name:<11}{what}" for name, what in COMMANDS.items()]
-    return run(lambda _: print(_HELP.format("\n".join(lines))))
+    print(_HELP.format("\n".join(lines)))
+    return stop.DONE
   if name not in COMMANDS:
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     what = f"did you mean `mixer {near[0]}`?" if near else "`mixer` lists them."
-    said = f"error: there is no command {errors.printable(name)}; {what}"
-    stop.say(said, sys.stderr)
+    wrong = f"error: there is no command {errors.printable(name)}; {what}"
+    stop.say(wrong, sys.stderr)
     return stop.FAILED
-  args = parser(name).read(rest)
-  return run(_module(name).main, args)
+  return run(_module(name).main, parser(name).read(rest))
 
 
 def _module(name: str) -> Any:
@@ -101,23 +102,15 @@ def train(args: argparse.Namespace, work: Callable[..., object]) -> None:
   distributed.end()
 
 
-def run(
-  work: Callable[[argparse.Namespace], int | None],
-  args: argparse.Namespace | None = None,
-) -> int:
-  """Does a command's work; what stops it is said in a sentence.
+def run(work: _Work, args: argparse.Namespace | None = None) -> int:
+  """Does a command's work, and prints what stops it; returns the exit code.
 
   Args:
     work: takes `args`; returns the exit code, None for 0.
     args: the command's flags.
-
-  Returns:
-    The exit code.
   """
   with errors.safe_output() as out:
     try:
-      if out.error:
-        raise out.error
       code = _run(work, args or argparse.Namespace())
       out.flush()
       if not code and out.error and out.error.errno not in stop.CLOSED:
@@ -132,11 +125,9 @@ def run(
       return stop.FAILED
 
 
-def _run(
-  work: Callable[[argparse.Namespace], int | None], args: argparse.Namespace
-) -> int:
+def _run(work: _Work, args: argparse.Namespace) -> int:
   try:
-    if vars(args):  # Else it only prints help.
+    if vars(args):
       from mixer import runtime
 
       runtime.quiet_libraries()
@@ -157,9 +148,9 @@ def _run(
       message = own_flags(str(e), args)
     elif files.of_store(e):
       message = (
-        f"Google Cloud Storage can't be used: {first_line(e)}. Is there a "
-        "network, is the name of the bucket right, and may you use it (gcloud "
-        "auth application-default login)?"
+        f"Google Cloud Storage can't be used: {errors.first_line(e)}. Is there "
+        "a network, is the name right, and may you use the bucket (gcloud auth "
+        "application-default login)?"
       )
     elif not distributed.several():
       raise

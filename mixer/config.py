@@ -63,10 +63,7 @@ KEYS: dict[str, Key] = {
     "initial weights: a workdir, a checkpoint in it, an .npz file or the name "
     "of a released one (imagenet21k/Mixer-B_16); empty: random",
   ),
-  "init_head": _choice(
-    "head of the initial weights: a new one with a zero kernel, or theirs",
-    *("new", "keep"),
-  ),
+  "init_head": _choice("a new head, or the weights' own", "new", "keep"),
   "init_resize": _choice(
     "how initial weights of another resolution are fitted: tiles (the paper's, "
     "integer factors), interleaved, or resample (any size); empty: tiles where "
@@ -81,9 +78,7 @@ KEYS: dict[str, Key] = {
   "model.dropout": _number(0.0, 0, 1, "dropout rate inside the MLPs"),
   "model.stochastic_depth": _number(0.0, 0, 1, "rate at the last block"),
   "model.head_bias": _number(0.0, -1000, 1000, "initial bias of the head"),
-  "model.dtype": _choice(
-    "type of activations and matmul operands", "bfloat16", "float32"
-  ),
+  "model.dtype": _choice("of activations and matmuls", "bfloat16", "float32"),
   "model.layout": _choice(
     "order of the activations' axes: token_major is [S, B, C], batch_major "
     "[B, S, C]; empty: as suits the devices",
@@ -98,27 +93,23 @@ KEYS: dict[str, Key] = {
   ),
   # Appendix A.1 of the paper: docs/experiments.md.
   "model.token_mixing": _choice(
-    "one token MLP, or one a channel", "shared", "untied"
+    "one MLP, or one a channel", "shared", "untied"
   ),
   "model.token_groups": _number(1, 1, 10**5, "channels that a token MLP sees"),
-  "model.group_projection": Key(
-    False, "group G learned views of all channels, not neighbouring channels"
-  ),
+  "model.group_projection": Key(False, "group learned views of all channels"),
   "model.pyramid_blocks": Key((), "blocks, from 0, that reduce the tokens"),
   "model.pyramid_tokens": Key((), "number of tokens after each of those"),
   "data.name": Key(
     "imagenet21k", "data set, as `mixer prepare` names it, or module:function"
   ),
   "data.data_dir": Key(
-    "", "where data sets are; empty: ~/tensorflow_datasets, as TFDS", free=True
+    "", "data sets; empty: ~/tensorflow_datasets", free=True
   ),
   "data.train_split": Key("train", "TFDS split expression, as train[:98%]"),
   "data.eval_split": Key(
     "validation", "likewise; auto: test, or validation if there is no test"
   ),
-  "data.examples_per_class": _number(
-    0, 0, _MANY, "train on this number of examples of each class; 0: on all"
-  ),
+  "data.examples_per_class": _number(0, 0, _MANY, "to train on; 0: all"),
   "data.subset_seed": _number(0, 0, _SEED, "seed of their selection"),
   "data.crop": _choice(
     "for training: random area and aspect, or the whole image resized",
@@ -126,9 +117,7 @@ KEYS: dict[str, Key] = {
   ),
   "data.crop_area_min": _number(0.05, 0, 1, "smallest share of the area"),
   "data.flip": Key(True, "flip every second image left to right"),
-  "data.randaugment_layers": _number(
-    0, 0, 100, "operations per image; 0: none"
-  ),
+  "data.randaugment_layers": _number(0, 0, 100, "operations an image; 0: none"),
   "data.randaugment_magnitude": _number(10, 0, 31, "their strength"),
   # Section 3.4 of the paper.
   "data.permute": _choice(
@@ -139,19 +128,12 @@ KEYS: dict[str, Key] = {
   "data.permute_seed": _number(0, 0, _SEED, "seed of the permutation"),
   "data.affine_degrees": _number(0.0, 0, 181, "random rotation, up to +- this"),
   "data.affine_scale": _number(0.0, 0, 1, "random scale, up to 1 +- this"),
-  "data.affine_translate": _number(
-    0.0, 0, 1, "random shift, share of the side"
-  ),
+  "data.affine_translate": _number(0.0, 0, 1, "random shift, share of a side"),
   "data.eval_short_side": _number(
-    256,
-    *(0, 10**5),
-    "for evaluation, resize the short side to this and crop the centre; 0: "
-    "resize the whole image",
+    256, 0, 10**5, "resize to it, then crop the centre; 0: the whole image"
   ),
   "data.threads": _number(16, 1, 1000, "decoding threads", free=True),
-  "data.prefetch_batches": _number(
-    2, 1, 1000, "batches made ahead, which bound host memory", free=True
-  ),
+  "data.prefetch_batches": _number(2, 1, 1000, "batches made ahead", free=True),
   "loss.name": _choice("cross-entropy", "softmax", "sigmoid"),
   "loss.label_smoothing": _number(0.0, 0, 1, "share given to all classes"),
   "loss.mixup": _number(0.0, 0, 1000, "p of Beta(p, p); 0: no mixup"),
@@ -160,19 +142,13 @@ KEYS: dict[str, Key] = {
   ),
   "optimizer.args": Key({}, "more of its arguments, as \"{'nesterov': True}\""),
   "optimizer.learning_rate": _number(1e-3, 0, _FLOAT, "the highest"),
-  "optimizer.weight_decay": _number(
-    0.0, 0, _FLOAT, "times the rate; kernels only"
-  ),
+  "optimizer.weight_decay": _number(0.0, 0, _FLOAT, "times the rate; kernels"),
   "optimizer.b1": _number(0.9, 0, 1, "Adam's"),
   "optimizer.b2": _number(0.999, 0, 1, "Adam's"),
   "optimizer.eps": _number(1e-8, 0, _FLOAT, "Adam's"),
   "optimizer.momentum": _number(0.9, 0, 1, "SGD's"),
-  "optimizer.clip_norm": _number(
-    1.0, 0, _FLOAT, "largest gradient norm; 0: any"
-  ),
-  "optimizer.ema_decay": _number(
-    0.0, 0, 1, "evaluate averaged weights; 0: none"
-  ),
+  "optimizer.clip_norm": _number(1.0, 0, _FLOAT, "of the gradient; 0: any"),
+  "optimizer.ema_decay": _number(0.0, 0, 1, "of averaged weights; 0: none"),
   "optimizer.accumulate": _number(1, 1, 10**7, "micro-batches per update"),
   "optimizer.sam_rho": _number(0.0, 0, _FLOAT, "radius of SAM; 0: without it"),
   "optimizer.train": _choice("all weights, or a linear probe", "all", "head"),
@@ -186,20 +162,12 @@ KEYS: dict[str, Key] = {
     "of the learning rate, to 0 at the end", "linear", "cosine", "constant"
   ),
   "sweep.learning_rates": Key((), "those that `mixer sweep` tries", free=True),
-  "sweep.train_split": Key(
-    "", "what their runs train on; the last run takes data.*_split", free=True
-  ),
+  "sweep.train_split": Key("", "what their runs train on", free=True),
   "sweep.eval_split": Key("", "their accuracy on it decides", free=True),
-  "steps_per_dispatch": _number(
-    1, 1, 10**4, "updates sent to the devices at once: for tiny models", True
-  ),
+  "steps_per_dispatch": _number(1, 1, 10**4, "updates sent at once", True),
   "log_every": Key("50 steps", "interval of metrics; 0: never", free=True),
-  "eval_every": Key(
-    "1 epochs", "interval of evaluations; 0: only at the end", free=True
-  ),
-  "checkpoint_every": Key(
-    "1 epochs", "interval of checkpoints; 0: only at the end", free=True
-  ),
+  "eval_every": Key("1 epochs", "of evaluations; 0: at the end", free=True),
+  "checkpoint_every": Key("1 epochs", "likewise of checkpoints", free=True),
   "keep_checkpoints": _number(3, 1, _MANY, "newest checkpoints to keep", True),
   "keep_every": Key("", "keep those at its multiples as well", free=True),
   "keep_best": _choice(
@@ -210,24 +178,17 @@ KEYS: dict[str, Key] = {
   ),
   "report": Key(True, "write report.html at the end", free=True),
   "sharding.zero1": Key(
-    True,
-    "split optimizer state and averaged weights over all devices (ZeRO-1)",
-    free=True,
+    True, "split optimizer state and averages over all devices", free=True
   ),
   "sharding.fsdp": _number(1, 1, 10**6, "devices to a copy of weights", True),
-  "sharding.min_size": _number(
-    65_536, 1, 10**18, "smaller arrays, in elements, are never split", True
-  ),
+  "sharding.min_size": _number(65_536, 1, 10**18, "elements to split", True),
   "sharding.reduce_dtype": _choice(
-    "type in which kernels' gradients are summed over devices",
-    *("float32", "bfloat16"),
+    "of sums of kernels' gradients over devices", "float32", "bfloat16"
   ),
   "nonfinite": _choice(
     "at a NaN or infinity, stop, or skip the update", "stop", "skip", free=True
   ),
-  "nonfinite_limit": _number(
-    10, 1, _MANY, "most updates skipped in a row", True
-  ),
+  "nonfinite_limit": _number(10, 1, _MANY, "most skipped in a row", True),
   "hang_seconds": _number(1800, 0, _MANY, "end a hanging run; 0: never", True),
   "fewshot.name": Key("", "data set; empty: no few-shot evaluation"),
   "fewshot.train_split": Key("train", "labelled examples are from it"),
@@ -242,24 +203,8 @@ FREE_KEYS = tuple(name for name, key in KEYS.items() if key.free)
 
 def default() -> Config:
   """A new config of all keys with their defaults."""
-  config: Config = ml_collections.ConfigDict()
-  for name, key in KEYS.items():
-    _set(config, name, key.default)
-  return config
-
-
-def _set(config: Config, name: str, value: Any) -> None:
-  *groups, last = name.split(".")
-  for group in groups:
-    if group not in config:
-      config[group] = ml_collections.ConfigDict()
-    config = config[group]
-  config[last] = value
-
-
-def image_size(config: Config) -> tuple[int, int]:
-  """(height, width) of the images, in pixels."""
-  return config.image_size, config.image_width or config.image_size
+  groups = {name.partition(".")[0]: {} for name in KEYS if "." in name}
+  return changed(groups, {name: key.default for name, key in KEYS.items()})
 
 
 def changed(config: Config, values: Mapping[str, Any]) -> Config:
@@ -268,6 +213,11 @@ def changed(config: Config, values: Mapping[str, Any]) -> Config:
   copy = copy.copy_and_resolve_references()
   copy.update_from_flattened_dict(values)
   return copy
+
+
+def image_size(config: Config) -> tuple[int, int]:
+  """(height, width) of the images, in pixels."""
+  return config.image_size, config.image_width or config.image_size
 
 
 def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
@@ -299,14 +249,12 @@ def to_json(config: Config) -> dict[str, Any]:
 
 def from_json(stored: Mapping[str, Any], resolved: Mapping[str, Any]) -> Config:
   """The config in a config.json; keys added since have their defaults."""
-  config = default()
-  for name, value in flatten(stored).items():
-    if name in KEYS:
-      _set(config, name, _tuples(value))
+  flat = flatten(stored)
   # Of weights that the run fitted to its resolution.
   if resolved.get("tokens_mlp_dim"):
-    config.model.tokens_mlp_dim = resolved["tokens_mlp_dim"]
-  return config
+    flat["model.tokens_mlp_dim"] = resolved["tokens_mlp_dim"]
+  known = {name: _tuples(flat[name]) for name in KEYS if name in flat}
+  return changed(default(), known)
 
 
 def _tuples(value: Any) -> Any:
@@ -321,19 +269,14 @@ def _lists(value: Any) -> Any:
 
 def shown(value: Any) -> str:
   """A value for a message: its `repr`, shortened."""
-  try:
-    text = repr(value)
-  except ValueError:  # An int of thousands of digits.
-    return f"a number of {value.bit_length():,} bits"
-  return text if len(text) <= 100 else f"{text[:60]}... ({len(text):,} long)"
+  text = repr(value)
+  return text if len(text) <= 100 else f"{text[:60]}..."
 
 
 def override(key: str, value: Any) -> str:
   """`--config.KEY=VALUE`, quoted where a shell needs it."""
-  shown = str(value)
-  if "'" in shown and not {*shown} & {*'"$`!\\'}:
-    return f'--config.{key}="{shown}"'
-  return f"--config.{key}={shlex.quote(shown)}"
+  text = str(value).replace("'", '"')
+  return f"--config.{key}={shlex.quote(text)}"
 
 
 def unknown(key: str) -> str:
@@ -351,37 +294,26 @@ def unknown(key: str) -> str:
 
 # What people call keys that have other names here.
 _SYNONYMS = {
-  "beta1": "optimizer.b1",
-  "beta2": "optimizer.b2",
   "bs": "batch_size",
-  "checkpoint": "init_from",
   "dataset": "data.name",
   "epochs": "total",
   "lr": "optimizer.learning_rate",
-  "num_epochs": "total",
-  "num_steps": "total",
   "patch_size": "model.variant",
-  "precision": "model.dtype",
   "pretrained": "init_from",
   "resolution": "image_size",
   "size": "image_size",
   "steps": "total",
   "wd": "optimizer.weight_decay",
-  "weights": "init_from",
 }
 
 
 def near(key: str) -> str:
   """The existing key that another name most likely means; "" if none."""
   key = key.lower().replace("-", "_")
-  last = key.rpartition(".")[2]
-  if last in _SYNONYMS:
-    return _SYNONYMS[last]
-
-  def alike(known: str) -> tuple[float, float]:
-    own = difflib.SequenceMatcher(None, last, known.rpartition(".")[2]).ratio()
-    whole = difflib.SequenceMatcher(None, key, known).ratio()
-    return max(own, whole), whole
-
-  best = max(KEYS, key=alike)
-  return best if alike(best)[0] > 0.6 else ""
+  names = {name.rpartition(".")[2]: name for name in reversed(KEYS)}
+  names |= {name: name for name in KEYS} | _SYNONYMS
+  for text in (key.rpartition(".")[2], key):
+    found = difflib.get_close_matches(text, names, 1)
+    if found:
+      return names[found[0]]
+  return ""

@@ -27,7 +27,6 @@ from mixer import config as config_lib
 from mixer import errors, runtime, stop
 from mixer.errors import UserError, first_line
 
-CLUSTERS = ("auto", "none", "explicit", "slurm", "gke", "tpu")
 # What JAX calls the clusters that it can ask for addresses itself.
 _METHODS = {"slurm": "slurm", "gke": "gketpu", "tpu": "gcetpu"}
 _SLURM = ("JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID")

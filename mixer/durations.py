@@ -1,4 +1,4 @@
-"""Durations: steps, epochs, examples or shares of the run; all become steps."""
+"""Durations: "300 epochs", "10000 steps", "1e6 examples", "5%"; in steps."""
 
 import dataclasses
 import re
@@ -16,7 +16,6 @@ _DURATION = re.compile(
   r"\s*([0-9]+(?:_[0-9]+)*\.?[0-9]*(?:e[0-9]{1,2})?)\s*"
   r"(%|(?:step|epoch|example)s?)?\s*"
 )
-_MOST = 2**31 - 1  # Updates are counted in 32 bits.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,24 +64,24 @@ def at_once(plan: Plan, step: int, most: int) -> int:
   return 1 if step % most or due else most
 
 
-def _parse(config: config_lib.Config, key: str) -> tuple[Fraction, str]:
-  """Reads a key's duration: "5 epochs" -> (5, "epoch"); or UserError."""
-  text = config[key]
+def _parse(key: str, text: str) -> tuple[Fraction, str]:
+  """Reads a duration: "5 epochs" -> (5, "epoch"); or UserError."""
   match = _DURATION.fullmatch(text) if len(text) <= 40 else None
-  if not match:
+  unit = ((match and match[2]) or "steps").removesuffix("s")
+  if not match or (key == "total" and unit == "%"):
+    share = "" if key == "total" else ' or "5%" of the run'
     raise UserError(
       f"{key}={config_lib.shown(text)} is not a duration: write a number and "
-      "its unit, as in "
-      f'--config.{key}="500 steps", "3 epochs", "1e6 examples" or "5%".'
+      f'its unit, as in --config.{key}="500 steps", "3 epochs", "1e6 examples"'
+      f"{share}."
     )
-  unit = (match[2] or "steps").removesuffix("s")
   return Fraction(match[1].replace("_", "")), unit
 
 
 def check(config: config_lib.Config) -> None:
   """Refuses what is no duration."""
   for key in ("total", "schedule.warmup", *filter(config.get, INTERVALS)):
-    _parse(config, key)
+    _parse(key, config[key])
 
 
 def plan(config: config_lib.Config, num_examples: int) -> Plan:
@@ -90,42 +89,30 @@ def plan(config: config_lib.Config, num_examples: int) -> Plan:
 
   UserError: a run of no steps, or a warm-up as long as the whole.
   """
+  units = {
+    "step": Fraction(1),
+    "epoch": Fraction(num_examples, config.batch_size),
+    "example": Fraction(1, config.batch_size),
+  }
 
-  def steps(key: str, total: int | None = None) -> Fraction:
-    value, unit = _parse(config, key)
-    if unit == "%" and total is None:
-      raise UserError(
-        f"{key}={config[key]!r}: the whole run can't be a share of itself; "
-        f'give steps, epochs or examples, as in --config.{key}="500 steps".'
-      )
-    return (
-      value
-      * {
-        "step": 1,
-        "epoch": Fraction(num_examples, config.batch_size),
-        "example": Fraction(1, config.batch_size),
-        "%": Fraction(total or 0, 100),
-      }[unit]
-    )
+  def steps(key: str) -> Fraction:
+    number, unit = _parse(key, config[key] or "0")
+    return number * units[unit]
 
   total = round(steps("total"))
-  if not 1 <= total <= _MOST:
+  if not 1 <= total < 2**31:  # Updates are counted in 32 bits.
     raise UserError(
-      f"total={config.total!r} comes to "
-      f"{'less than one step' if total < 1 else 'too many steps'} with "
-      f"{num_examples} training examples and batch_size={config.batch_size}; "
-      'give another, as in --config.total="500 steps".'
+      f"total={config.total!r} comes to {total:,} steps with {num_examples:,} "
+      f"training examples and batch_size={config.batch_size}; give another, as "
+      'in --config.total="500 steps".'
     )
-  warmup = round(steps("schedule.warmup", total))
+  units["%"] = Fraction(total, 100)
+  warmup = round(steps("schedule.warmup"))
   if warmup >= total:
     raise UserError(
-      f"schedule.warmup={config.schedule.warmup!r} ({warmup} steps) is not "
-      f"shorter than total={config.total!r} ({total} steps); lower it, as in "
+      f"schedule.warmup={config.schedule.warmup!r} ({warmup:,} steps) is not "
+      f"shorter than total={config.total!r} ({total:,} steps); lower it, as in "
       '--config.schedule.warmup="5%".'
     )
-
-  def every(key: str) -> Interval:
-    found = steps(key, total) if config[key] else 0
-    return max(found, Fraction(1)) if found else 0
-
-  return Plan(total, warmup, *map(every, INTERVALS))
+  every = (steps(key) for key in INTERVALS)
+  return Plan(total, warmup, *(n and max(n, Fraction(1)) for n in every))

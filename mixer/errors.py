@@ -1,8 +1,6 @@
 """`UserError`; foreign text made safe to show on a terminal or in a log."""
 
-import codecs
 import contextlib
-import errno
 import os
 import re
 import sys
@@ -56,19 +54,6 @@ def printable(text: object, keep: str = "") -> str:
   )
 
 
-def _bytes_of_names(error: UnicodeError) -> tuple[bytes, int]:
-  """Undoes `surrogateescape`; "?" for surrogates that stand for no byte."""
-  assert isinstance(error, UnicodeEncodeError)
-  code = ord(error.object[error.start])
-  byte = bytes([code - 0xDC00]) if 0xDC80 <= code <= 0xDCFF else b"?"
-  return byte, error.start + 1
-
-
-# For `str.encode`: names of files come out as the bytes that they are.
-NAMES = "mixer.names"
-codecs.register_error(NAMES, _bytes_of_names)
-
-
 class Output:
   """stdout or stderr, with control characters escaped; wraps the stream.
 
@@ -92,10 +77,10 @@ class Output:
   def write_exactly(self, text: str) -> None:
     """Writes data: on a terminal as `write`, else the very bytes of names."""
     self.flush()
-    if self._stream.isatty() or not hasattr(self._stream, "buffer"):
+    if self._stream.isatty():
       self.write(text)
     else:
-      data = text.encode("utf-8", NAMES)
+      data = text.encode("utf-8", "surrogateescape")
       self._try(lambda: self._stream.buffer.write(data))
     self.flush()
 
@@ -123,10 +108,7 @@ class Output:
 
 @contextlib.contextmanager
 def safe_output() -> Iterator[Output]:
-  """Sends stdout and stderr through `Output`; yields stdout.
-
-  Where stdout is closed (`>&-`), its `error` says so.
-  """
+  """Sends stdout and stderr through `Output`; yields stdout."""
   before = sys.stdout, sys.stderr
   if isinstance(sys.stdout, Output):
     yield sys.stdout
@@ -135,8 +117,6 @@ def safe_output() -> Iterator[Output]:
   with open(os.devnull, "w") as nowhere:
     out = Output(before[0] or nowhere)
     err = Output(before[1] or nowhere, quiet=True)
-    if before[0] is None:
-      out.error = OSError(errno.EBADF, "it is closed")
     sys.stdout, sys.stderr = out, err
     try:
       yield out

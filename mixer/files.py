@@ -1,7 +1,6 @@
 """Local and gs:// files: written whole or not at all, read with care."""
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
@@ -14,7 +13,6 @@ import traceback
 from collections.abc import Collection, Iterator
 from typing import IO, Any, TypeAlias
 
-from mixer import errors
 from mixer.errors import UserError, first_line
 
 Path: TypeAlias = str | os.PathLike[str]
@@ -25,24 +23,30 @@ _CHECK = "sha256"  # The field of a file that `sealed` has made.
 # The libraries through which an object store is reached.
 _STORES = ("gcsfs.", "fsspec.", "google.auth.", "google.cloud.")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/([0-9]+)")
-_STREAMS = {
-  "/dev/stdin": "/dev/fd/0",
-  "/dev/stdout": "/dev/fd/1",
-  "/dev/stderr": "/dev/fd/2",
-}
 
 
 def is_remote(path: Path) -> bool:
-  """Whether it lies in an object store."""
+  """Whether it is in an object store."""
   return os.fspath(path).startswith("gs://")
+
+
+def _remote(path: Path) -> Any:
+  from etils import epath  # Slow to import.
+
+  return epath.Path(path)
 
 
 def failures(path: Path) -> tuple[type[Exception], ...]:
   """Exceptions of reading and writing there that are no defects."""
   # Those of an object store's libraries have no common base.
   return (Exception,) if is_remote(path) else (OSError,)
+
+
+def of_store(error: BaseException) -> bool:
+  """Whether an error was raised by the libraries of an object store."""
+  frames = traceback.walk_tb(error.__traceback__)
+  names = (frame.f_globals.get("__name__", "") for frame, _ in frames)
+  return any(f"{name}.".startswith(_STORES) for name in names)
 
 
 def reason(error: BaseException) -> str:
@@ -59,15 +63,7 @@ def writing(path: Path, advice: str = "") -> Iterator[None]:
   except UserError:
     raise
   except expected as e:
-    number, folder = getattr(e, "errno", None), os.path.dirname(path) or "."
-    why = reason(e)
-    if number in _FULL:
-      why += "; make room there, or write elsewhere"
-    elif isinstance(e, IsADirectoryError):
-      why = "it is a folder; name a file in it"
-    elif number == errno.ENOENT and not os.path.isdir(folder):
-      why = f"there is no folder {folder}; make it first"
-    text = f"{os.fspath(path)} can't be written: {why}. {advice}"
+    text = f"{os.fspath(path)} can't be written: {reason(e)}. {advice}"
     raise UserError(text.rstrip()) from e
 
 
@@ -78,25 +74,14 @@ def make_parent(path: Path) -> None:
       folder = os.path.dirname(os.path.realpath(path))
       os.makedirs(folder, exist_ok=True)
       if os.path.isdir(path):
-        raise IsADirectoryError
+        raise OSError("it is a folder")
       if not in_place(path):
         tempfile.TemporaryFile(dir=folder).close()
 
 
 def in_place(path: Path) -> bool:
-  """Whether it is a device, a pipe or an open descriptor: not replaceable."""
-  if _descriptor(path) is not None:
-    return True
-  try:
-    return not stat.S_ISREG(os.stat(path).st_mode)
-  except OSError:
-    return False
-
-
-def _descriptor(path: Path) -> int | None:
-  text = os.fspath(path)
-  found = _DESCRIPTOR.fullmatch(_STREAMS.get(text, text))
-  return int(found[1]) if found else None
+  """Whether it is a device or a pipe, which can't be replaced."""
+  return os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode)
 
 
 @contextlib.contextmanager
@@ -110,43 +95,26 @@ def atomic_write(
 
   A regular file is written beside its place, synced, and put there when the
   block ends without an exception; until then an older one stays. Of a link the
-  target is replaced; modes are kept. A device, a pipe and an open descriptor
-  (/dev/stdout) are written in place, an object in a store at once.
-
-  Args:
-    path: local or gs://.
-    mode: "wb", or "w" for UTF-8, in which names of files keep their bytes.
-    advice: sentences for the end of the UserError that it can't be written.
-    partial: what was written before an exception stays, as PATH.partial.
+  target is replaced; modes are kept. A device or a pipe is written in place, an
+  object in a store at once. `mode` is "wb", or "w" for UTF-8, in which names of
+  files keep their bytes; `advice` ends the UserError that it can't be written.
+  If `partial`, what was written before an exception stays, as PATH.partial.
   """
   remote = is_remote(path)
   with contextlib.nullcontext() if remote else writing(path, advice):
     place: Any = io.BytesIO() if remote else _replacing(path, partial)
     if not remote and in_place(path):
-      place = open_in_place(path)
+      place = open(path, "wb")
     with place as file:
       out = file
       if mode == "w":
         out = io.TextIOWrapper(
-          file, "utf-8", errors.NAMES, newline="", write_through=True
+          file, "utf-8", "surrogateescape", newline="", write_through=True
         )
       yield out
       if remote:
         with writing(path, advice):
           _remote(path).write_bytes(file.getvalue())
-
-
-def _remote(path: Path) -> Any:
-  from etils import epath  # Slow to import.
-
-  return epath.Path(path)
-
-
-def open_in_place(path: Path) -> IO[bytes]:
-  """Opens it for writing; an open descriptor continues where it is."""
-  number = _descriptor(path)
-  # Opened anew, what /dev/stdout leads to would begin at its start.
-  return open(path if number is None else os.dup(number), "wb")
 
 
 @contextlib.contextmanager
@@ -192,20 +160,19 @@ def open_regular(path: Path) -> IO[bytes]:
 def read_bytes(path: Path, what: str, limit: int = _LARGEST) -> bytes:
   """Reads a regular file, local or gs://, of at most `limit` bytes.
 
-  UserError: it isn't there, isn't `what` ("the config of a run"), or can't be
-  read.
+  UserError: it isn't there, can't be read, or is larger than `what` ("the
+  config of a run") can be.
   """
   expected = failures(path)
   try:
     if is_remote(path):
-      _check_size(path, what, _remote(path).stat().length, limit)
-      return _remote(path).read_bytes()
+      place = _remote(path)
+      _check_size(place.stat().length, limit)
+      return place.read_bytes()
     with open_regular(path) as f:
       size = os.fstat(f.fileno()).st_size
-      _check_size(path, what, size, limit)
+      _check_size(size, limit)
       return f.read(size)
-  except UserError:
-    raise
   except FileNotFoundError as e:
     raise UserError(f"there is no file {path}; expected {what}.") from e
   except expected as e:
@@ -213,11 +180,9 @@ def read_bytes(path: Path, what: str, limit: int = _LARGEST) -> bytes:
     raise UserError(f"{why}; expected {what}.") from e
 
 
-def _check_size(path: Path, what: str, size: int, limit: int) -> None:
+def _check_size(size: int, limit: int) -> None:
   if size > limit:
-    raise UserError(
-      f"{path} has {size:,} bytes, where {what} has {limit:,} at most."
-    )
+    raise OSError(f"its {size:,} bytes are more than {limit:,}")
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
@@ -231,13 +196,12 @@ def read_json(path: Path, what: str, limit: int = _LARGEST) -> dict[str, Any]:
   data = read_bytes(path, what, limit)
   try:
     found = json.loads(data.decode("utf-8-sig"))
+    if isinstance(found, dict):
+      return found
+    why = "it is no JSON object"
   except (ValueError, RecursionError) as e:
-    raise UserError(
-      f"{path} is no JSON ({first_line(e)}); expected {what}."
-    ) from e
-  if not isinstance(found, dict):
-    raise UserError(f"{path} holds no JSON object; expected {what}.")
-  return found
+    why = first_line(e)
+  raise UserError(f"{path} is no JSON of {what} ({why}).")
 
 
 def json_sha256(content: Any) -> str:
@@ -257,15 +221,7 @@ def read_sealed(path: Path, what: str, keys: Collection[str]) -> dict[str, Any]:
   """As `read_json`, of what `sealed` made, with exactly these keys."""
   found = read_json(path, what)
   check = found.pop(_CHECK, None)
-  if check is not None and check != json_sha256(found):
+  is_whole = check in (None, json_sha256(found))
+  if not is_whole or found.keys() != {*keys}:
     raise UserError(f"{path} is damaged: it is not {what} as it was written.")
-  if found.keys() != {*keys}:
-    raise UserError(f"{path} is not {what}.")
   return found
-
-
-def of_store(error: BaseException) -> bool:
-  """Whether an error was raised by the libraries of an object store."""
-  frames = traceback.walk_tb(error.__traceback__)
-  names = (frame.f_globals.get("__name__", "") for frame, _ in frames)
-  return any(f"{name}.".startswith(_STORES) for name in names)

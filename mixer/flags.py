@@ -7,18 +7,20 @@ import argparse
 import ast
 import contextlib
 import difflib
-import importlib.util
 import pathlib
 import re
+import runpy
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from mixer import config as config_lib
-from mixer.errors import UserError, printable
+from mixer.errors import UserError, first_line, printable
 
 DATA_DIR = "where data sets are; default: as in the run, else TFDS's own"
+# How the processes of a run find each other: `mixer.distributed`.
+CLUSTERS = ("auto", "none", "explicit", "slurm", "gke", "tpu")
 _PREFIX = "config."
 
 
@@ -39,12 +41,9 @@ class Parser(argparse.ArgumentParser):
     Raises:
       SystemExit: after --help, or a sentence on what is wrong.
     """
-    for word in words:
-      if word.endswith("=--"):  # Of which argparse makes no value at all.
-        self.error(f"{word}: -- is no value")
     args, unknown = self.parse_known_intermixed_args(words)
     if unknown:
-      self.error(self._unknown(unknown[0]))
+      self.error(self._unknown(unknown[0].partition("=")[0]))
     if hasattr(args, "config"):
       keys = [name for name in vars(args) if name.startswith(_PREFIX)]
       values = {k.removeprefix(_PREFIX): args.__dict__.pop(k) for k in keys}
@@ -54,18 +53,17 @@ class Parser(argparse.ArgumentParser):
         self.error(str(e))
     return args
 
-  def _unknown(self, word: str) -> str:
+  def _unknown(self, name: str) -> str:
     """A sentence on a word that is no flag, naming the nearest."""
-    name, known = word.partition("=")[0], self._option_string_actions
-    takes_config = "--config" in known
+    known = self._option_string_actions
     if not name.startswith("-"):
       return f"{name!r} is no flag; flags start with --"
-    if name.startswith("--config.") and takes_config:
-      return config_lib.unknown(name.removeprefix("--config."))
+    has_keys, key = "--config" in known, name.lstrip("-")
+    if has_keys and key.startswith(_PREFIX):
+      return config_lib.unknown(key.removeprefix(_PREFIX))
     own = [flag for flag in known if not flag.startswith("--config.")]
     near = difflib.get_close_matches(name, own, n=1, cutoff=0.75)
-    key = config_lib.near(name.lstrip("-")) if takes_config else ""
-    if not near and key:
+    if not near and has_keys and (key := config_lib.near(key)):
       near = [config_lib.override(key, config_lib.KEYS[key].default)]
     meant = f"; did you mean {near[0]}?" if near else ""
     return f"there is no flag {name}{meant}"
@@ -74,14 +72,6 @@ class Parser(argparse.ArgumentParser):
     end = "" if message.endswith((".", "?")) else "."
     help = f"`{self.prog} --help` lists all flags."
     self.exit(1, f"error: {printable(message)}{end} {help}\n")
-
-  def print_help(self, file: Any = None) -> None:
-    """Prints it, unless stdout takes nothing."""
-    from mixer import cli
-
-    code = cli.run(lambda _: print(self.format_help(), end="", file=file))
-    if code:
-      self.exit(code)
 
 
 def number(
@@ -118,14 +108,21 @@ def some_of(names: Sequence[str]) -> Callable[[str], list[str]]:
   return parse
 
 
+def image_size(value: str) -> int | tuple[int, int]:
+  """Reads 448, or 224x448 for height and width."""
+  match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", value, re.ASCII)
+  if not match:
+    raise argparse.ArgumentTypeError(
+      f"{value!r} is no size in pixels, such as 448, or 224x448 for height and "
+      "width"
+    )
+  return (int(match[1]), int(match[2])) if match[2] else int(match[1])
+
+
 def add_platform(parser: argparse._ActionsContainer) -> None:
   """Adds --platform."""
-  parser.add_argument(
-    "--platform",
-    choices=("cpu", "gpu", "tpu"),
-    default="",
-    help="refuse to run on another",
-  )
+  choices, text = ("cpu", "gpu", "tpu"), "refuse to run on another"
+  parser.add_argument("--platform", choices=choices, default="", help=text)
 
 
 def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -156,17 +153,6 @@ def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
   add_platform(group)
 
 
-def image_size(value: str) -> int | tuple[int, int]:
-  """Reads 448, or 224x448 for height and width."""
-  if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", value, re.ASCII):
-    raise argparse.ArgumentTypeError(
-      f"{value!r} is neither a number of pixels, such as 448, nor height and "
-      "width, such as 224x448"
-    )
-  height, _, width = value.partition("x")
-  return (int(height), int(width)) if width else int(height)
-
-
 def add_config(parser: argparse.ArgumentParser, beside: str) -> None:
   """Adds --config=FILE and --config.KEY=VALUE; `beside` is for the usage."""
   parser.usage = f"%(prog)s --config=FILE {beside} [--config.KEY=VALUE] ..."
@@ -192,22 +178,18 @@ def _value(key: str, default: Any) -> Callable[[str], Any]:
   def parse(value: str) -> Any:
     try:
       if kind is bool:
-        return {"0": False, "false": False, "1": True, "true": True}[
-          value.lower()
-        ]
+        return ("false", "true", "0", "1").index(value.lower()) % 2 == 1
       if kind not in (dict, tuple):
         return kind(value)
       found = ast.literal_eval(value)
-      if kind is tuple and not isinstance(found, tuple | list):
-        return (found,)
-      if kind is dict and not all(map(str.isidentifier, found)):
-        raise ValueError
-      return kind(found)
+      if kind is dict:
+        return dict(**found)  # Names, which become arguments.
+      return tuple(found) if isinstance(found, tuple | list) else (found,)
     except Exception:
-      shown = {"nesterov": True} if kind is dict else default
+      example = {"nesterov": True} if kind is dict else default
       raise argparse.ArgumentTypeError(
         f"{value[:100]!r} is not of type {kind.__name__}; write it as in "
-        f"{config_lib.override(key, shown)}"
+        f"{config_lib.override(key, example)}"
       ) from None
 
   return parse
@@ -218,29 +200,20 @@ def _recipe(name: str) -> config_lib.Config:
   path, colon, words = name.partition(":")
   checkout()  # Recipes import each other from there.
   try:
-    spec = importlib.util.spec_from_file_location("recipe", path)
-    if spec is None or spec.loader is None:
-      raise UserError(
-        f"--config={name} is no Python file, such as configs/smoke.py."
-      )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(words) if colon else module.get_config()
+    get_config = runpy.run_path(path)["get_config"]
+    config = get_config(words) if colon else get_config()
     return config_lib.changed(config, {})  # A copy, if it is a config.
   except UserError:
     raise
-  except FileNotFoundError as e:
-    raise UserError(f"--config={name}: there is no such file.") from e
   except Exception as e:
-    # ml_collections quotes what it says.
-    said = str(e.args[0] if e.args else e).replace("\\n", " ")
-    said = " ".join(said.replace("\\'", "").split())
     line = f", line {e.lineno}" if isinstance(e, SyntaxError) else ""
-    what = f"{type(e).__name__}: {said}".rstrip(":. ")
-    raise UserError(f"--config={name} can't be loaded: {what}{line}.") from e
+    raise UserError(
+      f"--config={name} can't be loaded: {type(e).__name__}: "
+      f"{first_line(e)}{line}."
+    ) from e
 
 
-def checkout(command: str = "") -> pathlib.Path | None:
+def checkout(command: str = "") -> None:
   """Puts the checkout on the path, so that train.py and configs/ are found.
 
   It is that of this package, or the current folder. UserError if there is none
@@ -248,21 +221,13 @@ def checkout(command: str = "") -> pathlib.Path | None:
   """
   for folder in (pathlib.Path(__file__).parent.parent, pathlib.Path.cwd()):
     if (folder / "train.py").is_file() and (folder / "configs").is_dir():
-      if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-      return folder
+      sys.path[:0] = {str(folder)} - {*sys.path}
+      return
   if command:
     raise UserError(
-      f"{command} needs train.py and configs/ of a checkout, and there is none "
-      "here: clone the repository, and run this in its folder."
+      f"{command} needs train.py and configs/: clone the repository, and run "
+      "this in its folder."
     )
-  return None
-
-
-def _named(value: str) -> str:
-  if not value:
-    raise argparse.ArgumentTypeError("it is empty: name a folder")
-  return value
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -280,15 +245,16 @@ def add_run(parser: argparse.ArgumentParser) -> None:
   add_platform(parser)
   add_config(parser, "--workdir=DIR")
   add = parser.add_argument_group("several processes").add_argument
-  add(
-    "--cluster",
-    choices=("auto", "none", "explicit", "slurm", "gke", "tpu"),
-    default="auto",
-    help="how the processes of a run find each other: as Slurm, GKE or a TPU "
-    "VM's metadata say, by the address in the next flags, or not at all",
-  )
+  text = "how they meet: as Slurm, GKE or a TPU VM say, or by the next flags"
+  add("--cluster", choices=CLUSTERS, default="auto", help=text)
   add("--coordinator_address", default="", help="HOST:PORT of process 0")
   add("--num_processes", type=int, default=0, help="over all hosts")
   add("--process_id", type=int, default=-1, help="of this one, from 0")
   text = "a process that is not heard of for so long is dead: all others end"
   add("--heartbeat_seconds", type=positive, default=60, help=text)
+
+
+def _named(value: str) -> str:
+  if not value:
+    raise argparse.ArgumentTypeError("it is empty: name a folder")
+  return value

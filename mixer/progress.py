@@ -8,8 +8,8 @@ import time
 from collections.abc import Collection, Iterator
 from typing import Any, Self, TypeVar
 
-# Between lines of a log: few enough for a day of work, but the first one soon,
-# to show that it works. And between changes of a terminal's.
+# Between lines of a log, but the first one soon, to show that it works; and
+# between changes of a terminal's.
 _SECONDS, _FIRST_SECONDS, _TERMINAL_SECONDS = 60.0, 10.0, 0.1
 _ERASE = "\r\x1b[K"
 _Item = TypeVar("_Item")
@@ -19,7 +19,6 @@ class Progress:
   """Shows how far some work is; use as a context manager."""
 
   def __init__(self, stream: Any = None):
-    """Writes to `stream`, by default stderr."""
     self._stream = stream or sys.stderr
     self._terminal = self._stream.isatty()
     self._stage, self._erase = "", ""
@@ -36,28 +35,24 @@ class Progress:
   ) -> None:
     """Shows it, unless that has just been done.
 
-    `done` and `total` (0 or None if unknown, or an estimate) are in any unit; a
-    new `stage` starts anew; `images` so far give a rate.
+    `done` and `total` (0 or None if unknown) are in any unit; a new `stage`
+    starts anew, maybe with something done; `images` so far give a rate.
     """
     now = time.monotonic()
     if stage != self._stage:
       self._stage, self._start = stage, now
       self._next = now + (0 if self._terminal else _FIRST_SECONDS)
-      # Work that is resumed has not done this in no time.
       self._first_done, self._first_images = done, images or 0
     if now < self._next:
       return
     self._next = now + (_TERMINAL_SECONDS if self._terminal else _SECONDS)
-    seconds = now - self._start
+    seconds, moved = now - self._start, done - self._first_done
     parts = [f"{min(1, done / total):.1%}"] if total else []
     if images is not None:
-      parts.append(f"{images:,} images")
-      if seconds > 1:  # The rate of the first moments means nothing.
-        rate = (images - self._first_images) / seconds
-        parts.append(f"{rate:,.0f} images/s")
+      rate = (images - self._first_images) / max(seconds, 1)
+      parts.append(f"{images:,} images, {rate:,.0f} images/s")
     if note:
       parts.append(note)
-    moved = done - self._first_done
     if moved > 0 and total and total > done:
       left = round((total - done) * seconds / moved)
       parts.append(f"{datetime.timedelta(seconds=left)} left")

@@ -1,13 +1,13 @@
 """Refuses a config that cannot work, in sentences that say what would."""
 
-import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mixer import config as config_lib
 from mixer import durations, optim
 from mixer import model as model_lib
+from mixer.config import shown
 from mixer.errors import UserError
 
 
@@ -28,175 +28,137 @@ def validate(config: config_lib.Config, num_devices: int) -> None:
   for name, key in config_lib.KEYS.items():
     if name not in flat:
       raise UserError(
-        f"the config has no {name}; start it from mixer.config.default(), "
-        f"where it is {key.default!r}."
+        f"the config has no {name}; start it from mixer.config.default()."
       )
     _check_value(name, flat[name], key)
   durations.check(config)
-  for rate in config.sweep.learning_rates:
-    _check_number("sweep.learning_rates", rate, "optimizer.learning_rate")
-  for pair in config.optimizer.lr_factors:
-    _check_factor(pair)
+  for is_wrong, message in _rules(config, num_devices):
+    if is_wrong:
+      raise UserError(f"{message}.")
   optim.check(config)
-  _check_sizes(config, num_devices)
-  _check_together(config)
-  _check_pyramid(config)
 
 
 def _check_value(name: str, value: Any, key: config_lib.Key) -> None:
   """Refuses another type than the default's, and what is out of range."""
   kind = type(key.default)
   allowed = {float: (float, int), tuple: list}.get(kind, kind)
+  wrong, example = "", config_lib.override(name, key.default)
   if not isinstance(value, allowed) or (
     isinstance(value, bool) and kind is not bool
   ):
-    raise UserError(
-      f"{name}={config_lib.shown(value)} should be of type {kind.__name__}, as "
-      f"in {config_lib.override(name, key.default)}."
-    )
-  if key.choices and value not in key.choices:
-    wrong = f"{name}={config_lib.shown(value)} is not known"
-    raise _refusal(wrong, name, key.choices)
-  if key.below:
-    _check_number(name, value, name)
-
-
-def _check_number(name: str, value: Any, like: str) -> None:
-  """Refuses what is out of the range of the key `like`, NaN too."""
-  key = config_lib.KEYS[like]
-  is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  if not is_number or not key.least <= value < key.below:
+    wrong = f"should be of type {kind.__name__}, as in {example}"
+  elif key.choices and value not in key.choices:
+    wrong = f"is not known; use {_ways(name, key.choices)}"
+  elif key.below and not key.least <= value < key.below:  # NaN too.
     below = f"{key.below:,}" if isinstance(key.below, int) else key.below
-    example = key.default if name == like else (key.default,)
-    raise UserError(
-      f"{name}={config_lib.shown(value)} should be at least {key.least} and "
-      f"below {below}, as in {config_lib.override(name, example)}."
-    )
-
-
-def _refusal(wrong: str, key: str, values: Iterable[object]) -> UserError:
-  """Says what is wrong, and which values of the key work."""
-  ways = [f"--config.{key}={value}" for value in values]
-  return UserError(f"{wrong}; use {' or '.join(ways)}.")
-
-
-def _check_factor(pair: Any) -> None:
-  """Refuses an item of `optimizer.lr_factors` that is no pattern and factor."""
-  try:
-    pattern, factor = pair
-    re.compile(pattern)
-    good = isinstance(pattern, str) and type(factor) in (int, float)
-    good = good and 0 <= factor < 3.4e38
-  except (TypeError, ValueError, re.error, OverflowError, RecursionError):
-    good = False
-  if not good:
-    raise UserError(
-      f"optimizer.lr_factors has {config_lib.shown(pair)}, which is no pair of "
-      "a regular expression and a number of at least 0; write it as in "
-      "--config.optimizer.lr_factors=\"(('head/.*', 10.0),)\"."
-    )
-
-
-def _check_multiple(key: str, value: int, of: int, what: str) -> None:
-  if value % of:
-    below = max(1, value // of) * of
-    wrong = f"{key}={value} can't be divided {what}"
-    raise _refusal(wrong, key, (below, below + of))
-
-
-def _check_divisor(key: str, value: int, whole: int, what: str) -> None:
-  if whole % value:
-    low = [n for n in range(1, math.isqrt(whole) + 1) if not whole % n]
-    good = sorted({*low, *(whole // n for n in low)})
-    near = [n for n in good if n < value][-1:] + [n for n in good if n > value]
-    raise _refusal(f"{key}={value} doesn't divide {what}", key, near[:2])
-
-
-def _check_sizes(config: config_lib.Config, num_devices: int) -> None:
-  """Refuses what can't be divided: batches, images, channels; and crops."""
-  batch, spec = config.batch_size, model_lib.parse_variant(config.model.variant)
-  what = f"among {num_devices} devices"
-  _check_multiple("batch_size", batch, num_devices, what)
-  each = batch // num_devices
-  m = config.model
-  channels = m.hidden_dim or spec.hidden_dim
-  what = (
-    f"the {each} examples that each of {num_devices} devices has of "
-    f"batch_size={batch}"
-  )
-  accumulate = config.optimizer.accumulate
-  _check_divisor("optimizer.accumulate", accumulate, each, what)
-  what = f"the {num_devices} devices"
-  _check_divisor("sharding.fsdp", config.sharding.fsdp, num_devices, what)
-  what = f"the model's {channels} channels"
-  _check_divisor("model.token_groups", m.token_groups, channels, what)
-  patch = spec.patch_size
-  what = (
-    f"into patches of {patch} pixels (model.variant={config.model.variant})"
-  )
-  for key in ("image_size", "image_width"):
-    _check_multiple(key, config[key], patch, what)
-  height, width = config_lib.image_size(config)
-  side, short_side = max(height, width), config.data.eval_short_side
-  if 0 < short_side < side:
-    raise UserError(
-      f"data.eval_short_side={short_side} is smaller than the central crop, "
-      f"{height} x {width} px (image_size); use "
-      f"--config.data.eval_short_side={side} or more."
-    )
-
-
-def _check_together(config: config_lib.Config) -> None:
-  """Refuses settings that contradict one another."""
-  loss, parts = config.loss, config.optimizer.accumulate
-  wrong = ""
-  if parts > 1 and config.sharding.reduce_dtype == "bfloat16":
-    wrong = (
-      f"optimizer.accumulate={parts} sums gradients in float32, over devices "
-      "too, and sharding.reduce_dtype='bfloat16'; use "
-      "--config.sharding.reduce_dtype=float32 or "
-      "--config.optimizer.accumulate=1."
-    )
-  if loss.name == "sigmoid" and loss.label_smoothing:
-    wrong = (
-      "loss.label_smoothing is defined for the softmax loss and "
-      "loss.name='sigmoid'; use --config.loss.label_smoothing=0 or "
-      "--config.loss.name=softmax."
-    )
-  if config.init_head == "keep" and not config.init_from:
-    wrong = (
-      "init_head='keep' and init_from='': there is no head to keep; name the "
-      "weights by --config.init_from=PATH, or use --config.init_head=new."
-    )
-  shots = config.fewshot.shots
-  numbers = all(type(s) is int and 0 < s < 10**6 for s in shots)
-  if not numbers or (config.fewshot.name and not shots):
-    wrong = (
-      f"fewshot.shots={config_lib.shown(shots)} should be numbers of examples, "
-      'as in --config.fewshot.shots="(1, 5, 10, 25)".'
-    )
+    wrong = f"should be at least {key.least} and below {below}, as in {example}"
   if wrong:
-    raise UserError(wrong)
+    raise UserError(f"{name}={shown(value)} {wrong}.")
 
 
-def _check_pyramid(config: config_lib.Config) -> None:
-  m, spec = config.model, model_lib.parse_variant(config.model.variant)
+def _ways(key: str, values: Iterable[object]) -> str:
+  return " or ".join(f"--config.{key}={value}" for value in values)
+
+
+def _rules(
+  c: config_lib.Config, num_devices: int
+) -> Iterator[tuple[bool, str]]:
+  """For each rule between keys: whether it is broken, and what would work."""
+  m, spec = c.model, model_lib.parse_variant(c.model.variant)
+  height, width = config_lib.image_size(c)
+  patches = f"patches of {spec.patch_size} pixels (model.variant={m.variant})"
+  yield _multiple("batch_size", c.batch_size, num_devices, "all devices")
+  for key in ("image_size", "image_width"):
+    yield _multiple(key, c[key], spec.patch_size, patches)
+
+  each, parts = c.batch_size // num_devices, c.optimizer.accumulate
+  yield _divisor("optimizer.accumulate", parts, each, "examples of a device")
+  yield _divisor("sharding.fsdp", c.sharding.fsdp, num_devices, "devices")
+  channels = m.hidden_dim or spec.hidden_dim
+  yield _divisor("model.token_groups", m.token_groups, channels, "channels")
+
+  side, short_side = max(height, width), c.data.eval_short_side
+  yield (
+    0 < short_side < side,
+    f"data.eval_short_side={short_side} is smaller than the central crop, "
+    f"{height} x {width} px (image_size); use "
+    f"--config.data.eval_short_side={side} or more",
+  )
+  yield (
+    parts > 1 and c.sharding.reduce_dtype == "bfloat16",
+    f"optimizer.accumulate={parts} sums gradients in float32 over devices too; "
+    "use --config.sharding.reduce_dtype=float32 or "
+    "--config.optimizer.accumulate=1",
+  )
+  yield (
+    c.loss.name == "sigmoid" and c.loss.label_smoothing > 0,
+    "loss.label_smoothing is defined for the softmax loss; use "
+    "--config.loss.label_smoothing=0 or --config.loss.name=softmax",
+  )
+  yield (
+    c.init_head == "keep" and not c.init_from,
+    "init_head='keep' without initial weights: name them by "
+    "--config.init_from=PATH, or use --config.init_head=new",
+  )
+  rates = c.sweep.learning_rates
+  yield (
+    not all(_is_number(rate) for rate in rates),
+    f"sweep.learning_rates={shown(rates)} should be numbers of at least 0, as "
+    'in --config.sweep.learning_rates="(0.003, 0.01)"',
+  )
+  shots = c.fewshot.shots
+  yield (
+    not all(type(s) is int and 0 < s < 10**6 for s in shots)
+    or (bool(c.fewshot.name) and not shots),
+    f"fewshot.shots={shown(shots)} should be numbers of examples, as in "
+    '--config.fewshot.shots="(1, 5, 10, 25)"',
+  )
+  yield (
+    not all(map(_is_factor, c.optimizer.lr_factors)),
+    f"optimizer.lr_factors={shown(c.optimizer.lr_factors)} should be pairs of "
+    "a regular expression and a number of at least 0, as in "
+    "--config.optimizer.lr_factors=\"(('head/.*', 10.0),)\"",
+  )
   blocks, tokens = list(m.pyramid_blocks), list(m.pyramid_tokens)
   depth = m.num_blocks or spec.num_blocks
-  height, width = config_lib.image_size(config)
   first = height // spec.patch_size * (width // spec.patch_size)
-  if (
+  yield (
     not all(type(v) is int for v in (*blocks, *tokens))
     or len(blocks) != len(tokens)
     or blocks != sorted({b for b in blocks if 0 <= b < depth})
-    or tokens != sorted({t for t in tokens if 0 < t < first}, reverse=True)
-  ):
-    raise UserError(
-      f"model.pyramid_blocks={config_lib.shown(blocks)} and "
-      f"model.pyramid_tokens={config_lib.shown(tokens)} should be equally "
-      f"long: rising numbers of blocks, of 0 to {depth - 1}, and falling "
-      f"numbers of tokens, below the {first} of the model's start (images "
-      f"of {height} x {width}, patches of {spec.patch_size} pixels), as in "
-      '--config.model.pyramid_blocks="(2, 5)" '
-      '--config.model.pyramid_tokens="(98, 49)".'
-    )
+    or tokens != sorted({t for t in tokens if 0 < t < first}, reverse=True),
+    f"model.pyramid_blocks={shown(blocks)} should be rising numbers of blocks, "
+    f"from 0 to {depth - 1}, and model.pyramid_tokens={shown(tokens)} as many "
+    f"falling numbers of tokens, below {first}, as in "
+    '--config.model.pyramid_blocks="(2, 5)" '
+    '--config.model.pyramid_tokens="(98, 49)"',
+  )
+
+
+def _multiple(key: str, value: int, of: int, what: str) -> tuple[bool, str]:
+  below = max(1, value // of) * of
+  ways = _ways(key, (below, below + of))
+  wrong = f"{key}={value} can't be divided by {of}, among {what}"
+  return value % of > 0, f"{wrong}; use {ways}"
+
+
+def _divisor(key: str, value: int, whole: int, what: str) -> tuple[bool, str]:
+  below, above = range(min(value, whole), 0, -1), range(value, whole + 1)
+  near = [next((n for n in r if not whole % n), None) for r in (below, above)]
+  ways = _ways(key, filter(None, near))
+  wrong = f"{key}={value} doesn't divide the {whole} {what}"
+  return whole % value > 0, f"{wrong}; use {ways}"
+
+
+def _is_number(value: Any) -> bool:
+  return type(value) in (int, float) and 0 <= value < 3.4e38
+
+
+def _is_factor(pair: Any) -> bool:
+  """Whether it is a pair of a regular expression and a factor."""
+  try:
+    pattern, factor = pair
+    re.compile(pattern)
+    return isinstance(pattern, str) and _is_number(factor)
+  except (TypeError, ValueError, re.error, OverflowError, RecursionError):
+    return False

@@ -50,14 +50,8 @@ def override(config, argument: str):
   args = PARSER.read(["--workdir=w", recipe, word])
   key = word.removeprefix("--config.").partition("=")[0]
   copy = config.copy_and_resolve_references()
-  set_key(copy, key, get(args.config, key))
+  set_key(copy, key, args.config[key])
   return copy
-
-
-def get(config, key: str) -> Any:
-  for part in key.split("."):
-    config = config[part]
-  return config
 
 
 def suggestions(message: str) -> list[str]:
@@ -79,11 +73,8 @@ def test_the_default_is_valid_and_not_shared():
   validation.validate(one, 8)
   one.data.name = "digits"
   assert config_lib.default().data.name == "imagenet21k"
-
-
-def test_every_number_has_a_range():
-  free = {k for k, v in KEYS.items() if type(v.default) in (int, float)}
-  assert free == {*NUMBERS}
+  of_numbers = {k for k, v in KEYS.items() if type(v.default) in (int, float)}
+  assert of_numbers == {*NUMBERS}
   assert all(v.meaning for v in KEYS.values())
 
 
@@ -95,7 +86,6 @@ def test_numbers_out_of_range_are_refused_with_one_that_works(name):
   wrong += [math.nan, math.inf] if kind is float else [10**400, -(10**400)]
   config, message = config_lib.default(), ""
   for value in map(kind, wrong) if kind is float else wrong:
-    config = config_lib.default()
     set_key(config, name, value)
     message = refusal(config)
     assert message.startswith(f"{name}={config_lib.shown(value)} should be at")
@@ -103,20 +93,18 @@ def test_numbers_out_of_range_are_refused_with_one_that_works(name):
   (argument,) = suggestions(message)
   validation.validate(override(config, argument), 1)
   if name not in ("batch_size", "image_size", "image_width"):  # Not by itself.
-    config = config_lib.default()
     set_key(config, name, kind(key.least))
     validation.validate(config, 1)
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_choices(name):
-  config = config_lib.default()
+  config = changed(init_from="w") if name == "init_head" else changed()
   set_key(config, name, "nosuch")
   message = refusal(config)
   assert message.startswith(f"{name}='nosuch' is not known; use --config.")
   assert len(suggestions(message)) == len(KEYS[name].choices)
   for value in KEYS[name].choices:
-    config = changed(init_from="w") if name == "init_head" else changed()
     set_key(config, name, value)
     validation.validate(config, 1)
 
@@ -133,24 +121,21 @@ _WRONG = {
 
 @pytest.mark.parametrize("name", KEYS)
 def test_an_ill_typed_or_missing_key_is_refused(name):
-  default = config_lib.default()
   kind = type(KEYS[name].default)
-  config, message = default, ""
+  config, message = config_lib.default(), ""
   for value in _WRONG[kind]:
-    config = config_lib.default()
     set_key(config, name, value)
     message = refusal(config)
     assert message.startswith(f"{name}={value!r} should be of type"), message
     assert kind.__name__ in message
   (argument,) = suggestions(message)
   # On the command line, and in the file.
-  validation.validate(override(default, argument), 1)
+  validation.validate(override(config_lib.default(), argument), 1)
   (text,) = shlex.split(argument.partition("=")[2]) or [""]
   set_key(config, name, text if kind is str else ast.literal_eval(text))
   validation.validate(config, 1)
   *groups, last = name.split(".")
-  config = config_lib.default()
-  del (get(config, groups[0]) if groups else config)[last]
+  del (config[groups[0]] if groups else config)[last]
   assert refusal(config).startswith(f"the config has no {name}; start it from")
 
 
@@ -158,85 +143,71 @@ def test_keys_that_are_not_there():
   config = config_lib.default()
   config.data.nam = "x"
   assert refusal(config).startswith("the config has no key 'data.nam'; did you")
-  config = config_lib.default()
-  set_key(config, "model", 3)
+  config = changed(model=3)
   assert refusal(config).startswith("model is a group of keys; set one of them")
 
 
 # What is changed, devices, and the keys that offer a way out.
-_CONTRADICTIONS: list[tuple[dict[str, Any], int, set[str]]] = [
-  ({"batch_size": 4}, 8, {"batch_size"}),
-  ({"batch_size": 100}, 8, {"batch_size"}),
-  ({"sharding__fsdp": 3}, 8, {"sharding.fsdp"}),
+_CONTRADICTIONS: list[tuple[dict[str, Any], int, str]] = [
+  ({"batch_size": 4}, 8, "batch_size"),
+  ({"batch_size": 100}, 8, "batch_size"),
+  ({"sharding__fsdp": 3}, 8, "sharding.fsdp"),
   (
     {"sharding__reduce_dtype": "bfloat16", "optimizer__accumulate": 2},
     1,
-    {"sharding.reduce_dtype", "optimizer.accumulate"},
+    "sharding.reduce_dtype optimizer.accumulate",
   ),
-  ({"optimizer__accumulate": 1024}, 8, {"optimizer.accumulate"}),
-  ({"optimizer__accumulate": 3}, 8, {"optimizer.accumulate"}),
-  ({"image_size": 8}, 1, {"image_size"}),
-  ({"image_size": 225}, 1, {"image_size"}),
-  ({"image_width": 225}, 1, {"image_width"}),
-  ({"model__variant": "H/14", "image_size": 230}, 1, {"image_size"}),
-  ({"model__variant": "B16"}, 1, {"model.variant"}),
-  ({"image_size": 384}, 1, {"data.eval_short_side"}),
+  ({"optimizer__accumulate": 1024}, 8, "optimizer.accumulate"),
+  ({"image_size": 8}, 1, "image_size"),
+  ({"image_width": 225}, 1, "image_width"),
+  ({"model__variant": "H/14", "image_size": 230}, 1, "image_size"),
+  ({"model__variant": "B16"}, 1, "model.variant"),
+  ({"image_size": 384}, 1, "data.eval_short_side"),
   (
     {"loss__name": "sigmoid", "loss__label_smoothing": 0.1},
     1,
-    {"loss.label_smoothing", "loss.name"},
+    "loss.label_smoothing loss.name",
   ),
   (
     {"optimizer__name": "sgd", "optimizer__weight_decay": 0.1},
     1,
-    {"optimizer.weight_decay", "optimizer.name"},
+    "optimizer.weight_decay optimizer.name",
   ),
-  ({"init_head": "keep"}, 1, {"init_from", "init_head"}),
-  ({"model__token_groups": 5}, 1, {"model.token_groups"}),
-  ({"optimizer__lr_factors": ("a", 10.0)}, 1, {"optimizer.lr_factors"}),
-  ({"optimizer__lr_factors": (("a", -1.0),)}, 1, {"optimizer.lr_factors"}),
-  ({"optimizer__lr_factors": (("a", 10**400),)}, 1, {"optimizer.lr_factors"}),
-  ({"sweep__learning_rates": (0.1, math.nan)}, 1, {"sweep.learning_rates"}),
-  ({"fewshot__name": "digits", "fewshot__shots": ()}, 1, {"fewshot.shots"}),
-  ({"fewshot__shots": (5, 0)}, 1, {"fewshot.shots"}),
-  ({"fewshot__shots": ("five",)}, 1, {"fewshot.shots"}),
+  ({"init_head": "keep"}, 1, "init_from init_head"),
+  ({"model__token_groups": 5}, 1, "model.token_groups"),
+  ({"optimizer__lr_factors": ("a", 10.0)}, 1, "optimizer.lr_factors"),
+  ({"optimizer__lr_factors": (("a", -1.0),)}, 1, "optimizer.lr_factors"),
+  ({"optimizer__lr_factors": (("(", 1.0),)}, 1, "optimizer.lr_factors"),
+  ({"sweep__learning_rates": (0.1, math.nan)}, 1, "sweep.learning_rates"),
+  ({"sweep__learning_rates": ("a",)}, 1, "sweep.learning_rates"),
+  ({"fewshot__name": "digits", "fewshot__shots": ()}, 1, "fewshot.shots"),
+  ({"fewshot__shots": (5, 0)}, 1, "fewshot.shots"),
+  *(
+    (
+      {"model__pyramid_blocks": blocks, "model__pyramid_tokens": tokens},
+      1,
+      "model.pyramid_blocks model.pyramid_tokens",
+    )
+    for blocks, tokens in (
+      *(((2,), (98, 49)), ((5, 2), (98, 49)), ((2, 12), (98, 49))),
+      *(((2, 5), (98, 98)), ((2,), (196,)), ((2.0,), (98,))),
+    )
+  ),
 ]
 
 
-@pytest.mark.parametrize(
-  ("changes", "num_devices", "keys"),
-  _CONTRADICTIONS,
-  # Sets have an order of chance: workers would collect different names.
-  ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
-)
+@pytest.mark.parametrize(("changes", "num_devices", "keys"), _CONTRADICTIONS)
 def test_contradictions_are_refused_with_ways_out(changes, num_devices, keys):
   config = changed(**changes)
-  message = refusal(config, num_devices)
-  offered = suggestions(message)
-  assert {a.split("=")[0].removeprefix("--config.") for a in offered} == keys
+  offered = suggestions(refusal(config, num_devices))
+  named = {a.split("=")[0].removeprefix("--config.") for a in offered}
+  assert named == {*keys.split()}
+  together = "pyramid" in keys
   for argument in offered:
-    validation.validate(override(config, argument), num_devices)
-
-
-_PYRAMIDS = [
-  ((2,), (98, 49), "equally long"),
-  ((5, 2), (98, 49), "rising numbers of blocks, of 0 to 11"),
-  ((2, 12), (98, 49), "rising numbers of blocks, of 0 to 11"),
-  ((2, 5), (98, 98), "falling numbers of tokens"),
-  ((2,), (196,), "below the 196 of the model's start"),
-  ((2.0,), (98,), "rising numbers"),
-  ((2,), (2**40,), "falling numbers"),
-]
-
-
-@pytest.mark.parametrize(("blocks", "tokens", "said"), _PYRAMIDS)
-def test_pyramids_that_are_none(blocks, tokens, said):
-  config = changed(model__pyramid_blocks=blocks, model__pyramid_tokens=tokens)
-  message = refusal(config)
-  assert said in message
-  for argument in suggestions(message):
-    config = override(config, argument)
-  validation.validate(config, 1)
+    result = override(config, argument)
+    config = result if together else config
+    if not together or argument == offered[-1]:
+      validation.validate(result, num_devices)
 
 
 def numbers(config, num_devices: int) -> list[int]:
@@ -269,31 +240,18 @@ def test_parts_divide_what_a_device_has(each, num_devices, parts):
   assert near == (below + above if each % parts else [])
 
 
-def test_factors_of_learning_rates():
-  # From the command line, into config.json, and back.
-  text = "\"[['head/.*', 10.0], ['stem/.*', 0]]\""
-  argument = f"--config.optimizer.lr_factors={text}"
-  config = override(config_lib.default(), argument)
-  validation.validate(config, 1)
-  pairs = [("head/.*", 10.0), ("stem/.*", 0)]
-  assert [tuple(p) for p in config.optimizer.lr_factors] == pairs
-  read = config_lib.from_json(json.loads(_dump(config)), {})
-  validation.validate(read, 1)
-  assert read.optimizer.lr_factors == tuple(pairs)
-  read.optimizer.lr_factors = ()
-  assert {*config_lib.differences(config, read)} == {"optimizer.lr_factors"}
-
-
 def _dump(config) -> str:
   return json.dumps(config_lib.to_json(config), allow_nan=False)
 
 
 def test_json_and_back():
   config = changed(optimizer__learning_rate=1, model__dropout=0)
+  config.optimizer.lr_factors = (("head/.*", 10.0), ("stem/.*", 0))
   validation.validate(config, 1)  # Whole numbers will do.
   read = config_lib.from_json(json.loads(_dump(config)) | {"gone": 1}, {})
   validation.validate(read, 8)
   assert config_lib.differences(config, read) == {}
+  assert read.optimizer.lr_factors == config.optimizer.lr_factors
   # ml_collections' own idea of it.
   assert json.loads(_dump(config)) == json.loads(config.to_json_best_effort())
   raw = ml_collections.ConfigDict(json.loads(_dump(config)))
@@ -319,17 +277,9 @@ def test_differences():
 # Durations.
 
 
-def plan_of(text: str, key: str = "log_every", examples: int = 10_000):
-  config = changed(batch_size=100, total="1000 steps", schedule__warmup="0%")
-  set_key(config, key, text)
-  validation.validate(config, 1)
-  return durations.plan(config, examples)
-
-
 @pytest.mark.parametrize(
   ("text", "steps"),
   [
-    ("500 steps", 500),
     ("500", 500),
     ("  500   steps ", 500),
     ("1_000 step", 1000),
@@ -337,18 +287,19 @@ def plan_of(text: str, key: str = "log_every", examples: int = 10_000):
     ("1 example", 1),  # Never less than one.
     ("250 examples", Fraction(5, 2)),
     ("", 0),  # Never.
-    ("0", 0),
     ("0.0%", 0),
     ("3 epochs", 300),
     ("0.5 epoch", 50),
     ("5 %", 50),
-    ("0.1%", 1),
-    ("0.001 steps", 1),
   ],
 )
 def test_durations(text, steps):
+  config = changed(batch_size=100, total="1000 steps", schedule__warmup="0%")
   for key in durations.INTERVALS:
-    assert getattr(plan_of(text, key), key) == steps
+    set_key(config, key, text)
+  validation.validate(config, 1)
+  plan = durations.plan(config, 10_000)
+  assert {getattr(plan, key) for key in durations.INTERVALS} == {steps}
 
 
 @given(
@@ -387,6 +338,8 @@ def test_what_is_no_duration_is_refused(text):
     assert message.startswith(f"{key}={text!r} is not a duration")
     (argument,) = suggestions(message)
     validation.validate(override(config, argument), 1)
+  # The whole run is no share of itself.
+  assert refusal(changed(total="50%")).startswith("total='50%' is not a dur")
 
 
 @pytest.mark.parametrize(
@@ -394,7 +347,6 @@ def test_what_is_no_duration_is_refused(text):
   [
     ("1e10 steps", "5%", "total"),
     ("0.4 steps", "5%", "total"),
-    ("50%", "5%", "total"),
     ("60 steps", "60 steps", "schedule.warmup"),
     ("60 steps", "2 epochs", "schedule.warmup"),
   ],
@@ -445,11 +397,8 @@ def test_nothing_that_is_due_is_passed(plan, most, data):
 @given(INTERVALS, st.integers(1, 500))
 def test_what_is_due(every, last):
   found = [s for s in range(last + 1) if durations.is_due(every, s)]
-  if not every:
-    assert found == []
-  else:
-    nearest = (math.floor(k * every + Fraction(1, 2)) for k in range(1, 501))
-    assert found == [s for s in nearest if s <= last]
+  nearest = (math.floor(k * every + Fraction(1, 2)) for k in range(1, 501))
+  assert found == [s for s in nearest if every and s <= last]
 
 
 def test_half_of_an_odd_run():

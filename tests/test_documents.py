@@ -264,7 +264,7 @@ def test_flags_and_targets_in_messages():
     ("find . | frobnicate", "no test knows the program frobnicate"),
     ("python other.py x", "no test knows what Python is to run"),
     ("python -m mixer prepare --sorce=DIR", "no flag --sorce; did you"),
-    ("python train.py --config=configs/nosuch.py", "there is no such file"),
+    ("python train.py --config=configs/nosuch.py", "No such file"),
     ("python train.py --config.batch_size=0", "batch_size"),
     ("make setpu", "No rule to make target"),
     ("launch/tpu_vm.sh until-done --name=x", "--zone"),

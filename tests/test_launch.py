@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import pytest
 import yaml
 
-from mixer import cli, distributed
+from mixer import cli
 from tests import conftest
 
 LAUNCH = conftest.ROOT / "launch"
@@ -48,7 +48,6 @@ def check_train_command(command: str, env: dict[str, str]) -> dict[str, str]:
   cli.parser("train.py").read(
     [re.sub(r"\$\w+", lambda m: known.get(m[0], "1"), word) for word in words]
   )
-  assert given["cluster"] in distributed.CLUSTERS
   return given
 
 

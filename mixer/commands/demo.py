@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import io
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from etils import epy
@@ -33,30 +31,16 @@ with epy.lazy_imports():
   from mixer import config as config_lib
   from mixer import metrics, predictor, runtime
 
-# Labels a class (0: all of them) -> draws of them, steps of each run, and the
-# accuracy that fine-tuning should reach at least.
-DIGITS = {10: (2, 150, 0.85), 0: (1, 400, 0.94)}
-LEAST_FONTS = 0.75
-LEAST_GAIN = 0.02  # Of fine-tuning over training from scratch, with 10 labels.
+# Labels a class (0: all of them) -> draws of them, and steps of each run.
+RUNS = {10: (2, 150), 0: (1, 400)}
+# Accuracies that are reached at least; the gain is that over training from
+# scratch with 10 labels.
+LEAST = {"fonts": 0.75, "tuned at 10": 0.85, "tuned at all": 0.94, "gain": 0.02}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the command's own."""
   parser.add_argument("--workdir", default="runs/demo", type=pathlib.Path)
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """Test accuracies at one number of labels a class, a value for each draw."""
-
-  labels: int
-  ridge: float | None
-  tuned: list[float]
-  scratch: list[float]
-
-  @property
-  def name(self) -> str:
-    return str(self.labels or "all")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -87,20 +71,20 @@ def demo(workdir: pathlib.Path) -> list[str]:
     "  (kind, labels a class, draw of labels; accuracy on the test split)",
     flush=True,
   )
-  rows = [
-    Row(
-      labels,
-      pretrained.get(f"fewshot/{labels}shot"),
-      *(_digits(workdir, labels, kind) for kind in ("finetune", "scratch")),
-    )
-    for labels in DIGITS
-  ]
-  fonts = pretrained["eval/accuracy"]
-  print(f"\nGlyphs in held-out fonts: accuracy {fonts:.3f}\n\n{table(rows)}")
-  print(f"\npicture: {_plot(workdir, rows)}")
+  results = {
+    (labels, kind): _digits(workdir, labels, kind)
+    for labels in RUNS
+    for kind in ("finetune", "scratch")
+  }
+  print(f"\nGlyphs in held-out fonts: {pretrained['eval/accuracy']:.3f}\n")
+  print(table(pretrained, results))
+  print(f"\npicture: {_plot(workdir, results)}")
   seconds = time.perf_counter() - start
   print(f"all in {metrics.duration(seconds)}", flush=True)
-  return check(fonts, rows)
+  return check(pretrained["eval/accuracy"], results)
+
+
+_Results = dict[tuple[int, str], list[float]]
 
 
 def _train(
@@ -114,7 +98,7 @@ def _train(
 
 def _digits(workdir: pathlib.Path, labels: int, kind: str) -> list[float]:
   """Accuracies of a kind of run, whose own lines go to a file."""
-  draws, steps, _ = DIGITS[labels]
+  draws, steps = RUNS[labels]
   found = []
   for draw in range(draws):
     config = recipes.get_config("digits")
@@ -133,49 +117,51 @@ def _digits(workdir: pathlib.Path, labels: int, kind: str) -> list[float]:
   return found
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(pretrained: dict[str, float], results: _Results) -> str:
   """The results, a line for each number of labels."""
   lines = [
     "Accuracy on 397 handwritten test digits; mean (range) over draws",
     f"{'labels a class':<16}{'fine-tuned':<26}{'from scratch':<26}"
     "ridge on frozen features",
   ]
-  for row in rows:
+  for labels in RUNS:
     texts = []
-    for values in (row.tuned, row.scratch):
+    for kind in ("finetune", "scratch"):
+      values = results[labels, kind]
       spread = f" ({min(values):.3f} to {max(values):.3f})"
       texts.append(f"{np.mean(values):.3f}" + spread * (len(values) > 1))
-    ridge = "-" if row.ridge is None else f"{row.ridge:.3f}"
-    lines.append(f"{row.name:<16}{texts[0]:<26}{texts[1]:<26}{ridge}")
+    ridge = pretrained.get(f"fewshot/{labels}shot")
+    texts.append("-" if ridge is None else f"{ridge:.3f}")
+    lines.append(f"{labels or 'all':<16}{texts[0]:<26}{texts[1]:<26}{texts[2]}")
   return "\n".join(lines)
 
 
-def check(fonts: float, rows: Sequence[Row]) -> list[str]:
+def check(fonts: float, results: _Results) -> list[str]:
   """What is lower than it should be; `fonts`: accuracy on held-out fonts."""
-  claims = [("held-out fonts", fonts, LEAST_FONTS)]
-  for row in rows:
-    tuned, least = float(np.mean(row.tuned)), DIGITS[row.labels][2]
-    claims.append((f"fine-tuned at {row.name}", tuned, least))
-    if row.labels:
-      gain = tuned - float(np.mean(row.scratch))
-      claims.append((f"gain over scratch at {row.name}", gain, LEAST_GAIN))
+  means = {key: float(np.mean(values)) for key, values in results.items()}
+  values = {
+    "fonts": fonts,
+    "tuned at 10": means[10, "finetune"],
+    "tuned at all": means[0, "finetune"],
+    "gain": means[10, "finetune"] - means[10, "scratch"],
+  }
   return [
-    f"{what}: {value:.3f}, should be at least {least}"
-    for what, value, least in claims
-    if value < least
+    f"{name}: {value:.3f}, should be at least {LEAST[name]}"
+    for name, value in values.items()
+    if value < LEAST[name]
   ]
 
 
-def _plot(workdir: pathlib.Path, rows: Sequence[Row]) -> pathlib.Path:
+def _plot(workdir: pathlib.Path, results: _Results) -> pathlib.Path:
   """Draws loss, accuracies, transfer and sample predictions."""
   import matplotlib
 
   matplotlib.use("Agg")
   from matplotlib import pyplot as plt
 
-  figure = plt.figure(figsize=(11, 7.5), layout="constrained")
-  parts: Any = figure.subfigures(2, 1, height_ratios=(1.25, 1))
-  left, middle, right = parts[0].subplots(1, 3)
+  figure: Any = plt.figure(figsize=(11, 7.5), layout="constrained")
+  above, below = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+  left, middle, right = above.subplots(1, 3)
   records = metrics.read(workdir / "pretrain")
   for axis, name, style, label in (
     (left, "train/loss", "-", ""),
@@ -188,22 +174,31 @@ def _plot(workdir: pathlib.Path, rows: Sequence[Row]) -> pathlib.Path:
   middle.set(title="Evaluated on the way", xlabel="step", ylabel="accuracy")
   middle.set_ylim(0, 1)
   middle.legend(loc="lower right")
-  places = np.arange(len(rows))
+  places = np.arange(len(RUNS))
   for offset, kind, label in (
-    (-0.2, "tuned", "fine-tuned"),
+    (-0.2, "finetune", "fine-tuned"),
     (0.2, "scratch", "from scratch"),
   ):
-    values = [getattr(row, kind) for row in rows]
+    values = [results[labels, kind] for labels in RUNS]
     means = np.array([np.mean(v) for v in values])
     low, high = [min(v) for v in values], [max(v) for v in values]
     spread = [means - low, high - means]
     right.bar(places + offset, means, 0.38, label=label, yerr=spread, capsize=3)
-  right.set_xticks(places, [row.name for row in rows])
+  right.set_xticks(places, [str(labels or "all") for labels in RUNS])
   right.set(title="Handwritten digits", xlabel="labels a class")
   right.set_ylim(0.5, 1.1)
   right.set_yticks(np.arange(0.5, 1.01, 0.1))
   right.legend(loc="upper center", ncols=2)
+  _draw_digits(below, workdir)
+  path = workdir / "demo.png"
+  with files.atomic_write(path) as f:
+    figure.savefig(f, dpi=110, format="png")
+  plt.close(figure)
+  return path
 
+
+def _draw_digits(figure: Any, workdir: pathlib.Path) -> None:
+  """Draws test digits with what the fine-tuned model takes them for."""
   config = recipes.get_config("digits")
   config.data.data_dir = str(workdir / "data")
   _, split = input_pipeline.open_splits(config)
@@ -215,20 +210,15 @@ def _plot(workdir: pathlib.Path, rows: Sequence[Row]) -> pathlib.Path:
   guesses, sure = scores.argmax(axis=-1), scores.max(axis=-1)
   evenly = np.linspace(0, len(images) - 1, 12).astype(int)
   doubtful = np.lexsort((sure, guesses == labels))[:12]
-  axes = parts[1].subplots(2, 12).flat
+  axes = figure.subplots(2, 12).flat
   for axis, i in zip(axes, (*evenly, *doubtful), strict=True):
     axis.imshow(images[i])
     axis.set_axis_off()
     color = "black" if guesses[i] == labels[i] else "red"
     axis.set_title(f"{guesses[i]}  {sure[i]:.0%}", fontsize=9, color=color)
   wrong = int((guesses != labels).sum())
-  parts[1].suptitle(
+  figure.suptitle(
     "Test digits as the fine-tuned model reads them. Above: every "
     f"{len(images) // 12}th; below: the {wrong} wrong ones (red), then the "
     "least certain"
   )
-  path = workdir / "demo.png"
-  with files.atomic_write(path) as f:
-    figure.savefig(f, dpi=110, format="png")
-  plt.close(figure)
-  return path

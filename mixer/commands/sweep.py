@@ -15,8 +15,6 @@ Each run has a folder in the workdir, as train.py makes it: `lr_0.003`, ...,
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,52 +38,30 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   flags.add_run(parser)
 
 
-@dataclasses.dataclass(frozen=True)
-class Trial:
-  """A learning rate, and the accuracy it led to; None if it diverged."""
-
-  learning_rate: float
-  accuracy: float | None
-
-
 def main(args: argparse.Namespace) -> None:
   """Does what the command line says."""
   flags.checkout("mixer sweep")
   stop.listen()
-  cli.train(args, _run)
-
-
-def _run(
-  config: config_lib.Config, workdir: epath.Path, allow_change: Sequence[str]
-) -> None:
-  trials, last = sweep(config, workdir, allow_change)
-  if not jax.process_index():
-    content = {
-      "trials": [dataclasses.asdict(t) for t in trials],
-      "last": dataclasses.asdict(last),
-      "config": config_lib.to_json(config),
-    }
-    workdir_lib.write_json(workdir / "sweep.json", content)
-    print("\n" + table(config, trials, last))
+  cli.train(args, sweep)
 
 
 def sweep(
   config: config_lib.Config,
   workdir: epath.Path,
   allow_change: Sequence[str] = (),
-) -> tuple[list[Trial], Trial]:
-  """Returns the trials, and the run with the best rate on `data.eval_split`.
+) -> dict[str, Any]:
+  """Tries the rates, trains with the best, prints and writes the results.
 
-  Raises:
-    UserError: nothing to try, all of it diverged, or as of `train.train`.
+  Returns what sweep.json holds: `trials`, each a learning rate and the accuracy
+  that it led to (None if it diverged), and the `last` run, on
+  `data.eval_split`. UserError: nothing to try, or all of it diverged.
   """
   import train  # Of the checkout.
 
   s = config.sweep
   if not s.learning_rates or not s.train_split or not s.eval_split:
     raise UserError(
-      "the config has nothing to choose: name rates and the splits to train "
-      "and to choose on, as in "
+      "the config has nothing to choose: name rates and splits, as in "
       '--config.sweep.learning_rates="(0.003, 0.01)" '
       '--config.sweep.train_split="train[:90%]" '
       '--config.sweep.eval_split="train[90%:]".'
@@ -96,56 +72,58 @@ def sweep(
   trial = input_pipeline.open_inputs(config_lib.changed(config, splits))
   if trial.eval_split.expression == run.eval_split.expression:
     raise UserError(
-      f"sweep.eval_split={s.eval_split} is data.eval_split as well: the last "
-      "number would be of data that was chosen by. Hold out a part of the "
-      'training split, as in --config.sweep.eval_split="train[90%:]".'
+      f"sweep.eval_split={s.eval_split} is data.eval_split as well; choose on "
+      "a part of the training split, as in "
+      '--config.sweep.eval_split="train[90%:]".'
     )
 
-  def accuracy(changes: dict[str, Any], name: str) -> float:
+  def accuracy(name: str, rate: float, changes: dict[str, str]) -> float | None:
     changed = config_lib.changed(run.config, changes)
-    found = train.train(changed, workdir / name, allow_change)
-    return found["eval/accuracy"]
+    changed.optimizer.learning_rate = rate
+    print(f"\nlearning rate {rate:g} on {changed.data.train_split}", flush=True)
+    return train.train(changed, workdir / name, allow_change)["eval/accuracy"]
 
   trials = []
   for rate in s.learning_rates:
-    print(f"\nlearning rate {rate:g} on {s.train_split}", flush=True)
-    changes = {**splits, "optimizer.learning_rate": rate}
+    result = None
     try:
-      trials.append(Trial(float(rate), accuracy(changes, f"lr_{rate:g}")))
+      result = accuracy(f"lr_{rate:g}", rate, splits)
     except reporter.NotFinite as e:
       print(f"diverged: {e}", flush=True)
-      trials.append(Trial(float(rate), None))
-  done = [t for t in trials if t.accuracy is not None]
+    trials.append({"learning_rate": float(rate), "accuracy": result})
+  done = [t for t in trials if t["accuracy"] is not None]
   if not done:
     raise UserError(
       "training diverged with every learning rate that was tried; add smaller "
       'ones, as in --config.sweep.learning_rates="(0.0003, 0.001)".'
     )
   # The first of equals: rates are listed from the smallest on.
-  best = max(done, key=lambda t: t.accuracy or 0.0).learning_rate
-  print(f"\nlearning rate {best:g} on {config.data.train_split}", flush=True)
-  last = accuracy({"optimizer.learning_rate": best}, "final")
-  return trials, Trial(best, last)
+  best = max(done, key=lambda t: t["accuracy"])["learning_rate"]
+  last = {"learning_rate": best, "accuracy": accuracy("final", best, {})}
+  found = {"trials": trials, "last": last}
+  if not jax.process_index():
+    content = {**found, "config": config_lib.to_json(config)}
+    workdir_lib.write_json(workdir / "sweep.json", content)
+    print(f"\n{table(config, **found)}")
+  return found
 
 
 def table(
-  config: config_lib.Config, trials: Sequence[Trial], last: Trial
+  config: config_lib.Config,
+  trials: Sequence[dict[str, Any]],
+  last: dict[str, Any],
 ) -> str:
   """The accuracies, a line for each run."""
   lines = [f"{'learning rate':<16}accuracy on {config.sweep.eval_split}"]
-  for t in trials:
-    text = "diverged" if t.accuracy is None else f"{t.accuracy:.4f}"
-    mark = "  <- best" if t.learning_rate == last.learning_rate else ""
-    lines.append(f"{t.learning_rate:<16g}{text}{mark}")
+  best, rates = last["learning_rate"], [t["learning_rate"] for t in trials]
+  for rate, t in zip(rates, trials, strict=True):
+    result = t["accuracy"]
+    text = "diverged" if result is None else f"{result:.4f}"
+    lines.append(f"{rate:<16g}{text}{'  <- best' if rate == best else ''}")
   lines.append(
-    f"\nlearning rate {last.learning_rate:g}, trained on "
-    f"{config.data.train_split}: accuracy {last.accuracy:.4f} on "
-    f"{config.data.eval_split}"
+    f"\nlearning rate {best:g}, trained on {config.data.train_split}: accuracy "
+    f"{last['accuracy']:.4f} on {config.data.eval_split}"
   )
-  rates = sorted(t.learning_rate for t in trials)
-  for edge, word in ((rates[0], "smallest"), (rates[-1], "largest")):
-    if len(rates) > 1 and math.isclose(last.learning_rate, edge):
-      lines.append(
-        f"The best rate is the {word} tried: one beyond it may be better."
-      )
+  if len(rates) > 1 and best in (min(rates), max(rates)):
+    lines.append("The best rate is at the edge: one beyond it may be better.")
   return "\n".join(lines)

@@ -34,19 +34,6 @@ def shell(command, **environment):
 
 
 @pytest.mark.parametrize(
-  ("command", "where", "why"),
-  [
-    ("train.py", "/dev/full", "No space left on device"),
-    ("-m mixer predict", "&-", "it is closed"),
-  ],
-)
-def test_help_that_goes_nowhere(command, where, why):
-  done = shell(f"python {command} --help >{where}")
-  assert done.returncode == 1
-  assert done.stderr == f"error: stdout can't be written: {why}.\n"
-
-
-@pytest.mark.parametrize(
   ("where", "code", "said"),
   [
     (">/dev/full", 1, "error: stdout can't be written: "),
