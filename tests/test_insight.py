@@ -44,11 +44,6 @@ def wave(rows, columns, height, width):
   return np.cos(2 * np.pi * (rows * y / height + columns * x / width))
 
 
-def params_of(kernel):
-  """Of a model whose block 0 has this kernel in its token mixing."""
-  return {"MixerBlock_0": {"token_mixing": {"Dense_0": {"kernel": kernel}}}}
-
-
 def test_frequencies_of_waves():
   for rows, columns, expected in ((0, 0, 0), (0, 2, 2 / 8), (3, 4, 0.5**0.5)):
     image = wave(rows, columns, 6, 8)
@@ -66,27 +61,26 @@ def test_waves_are_found_low_first_beside_their_inverse():
   units = np.stack([high, -0.5 * low, low, -2 * high, wave(1, 1, 4, 6)])
   order = kernels.token_places((4, 6), "patches", 7)
   kernel = units.reshape(5, 24)[:, order].T
-  found = kernels.token_units(params_of(kernel), 0, (4, 6), order)
+  found = kernels.token_units(kernel, (4, 6), order)
   # Of the middle one, all that is left are at right angles: the lower index.
   np.testing.assert_allclose(found, units[[1, 2, 4, 0, 3]], atol=1e-6)
 
 
 def test_units_that_have_no_picture():
-  for kernel, said in (
-    (np.ones((16, 3)), "don't read the 3 x 3 tokens"),
-    (np.ones((8, 9, 3)), "is untied"),
-    (np.full((9, 3), np.nan), "not finite"),
+  for kernel in (
+    *(np.ones((16, 3)), np.ones((8, 9, 3))),
+    np.full((9, 3), np.nan),
   ):
-    with pytest.raises(UserError, match=said):
-      kernels.token_units(params_of(kernel), 0, (3, 3), _WHERE)
-  with pytest.raises(UserError, match="permutes all pixels"):
+    with pytest.raises(UserError, match="don't read each of the 3 x 3 tokens"):
+      kernels.token_units(kernel, (3, 3), _WHERE)
+  with pytest.raises(UserError, match="no place in a permuted image"):
     kernels.token_places((3, 3), "pixels")
 
 
 def test_stem_kernels_keep_their_signs_and_use_the_whole_range():
   kernel = np.random.default_rng(0).normal(size=(5, 5, 3, 7)).astype(np.float32)
   kernel[..., 3] = 0
-  found = kernels.stem_kernels({"stem": {"kernel": kernel}})
+  found = kernels.stem_kernels(kernel)
   assert found.shape == (7, 5, 5, 3)
   np.testing.assert_array_equal(found[0], 0.5)  # All zero: frequency 0.
   order = np.argsort(kernels.frequencies(np.moveaxis(kernel, -1, 0)))
@@ -134,9 +128,9 @@ def test_mixing_distances_against_loops():
   found = of(model.MlpMixer(4, 2, 8, 6, 12), (12, 12))
   distance = kernels.token_distances((3, 3), _WHERE)
   np.testing.assert_allclose(distance, pairwise((3, 3)))
-  reaches = kernels.mixing_distances(found.params, 2, distance)
-  for i, (whole, units) in enumerate(reaches):
+  for i in range(2):
     mlp = found.params[f"MixerBlock_{i}"]["token_mixing"]
+    whole, units = kernels.mixing_distances(mlp, distance)
     w1, w2 = mlp["Dense_0"]["kernel"], mlp["Dense_1"]["kernel"]
     means = []
     for out in range(9):
@@ -151,8 +145,7 @@ def test_mixing_distances_against_loops():
 
 
 def mlp_of(w1, w2):
-  dense = {f"Dense_{i}": {"kernel": w} for i, w in enumerate((w1, w2))}
-  return {"MixerBlock_0": {"token_mixing": dense}}
+  return {f"Dense_{i}": {"kernel": w} for i, w in enumerate((w1, w2))}
 
 
 def test_mixing_distances_of_known_maps():
@@ -171,12 +164,12 @@ def test_mixing_distances_of_known_maps():
     (np.stack([one, shift]), 1.5 / 2),
   ):
     w2 = np.broadcast_to(np.eye(w1.shape[-1]), w1.shape).astype(np.float32)
-    ((whole, units),) = kernels.mixing_distances(mlp_of(w1, w2), 1, line)
+    whole, units = kernels.mixing_distances(mlp_of(w1, w2), line)
     assert whole == pytest.approx(expected, nan_ok=True)
     assert np.nanmax(np.append(units, 0)) <= line.max()
   # A pyramid's step ends it.
   step = mlp_of(one, np.ones((4, 2), np.float32))
-  assert kernels.mixing_distances(step, 1, line) == []
+  assert kernels.mixing_distances(step, line) is None
   # Permuted patches are where they come from in the image.
   order = model.random_order(9, 3)
   apart = kernels.token_distances(
@@ -296,10 +289,9 @@ def test_similarity_of_a_models_layers(monkeypatch, most):
 
 
 def test_windows_cover_all_pixels_alike():
-  assert activations.window((224, 224), 16) == (64, 32)
-  assert activations.window((448, 448), 14) == (112, 56)
-  masks = activations.covers((16, 24), 4)
-  assert masks.shape[1:] == (16, 24)
+  assert activations.windows((224, 224), 16)[0] == 64
+  side, masks = activations.windows((16, 24), 4)
+  assert side == 8 and masks.shape[1:] == (16, 24)
   np.testing.assert_array_equal(masks.sum(axis=0), 4)
 
 
@@ -321,7 +313,7 @@ def test_saliency_equals_differences(loss):
   logits, own = scores(x)
   assert label == logits.argmax()
   assert score == pytest.approx(own[0, label], abs=1e-5)
-  masks = activations.covers((8, 8), 4)
+  _, masks = activations.windows((8, 8), 4)
   after = scores(np.where(masks[..., None], 0, x))[1][:, label]
   for y, x_ in ((2, 5), (7, 0)):
     expected = (score - after)[masks[:, y, x_]].mean()

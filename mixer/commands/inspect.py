@@ -4,14 +4,11 @@
   python -m mixer inspect CHECKPOINT OTHER [--json]
 
 A checkpoint is a workdir (its newest one), WORKDIR/checkpoints/STEP, an .npz
-file or the name of a released one. Prints what model it is, where it comes from
-(starts, machines, versions, the code's hash), the newest metrics, the config,
-and one SHA-256 over all parameters (and one over their average where the run
-kept one); with --parameters also each parameter, and norms by module. Compares
-all arrays, the optimizer's too, with the digests that were saved beside them:
-where one differs, the exit code is 1. Of two, prints how far apart their
-weights are, module by module, and what differs in config, metrics and
-provenance.
+file or the name of a released one. Prints the model, the starts of its run, the
+newest metrics, the config and a SHA-256 over all parameters (and over their
+average). Verifies all arrays, the optimizer's too, by their saved digests: the
+exit code is 1 if one differs. Of two checkpoints, prints how far apart their
+weights are, and every other difference.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epy
@@ -36,10 +33,8 @@ with epy.lazy_imports():
   from mixer.insight import kernels
 
 _METADATA = ("config", "resolved", "class_names", "environment", "history")
-# Not printed of one, as it is long or said otherwise.
+# Keys that the text of one checkpoint leaves out, and that of two.
 _LONG = ("modules.", "shapes.", "resolved.", "environment.", "history")
-# Said of two by their weights and digests, or that differs of any two: not
-# among what is printed of their differences.
 _NOISE = (
   *("path", "modules.", "norm", "sha256", "digests", "not_as_saved", "history"),
   *("file_sha256", "metrics.goodput/", "metrics.data/"),
@@ -57,16 +52,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   add("--json", action="store_true", help="for programs")
 
 
-def describe(path: str) -> tuple[dict[str, Any], weights.Params]:
-  """What a checkpoint or a file of weights says, as JSON; and its weights."""
+def describe(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+  """What is known of a checkpoint or file, as JSON; its weights by name."""
   facts: dict[str, Any] = {}
   if released.kind(path) == "checkpoint":
     count, different = checkpoints.verify(path)
     params, info = checkpoints.load_params(path, averaged=False, verify=False)
     workdir, step = checkpoints.locate(path)
-    facts |= {"path": info["path"], "step": step}
+    facts |= {"path": info["path"], "step": step, "metrics": {}}
     facts |= {name: info.get(name) for name in _METADATA}
-    facts["metrics"] = {}
     for record in metrics.read(workdir):
       if record["step"] <= step:
         facts["metrics"] |= record
@@ -89,7 +83,7 @@ def describe(path: str) -> tuple[dict[str, Any], weights.Params]:
       "norm": float(np.linalg.norm(x)),
       "largest": float(np.abs(x).max(initial=0)),
     }
-    for name, x in _modules(flat)
+    for name, x in _modules(flat).items()
   }
   about = {
     "path": facts["path"],
@@ -101,7 +95,7 @@ def describe(path: str) -> tuple[dict[str, Any], weights.Params]:
     "modules": modules,
     "shapes": {k: list(x.shape) for k, x in flat.items()},
   }
-  return about | facts, params
+  return about | facts, flat
 
 
 def digest(params: weights.Params) -> str:
@@ -120,45 +114,45 @@ def digest(params: weights.Params) -> str:
   return sha.hexdigest()
 
 
-def _modules(flat: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+def _modules(flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """`stem`, `MixerBlock_3/token_mixing` and so on, each as one vector."""
   leaves: dict[str, list[Any]] = {}
   for name, leaf in flat.items():
     leaves.setdefault("/".join(name.split("/")[:-1][:2]), []).append(leaf)
-  for module, own in leaves.items():
-    yield module, np.concatenate([np.ravel(x).astype(np.float64) for x in own])
+  return {
+    module: np.concatenate([np.ravel(x).astype(np.float64) for x in own])
+    for module, own in leaves.items()
+  }
 
 
 def compare(first: Any, second: Any) -> dict[str, Any]:
-  """What differs of two that `describe` gives, as JSON.
+  """The differences of two results of `describe`, as JSON.
 
-  `same_weights`, to the bit; `modules`, for each in which both have the same
-  parameters: `relative` |b - a| / |a|, the `cosine` of a and b, the `largest`
-  change of a weight, and the share that `changed`; `differences`, pairs by
-  name of all that is said of them.
+  `modules`, of parameters that both have: `relative` |b - a| / |a|, the
+  `cosine` of a and b, the `largest` change, and the share that `changed`.
   """
-  a, b = (weights.flatten(params) for _, params in (first, second))
+  (about, a), (_, b) = first, second
   same = [k for k in a if k in b and a[k].shape == b[k].shape]
-  pairs = zip(*(_modules({k: x[k] for k in same}) for x in (a, b)), strict=True)
+  ours, theirs = (_modules({k: x[k] for k in same}) for x in (a, b))
+  modules = {}
+  for name, x in ours.items():
+    y, norm = theirs[name], np.linalg.norm
+    own, other = float(norm(x)), float(norm(y))
+    modules[name] = {
+      "relative": float(norm(y - x)) / own if own else None,
+      "cosine": float(x @ y) / (own * other) if own and other else None,
+      "largest": float(np.abs(y - x).max(initial=0)),
+      "changed": float(np.mean(x != y)),
+    }
   facts = [config_lib.flatten(about) for about, _ in (first, second)]
   return {
-    "same_weights": first[0]["sha256"] == second[0]["sha256"],
-    "modules": {name: _distance(x, y) for (name, x), (_, y) in pairs},
+    "same_weights": about["sha256"] == second[0]["sha256"],
+    "modules": modules,
     "differences": {
       key: [x.get(key) for x in facts]
       for key in dict.fromkeys([*facts[0], *facts[1]])
       if facts[0].get(key) != facts[1].get(key)
     },
-  }
-
-
-def _distance(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
-  own, other, apart = (float(np.linalg.norm(x)) for x in (a, b, b - a))
-  return {
-    "relative": apart / own if own else None,
-    "cosine": float(a @ b) / (own * other) if own and other else None,
-    "largest": float(np.abs(b - a).max(initial=0)),
-    "changed": float(np.mean(a != b)),
   }
 
 
@@ -169,8 +163,8 @@ def _print(about: Mapping[str, Any]) -> None:
     if not key.startswith(_LONG) and value != default.get(key):
       print(f"{key:<32}{_short(value)}")
   for entry in about.get("history") or []:
-    steps = _short(entry["steps"])
-    print(f"{'started at step ' + steps:<32}{_short(entry['origin'])}")
+    step = f"started at step {_short(entry['steps'])}"
+    print(f"{step:<32}{_short(entry['origin'])}")
     on = config_lib.flatten(entry["environment"]).items()
     words = [f"{k.removeprefix('versions.')} {_short(v)}" for k, v in on if v]
     print(f"  {', '.join(words)}")
@@ -202,7 +196,7 @@ def main(args: argparse.Namespace) -> None:
   """Does what the command line says."""
   runtime.start("cpu")
   both = [describe(path) for path in (args.path, args.other) if path]
-  facts, params = both[0]
+  facts, flat = both[0]
   found = compare(*both) if args.other else facts
   if args.json:
     print(json.dumps(found, indent=2))
@@ -221,7 +215,7 @@ def main(args: argparse.Namespace) -> None:
     if args.parameters:
       rows = {
         k: {"shape": list(x.shape), "mean": np.mean(x), "std": np.std(x)}
-        for k, x in weights.flatten(params).items()
+        for k, x in flat.items()
       }
       _table("parameter", rows)
       _table("module", facts["modules"])

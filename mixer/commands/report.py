@@ -5,13 +5,12 @@ r"""Makes a page about a run, or one that compares several.
   python -m mixer report runs/smoke --evaluate --data_dir=/data
 
 Training leaves such a page, report.html, in its workdir; this makes it anew,
-also while a run is under way, and for several runs at once: curves, confusions,
-the worst mistakes, weights, config, versions, in one file that loads nothing.
-Of one workdir it goes there, of several to report.html in the current folder.
-What needs the model and its data is kept in the workdir, as report.json. Where
-that is missing, or older than the newest checkpoint, this evaluates the
-checkpoint, if its data is prepared here; a run that has the accelerator to
-itself is left alone with --platform=cpu or --no-evaluate.
+also while a run is under way, or one for several runs in the current folder:
+curves, confusions, the worst mistakes, weights, config, in one file that loads
+nothing. What needs the model and its data is kept in the workdir's report.json.
+Where that is missing, or older than the newest checkpoint, this evaluates the
+checkpoint, if its data is prepared here. --no-evaluate and --platform=cpu leave
+the accelerator to a run.
 """
 
 from __future__ import annotations
@@ -66,20 +65,6 @@ def _open(name: str) -> epath.Path:
   return path
 
 
-def _target(output: str, paths: list[epath.Path]) -> epath.Path:
-  """Where the page goes; looked at before any work."""
-  if not output:
-    return (paths[0] if len(paths) == 1 else epath.Path()) / collect.PAGE
-  target = workdir.path(output)
-  if target.is_dir():
-    raise UserError(
-      f"-o {output} is a folder: name a file, such as {target / collect.PAGE}."
-    )
-  if not workdir.is_remote(target):
-    files.make_parent(target)
-  return target
-
-
 def _due(path: epath.Path, wanted: bool | None) -> int | None:
   """The step of the checkpoint to evaluate: as asked for, else if it's due."""
   steps, (kept, _) = checkpoints.committed(path), collect.kept(path)
@@ -90,7 +75,7 @@ def _due(path: epath.Path, wanted: bool | None) -> int | None:
 
 
 def _evaluate(path: epath.Path, step: int, data_dir: str) -> dict[str, Any]:
-  """What `report.json` is to hold, of one checkpoint."""
+  """The content of `report.json` for a checkpoint."""
   model = trained.load(os.fspath(path / "checkpoints" / str(step)))
   config = model.config
   assert config is not None  # Of a run it has one.
@@ -102,61 +87,50 @@ def _evaluate(path: epath.Path, step: int, data_dir: str) -> dict[str, Any]:
     model.module, model.loss, count, mesh, columns=columns
   )
   params = jax.device_put(model.params, sharding.replicated(mesh))
-  batch_size = _PER_DEVICE * jax.device_count()
-  batches = evaluate.batches(
-    split, model.image_size, data.eval_short_side, batch_size
-  )
-  done = itertools.count(0, batch_size)
+  size = _PER_DEVICE * jax.device_count()
+  batches = evaluate.batches(split, model.image_size, model.short_side, size)
+  done = itertools.count(0, size)
   with progress.Progress() as shown:
-
-    def show() -> None:
-      shown.show(f"evaluating {path.name}", next(done), len(split))
-
-    return predictions.gather(
-      step, functions, params, batches, mesh, split, config, show
-    )[1]
-
-
-def _read(
-  path: epath.Path, name: str, step: int | None, args: argparse.Namespace
-) -> dict[str, Any]:
-  """A run for the page; evaluates the checkpoint of `step`, if any."""
-  fresh, notes = None, []
-  if step is not None:
-    # The page is worth having all the same.
-    try:
-      fresh = _evaluate(path, step, args.data_dir)
-      collect.keep(path, fresh)
-    except (UserError, jax.errors.JaxRuntimeError, MemoryError) as e:
-      what = "kept" if fresh else "evaluated"
-      said = cli.own_flags(errors.first_line(e), args)
-      notes.append(f"Checkpoint {step:,} isn't {what}: {said}.")
-  found = collect.read(path, name, fresh)
-  return found | {"notes": found["notes"] + notes}
+    stage, total = f"evaluating {path.name}", len(split)
+    _, content = predictions.gather(
+      *(step, functions, params, batches, mesh, split, config),
+      lambda: shown.show(stage, next(done), total),
+    )
+  return content
 
 
 def main(args: argparse.Namespace) -> None:
   """Does what the command line says."""
-  # Each once, in the order given.
   paths = list(dict.fromkeys(map(_open, args.workdirs)))
-  target = _target(args.output, paths)
-  due = [_due(path, args.evaluate) for path in paths]
-  # Without anything to compute, an accelerator stays with whom it has.
-  idle = all(step is None for step in due)
+  target = (paths[0] if len(paths) == 1 else epath.Path()) / collect.PAGE
+  if args.output:
+    target = workdir.path(args.output)
+    files.make_parent(target)
+  due = {path: _due(path, args.evaluate) for path in paths}
+  # Without anything to compute, an accelerator stays free.
+  idle = all(step is None for step in due.values())
   runtime.start("cpu" if idle and not args.platform else args.platform)
-  # The folder that all are in goes without saying.
-  parts = zip(*(path.parts[:-1] for path in paths), strict=False)
-  common = len([*itertools.takewhile(lambda p: len({*p}) == 1, parts)])
+  # Of the folders' names, those that all have go without saying.
+  folders = zip(*(path.parts[:-1] for path in paths), strict=False)
+  common = len([*itertools.takewhile(lambda x: len({*x}) == 1, folders)])
   runs = []
-  for path, step in zip(paths, due, strict=True):
+  for path, step in due.items():
+    content, notes = None, []
+    if step is not None:
+      try:
+        content = _evaluate(path, step, args.data_dir)
+        collect.keep(path, content)
+      except (UserError, jax.errors.JaxRuntimeError, MemoryError) as e:
+        what = "kept" if content else "evaluated"
+        why = cli.own_flags(errors.first_line(e), args)
+        notes.append(f"Checkpoint {step:,} is not {what}: {why}.")
     name = "/".join(path.parts[common:])
-    runs.append(run := _read(path, name, step, args))
-    finals = "".join(f", {label} {said}" for label, said, _ in run["finals"])
-    print(
-      errors.printable(f"{name}: steps {dict(run['facts'])['steps']}{finals}")
-    )
-    if found := run["predictions"]:
-      print(f"  {found['examples']:,} predictions at step {found['step']:,}")
+    run = collect.read(path, name, content)
+    run["notes"] += notes
+    runs.append(run)
+    finals = "".join(f", {label} {text}" for label, text, _ in run["finals"])
+    steps = dict(run["facts"])["steps"]
+    print(errors.printable(f"{name}: steps {steps}{finals}"))
     for note in run["notes"]:
       print(errors.printable(f"  note: {note}"), flush=True)
   collect.write(target, runs)

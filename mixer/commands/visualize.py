@@ -5,11 +5,9 @@
   python -m mixer visualize CHECKPOINT -o DIR --figures=tokens,stem
 
 Writes a PNG and an SVG of each figure. The weights alone give `tokens`, `stem`
-and `distance`; `receptive_field`, `similarity`, `saliency` and `embedding` need
-images: files, and folders with images, or else some of the data set that the
-run was evaluated on, where it is prepared. Says at the end what each file
-shows, and what was left out and why. A file that can't be read is told of on
-stderr; the rest goes on, and the exit code is 1.
+and `distance`; the others need images: files, and folders with images, or else
+some of the run's evaluation split. Prints what each file shows, and what was
+left out and why. The exit code is 1 if an image can't be read.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ import argparse
 import importlib.util
 import pathlib
 import sys
+from typing import Any
 
 from etils import epy
 
@@ -34,7 +33,6 @@ with epy.lazy_imports():
 # By how many images it needs. The functions are in mixer.insight.figures.
 FIGURES = {"tokens": 0, "stem": 0, "distance": 0, "receptive_field": 1}
 FIGURES |= {"similarity": 4, "saliency": 1, "embedding": 5}
-_NO_IMAGES = "it needs images: name some with --images."
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -58,20 +56,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   add("--data_dir", default="", help=flags.DATA_DIR)
 
 
-def take_words(args: argparse.Namespace) -> None:
-  """Of the words that are no flags, the first is the checkpoint, if none is."""
-  words = list(args.paths)
-  if args.checkpoint is None:
-    if not words:
-      raise UserError("the checkpoint is missing: name it first.")
-    args.checkpoint = words.pop(0)
-  args.images = words + args.images
-
-
-def _images(
-  args: argparse.Namespace, model: trained.Trained
-) -> tuple[figures.Images, list[str]]:
-  """Those of the command line, else of the run's data set; and problems."""
+def _images(args: argparse.Namespace, model: Any) -> tuple[Any, list[str]]:
+  """Images of the command line, else of the run's data set; and problems."""
   problems: list[str] = []
   if args.images:
     paths, empty = image_files.expand(args.images)
@@ -79,21 +65,18 @@ def _images(
     chosen = [paths[i] for i in kernels.evenly(len(paths), args.examples)]
     parts = [pathlib.Path(path).absolute().parts[-2:] for path in chosen]
     found = [(path, *part) for path, part in zip(chosen, parts, strict=True)]
-  elif model.config is None:
-    raise UserError(_NO_IMAGES)
-  else:
+  elif model.config:
     data = model.config.data
     folder = args.data_dir or data.data_dir
-    try:
-      split = split_lib.open_split(data.name, data.eval_split, folder)
-    except UserError as e:
-      raise UserError(f"{_NO_IMAGES} Of the run's own data: {e}") from e
+    split = split_lib.open_split(data.name, data.eval_split, folder)
     classes = trained.names_for_people(split.class_names)
     places = kernels.evenly(len(split), args.examples).tolist()
     found = [
       (r["image"], classes[r["label"]], f"{data.eval_split} {r['index']}")
       for r in split.read(places)
     ]
+  else:
+    raise UserError("name some with --images.")
   images, names, labels = [], [], []
   for source, label, name in found:
     try:
@@ -107,33 +90,35 @@ def _images(
 
 def main(args: argparse.Namespace) -> int:
   """Does what the command line says; returns the exit code."""
-  take_words(args)
+  words = args.paths  # The first is the checkpoint, if no flag is.
+  if args.checkpoint is None:
+    if not words:
+      raise UserError("the checkpoint is missing: name it first.")
+    args.checkpoint, *words = words
+  args.images = words + args.images
   if args.embedding == "umap" and importlib.util.find_spec("umap") is None:
     raise UserError(
-      "--embedding=umap needs a package that is not installed: python -m pip "
-      "install umap-learn. --embedding=tsne and --embedding=pca need none."
+      "--embedding=umap needs a package: python -m pip install umap-learn."
     )
   folder = pathlib.Path(args.output).expanduser()
   with files.writing(folder, "Name another folder with -o."):
     folder.mkdir(parents=True, exist_ok=True)
   model = trained.of_flags(args)
   print(f"checkpoint    {model.origin}", flush=True)
-  shown, problems, missing, made = None, [], "", 0
+  shown, problems, why, made = None, [], "", 0
   if any(FIGURES[name] for name in args.figures):
     try:
       shown, problems = _images(args, model)
-      print(f"images        {len(shown.images):,} looked at", flush=True)
     except UserError as e:
-      missing = str(e)
+      why = f" {e}"
   for problem in problems:
     print(errors.printable(f"error: {problem}"), file=sys.stderr)
-  print(f"written to    {folder}")
+  count = len(shown.images) if shown else 0
+  print(f"images        {count:,}\nwritten to    {folder}")
   for kind in args.figures:
-    count, least = len(shown.images) if shown else 0, FIGURES[kind]
     try:
-      if count < least:
-        few = f"of {least} images that it needs, at least, there are {count}."
-        raise UserError(missing or few)
+      if count < FIGURES[kind]:
+        raise UserError(f"it needs {FIGURES[kind]} images at least.{why}")
       for name, figure in getattr(figures, kind)(model, shown, args):
         figures.save(figure, folder, name)
         what = figure.get_suptitle().splitlines()[0]

@@ -10,34 +10,28 @@ import numpy as np
 from mixer import model as model_lib
 from mixer import trained
 
-# Bytes that the activations of a batch may take, about.
-_BUDGET = 2e9
-# SmoothGrad's noise, as a share of the span of the inputs; and the windows
-# that cover a side of the image, two of them side by side at a place.
-_NOISE, _PLACES = 0.15, 8
+_BUDGET = 2e9  # Bytes that the activations of a batch may take, about.
+_NOISE = 0.15  # Of SmoothGrad, as a share of the span of the inputs.
+_PLACES = 8  # Windows along a side of the image, two of them overlapping.
 
 
 def layers(
   module: model_lib.MlpMixer, params: Any, x: jax.Array
 ) -> list[jax.Array]:
-  """Tokens `[B, S, C]` after the stem and after every block.
-
-  Of images x, float `[B, H, W, 3]` in [-1, 1].
-  """
+  """Tokens `[B, S, C]` after the stem and every block, of x `[B, H, W, 3]`."""
   module = module.clone(layout="batch_major")
   names = ["stem", *(f"MixerBlock_{i}" for i in range(module.num_blocks))]
-  _, state = module.apply(
-    {"params": params},
-    x,
+  state = module.apply(
+    *({"params": params}, x),
     capture_intermediates=lambda inner, method: inner.name in names,
-  )
+  )[1]
   found: Any = state["intermediates"]
   stem, *blocks = (found[name]["__call__"][0] for name in names)
   return [stem.reshape(stem.shape[0], -1, stem.shape[-1]), *blocks]
 
 
 def batch_size(model: trained.Trained) -> int:
-  """Images at once that keep within some GB, gradients included."""
+  """Images at once that keep within _BUDGET, gradients included."""
   m, (height, width) = model.module, model.image_size
   tokens = height * width // m.patch_size**2
   # Both MLPs' hidden layers before and after GELU, and what surrounds them.
@@ -71,23 +65,17 @@ def features(model: trained.Trained, images: np.ndarray) -> np.ndarray:
 
 
 def plane(features: np.ndarray, method: str) -> tuple[np.ndarray, list[str]]:
-  """Features `[N, C]` in two dimensions, always alike; and the axes' labels.
-
-  Of "tsne" (van der Maaten and Hinton 2008) and "umap" (arXiv 1802.03426)
-  neighbourhoods mean something, distances and axes little.
-  """
+  """Features `[N, C]` as reproducible points `[N, 2]`; the axes' labels."""
   import threadpoolctl  # Of scikit-learn.
   from sklearn import decomposition, manifold
 
   x, last = features.astype(np.float64), len(features) - 1
   if method == "pca":
     pca = decomposition.PCA(2, svd_solver="full")
-    points, label = (
-      pca.fit_transform(x),
-      "component {} ({:.0%} of the variance)",
-    )
+    points = pca.fit_transform(x)
+    label = "component {} ({:.0%} of the variance)"
     shares = enumerate(pca.explained_variance_ratio_, 1)
-    return points, [label.format(i, share) for i, share in shares]
+    return points, [label.format(*share) for share in shares]
   # Several threads would add up in any order.
   alone: Any = {"random_state": 0, "n_jobs": 1}
   if method == "tsne":
@@ -102,11 +90,6 @@ def plane(features: np.ndarray, method: str) -> tuple[np.ndarray, list[str]]:
   return points, [f"{method} {i} (no unit)" for i in (1, 2)]
 
 
-def central(grid: tuple[int, int]) -> int:
-  """The patch in the middle; of an even number, the later one."""
-  return grid[0] // 2 * grid[1] + grid[1] // 2
-
-
 def receptive_fields(
   model: trained.Trained,
   images: np.ndarray,
@@ -115,15 +98,14 @@ def receptive_fields(
 ) -> np.ndarray:
   """|d |x| / d pixel| of the central token x, float64 `[depths, H, W]`.
 
-  The effective receptive field (Luo et al. 2016, arXiv 1701.04128), where |x|
-  is the length of the token's vector in the residual stream. Colours are added
-  up; each image's field is divided by its sum before the mean over images. Of
-  uint8 `[N, H, W, 3]`, after so many blocks, 0 for the stem.
+  The effective receptive field (arXiv 1701.04128) after so many blocks, 0 for
+  the stem. Colours are added up; images have equal weight.
   """
   module = model.module.clone(remat="block", dtype=jnp.float32)
-  p, (height, width) = module.patch_size, model.image_size
-  token = np.flatnonzero(places == central((height // p, width // p))).item()
-  picks = np.eye(module.num_blocks + 1, dtype=np.float32)[list(depths)]
+  rows, columns = (n // module.patch_size for n in model.image_size)
+  middle = rows // 2 * columns + columns // 2
+  token = np.flatnonzero(places == middle).item()
+  picks = jnp.eye(module.num_blocks + 1)[jnp.array(depths)]
 
   @jax.jit
   def gradients(params: Any, images: jax.Array) -> jax.Array:
@@ -133,11 +115,10 @@ def receptive_fields(
 
     _, pull = jax.vjp(lengths, model_lib.scale(images, jnp.float32))
 
-    def of_depth(pick: jax.Array) -> jax.Array:
-      (dx,) = pull(jnp.broadcast_to(pick[:, None], (len(pick), len(images))))
-      return jnp.abs(dx).sum(axis=-1)
+    def field(pick: jax.Array) -> jax.Array:
+      return jnp.abs(pull(jnp.outer(pick, jnp.ones(len(images))))[0]).sum(-1)
 
-    return jnp.swapaxes(jax.lax.map(of_depth, jnp.asarray(picks)), 0, 1)
+    return jnp.swapaxes(jax.lax.map(field, picks), 0, 1)
 
   size = min(batch_size(model), 8)
   found = in_batches(gradients, model.params, images, size).astype(np.float64)
@@ -150,34 +131,26 @@ def _length(x: jax.Array) -> jax.Array:
 
 
 def radius(field: np.ndarray, patch_size: int) -> float:
-  """The mean distance in pixels from the centre of the central patch.
-
-  Weighted by the field `[H, W]`; NaN if that is 0.
-  """
-  height, width = field.shape
-  grid = height // patch_size, width // patch_size
-  row, column = divmod(central(grid), grid[1])
-  y = np.arange(height)[:, None] - ((row + 0.5) * patch_size - 0.5)
-  x = np.arange(width) - ((column + 0.5) * patch_size - 0.5)
-  total = field.sum()
-  return float((field * np.hypot(y, x)).sum() / total) if total else np.nan
+  """The field's mean distance from the central patch in pixels; NaN if 0."""
+  y, x = (
+    np.arange(n) - (n // patch_size // 2 + 0.5) * patch_size + 0.5
+    for n in field.shape
+  )
+  total = field.sum() or np.nan
+  return float((field * np.hypot(y[:, None], x)).sum() / total)
 
 
 def hsic(grams: np.ndarray) -> np.ndarray:
-  """Unbiased HSIC of every pair of layers, float64 `[L, n, n]` -> `[L, L]`.
+  """Unbiased HSIC of each pair of L layers, of Gram matrices `[L, n, n]`.
 
-  Song et al. 2012, equation 4, of inner products of n >= 4 examples.
+  Song et al. 2012, equation 4; n >= 4.
   """
   n = grams.shape[-1]
   off = grams * (1 - np.eye(n))
-  flat = off.reshape(len(off), -1)
+  flat, rows = off.reshape(len(off), -1), off.sum(axis=2)
   sums = off.sum(axis=(1, 2))
-  rows = off.sum(axis=2)
-  return (
-    flat @ flat.T
-    + np.outer(sums, sums) / ((n - 1) * (n - 2))
-    - rows @ rows.T * 2 / (n - 2)
-  ) / (n * (n - 3))
+  means = np.outer(sums, sums) / ((n - 1) * (n - 2))
+  return (flat @ flat.T + means - rows @ rows.T * 2 / (n - 2)) / (n * (n - 3))
 
 
 def cka(hsics: np.ndarray) -> np.ndarray:
@@ -190,13 +163,10 @@ def cka(hsics: np.ndarray) -> np.ndarray:
 def similarity(
   model: trained.Trained, images: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Compares the outputs of the stem and of all blocks, float64 `[L, L]`.
+  """Linear CKA and mean cosine of each pair of layers, float64 `[L, L]`.
 
-  Linear CKA (Kornblith et al. 2019, arXiv 1905.00414) of an image's tokens,
-  taken as one vector, with the unbiased estimator of HSIC averaged over
-  batches (Nguyen et al. 2021, arXiv 2010.15327); and the mean cosine between a
-  token and itself in the other layer. Of uint8 images `[N, H, W, 3]`, at least
-  4; those beyond whole batches of equal size are left out.
+  CKA (arXiv 1905.00414) of images' tokens as one vector, with unbiased HSIC
+  averaged over batches of equal size (2010.15327); cosines of single tokens.
   """
   batches = -(-len(images) // batch_size(model))
   # The estimator of HSIC divides by n - 3.
@@ -227,15 +197,10 @@ def _gram(x_BSC: jax.Array) -> jax.Array:
   return jnp.matmul(x, x.T, precision="highest")
 
 
-def window(size: Sequence[int], patch_size: int) -> tuple[int, int]:
-  """(side, stride) in pixels of the window that covers parts of an image."""
+def windows(size: Sequence[int], patch_size: int) -> tuple[int, np.ndarray]:
+  """Windows to cover: their side in pixels, bool `[N, H, W]`."""
   stride = max(1, round(max(size) / patch_size / _PLACES)) * patch_size
-  return min(2 * stride, *size), stride
-
-
-def covers(size: Sequence[int], patch_size: int) -> np.ndarray:
-  """The windows, bool `[N, H, W]`; four cover a pixel away from edges."""
-  side, stride = window(size, patch_size)
+  side = min(2 * stride, *size)
 
   def along(length: int) -> np.ndarray:
     start = np.arange(stride - side, length, stride)[:, None]
@@ -243,23 +208,19 @@ def covers(size: Sequence[int], patch_size: int) -> np.ndarray:
 
   rows, columns = map(along, size)
   both = rows[:, None, :, None] & columns[None, :, None, :]
-  return both.reshape(-1, *size)
+  return side, both.reshape(-1, *size)
 
 
 def saliency(
   model: trained.Trained, images: np.ndarray, smooth: int
 ) -> list[tuple[int, float, np.ndarray, np.ndarray]]:
-  """Explains the class with the highest logit of uint8 images `[N, H, W, 3]`.
+  """Explains the top class of each image: (class, its score, slope, fall).
 
-  By its gradient (Simonyan et al. 2013, arXiv 1312.6034), averaged over
-  `smooth` noisy copies if any (SmoothGrad, 1706.03825; always the same noise);
-  and by covering windows with mid-grey (Zeiler and Fergus 2013, 1311.2901).
-  Gives the class; its probability (or sigmoid); the largest |d logit / d
-  colour| of each pixel, `[H, W]`; and by how much the probability falls, the
-  mean over the windows that cover the pixel.
+  `[H, W]` slope: the largest |d logit / d colour| (arXiv 1312.6034) averaged
+  over `smooth` noisy copies if any (1706.03825). `[H, W]` fall of the score:
+  the mean over the mid-grey windows that cover a pixel (1311.2901).
   """
-  module = model.module
-  size = min(batch_size(model), 32)
+  module, size = model.module, min(batch_size(model), 32)
 
   def logits(params: Any, x: jax.Array) -> jax.Array:
     return model_lib.apply(module, params, x.astype(module.dtype))
@@ -276,11 +237,10 @@ def saliency(
     softmax = model.loss == "softmax"
     return out, jax.nn.softmax(out) if softmax else jax.nn.sigmoid(out)
 
-  params = jax.device_put(model.params)
-  masks = covers(images.shape[1:3], module.patch_size)
+  params, found = jax.device_put(model.params), []
+  _, masks = windows(images.shape[1:3], module.patch_size)
   with_none = np.concatenate([np.zeros_like(masks[:1]), masks])
   rng = np.random.Generator(np.random.Philox(key=[0, 0]))
-  found = []
   for image in images:
     x = (image.astype(np.float32) / 127.5 - 1).astype(np.float32)
     out, scores = in_batches(covered, (params, x), with_none, size)

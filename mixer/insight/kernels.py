@@ -2,13 +2,13 @@
 
 Figures 5 and 6 of the paper (arXiv 2105.01601) show hidden units of token
 mixing: the weights with which one reads each token, laid out as the tokens are
-in the image; low frequencies first, each unit beside its closest inverse.
-Figure 7 shows the stem's kernels in colour. The paper (appendix D) gives no
-formulas, so those here are ours.
+in the image. Figure 7 shows the stem's kernels in colour. The paper (appendix
+D) gives no formulas, so those here are ours.
 """
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,7 @@ def token_places(
   """int `[S]`: the patch that each token comes from, of (rows, columns)."""
   if permute == "pixels":
     raise UserError(
-      "the model permutes all pixels of its images (data.permute=pixels), so "
-      "its tokens have no place in them."
+      "data.permute=pixels: tokens have no place in a permuted image."
     )
   count = math.prod(grid)
   return model.random_order(count, seed) if permute else np.arange(count)
@@ -46,64 +45,57 @@ def frequencies(images: np.ndarray) -> np.ndarray:
 
   X is the two-dimensional Fourier transform of `[N, h, w]` or `[N, h, w, 3]`,
   whose powers are added; |f| the length of (fy, fx) in cycles per sample: 0 for
-  a constant, sqrt(1/2) for a chequerboard.
+  a constant, sqrt(1/2) for a chequerboard. Rounded, so that what is equal is
+  equal on any machine.
   """
   h, w = images.shape[1:3]
   power = np.abs(np.fft.fft2(images.astype(np.float64), axes=(1, 2))) ** 2
   power = power.reshape(len(images), h * w, -1).sum(axis=-1)
   radius = np.hypot(np.fft.fftfreq(h)[:, None], np.fft.fftfreq(w)).ravel()
   total = power.sum(axis=1)
-  return power @ radius / np.where(total > 0, total, 1)
-
-
-def pair_order(images: np.ndarray) -> np.ndarray:
-  """Low frequencies first, each beside its closest inverse; int `[N]`.
-
-  Of images `[N, h, w]`, by the lowest cosine. Ties go to the lower index.
-  """
-  flat = images.reshape(len(images), -1).astype(np.float64)
-  norms = np.linalg.norm(flat, axis=1, keepdims=True)
-  flat /= np.where(norms > 0, norms, 1)
-  # Rounded, so that what is equal is equal on any machine.
-  cosine = np.round(flat @ flat.T, 9)
-  out: list[int] = []
-  left = np.ones(len(images), bool)
-  for i in np.argsort(np.round(frequencies(images), 9), kind="stable"):
-    if left[i]:
-      left[i] = False
-      inverse = np.argmin(np.where(left, cosine[i], np.inf))
-      out += [i, inverse] if left.any() else [i]
-      left[inverse] = False
-  return np.array(out, int)
+  return np.round(power @ radius / np.where(total > 0, total, 1), 9)
 
 
 def token_units(
-  params: weights.Params, block: int, grid: tuple[int, int], places: np.ndarray
+  kernel: np.ndarray, grid: Sequence[int], places: np.ndarray
 ) -> np.ndarray:
-  """Hidden units of a block's token mixing, float32 `[T, rows, columns]`."""
-  mlp: Any = params[f"MixerBlock_{block}"]["token_mixing"]
-  kernel = np.asarray(mlp["Dense_0"]["kernel"], np.float32)
-  if kernel.shape[:-1] != places.shape:
+  """Hidden units of a token MLP with weights `[S, T]`, `[T, rows, columns]`.
+
+  Low frequencies first, each followed by its closest inverse, which has the
+  lowest cosine. Ties go to the lower index.
+  """
+  kernel = np.asarray(kernel)
+  if kernel.shape[:-1] != places.shape or not np.isfinite(kernel).all():
     raise UserError(
-      f"units of block {block} don't read the {grid[0]} x {grid[1]} tokens of "
-      "the image, each once: token mixing is untied, mixes groups of channels "
-      "as well, or is that of a pyramid."
+      f"its hidden units don't read each of the {grid[0]} x {grid[1]} tokens "
+      "once (it is untied, grouped or after a pyramid's step), or are not "
+      "finite."
     )
-  if not np.isfinite(kernel).all():
-    raise UserError(f"units of block {block} are not finite.")
-  units = np.empty_like(kernel.T)
-  units[:, places] = kernel.T
-  units = units.reshape(-1, *grid)
-  return units[pair_order(units)]
+  flat = np.empty(kernel.T.shape, np.float32)
+  flat[:, places] = kernel.T
+  units = flat.reshape(-1, *grid)
+  flat = flat.astype(np.float64)
+  norms = np.linalg.norm(flat, axis=1, keepdims=True)
+  flat /= np.where(norms > 0, norms, 1)
+  cosine = np.round(flat @ flat.T, 9)
+  order: list[int] = []
+  left = np.ones(len(units), bool)
+  for i in np.argsort(frequencies(units), kind="stable"):
+    if left[i]:
+      left[i] = False
+      inverse = np.argmin(np.where(left, cosine[i], np.inf))
+      order += [i, inverse] if left.any() else [i]
+      left[inverse] = False
+  return units[order]
 
 
-def stem_kernels(params: weights.Params) -> np.ndarray:
+def stem_kernels(kernel: np.ndarray) -> np.ndarray:
   """Colours float32 `[C, P, P, 3]` in [0, 1] of the stem; 0.5 is weight 0."""
-  kernels = np.moveaxis(np.asarray(params["stem"]["kernel"], np.float32), -1, 0)
-  if not np.isfinite(kernels).all():
+  if not np.isfinite(kernel).all():
     raise UserError("the stem's kernels are not finite.")
-  order = np.argsort(np.round(frequencies(kernels), 9), kind="stable")
-  return 0.5 + 0.5 * _scaled(kernels[order])
+  images = np.moveaxis(np.asarray(kernel, np.float32), -1, 0)
+  order = np.argsort(frequencies(images), kind="stable")
+  return 0.5 + 0.5 * _scaled(images[order])
 
 
 def montage(images: np.ndarray, columns: int) -> np.ndarray:
@@ -138,49 +130,33 @@ def token_distances(grid: tuple[int, int], places: np.ndarray) -> np.ndarray:
 
 
 def mixing_distances(
-  params: weights.Params, num_blocks: int, distance: np.ndarray
-) -> list[tuple[float, np.ndarray]]:
-  """How far token mixing reaches, for each block up to a pyramid's first step.
+  mlp: Any, distance: np.ndarray
+) -> tuple[float, np.ndarray] | None:
+  """How far a block's token mixing reaches; None where S changes.
 
   The counterpart of ViT's mean attention distance (arXiv 2010.11929, figure
   7): the mean distance weighted by |W2 W1|, the token MLP without its GELU; and
   that of each hidden unit, `[T]`, weighted by the map of rank 1 through it.
   Grouped channels are taken together, untied MLPs averaged.
   """
-  found = []
-  for i in range(num_blocks):
-    mlp: Any = params[f"MixerBlock_{i}"]["token_mixing"]
-    w1, w2 = (np.asarray(mlp[f"Dense_{k}"]["kernel"]) for k in (0, 1))
-    if w1.shape[-2] != w2.shape[-1]:
-      break  # From here on tokens have no place.
-    w1 = w1.reshape(-1, *w1.shape[-2:])
-    w2 = w2.reshape(-1, *w2.shape[-2:])
-    pairs = zip(w1, w2, strict=True)
-    both = [_mixing_distance(a, b, distance) for a, b in pairs]
-    wholes, units = zip(*both, strict=True)
-    found.append((float(np.mean(wholes)), np.concatenate(units)))
-  return found
-
-
-def _mixing_distance(
-  w1: np.ndarray, w2: np.ndarray, distance: np.ndarray
-) -> tuple[float, np.ndarray]:
-  """Of one MLP with weights `[G S, T]` and `[T, G S]`."""
-  s, t = len(distance), len(w2)
-  g = len(w1) // s
-  both = np.abs(w1 @ w2).reshape(g, s, g, s).sum((0, 2)).astype(np.float64)
-  into = np.abs(w1).reshape(g, s, t).sum(0, dtype=np.float64)
-  out = np.abs(w2).reshape(t, g, s).sum(1, dtype=np.float64)
-  units = _mean(((distance @ into).T * out).sum(1), into.sum(0) * out.sum(1))
-  # The mean over the tokens that are written, but those without weights.
-  whole = _mean((both * distance).sum(0), both.sum(0))
-  known = whole[np.isfinite(whole)]
-  return float(known.mean()) if known.size else math.nan, units
-
-
-def _mean(total: np.ndarray, weight: np.ndarray) -> np.ndarray:
-  """Quotients; NaN where there is no weight."""
-  return np.where(weight, total / np.where(weight, weight, 1), np.nan)
+  w1, w2 = (np.asarray(mlp[f"Dense_{k}"]["kernel"]) for k in (0, 1))
+  (inputs, t), s = w1.shape[-2:], len(distance)
+  if inputs != w2.shape[-1]:
+    return None
+  wholes, units, g = [], [], inputs // s
+  mlps = w1.reshape(-1, inputs, t), w2.reshape(-1, t, inputs)
+  for a, b in zip(*mlps, strict=True):
+    both = np.abs(a @ b).reshape(g, s, g, s).sum((0, 2)).astype(np.float64)
+    into = np.abs(a).reshape(g, s, t).sum(0, dtype=np.float64)
+    out = np.abs(b).reshape(t, g, s).sum(1, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # NaN for what has no weight.
+      units.append(
+        ((distance @ into).T * out).sum(1) / (into.sum(0) * out.sum(1))
+      )
+      whole = (both * distance).sum(0) / both.sum(0)
+      known = np.isfinite(whole)
+      wholes.append(whole[known].sum() / np.float64(known.sum()))
+  return float(np.mean(wholes)), np.concatenate(units)
 
 
 def model_name(params: weights.Params) -> str:

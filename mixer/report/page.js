@@ -1,25 +1,20 @@
-// The page as a whole, and what its parts are made of. Text goes in as text
-// nodes only: names of runs and classes are not to be trusted.
+// The page and its parts. Text goes in as text nodes only: names of runs and
+// classes are not to be trusted.
+
+const CARDS = 12;  // Examples in sight; the others are folded.
 
 function el(tag, attributes, ...children) {
-  const space = tag.startsWith("svg:") ? "http://www.w3.org/2000/svg"
-    : "http://www.w3.org/1999/xhtml";
-  const node = document.createElementNS(space, tag.replace("svg:", ""));
+  const node = document.createElement(tag);
   for (const [key, value] of Object.entries(attributes || {})) {
     if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
-    else if (value !== null && value !== false) node.setAttribute(key, value);
+    else if (value !== null) node.setAttribute(key, value);
   }
-  node.append(...children.flat(Infinity).filter((child) => child || child === 0));
+  node.append(...children.flat(Infinity).filter((child) => child !== null));
   return node;
 }
 
-function button(label, action, attributes) {
-  return el("button", { type: "button", onclick: action, ...attributes },
-    label);
-}
-
 function checkbox(label, on, action, attributes) {
-  const box = el("input", { type: "checkbox", checked: on && "",
+  const box = el("input", { type: "checkbox", checked: on ? "" : null,
     onchange: () => action(box.checked), ...attributes });
   return el("label", null, box, label);
 }
@@ -35,31 +30,25 @@ function section(id, title, ...children) {
   return el("section", { id }, el("h2", null, title), children);
 }
 
-function block(title, ...children) {
-  return el("div", { class: "block" }, el("h3", null, title), children);
+function block(title, note, ...children) {
+  return el("div", { class: "block" }, el("h3", null, title),
+    note && el("p", { class: "quiet" }, note), children);
 }
 
-function folded(title, note, ...children) {
-  return el("details", { class: "folded" },
-    el("summary", null, title, el("small", null, note)), children);
+function folded(title, ...children) {
+  return el("details", null, el("summary", null, title), children);
 }
 
-// Only this box scrolls, by keyboard too: so it takes the focus.
-function scrolls(label, ...children) {
+// In a box that scrolls, by keyboard too: so the box takes the focus.
+function table(label, head, rows, kind) {
   return el("div", { class: "scrolls", tabindex: 0, role: "region",
-    "aria-label": label }, children);
-}
-
-function table(head, rows, attributes) {
-  return el("table", attributes,
+    "aria-label": label },
+  el("table", { class: kind || "numbers" },
     head && el("thead", null, el("tr", null,
       head.map((text) => el("th", { scope: "col" }, text)))),
-    el("tbody", null, rows.map((cells) => tableRow(...cells))));
-}
-
-function tableRow(first, ...rest) {
-  return el("tr", null, el("th", { scope: "row" }, first),
-    rest.map((cell) => el("td", null, cell)));
+    el("tbody", null, rows.map(([first, ...rest]) => el("tr", null,
+      el("th", { scope: "row" }, first),
+      rest.map((cell) => el("td", null, cell)))))));
 }
 
 function clipped(text) {
@@ -71,84 +60,77 @@ function named(run) {
     clipped(run.name)];
 }
 
-// Six digits, with separators from ten thousand on.
-function number(value) {
-  const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-4 || size >= 1e12)) {
-    return value.toExponential(4).replace(/\.?0+e/, "e");
-  }
-  const short = Number(value.toPrecision(6));
-  return size < 1e4 ? String(short)
-    : short.toLocaleString("en-US", { maximumFractionDigits: 2 });
-}
-
 function whole(value) {
   return value.toLocaleString("en-US");
+}
+
+function number(value, digits = 6) {
+  return typeof value === "number" ? String(Number(value.toPrecision(digits)))
+    : "–";
 }
 
 function percent(share, digits = 1) {
   return typeof share === "number" ? `${(100 * share).toFixed(digits)}%` : "–";
 }
 
-function tiles(items) {
-  return el("dl", { class: "finals" }, items.map(([label, text, aside]) =>
-    el("div", null, el("dt", null, label), el("dd", null,
-      el("span", { class: "big" }, text), el("small", null, aside)))));
+// A share as a bar and a number.
+function bar(share) {
+  return [el("span", { class: "share", style: `--share:${100 * share}%` }),
+    percent(share)];
 }
 
-// [label, text of each run] of lists of [label, text], in their order.
+function tile(text, aside) {
+  return [el("span", { class: "big" }, text), el("small", null, aside)];
+}
+
+function tiles(items) {
+  return el("dl", { class: "tiles" }, items.map(([label, text, aside]) =>
+    el("div", null, el("dt", null, label),
+      el("dd", null, tile(text, aside || "")))));
+}
+
+// [label, value of each run] of lists of [label, value], in their order.
 function aligned(lists) {
-  const labels = new Set(lists.flatMap((list) => list.map(([label]) => label)));
   const maps = lists.map((list) => new Map(list));
+  const labels = new Set(maps.flatMap((map) => [...map.keys()]));
   return [...labels].map((label) =>
     [label, ...maps.map((map) => map.get(label) ?? "–")]);
 }
 
 function overview(runs, version) {
   const several = runs.length > 1;
-  const finals = runs.map((run) => run.finals.map(([label, text, aside]) =>
-    [label, [el("span", { class: "big" }, text), el("small", null, aside)]]));
+  const finals = ({ finals }) => finals.map(([label, text, aside]) =>
+    [label, tile(text, aside)]);
+  const notes = runs.flatMap((run) => run.notes.map((note) =>
+    el("li", null, several ? [named(run), " "] : null, note)));
   return el("header", null,
     el("div", { class: "bar" },
       el("span", { class: "quiet" }, `Mixer ${version} training report`),
       choice("Colours", [["", "Auto"], ["light", "Light"], ["dark", "Dark"]],
         (scheme) => {
           document.documentElement.style.colorScheme = scheme;
-          document.dispatchEvent(new Event("colours"));
+          redraw();
         })),
     el("h1", null, several ? `${runs.length} runs` : runs[0].name),
-    several ? scrolls("Runs compared", table(["", ...runs.map(named)],
-      [...aligned(finals), ...aligned(runs.map((run) => run.facts))],
-      { class: "compared" }))
-      : [tiles(runs[0].finals), el("dl", { class: "facts" },
-        runs[0].facts.map(([label, text]) => el("div", null,
-          el("dt", null, label), el("dd", null, text))))],
-    missing(runs));
-}
-
-function missing(runs) {
-  const lines = runs.flatMap((run) => run.notes.map((note) =>
-    el("li", null, runs.length > 1 ? [named(run), " "] : null, note)));
-  return lines.length ? el("aside", { class: "notes" },
-    el("h2", null, "What is missing here"), el("ul", null, lines)) : null;
+    several ? null : tiles(runs[0].finals),
+    table("Facts", several ? ["", ...runs.map(named)] : null,
+      aligned(runs.map((run) => several ? [...finals(run), ...run.facts]
+        : run.facts)), "facts"),
+    notes.length ? el("aside", null, el("h2", null, "What is missing here"),
+      el("ul", null, notes)) : null);
 }
 
 function settings(runs) {
-  const head = runs.length > 1 ? ["", ...runs.map(named)] : null;
-  const grid = (title, rows) => scrolls(title,
-    table(head, rows, { class: "settings" }));
+  const head = ["", ...runs.map(named)];
   const part = (title, key) => {
     const rows = aligned(runs.map((run) => run[key]));
-    return rows.length
-      ? folded(title, `${rows.length} entries`, grid(title, rows)) : null;
+    return folded(`${title}: ${rows.length} entries`,
+      table(title, head, rows, "settings"));
   };
   const different = aligned(runs.map((run) => run.settings))
     .filter(([, first, ...rest]) => rest.some((text) => text !== first));
   return section("settings", "Settings",
-    runs.length > 1 ? block("What differs", different.length
-      ? grid("Differences of the configurations", different)
-      : el("p", { class: "quiet" }, "The configurations are the same."))
-      : null,
+    different.length ? table("Differences", head, different, "settings") : null,
     part("Configuration", "settings"), part("Environment", "environment"));
 }
 
@@ -156,31 +138,121 @@ function settings(runs) {
 function byRun(id, title, runs, make) {
   const having = runs.filter((run) => run[id] && run[id].length !== 0);
   if (!having.length) return null;
-  if (runs.length === 1) return section(id, title, make(having[0]));
-  const parts = having.map((run) => folded(named(run), "", make(run)));
+  if (runs.length === 1) return section(id, title, make(having[0][id]));
+  const parts = having.map((run) => folded(named(run), make(run[id])));
   parts[0].open = true;
   return section(id, title, parts);
+}
+
+function predictions(p) {
+  const name = (label) => String(p.classes[label] ?? label);
+  const { ece, bins } = p.calibration;
+  const classes = p.by_class.map(([label, examples, correct]) =>
+    [label, examples, correct, examples ? correct / examples : 2]);
+  classes.sort((a, b) => a[3] - b[3]);
+  return [
+    el("p", { class: "quiet" }, `The split “${p.split}” with the weights of `
+      + `step ${whole(p.step)}: ${whole(p.examples)} examples.`),
+    tiles([["Accuracy", percent(p.accuracy, 2)],
+      ["Top-5 accuracy", percent(p.accuracy_top5, 2)],
+      ["Mean loss", number(p.mean_loss, 4)],
+      ["Calibration error", percent(ece, 2)]]),
+    gallery("Worst mistakes", "Wrong, highest loss first.", p.worst, name),
+    confusion(p, name),
+    el("div", { class: "halves" },
+      block("Most frequent confusions", null,
+        table("Most frequent confusions", ["label", "taken for", "times"],
+          p.pairs.map(([label, taken, count]) =>
+            [clipped(name(label)), clipped(name(taken)), whole(count)]))),
+      block("Accuracy by class", null,
+        table("Accuracy by class", ["class", "examples", "correct", "accuracy"],
+          classes.map(([label, examples, correct, share]) =>
+            [clipped(name(label)), whole(examples), whole(correct),
+              examples ? bar(share) : "–"]))),
+      block("Calibration", null,
+        table("Calibration", ["score", "examples", "mean score", "accuracy"],
+          bins.map(([low, high, count, score, accuracy]) =>
+            [`${low.toFixed(3)}–${high.toFixed(3)}`, whole(count), bar(score),
+              bar(accuracy)])))),
+    gallery("Samples", "Spread evenly over the split.", p.samples, name),
+  ];
+}
+
+function gallery(title, note, examples, name) {
+  const cards = examples.map((example) => card(example, name));
+  const rest = cards.splice(CARDS);
+  return block(title, cards.length ? note : "None in this split.",
+    el("ul", { class: "cards" }, cards),
+    rest.length ? folded(`${title}: ${rest.length} more`,
+      el("ul", { class: "cards" }, rest)) : null);
+}
+
+function card(example, name) {
+  const file = (example.file || `#${example.index}`).split("/").pop();
+  const label = name(example.label);
+  return el("li", { class: "card" },
+    el("img", { src: example.image, alt: `${file}, label ${label}`,
+      // PNGs are small images whose every pixel counts.
+      class: example.image.startsWith("data:image/png") ? "pixels" : "" }),
+    el("p", { class: "label", title: label }, label),
+    el("ol", null, example.top.map(([k, score]) => {
+      const right = k === example.label;
+      return el("li", { class: right ? "right" : "",
+        style: `--share:${100 * score}%` },
+      clipped(right ? `✓ ${name(k)}` : name(k)), el("span", null,
+        percent(score)));
+    })),
+    el("p", { class: "quiet", title: example.file }, clipped(file),
+      el("span", null, `loss ${number(example.loss, 4)}`)));
+}
+
+function confusion(p, name) {
+  const { classes, counts, elsewhere } = p.confusion;
+  const small = classes.length <= 12;
+  const taken = [...classes.map(name), "elsewhere"];
+  const rows = classes.map((label, i) => {
+    const row = [...counts[i], elsewhere[i]];
+    const sum = row.reduce((a, b) => a + b) || 1;
+    return [clipped(name(label)), ...row.map((count, j) => {
+      // A root, so that rare confusions can be seen beside the diagonal.
+      const shade = count ? 8 + 92 * Math.sqrt(count / sum) : 0;
+      return el("span", { style: `--shade:${shade}%`,
+        class: shade > 79 ? "deep" : "", title: `${name(label)}, taken for `
+          + `${taken[j]}: ${whole(count)} (${percent(count / sum)})` },
+      small || count ? String(count) : " ");
+    })];
+  });
+  return block("Confusion matrix", "A row for each label, a column for what it "
+    + "was taken for; shaded by the share of the row."
+    + (classes.length < p.classes.length
+      ? ` The ${classes.length} classes with most confusions.` : ""),
+  table("Confusion matrix", ["", ...taken.map(clipped)], rows,
+    small ? "matrix" : "matrix dense"));
+}
+
+function weights(figures) {
+  return el("div", { class: "figures" }, figures.map((figure) =>
+    el("figure", null, el("img", { src: figure.image, class: "pixels",
+      alt: `${figure.title}: small pictures of weights`,
+      width: figure.width * Math.max(1, Math.floor(400 / figure.width)) }),
+    el("figcaption", null, el("strong", null, figure.title), " ",
+      figure.caption))));
 }
 
 function main() {
   const data = JSON.parse(document.getElementById("data").textContent);
   const runs = data.runs.map((run, i) => ({ ...run, colour: colour(i) }));
-  const curves = curvesSection(runs);
-  const parts = [
-    curves.node,
+  const parts = [curves(runs),
     byRun("predictions", "Predictions", runs, predictions),
     byRun("weights", "Weights", runs, weights),
-    settings(runs),
-  ].filter(Boolean);
+    settings(runs)].filter(Boolean);
   document.getElementById("report").append(overview(runs, data.version),
     el("nav", null, parts.map((part) => el("a", { href: `#${part.id}` },
       part.querySelector("h2").textContent))), ...parts);
-  curves.draw();
-  // Paper can't be unfolded.
-  addEventListener("beforeprint", () => {
-    document.querySelectorAll("details").forEach((node) => {
+  addEventListener("beforeprint", () => {  // Paper can't be unfolded.
+    document.querySelectorAll("details:not(.records)").forEach((node) => {
       node.open = true;
     });
-    curves.draw();
+    redraw();
   });
 }

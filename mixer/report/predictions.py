@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,14 +17,11 @@ from mixer.datasets import split as split_lib
 from mixer.errors import UserError
 from mixer.insight import kernels
 
-# How many there are at most: rows of the confusion matrix, pairs of classes,
-# examples of a kind, units in a figure; and classes in the table, where they
-# are more than `_ALL_CLASSES`.
+# At most: rows of the confusion matrix, pairs of classes, examples of a kind,
+# units in a figure. A table of more than _ALL_CLASSES has the worst.
 _MATRIX, _PAIRS, _EXAMPLES, _UNITS, _WORST_CLASSES = 30, 30, 24, 64, 100
-_ALL_CLASSES = 1_000
-_BINS = 15
-# Images up to so many pixels a side are PNGs of every pixel; others JPEGs of
-# this quality, at most so many pixels a side.
+_ALL_CLASSES, _BINS = 1_000, 15
+# Images of at most _EXACT pixels a side become PNGs, others JPEGs.
 _EXACT, _LARGEST, _QUALITY = 64, 192, 85
 
 
@@ -44,12 +42,10 @@ def gather(
     parts.append(part)
   rows = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
   metrics = counts.metrics()
-  figures, notes = _figures(_shown_weights(params, mesh), config)
+  figures, notes = _figures(params, config, mesh)
   if broken := metrics.get("not_numbers"):
-    notes.append(
-      f"{broken:,} of the {metrics['examples']:,} examples have a NaN among "
-      "their logits: they count as wrong, as no class, and leave no mean loss."
-    )
+    said = "examples have a NaN among their logits and count as wrong."
+    notes.append(f"{broken:,} of the {metrics['examples']:,} {said}")
 
   def example(i: int) -> dict[str, Any]:
     (record,), data = split.read([i]), config.data
@@ -60,36 +56,38 @@ def gather(
     return {
       "index": i,
       "label": int(rows["label"][i]),
-      "loss": float(rows["loss"][i]),
+      "loss": _finite(rows["loss"][i]),
       "top": [[int(k), float(p)] for k, p in top if k != evaluate.NO_CLASS],
       "file": errors.printable(record.get("file_name", "")),
       "image": thumbnail(image),
     }
 
+  samples = kernels.evenly(len(split), _EXAMPLES).tolist()
   predictions = {
     "split": split.expression,
     "step": step,
     "examples": metrics["examples"],
-    "classes": trained.names_for_people(split.class_names),
+    "classes": list(trained.names_for_people(split.class_names)),
     "accuracy": metrics["accuracy"],
     "accuracy_top5": metrics["accuracy_top5"],
-    "mean_loss": metrics["loss"],
-    **_confusions(counts.confusion, rows["label"]),
+    "mean_loss": _finite(metrics["loss"]),
+    **_confusions(counts),
     "calibration": _calibration(rows),
     "worst": [example(i) for i in _worst(rows)],
-    "samples": [
-      example(i) for i in kernels.evenly(len(split), _EXAMPLES).tolist()
-    ],
+    "samples": [example(i) for i in samples],
   }
   content = {"predictions": predictions, "weights": figures, "notes": notes}
   return metrics, {"step": step, **content}
 
 
-def _worst(rows: Mapping[str, np.ndarray]) -> list[int]:
-  """Wrong predictions, the highest loss first.
+def _finite(value: Any) -> float | None:
+  return float(value) if math.isfinite(value) else None
 
-  Before them NaNs; last an infinite loss, as its class has no output: no image
-  could have been right.
+
+def _worst(rows: Mapping[str, np.ndarray]) -> list[int]:
+  """Wrong predictions: NaNs, then the highest loss, then infinite losses.
+
+  A loss is infinite where the model has no output for the class.
   """
   first, loss = rows["classes"][:, 0], rows["loss"].astype(np.float64)
   rank = np.where(np.isfinite(loss), -loss, np.inf)
@@ -98,36 +96,31 @@ def _worst(rows: Mapping[str, np.ndarray]) -> list[int]:
   return wrong[np.argsort(rank[wrong], kind="stable")][:_EXAMPLES].tolist()
 
 
-def _confusions(confusion: Any, label: np.ndarray) -> dict[str, Any]:
-  """Of a sparse matrix: the pairs, a part to show, and a table of classes."""
-  totals = np.bincount(label, minlength=confusion.shape[0])
-  table = np.stack([np.arange(len(totals)), totals, confusion.diagonal()], 1)
-  found = confusion.tocoo()
-  wrong = (found.row != found.col) & (found.data > 0)
-  pairs = np.stack([found.row, found.col, found.data], 1)[wrong]
-  pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0], -pairs[:, 2]))]
-  # All classes, or those that are mistaken most: others would leave it empty
-  # beside its diagonal.
-  matrix = list(range(len(table)))
-  if len(table) > _MATRIX:
-    mistaken = dict.fromkeys(pairs[:, :2].ravel().tolist())
-    matrix = sorted(list(mistaken or matrix)[:_MATRIX])
-  dense = confusion[matrix][:, matrix].toarray()
-  elsewhere = totals[matrix] - dense.sum(axis=1)
-  if len(table) > _ALL_CLASSES:
-    # The worst; of equal shares those of more examples, which say more.
-    table = table[totals > 0]
-    label, examples, correct = table.T
-    order = np.lexsort((label, -examples, correct / examples))
-    table = table[order[:_WORST_CLASSES]]
+def _confusions(counts: evaluate.ConfusionCounts) -> dict[str, Any]:
+  """The largest pairs of classes, a part of the matrix, a table of classes."""
+  table = [[row.label, row.examples, row.correct] for row in counts.classes()]
+  cells = counts.confusion.tocoo()
+  cells = np.stack([cells.row, cells.col, cells.data], 1).tolist()
+  wrong = [cell for cell in cells if cell[0] != cell[1]]
+  pairs = sorted(wrong, key=lambda cell: (-cell[2], cell[0], cell[1]))
+  shown = [*range(len(table))]
+  if len(table) > _MATRIX:  # Those that are confused most.
+    confused = dict.fromkeys(k for pair in pairs for k in pair[:2])
+    shown = sorted([*(confused or shown)][:_MATRIX])
+  dense = counts.confusion[shown][:, shown].toarray()
+  elsewhere = [table[k][1] for k in shown] - dense.sum(axis=1)
+  if len(table) > _ALL_CLASSES:  # Of equal accuracy those of more examples.
+    known = [row for row in table if row[1]]
+    known.sort(key=lambda row: (row[2] / row[1], -row[1], row[0]))
+    table = known[:_WORST_CLASSES]
   return {
     "confusion": {
-      "classes": matrix,
+      "classes": shown,
       "counts": dense.tolist(),
       "elsewhere": elsewhere.tolist(),
     },
-    "pairs": pairs[:_PAIRS].tolist(),
-    "by_class": table.tolist(),
+    "pairs": pairs[:_PAIRS],
+    "by_class": table,
   }
 
 
@@ -137,11 +130,10 @@ def _calibration(rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
   Guo et al. 2017, arXiv 1706.04599, section 3: bin m of M has the scores in
   ((m - 1) / M, m / M]. Without NaNs.
   """
-  predicted = rows["classes"][:, 0]
-  sound = predicted != evaluate.NO_CLASS
+  sound = rows["classes"][:, 0] != evaluate.NO_CLASS
+  right = (rows["classes"][:, 0] == rows["label"])[sound]
   # A probability may be rounded to a little more than 1.
   scores = np.clip(rows["scores"][sound, 0].astype(np.float64), 0, 1)
-  right = (predicted == rows["label"])[sound]
   edges = np.linspace(0, 1, _BINS + 1)
   place = np.searchsorted(edges[1:-1], scores, side="left")
   weights = np.ones_like(scores), scores, right
@@ -149,13 +141,13 @@ def _calibration(rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
   used = sums[0] > 0
   count, score, accuracy = sums[:, used]
   score, accuracy = score / count, accuracy / count
-  ece = (count / max(count.sum(), 1) * np.abs(accuracy - score)).sum()
+  ece = (count / max(len(scores), 1) * np.abs(accuracy - score)).sum()
   bins = np.stack([edges[:-1][used], edges[1:][used], count, score, accuracy])
   return {"ece": float(ece) if len(count) else None, "bins": bins.T.tolist()}
 
 
 def thumbnail(image: np.ndarray) -> str:
-  """A data URI of an image, uint8 `[H, W, 3]`."""
+  """A data URI of an image, uint8 `[H, W, 3]`, at most 192 px a side."""
   pil = Image.fromarray(image)
   if max(pil.size) <= _EXACT:
     return _uri(pil, "png", optimize=True)
@@ -170,66 +162,45 @@ def _uri(image: Image.Image, kind: str, **options: Any) -> str:
   return f"data:image/{kind};base64,{encoded}"
 
 
-def _shown_weights(params: Any, mesh: Mesh) -> dict[str, Any]:
-  """Brings to every host the few weights that are shown, and no more.
-
-  Kernels of the stem, and of the token mixing of three blocks.
-  """
-  shown: dict[str, Any] = {"stem": {"kernel": params["stem"]["kernel"]}}
-  count = sum(name.startswith("MixerBlock_") for name in params)
-  for i in sorted({0, count // 2, count - 1}) if count else ():
-    mlp = params[f"MixerBlock_{i}"]["token_mixing"]
-    kernel = mlp["Dense_0"]["kernel"]
-    # An MLP for each channel can be larger than a host.
-    if kernel.ndim == 2:
-      block = {"token_mixing": {"Dense_0": {"kernel": kernel}}}
-      shown[f"MixerBlock_{i}"] = block
-  everywhere = sharding.replicated(mesh)
-  return jax.device_get(jax.jit(lambda x: x, out_shardings=everywhere)(shown))
-
-
 def _figures(
-  params: Mapping[str, Any], config: config_lib.Config
+  params: Any, config: config_lib.Config, mesh: Mesh
 ) -> tuple[list[dict[str, Any]], list[str]]:
-  """Figures 5 to 7 of the paper in small, and notes on what isn't drawn."""
-  found, notes, data = [], [], config.data
-  patch = params["stem"]["kernel"].shape[0]
-  height, width = config_lib.image_size(config)
-  grid = height // patch, width // patch
-  if config.model.token_mixing != "shared":
-    notes.append(
-      "No token-mixing weights are drawn: each channel has an MLP of its own "
-      f"(model.token_mixing={config.model.token_mixing})."
-    )
-
-  def draw(title: str, images: np.ndarray, what: str) -> None:
-    # Pairs of a unit and its closest inverse stay together.
-    shown = kernels.some_pairs(images, _UNITS)
-    picture = kernels.montage(shown, min(8, len(images)))
-    figure = {"title": title, "width": picture.shape[1]}
-    figure["caption"] = f"{len(shown)} of {len(images):,} {what}"
-    figure["image"] = _uri(Image.fromarray(picture), "png", optimize=True)
-    found.append(figure)
-
-  blocks = sorted(int(name.split("_")[1]) for name in params if name != "stem")
-  for block in (None, *blocks):
+  """Figures 5 to 7 of the paper in small; notes on weights without one."""
+  shown, figures, notes = {"Stem": params["stem"]["kernel"]}, [], []
+  count, data = sum(name.startswith("Mixer") for name in params), config.data
+  for i in sorted({0, count // 2, count - 1}) if count else ():
+    kernel = params[f"MixerBlock_{i}"]["token_mixing"]["Dense_0"]["kernel"]
+    if kernel.ndim == 2:  # An MLP for each channel can be larger than a host.
+      shown[f"Token mixing, block {i}"] = kernel
+  if len(shown) == 1:
+    notes.append("Token mixing is not drawn: each channel has its own MLP.")
+  everywhere = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
+  fetched, patch = jax.device_get(everywhere(shown)), shown["Stem"].shape[0]
+  rows, columns = (n // patch for n in config_lib.image_size(config))
+  for title in shown:
     try:
-      if block is None:
-        draw(
-          "Stem",
-          kernels.stem_kernels(params),
+      if title == "Stem":
+        images = kernels.stem_kernels(fetched[title])
+        what = (
           f"kernels of {patch} x {patch} pixels, low frequencies first; each "
-          "scaled by its largest weight, mid-grey is 0.",
+          "scaled by its largest weight, mid-grey is 0."
         )
-        continue
-      places = kernels.token_places(grid, data.permute, data.permute_seed)
-      draw(
-        f"Token mixing, block {block}",
-        kernels.token_units(params, block, grid, places),
-        f"hidden units: how each weighs the {grid[0]} x {grid[1]} tokens; red "
-        "above 0, blue below, each scaled by its largest weight. Low "
-        "frequencies first, each beside its closest inverse.",
-      )
+      else:
+        grid = rows, columns
+        places = kernels.token_places(grid, data.permute, data.permute_seed)
+        images = kernels.token_units(fetched[title], grid, places)
+        what = (
+          f"hidden units: how each weighs the {rows} x {columns} tokens; red "
+          "above 0, blue below, each scaled by its largest weight. Low "
+          "frequencies first, each beside its closest inverse."
+        )
     except UserError as e:
-      notes.append(f"Weights that are not drawn: {e}")
-  return found, notes
+      notes.append(f"{title} is not drawn: {e}")
+      continue
+    some = kernels.some_pairs(images, _UNITS)
+    picture = kernels.montage(some, min(8, len(images)))
+    figure = {"title": title, "width": picture.shape[1]}
+    figure["caption"] = f"{len(some)} of {len(images):,} {what}"
+    figure["image"] = _uri(Image.fromarray(picture), "png", optimize=True)
+    figures.append(figure)
+  return figures, notes

@@ -1,6 +1,5 @@
 """What `python -m mixer report` and a run's end write, looked at again."""
 
-import json
 import shutil
 
 import numpy as np
@@ -84,9 +83,8 @@ def check(made, run):
   for example in got["samples"] + got["worst"]:
     kind, pixels = test_report.decoded(example["image"])
     assert (kind, pixels.shape) == ("PNG", (16, 16, 3))
-    record = split[example["index"]]
-    assert example["label"] == record["label"]
-    assert example["label"] == rows["label"][example["index"]]
+    label = split[example["index"]]["label"]
+    assert example["label"] == label == rows["label"][example["index"]]
   assert len(found["weights"]) == 3
   return found
 
@@ -113,7 +111,6 @@ def test_it_evaluates_once(made, run, command, monkeypatch):
   assert out.startswith(
     "one: steps 20 of 20 (0.5 epochs), 32 images each, Accuracy 25.00%"
   )
-  assert "397 predictions at step 4" in out
   assert all(f"  note: {note}" in out for note in found["notes"])
   assert out.endswith(f"written to    {run}/report.html\n")
   monkeypatch.setattr(report, "_evaluate", None)  # Not a second time.
@@ -135,12 +132,12 @@ def test_several_and_those_without_a_model(
   found = data(run.parent / "report.html")
   assert [r["name"] for r in found] == names
   assert [bool(r["predictions"]) for r in found] == [True, False, False]
-  assert "aren't known: there is no checkpoint in " in out
+  assert "are not known: there is no checkpoint in " in out
   assert out.endswith("written to    report.html\n")
 
 
 def test_without_evaluation(run, command, tmp_path):
-  target = tmp_path / "x.html"
+  target = tmp_path / "new" / "x.html"
   out = command(run, "--no-evaluate", "-o", target)
   assert "note: Predictions and weights: none" in out
   assert data(target)[0]["predictions"] is None
@@ -149,41 +146,29 @@ def test_without_evaluation(run, command, tmp_path):
 
 
 def test_checkpoints_that_cannot_be_evaluated(run, tmp_path, config, command):
-  for name, key, value, said in (
-    ("a", "data", {"name": "imagenet2012"}, "data set imagenet2012"),
-    (
-      "b",
-      "model",
-      {"hidden_dim": 40},
-      "weights of another model than the conf",
-    ),
-  ):
+  def change(metadata):
+    metadata["config"]["data"] |= {"name": "imagenet2012"}
 
-    def change(metadata, key=key, value=value):
-      metadata["config"][key] |= value
-
-    test_report.save_checkpoint(tmp_path / name, config, change)
-    test_report.make_run(tmp_path / name, config)
-    out = command(tmp_path / name, f"--data_dir={tmp_path}")
-    assert "note: Checkpoint 4 isn't evaluated: " in out and said in out
-    assert data(tmp_path / name / "report.html")[0]["curves"]
+  test_report.save_checkpoint(tmp_path / "a", config, change)
+  test_report.make_run(tmp_path / "a", config)
+  out = command(tmp_path / "a", f"--data_dir={tmp_path}")
+  assert "note: Checkpoint 4 is not evaluated: data set imagenet2012" in out
+  assert data(tmp_path / "a" / "report.html")[0]["curves"]
   files = (run / "checkpoints" / "4" / "ema").rglob("*")
   states.flip(
     max((p for p in files if p.is_file()), key=lambda p: p.stat().st_size)
   )
   out = command(run)
-  assert "note: Checkpoint 4 isn't evaluated: checkpoint" in out
+  assert "note: Checkpoint 4 is not evaluated: checkpoint" in out
   assert "is damaged" in out and (run / "report.html").exists()
 
 
 def test_mistakes(made, tmp_path, command):
   for args, said in (
     ([tmp_path / "nowhere"], "has no config.json"),
-    ([tmp_path], "has no config.json"),
     ([made[0], "-o", "/dev/null/x.html"], "x.html can't be written: "),
-    ([made[0], "-o", tmp_path], "is a folder: name a file"),
+    ([made[0], "-o", tmp_path], "it is a folder; name a file"),
   ):
     assert said in command(*args, code=1)
-  stored = json.loads((made[0] / "config.json").read_text())
-  (tmp_path / "config.json").write_text(json.dumps(stored | {"a": 1}))
+  (tmp_path / "config.json").write_text("{")
   assert "config.json" in command(tmp_path, code=1)
