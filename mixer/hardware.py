@@ -1,14 +1,18 @@
-"""Accelerators by name: what a chip can do, how a slice of them is wired.
+"""Accelerators by name: data sheets, how slices are wired, their compilers.
 
-Names of slices are those of Google's accelerator types, where v5e and v6e
-count chips, and v3, v4 and v5p count TensorCores, two a chip: v5p-64 has 32
-chips. For GPUs they count GPUs, as in h100-8.
+Slices have the names of Google's accelerator types: v5e and v6e count chips;
+v3, v4 and v5p count TensorCores, two a chip: v5p-64 has 32 chips. Names of GPUs
+count GPUs, as in h100-8. XLA's compilers for TPUs (libtpu, of `jax[tpu]`) and
+NVIDIA GPUs (`jax[cuda13]`) need no device, only its description.
 """
 
 import dataclasses
+import importlib.metadata
 import math
+import pathlib
 import re
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from mixer.errors import UserError
 
@@ -53,29 +57,15 @@ CHIPS = (
 )
 # Peaks of devices that nothing more is known of here.
 _OTHER_PEAKS = (
-  ("H100 PCIe", 756e12),
-  ("H100 NVL", 835e12),
-  (r"\bL4\b", 121e12),
-  (r"V100", 125e12),
+  *(("H100 PCIe", 756e12), ("H100 NVL", 835e12)),
+  *((r"\bL4\b", 121e12), (r"V100", 125e12)),
 )
-# Slices that Google lets, as grids of chips.
-_2D = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
-_3D = (
-  *((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8)),
-  *((4, 8, 8), (8, 8, 8), (8, 8, 16)),
-)
-_V3 = (_2D[1], *_2D[3:], (16, 32), (32, 32))
+# Slices that Google rents, as grids of chips.
+_2D = "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16".split()
+_3D = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16".split()
+_V3 = "2x2 4x4 4x8 8x8 8x16 16x16 16x32 32x32".split()
 _GRIDS = {"v3": _V3, "v4": _3D, "v5e": _2D, "v5p": _3D, "v6e": _2D}
-_SLICES = {k: {math.prod(g): g for g in grids} for k, grids in _GRIDS.items()}
 _COUNTS_CORES = ("v3", "v4", "v5p")
-# As others write it: gcloud, SkyPilot, Slurm and people.
-_SPELLINGS = (
-  (r"[\s_]+", "-"),
-  (r"^(nvidia|tpu)-", ""),
-  (r"^v(\d)-?lite(pod)?", r"v\1e"),
-  (r"^(\d+)-?x-?(\w+)$", r"\2-\1"),
-  (r"^(\w+?)-?[x:]-?(\d+)$", r"\1-\2"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +95,16 @@ class Slice:
     here = self.num_devices / self.num_hosts
     return self.chip.host_cores * here / self.chip.host_devices
 
+  @property
+  def program_memory(self) -> int:
+    """Bytes of a device's memory that a program can have.
+
+    Of a TPU's, XLA keeps a part to itself: 16 GiB leave 15.75. Of a GPU's, JAX
+    takes 75 % (XLA_PYTHON_CLIENT_MEM_FRACTION).
+    """
+    memory = self.chip.memory
+    return round(memory - 2**28 if self.grid else memory * 0.75)
+
   def all_reduce_seconds(self, size: float) -> float:
     """Time to sum `size` bytes of every device over all devices.
 
@@ -112,24 +112,62 @@ class Slice:
     one for each that is a line; two TensorCores of a chip share them. On GPUs
     inside each host, then of an eighth between hosts.
     """
-    if self.num_devices == 1:
-      return 0.0
+
+    def ring(length: int, size: float, bandwidth: float) -> float:
+      return 2 * size * (length - 1) / length / bandwidth if length > 1 else 0.0
+
     if self.grid:
       links = sum(2 if self._is_ring(n) else 1 for n in self.grid if n > 1)
-      n = self.num_chips
-      return 2 * size * (n - 1) / n / (links * self.chip.link)
+      return ring(self.num_chips, size, links * self.chip.link)
     here = min(self.num_devices, self.chip.host_devices)
-    seconds = 2 * size * (here - 1) / here / self.chip.link
-    hosts = self.num_hosts
-    if hosts > 1:
-      seconds += 2 * size / here * (hosts - 1) / hosts / self.chip.network
-    return seconds
+    inside = ring(here, size, self.chip.link)
+    return inside + ring(self.num_hosts, size / here, self.chip.network)
 
   def _is_ring(self, length: int) -> bool:
     """Whether an axis of the grid is wired from its end to its start."""
     if self.chip.name in ("v4", "v5p"):
       return all(n % 4 == 0 for n in self.grid)  # Whole cubes of 4 x 4 x 4.
     return length == {"v3": 32}.get(self.chip.name, 16)
+
+  @property
+  def compiler(self) -> str:
+    """The name and version of its compiler; UserError if there is none."""
+    if self.chip.name in ("v4", "a100", "h200"):
+      raise UserError(
+        f"there is no compiling for {self.chip.name}: libtpu describes a v4 as "
+        "two devices, and of GPUs only the H100 is described here; take "
+        "--hardware=h100-8 or a v5e, v5p or v6e slice."
+      )
+    package, extra = (
+      ("libtpu", "tpu") if self.grid else ("jax-cuda13-plugin", "gpu")
+    )
+    try:
+      version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError as e:
+      raise UserError(
+        f"the compiler for {self.name} isn't installed: `pip install -e "
+        f'".[{extra}]"`, or make setup-{extra}, brings it; it needs no device.'
+      ) from e
+    return f"{package} {version}, jax {importlib.metadata.version('jax')}"
+
+  def describe_devices(self) -> list[Any]:
+    """Its devices, which needn't exist, for the compiler."""
+    from jax.experimental import topologies
+
+    words: dict[str, Any]
+    if self.grid:
+      grid = "x".join(map(str, self.grid))
+      words = {"platform": "tpu", "topology_name": f"{self.chip.name}:{grid}"}
+      if self.num_hosts == 1 and self.num_chips != 4:  # One host has all.
+        words["chips_per_host_bounds"] = (*self.grid, 1, 1)[:3]
+    else:
+      # XLA's own description of an H100 SXM, a GpuTargetConfigProto as text.
+      target = pathlib.Path(__file__).parent / "h100.txt"
+      here = min(self.num_devices, self.chip.host_devices)
+      words = {"platform": "cuda", "topology_name": "h100"}
+      words["target_config"] = target.read_text("utf-8")
+      words["topology"] = f"1x{self.num_hosts}x{here}"
+    return list(topologies.get_topology_desc(**words).devices)
 
 
 def peak(device_kind: str) -> float | None:
@@ -140,36 +178,30 @@ def peak(device_kind: str) -> float | None:
   return None
 
 
-def names() -> dict[str, list[str]]:
-  """The slices there are, by chip; GPUs may be any multiple of 8 as well."""
-  return {
-    chip.name: [
-      f"{chip.name}-{n * (2 if chip.name in _COUNTS_CORES else 1)}"
-      for n in _SLICES.get(chip.name, (1, 2, 4, 8, 16))
-    ]
-    for chip in CHIPS
-  }
+def _slices() -> Iterator[Slice]:
+  for chip in CHIPS:
+    for text in _GRIDS.get(chip.name, ()):
+      grid = tuple(map(int, text.split("x")))
+      n = math.prod(grid)
+      named = 2 * n if chip.name in _COUNTS_CORES else n
+      yield Slice(f"{chip.name}-{named}", chip, n, grid)
+    for n in () if chip.name in _GRIDS else (1, 2, 4, *range(8, 1025, 8)):
+      yield Slice(f"{chip.name}-{n}", chip, n)
+
+
+SLICES = {found.name: found for found in _slices()}
 
 
 def parse(name: str) -> Slice:
-  """The slice of a name such as "v5e-64"; also as others write it, "8xH100".
-
-  Raises:
-    UserError: no such name; lists those that there are.
-  """
-  text = name.strip().lower()
-  for pattern, by in _SPELLINGS:
-    text = re.sub(pattern, by, text)
-  kind, _, count = text.partition("-")
-  chip = next((c for c in CHIPS if c.name == kind), None)
-  known = names().get(kind, [])
-  is_gpu = kind not in _SLICES
-  more = re.fullmatch("[1-9][0-9]{0,5}", count) and int(count) % 8 == 0
-  if not chip or not (text in known or (is_gpu and more)):
-    listed = known or [f"{g[0]} to {g[-1]}" for g in names().values()]
+  """The slice of a name such as "v5e-64", "v5litepod-64" or "8xH100"."""
+  text = name.lower().replace("v5litepod", "v5e")
+  text = re.sub(r"^(\d+)x(\w+)$", r"\2-\1", text)
+  if text not in SLICES:
+    kind = text.partition("-")[0]
+    known = [n for n in SLICES if n.startswith(f"{kind}-")][:12]
+    known = known or [f"{chip.name}-8" for chip in CHIPS]
     raise UserError(
-      f"--hardware={name} is no slice; there are {', '.join(listed)} (v3, v4 "
-      "and v5p count TensorCores, two a chip; GPUs come in any multiple of 8)."
+      f"--hardware={name} is no slice; take {', '.join(known)} ... (v3, v4 and "
+      "v5p count TensorCores, two a chip; GPUs come in multiples of 8)."
     )
-  chips = int(count) // (2 if kind in _COUNTS_CORES else 1)
-  return Slice(text, chip, chips, () if is_gpu else _SLICES[kind][chips])
+  return SLICES[text]

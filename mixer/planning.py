@@ -1,15 +1,11 @@
 """Predicts what a run takes: memory, communication, time.
 
 `predict` applies the formulas of docs/scaling.md to the model's shape and the
-data sheets in `hardware`. `compile_step` asks XLA's compilers for TPUs (libtpu,
-of `jax[tpu]`) and NVIDIA GPUs (`jax[cuda13]`), which need no device, only its
-description: what they say of memory is what a run will meet.
+data sheets in `hardware`; `compile_step` asks XLA's compiler for the slice,
+whose numbers of memory are what a run will meet.
 """
 
-import dataclasses
-import importlib.metadata
 import math
-import pathlib
 import re
 import time
 from typing import Any
@@ -17,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from mixer import config as config_lib
@@ -32,15 +27,11 @@ _LINK_SHARE = 0.8
 # Images/s that one core decodes, crops and resizes to 224 px from 500 x 375
 # JPEGs, with RandAugment and without (docs/recipes.md: half of two cores).
 _CORE_RATE = {True: 1_000.0, False: 1_200.0}
-# Of TPU memory XLA keeps a part to itself: 16 GiB leave 15.75 for a program.
-_RESERVED = 2**28
-# What JAX takes of a GPU's memory, by XLA_PYTHON_CLIENT_MEM_FRACTION.
-_GPU_SHARE = 0.75
 # How many arrays as large as a block's activations are kept for the backward
 # pass, of those of width C and of those of widths T and F. Fitted to what the
 # compilers reserve: that for TPUs computes GELU and LayerNorm anew, that for
-# GPUs keeps what they give out too, and on several puts off the kernels'
-# gradients with what these need.
+# GPUs keeps their results too, and on several delays the kernels' gradients and
+# keeps what these need.
 _KEPT = {"tpu": (2, 1), "gpu": (4, 2), "gpus": (6, 2)}
 _REMAT_KEPT = {"pre_activations": (2, 1), "block": (1, 0)}
 # How often the activations of a block go through memory, counted in those of
@@ -50,71 +41,13 @@ _NARROW, _WIDE = 24, 17
 # On more chips libtpu sums arrays of a Mixer's size on all of them where it
 # could scatter or gather them.
 _SCATTERS = 16
-# XLA's own description of an H100 SXM, as a GpuTargetConfigProto in text form.
-_H100 = pathlib.Path(__file__).parent / "h100.txt"
 # Without a GPU nothing can be timed, so no kernel can be chosen by its time.
 _GPU_OPTIONS = {
   "xla_gpu_autotune_level": 0,
   "xla_gpu_enable_triton_gemm": False,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """What is predicted: bytes, seconds and FLOP, mostly of one update."""
-
-  target: hardware.Slice
-  steps: int  # Updates of the run.
-  batch_size: int
-  parameters: int
-  flop: int  # Of all devices together.
-  weights: int  # On one device, as all that follow.
-  optimizer: int  # Its state, and the average of the weights.
-  batch: int  # As it is shipped.
-  activations: int  # Alive at once.
-  gradients: int  # Alive at once.
-  limit: int  # What of a device's memory a program can have.
-  reduced: int  # Sent to sum gradients and to gather weights.
-  traffic: int  # To and from memory.
-  seconds: dict[str, float]  # By "matmuls", "memory", "links", "input".
-  host_images: float  # Images/s that each host has to deliver.
-  host_cores: float  # That this takes.
-
-  @property
-  def arguments(self) -> int:
-    """Bytes of state and batch, on one device."""
-    return self.weights + self.optimizer + self.batch
-
-  @property
-  def memory(self) -> int:
-    """Bytes that are alive at once on one device."""
-    return self.arguments + self.activations + self.gradients
-
-  @property
-  def fits(self) -> bool:
-    """Whether that is less than there is."""
-    return self.memory <= self.limit
-
-  @property
-  def step_seconds(self) -> float:
-    """The longest, as if they overlapped perfectly."""
-    return max(self.seconds.values())
-
-  @property
-  def bottleneck(self) -> str:
-    """Which that is."""
-    return max(self.seconds, key=lambda what: self.seconds[what])
-
-  @property
-  def chip_hours(self) -> float:
-    """Of the whole slice, without start, evaluation and saving."""
-    return self.steps * self.step_seconds / 3600 * self.target.num_chips
-
-  @property
-  def mfu(self) -> float:
-    """FLOP over what all devices could do in the time of an update."""
-    could = self.target.num_devices * self.target.chip.flops
-    return self.flop / could / self.step_seconds
+# The parts of a step; it takes as long as the longest, if they overlap.
+TIMES = ("matmuls", "memory", "links", "input")
 
 
 def predict(
@@ -124,80 +57,82 @@ def predict(
   num_classes: int,
   cores: float | None = None,
   core_rate: float | None = None,
-) -> Plan:
-  """Applies the formulas to a config that is valid for the slice.
+) -> dict[str, float]:
+  """The numbers of a plan by name, for a config that is valid for the slice.
 
-  Args:
-    config: of the run.
-    target: the slice.
-    examples: of the training split.
-    num_classes: K.
-    cores: of each host, for the input; None: as usual for the slice.
-    core_rate: images/s of one; None: as measured.
+  `examples` are of the training split; `cores` of each host and the images/s of
+  one are, by default, as usual for the slice and as measured. Memory,
+  communication and traffic are bytes of one device.
   """
   c, n, chip = config, target.num_devices, target.chip
-  steps = durations.plan(c, examples)
-  trainer = train_step.Trainer(c, steps, num_classes, abstract_mesh(c, n))
+  steps, f = durations.plan(c, examples), c.sharding.fsdp
+  mesh: Any = AbstractMesh((n // f, f), sharding.AXES, (AxisType.Auto,) * 2)
+  trainer = train_step.Trainer(c, steps, num_classes, mesh)
   model, state = trainer.model, trainer.abstract
   trained = optim.split(c, state.params)[0]
-  parameters = _size(state.params)
+  parameters, accumulate = _size(state.params), c.optimizer.accumulate
   images, size = c.batch_size // n, config_lib.image_size(c)
   pixels, width = math.prod(size), np.dtype(model.dtype).itemsize
   blocks = _blocks(model, size)
+  optimizer = _bytes_here(state.opt_state)
+  found = {
+    "devices": n,
+    "hosts": target.num_hosts,
+    "batch": c.batch_size,
+    "training examples": examples,
+    "classes": num_classes,
+    "updates": steps.total,
+    "parameters": parameters,
+    "operations an update": train_step.update_flop(model, c) * c.batch_size,
+  }
+
+  kept = width * _kept(c, blocks, target)
+  kept += 6 * pixels * (2 + width / 2) + 12 * num_classes
+  memory = {
+    "weights": _bytes_here(state.params),
+    "optimizer, average": optimizer + _bytes_here(state.ema),
+    "images": images * (3 * pixels + 4),
+    "activations": round(images / accumulate * kept),
+    "gradients": (1 + (accumulate > 1)) * _bytes_here(trained),
+  }
+  found |= memory | {"memory": sum(memory.values())}
+
   # Bytes that an image's activations and gradients move.
   each = width * sum(_NARROW * a + _WIDE * b for a, b in blocks)
   each *= 1.0 if c.model.remat == "none" else 4 / 3
   each *= 2 if c.optimizer.sam_rho else 1
-  opt_bytes = _bytes_here(state.opt_state)
-  shards = 4 * _size(state.opt_state) / opt_bytes if opt_bytes else 1.0
+  shards = 4 * _size(state.opt_state) / optimizer if optimizer else 1.0
   traffic = round(images * (each + 24 * pixels + 16 * num_classes))
   traffic += round((150 + 24 / shards) * parameters)
-  kept = width * _kept(c, blocks, target)
-  kept += 6 * pixels * (2 + width / 2) + 12 * num_classes
-  reduced = _reduced(c, target, _size(trained), parameters)
+  sent = _sent(c, target, _size(trained), parameters)
   # A ring's bytes as those of the sum of one array.
-  summed = reduced * n / (2 * (n - 1)) if n > 1 else 0.0
-  flop = train_step.update_flop(model, c) * c.batch_size
+  summed = sent * n / (2 * (n - 1)) if n > 1 else 0.0
   rate = core_rate or _CORE_RATE[bool(c.data.randaugment_layers)]
-  seconds = {
-    "matmuls": flop / (n * chip.flops * MATMUL_SHARE),
-    "memory": traffic / (chip.bandwidth * _MEMORY_SHARE),
-    "links": target.all_reduce_seconds(summed) / _LINK_SHARE,
-    "input": c.batch_size
-    / (target.num_hosts * (cores or target.host_cores) * rate),
-  }
-  host_images = c.batch_size / target.num_hosts / max(seconds.values())
-  return Plan(
-    target=target,
-    steps=steps.total,
-    batch_size=c.batch_size,
-    parameters=parameters,
-    flop=flop,
-    weights=_bytes_here(state.params),
-    optimizer=opt_bytes + _bytes_here(state.ema),
-    batch=images * (3 * pixels + 4),
-    activations=round(images / c.optimizer.accumulate * kept),
-    gradients=(1 + (c.optimizer.accumulate > 1)) * _bytes_here(trained),
-    limit=_limit(target),
-    reduced=reduced,
-    traffic=traffic,
-    seconds=seconds,
-    host_images=host_images,
-    host_cores=host_images / rate,
+  decoded = target.num_hosts * (cores or target.host_cores) * rate
+  seconds = (
+    found["operations an update"] / (n * chip.flops * MATMUL_SHARE),
+    traffic / (chip.bandwidth * _MEMORY_SHARE),
+    target.all_reduce_seconds(summed) / _LINK_SHARE,
+    c.batch_size / decoded,
   )
+  host_images = c.batch_size / target.num_hosts / max(seconds)
+  hours = steps.total * max(seconds) / 3600
+  return found | {
+    "communication": sent,
+    "memory traffic": traffic,
+    "images to decode": host_images,
+    "cores": host_images / rate,
+    **{f"time of {k}": s for k, s in zip(TIMES, seconds, strict=True)},
+    "time of an update": max(seconds),
+    "images a second": c.batch_size / max(seconds),
+    "time of the run": hours,
+    "chip-hours": hours * target.num_chips,
+  }
 
 
-def _limit(target: hardware.Slice) -> int:
-  """Bytes of a device's memory that a program can have."""
-  memory = target.chip.memory
-  return round(memory - _RESERVED if target.grid else memory * _GPU_SHARE)
-
-
-def abstract_mesh(config: config_lib.Config, num_devices: int) -> Any:
-  """The mesh of devices that needn't exist."""
-  fsdp = config.sharding.fsdp
-  shape = (num_devices // fsdp, fsdp)
-  return AbstractMesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 2)
+def bottleneck(plan: dict[str, float]) -> str:
+  """The part of a step that takes longest."""
+  return max(TIMES, key=lambda name: plan[f"time of {name}"])
 
 
 def _size(tree: Any) -> int:
@@ -205,7 +140,7 @@ def _size(tree: Any) -> int:
 
 
 def _bytes_here(tree: Any) -> int:
-  """Of what one device holds."""
+  """Of the part that one device holds."""
   return sum(
     x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
     for x in jax.tree.leaves(tree)
@@ -227,9 +162,7 @@ def _blocks(
 
 
 def _kept(
-  config: config_lib.Config,
-  blocks: list[tuple[int, int]],
-  target: hardware.Slice,
+  config: config_lib.Config, blocks: Any, target: hardware.Slice
 ) -> int:
   """Elements of an image's activations that are alive at once."""
   several = not target.grid and target.num_devices > 1
@@ -242,13 +175,13 @@ def _kept(
   return min(sum(kept), again + max(kept))
 
 
-def _reduced(
+def _sent(
   config: config_lib.Config,
   target: hardware.Slice,
   trained: int,
   parameters: int,
 ) -> int:
-  """Bytes that a device sends for gradients and weights."""
+  """Bytes that a device sends to sum gradients and to gather weights."""
   f, n = config.sharding.fsdp, target.num_devices
   d = n // f  # Devices with the same part of the weights.
   sam = 2 if config.optimizer.sam_rho else 1
@@ -266,47 +199,6 @@ def _reduced(
     return round(scattered + gathered + weights)
   summed = (f - 1) / f * gradients + 2 * (d - 1) / d * gradients / f
   return round(summed + weights)
-
-
-def compiler_of(target: hardware.Slice) -> str:
-  """The name and version of the compiler for a slice; UserError for none."""
-  if target.chip.name in ("v4", "a100", "h200"):
-    raise UserError(
-      f"there is no compiling for {target.chip.name}: libtpu describes a v4 as "
-      "two devices, and of GPUs only the H100's description is at hand. Use "
-      "--hardware=h100-8 or a v5e, v5p or v6e slice, or leave --compile out."
-    )
-  name, extra = (
-    ("libtpu", "tpu") if target.grid else ("jax-cuda13-plugin", "gpu")
-  )
-  try:
-    version = importlib.metadata.version(name)
-  except importlib.metadata.PackageNotFoundError as e:
-    raise UserError(
-      f"the compiler for {target.name} isn't installed here: `pip install -e "
-      f'".[{extra}]"`, or make setup-{extra}, brings it; it needs no '
-      "accelerator."
-    ) from e
-  return f"{name} {version}, jax {importlib.metadata.version('jax')}"
-
-
-def devices(target: hardware.Slice) -> list[Any]:
-  """The devices of a slice that isn't there, for a compiler."""
-  if target.grid:
-    words: dict[str, Any] = {"platform": "tpu"}
-    grid = "x".join(map(str, target.grid))
-    words["topology_name"] = f"{target.chip.name}:{grid}"
-    if target.num_hosts == 1 and target.num_chips != 4:  # One host has all.
-      words["chips_per_host_bounds"] = (*target.grid, 1, 1)[:3]
-  else:
-    here = min(target.num_devices, target.chip.host_devices)
-    words = {
-      "platform": "cuda",
-      "topology_name": "h100",
-      "target_config": _H100.read_text("utf-8"),
-      "topology": f"1x{target.num_hosts}x{here}",
-    }
-  return list(topologies.get_topology_desc(**words).devices)
 
 
 def lower(
@@ -339,14 +231,15 @@ def compile_step(
   """Compiles the training step for a slice.
 
   Returns:
-    `compiler`, `fits`, `reason` (why not) and `seconds` of compiling; if it
-    fits a device's memory, bytes of `arguments`, `temporaries`, `peak` of all,
-    and `traffic`, which is None for GPUs.
+    `compiler`, `fits`, `reason` (why not); if it was compiled, its `seconds`
+    and bytes of `arguments`, `temporaries`, `peak` of all, and `traffic`, which
+    is None for GPUs.
   """
-  found: dict[str, Any] = {"compiler": compiler_of(target)}
+  found: dict[str, Any] = {"compiler": target.compiler}
   steps, start = durations.plan(config, examples), time.perf_counter()
   try:
-    mesh = sharding.make_mesh(devices(target), fsdp=config.sharding.fsdp)
+    devices = target.describe_devices()
+    mesh = sharding.make_mesh(devices, fsdp=config.sharding.fsdp)
     options = {} if target.grid else _GPU_OPTIONS
     lowered = lower(config, steps, num_classes, mesh)
     compiled = lowered.compile(compiler_options=options)
@@ -359,7 +252,7 @@ def compile_step(
     return found | {"fits": False, "reason": reason}
   memory = compiled.memory_analysis()
   costs = compiled.cost_analysis() if target.grid else None
-  peak, most = memory.peak_memory_in_bytes, _limit(target)
+  peak, most = memory.peak_memory_in_bytes, target.program_memory
   used = f"Used {peak / 2**30:.2f}G of {most / 2**30:.2f}G"
   return found | {
     "fits": peak <= most,

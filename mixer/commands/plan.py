@@ -33,23 +33,31 @@ with epy.lazy_imports():
   from mixer.datasets import catalog
   from mixer.datasets import split as split_lib
 
-_MENDS = {
-  "matmuls": "as it should be; more or faster chips shorten it",
+_SHORTEN = {
+  "matmuls": "more or faster chips",
   "memory": "larger patches, more images a device, a chip with more bandwidth "
-  "or --config.model.remat=none shorten it",
+  "or --config.model.remat=none",
   "links": "a larger batch, fewer devices, --config.sharding.reduce_dtype="
-  "bfloat16, or on more than 16 TPU chips --config.sharding.zero1=False (which "
-  "takes more memory) shorten it",
+  "bfloat16, or on more than 16 TPU chips --config.sharding.zero1=False",
   "input": "more cores of the hosts (--cores says how many), more hosts, or "
-  "`mixer prepare ... --resize=256` shorten it",
+  "`mixer prepare ... --resize=256`",
 }
-# What the compilers read when JAX starts, in a process that computes nothing.
+# What the compilers read when JAX starts, in a process that computes nothing:
+# no server of metadata to ask, no devices to take, no driver to check.
 _ENVIRONMENT = {
   "JAX_PLATFORMS": "cpu",
-  "TPU_SKIP_MDS_QUERY": "1",  # There is no such server to ask.
-  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # Nobody's devices are taken.
-  "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",  # Of a driver that isn't there.
+  "TPU_SKIP_MDS_QUERY": "1",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
   "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+_UNITS = {
+  **dict.fromkeys(("weights", "optimizer, average", "images"), "B"),
+  **dict.fromkeys(("activations", "gradients", "memory"), "B"),
+  **dict.fromkeys(("communication", "memory traffic"), "B"),
+  **dict.fromkeys(("time of the run", "chip-hours"), "h"),
+  **{"batch": "images", "images to decode": "images/s", "cost": "dollars"},
+  "operations an update": "FLOP",
 }
 
 
@@ -69,41 +77,51 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-  """Prints the table and what it comes to."""
-  target = hardware.parse(args.hardware)
+  """Prints the numbers and what they come to."""
+  config, target = args.config, hardware.parse(args.hardware)
   if args.compile:
-    planning.compiler_of(target)  # First: there may be none.
+    _ = target.compiler  # First: there may be none.
   for name, value in _ENVIRONMENT.items():
     os.environ.setdefault(name, value)
   jax.config.update("jax_platforms", "cpu")
-  config = args.config
   validation.validate(config, target.num_devices)
   examples, classes, source = data_size(config, args.examples, args.classes)
   size = examples, classes
   plan = planning.predict(config, target, *size, args.cores, args.core_rate)
+  sentences = verdict(plan, config, target)
+  if args.price is not None:
+    plan["cost"] = plan["chip-hours"] * args.price
   compiled = None
   if args.compile:
     compiled = planning.compile_step(config, target, *size)
-  lines = table(plan, size, source, args.price)
-  sentences = verdict(plan, config, size)
   if args.json:
     values = {
-      "numbers": {name: value for name, value, *_ in lines},
-      "fits": plan.fits,
-      "bottleneck": plan.bottleneck,
+      "numbers": plan,
+      "fits": plan["memory"] <= target.program_memory,
+      "bottleneck": planning.bottleneck(plan),
       "verdict": sentences,
       "compiled": compiled,
     }
     print(json.dumps(values, indent=2))
     return
-  for name, value, unit, note in lines:
-    print(f"{name:<26}{number(value, unit):>18}  {note}".rstrip())
-  print()
+  grid = "x".join(map(str, target.grid))
+  could = plan["devices"] * target.chip.flops * plan["time of an update"]
+  notes = {
+    "devices": f"{target.num_chips} chips as {grid}" if grid else "GPUs",
+    "training examples": source,
+    "memory": f"of {number(target.program_memory, 'B')} of a device",
+    "cores": f"busy of {target.host_cores:g} of a host",
+    "time of an update": f"{plan['operations an update'] / could:.0%} MFU",
+    "cost": f"at ${args.price or 0:g} a chip and hour (--price)",
+  }
+  for name, value in plan.items():
+    unit = _UNITS.get(name, "s" if name.startswith("time of") else "")
+    print(
+      f"{name:<26}{number(value, unit):>18}  {notes.get(name, '')}".rstrip()
+    )
   if compiled:
-    print(compiled_text(compiled, plan))
-  print("\n".join(sentences))
-  if args.price is None:
-    print("For the cost, say what a chip and hour costs: --price=1.20.")
+    print(f"\n{compiled_text(compiled, plan)}")
+  print("", *sentences, sep="\n")
 
 
 def data_size(
@@ -124,53 +142,13 @@ def data_size(
       raise UserError(
         f"{e} Or say how large it is by --examples=N --classes=K."
       ) from e
-    num, splits = catalog.SIZES[name]
-    parts = split_lib.parts(
-      name, d.train_split, {k: [n] for k, n in splits.items()}
-    )
-    found, source = (sum(b - a for _, a, b in parts), num), "as published"
+    num, total = catalog.SIZES[name]
+    parts = split_lib.parts(name, d.train_split, {"train": [total]})
+    total = sum(stop - start for _, start, stop in parts)
     if d.examples_per_class:
-      found = min(found[0], d.examples_per_class * found[1]), found[1]
-  source += ", or as given" * bool(examples or classes)
+      total = min(total, d.examples_per_class * num)
+    found, source = (total, num), "as published"
   return examples or found[0], classes or found[1], source
-
-
-def table(
-  p: planning.Plan, size: tuple[int, int], source: str, price: float | None
-) -> list[tuple[str, float, str, str]]:
-  """Name, value, unit and note of each line; `size` is from `source`."""
-  target, rate = p.target, p.batch_size / p.step_seconds
-  grid = "x".join(map(str, target.grid))
-  chips = f"{target.num_chips} chips as {grid}" if grid else "GPUs"
-  found = [
-    ("devices", target.num_devices, "", chips),
-    ("hosts", target.num_hosts, "", ""),
-    ("batch", p.batch_size, "images", ""),
-    ("training examples", size[0], "", source),
-    ("classes", size[1], "", ""),
-    ("updates", p.steps, "", ""),
-    ("parameters", p.parameters, "", ""),
-    ("operations an update", p.flop, "FLOP", ""),
-    ("weights", p.weights, "B", "of memory of a device"),
-    ("optimizer, average", p.optimizer, "B", ""),
-    ("images", p.batch, "B", ""),
-    ("activations", p.activations, "B", ""),
-    ("gradients", p.gradients, "B", ""),
-    ("memory", p.memory, "B", f"of {number(p.limit, 'B')}"),
-    ("communication", p.reduced, "B", "a device sends in an update"),
-    ("memory traffic", p.traffic, "B", "of a device in an update"),
-    ("images to decode", p.host_images, "images/s", "by each host"),
-    ("cores", p.host_cores, "", f"busy of {target.host_cores:g} of a host"),
-    *((f"time of {name}", s, "s", "") for name, s in p.seconds.items()),
-    ("time of an update", p.step_seconds, "s", f"{p.mfu:.0%} MFU"),
-    ("images a second", rate, "", ""),
-    ("time of the run", p.steps * p.step_seconds / 3600, "h", ""),
-    ("chip-hours", p.chip_hours, "h", ""),
-  ]
-  if price is not None:
-    note = f"at ${price:g} a chip and hour"
-    found.append(("cost", p.chip_hours * price, "dollars", note))
-  return found
 
 
 def number(value: float, unit: str) -> str:
@@ -188,21 +166,23 @@ def number(value: float, unit: str) -> str:
 
 
 def verdict(
-  plan: planning.Plan, config: config_lib.Config, size: tuple[int, int]
+  plan: dict[str, float], config: config_lib.Config, target: hardware.Slice
 ) -> list[str]:
-  """What it comes to: whether it fits, what holds it up, what mends that."""
-  have = f"{plan.memory / 2**30:.2f} of {plan.limit / 2**30:.2f} GiB"
-  fits = "to fit" if plan.fits else "not to fit"
-  found = [f"Predicted {fits}: {have} of each device's memory."]
-  if not plan.fits:
-    found.append(_mend_memory(plan, config, size))
-  found.append(
-    f"The bottleneck is {plan.bottleneck}: {_MENDS[plan.bottleneck]}."
-  )
-  if plan.host_cores > plan.target.host_cores:
+  """Whether it fits, what the bottleneck is, and what mends either."""
+  fits = plan["memory"] <= target.program_memory
+  have = f"{plan['memory'] / 2**30:.2f} of {target.program_memory / 2**30:.2f}"
+  found = [
+    f"Predicted {'' if fits else 'not '}to fit: {have} GiB of each device's "
+    "memory."
+  ]
+  if not fits:
+    found.append(_mend_memory(plan, config, target))
+  slowest = planning.bottleneck(plan)
+  found.append(f"The bottleneck is {slowest}: {_SHORTEN[slowest]} shorten it.")
+  if plan["cores"] > target.host_cores:
     found.append(
-      f"Each host would have to have {plan.host_cores:.0f} cores to keep up, "
-      f"and usually has {plan.target.host_cores:g}."
+      f"To keep up each host needs {plan['cores']:.0f} cores, and usually has "
+      f"{target.host_cores:g}."
     )
   found.append(
     "All of this is predicted, without start, evaluation and saving; "
@@ -212,27 +192,24 @@ def verdict(
 
 
 def _mend_memory(
-  plan: planning.Plan, config: config_lib.Config, size: tuple[int, int]
+  plan: dict[str, float], config: config_lib.Config, target: hardware.Slice
 ) -> str:
   """The first change, of those that leave the update what it is, that fits."""
-  each = plan.batch_size // plan.target.num_devices
+  size = int(plan["training examples"]), int(plan["classes"])
+  remat, accumulate = config.model.remat, config.optimizer.accumulate
+  each = int(plan["batch"] / plan["devices"])
   parts = [a for a in (2, 4, 8, 16) if each % a == 0]
-  for remat, accumulate in (
-    ("block", config.optimizer.accumulate),
-    *((config.model.remat, a) for a in parts),
-    *(("block", a) for a in (*parts, each)),
-  ):
-    changed = config.copy_and_resolve_references()
-    with changed.unlocked():
-      changed.model.remat, changed.optimizer.accumulate = remat, accumulate
-    other = planning.predict(changed, plan.target, *size)
-    if other.fits:
-      flags = f"--config.model.remat={remat}" * (remat != config.model.remat)
-      if accumulate != config.optimizer.accumulate:
-        flags += f" --config.optimizer.accumulate={accumulate}"
+  tried = [(r, a) for r in (remat, "block") for a in parts]
+  for choice in (("block", accumulate), *tried):
+    now = {"model.remat": remat, "optimizer.accumulate": accumulate}
+    keys = dict(zip(now, choice, strict=True))
+    other = planning.predict(config_lib.changed(config, keys), target, *size)
+    if other["memory"] <= target.program_memory:
+      words = [f"--config.{k}={v}" for k, v in keys.items() if now[k] != v]
+      longer = other["time of an update"] / plan["time of an update"]
       return (
-        f"{flags.strip()} would take {other.memory / 2**30:.2f} GiB and "
-        f"{other.step_seconds / plan.step_seconds:.2f} times as long."
+        f"{' '.join(words)} would take {other['memory'] / 2**30:.2f} GiB and "
+        f"{longer:.2f} times as long."
       )
   return (
     "Neither recomputation nor accumulation mends it: take more or larger "
@@ -240,17 +217,18 @@ def _mend_memory(
   )
 
 
-def compiled_text(compiled: dict[str, Any], plan: planning.Plan) -> str:
-  """What a compiler says, beside what the formulas say."""
-  end = "It fits." if compiled["fits"] else f"no fit: {compiled['reason']}."
+def compiled_text(compiled: dict[str, Any], plan: dict[str, float]) -> str:
+  """A compiler's numbers beside those of the formulas."""
+  temporaries = plan["activations"] + plan["gradients"]
   lines = [f"{compiled['compiler']}:"]
   for name, formula in (
-    ("arguments", plan.arguments),
-    ("temporaries", plan.activations + plan.gradients),
-    ("peak", plan.memory),
-    ("traffic", plan.traffic),
+    ("arguments", plan["memory"] - temporaries),
+    ("temporaries", temporaries),
+    ("peak", plan["memory"]),
+    ("traffic", plan["memory traffic"]),
   ):
     if value := compiled.get(name):
-      said = f"{number(value, 'B'):>18}  (formula / compiler"
-      lines.append(f"  {name:<24}{said} {formula / value:.2f})")
-  return "\n".join([*lines, f"  {end}", ""])
+      shown = f"{number(value, 'B'):>18}  (formula / compiler"
+      lines.append(f"  {name:<24}{shown} {formula / value:.2f})")
+  fits = "It fits." if compiled["fits"] else f"no fit: {compiled['reason']}."
+  return "\n".join([*lines, f"  {fits}"])

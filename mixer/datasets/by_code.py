@@ -40,29 +40,23 @@ class Source:
     return len(self._examples)
 
   def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-    return [self._example(i) for i in indices]
+    return [self._example(int(i)) for i in indices]
 
   def _example(self, i: int) -> dict[str, Any]:
-    with _theirs(f"{self._where}, example {i}"):
+    with _user_code(f"{self._where}, example {i}"):
       found = self._examples[i]
-    try:
       record = {**found, "label": operator.index(found["label"])}
-      if isinstance(record["image"], (bytes, np.ndarray)):
-        return record
-    except (KeyError, TypeError):
-      pass
-    raise UserError(
-      f"{self._where}, example {i} is {str(found)[:80]}: expected a dict of "
-      "`image`, the bytes of a file or a uint8 array [H, W, 3], and `label`, a "
-      "whole number."
-    )
+      if not isinstance(record["image"], bytes | np.ndarray):
+        raise TypeError("`image` is neither bytes nor a uint8 array [H, W, 3]")
+      return record
 
   def digest(self) -> str:
     """Of some examples, evenly spaced."""
-    count = min(_SAMPLES, len(self))
     digest = hashlib.sha256()
+    last = len(self) - 1
+    count = min(_SAMPLES, len(self))
     for k in range(count):
-      record = self._example(k * (len(self) - 1) // max(1, count - 1))
+      record = self._example(k * last // max(1, count - 1))
       image = record["image"]
       digest.update(f"{record['label']} {np.shape(image)} ".encode())
       digest.update(image if isinstance(image, bytes) else image.tobytes())
@@ -75,38 +69,27 @@ def open_source(
   """A split's examples, and class names, of the function that is called so."""
   module, attribute = name.split(":")
   where = f"data set {name}, split {split}"
-  with _theirs(where):
+  with _user_code(where):
     function = getattr(importlib.import_module(module), attribute)
-    # By keywords: what a config from elsewhere names is hardly called.
-    found: Any = function(split=split, data_dir=data_dir)
-  try:
-    examples, names = found
-    len(examples)
-    names = [*names] if not isinstance(names, str) else []
+    # By keywords: functions that a foreign config names hardly take these.
+    examples, names = function(split=split, data_dir=data_dir)
+    names, _ = tuple(names), len(examples)
     if {*map(type, names)} != {str} or len({*names}) < len(names):
-      raise TypeError
-  except (TypeError, ValueError) as e:
-    raise UserError(
-      f"{where}: the function returned {str(found)[:80]}; expected examples "
-      "with a length, and a list of the names of the classes, each once."
-    ) from e
-  return Source(where, examples), tuple(names)
+      raise TypeError(f"{names} are no names of classes, each once")
+  return Source(where, examples), names
 
 
 @contextlib.contextmanager
-def _theirs(where: str) -> Iterator[None]:
+def _user_code(where: str) -> Iterator[None]:
   """Makes a UserError of one in the user's own code, with its place."""
   try:
     yield
   except UserError:
     raise
-  except ModuleNotFoundError as e:
-    raise UserError(
-      f"{where}: {first_line(e)}; put the folder that it is in into PYTHONPATH."
-    ) from e
   except Exception as e:
     frame = traceback.extract_tb(e.__traceback__)[-1]
+    missing = isinstance(e, ModuleNotFoundError)
     raise UserError(
       f"{where}: {type(e).__name__}: {first_line(e)} ({frame.filename}, line "
-      f"{frame.lineno})."
+      f"{frame.lineno}){'; put its folder into PYTHONPATH' * missing}."
     ) from e

@@ -1,15 +1,9 @@
 """The data sets that ship, `digits` and `glyphs`: prepared on first use.
 
-They are made of what installed packages contain, so nothing is downloaded.
-`digits` are scikit-learn's 1,797 handwritten digits, 8 x 8 pixels: the small
-real task on which the demonstration and the tests fine-tune and evaluate.
-
-`glyphs` are characters from the fonts that matplotlib ships. They play
-ImageNet-21k's part: some 40,000 images in about a hundred classes, to pre-train
-a small model on. Image k of a class depends on (class, font, k) and on nothing
-else; its bytes may differ between versions of Pillow and FreeType. Every
-character is fitted to the frame, as the handwritten digits are, so that shape
-alone tells the classes apart: neither size nor height above the baseline does.
+`digits` are scikit-learn's 1,797 handwritten digits, 8 x 8 pixels. `glyphs` are
+characters from matplotlib's fonts: 40,800 images of 102 classes, to pre-train a
+small model on. Image k of a class depends on (class, font, k) and on nothing
+else; its bytes may differ between versions of Pillow and FreeType.
 """
 
 import functools
@@ -19,7 +13,7 @@ import pathlib
 import platform
 import shutil
 import string
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
@@ -33,61 +27,38 @@ _VERSION = "1.0.0"
 _TRAIN_DIGITS = 1400
 SIZE = 32  # Of glyphs.
 PER_CLASS = {"train": 360, "test": 40}
-_Examples = Iterable[tuple[bytes, int]]
+_Examples = list[tuple[bytes, int]]
 
 
-def _named(names: str, *codes: int) -> dict[str, str]:
-  return dict(zip(names.split(), map(chr, codes), strict=True))
-
-
-# Every class, with the characters it is drawn from. Each character is fitted
-# to the frame, so those that differ in size or height alone are one class
-# (0 o O, P p). Of letters that share an outline across scripts (Latin A, Greek
-# Alpha, Cyrillic A) only the Latin is drawn; a letter of another script that
-# merely looks like one joins its class, escaped lest it be misread here. Left
-# out are characters that one font draws like some class and another font does
-# not (gamma, delta, theta, small phi and pi, the small Cyrillic letters, whose
+# Every class, with the characters it is drawn from if these are others than its
+# name. Each character is fitted to the frame, so those that differ in size or
+# height alone are one class (0 o O, P p). Of letters that share an outline
+# across scripts (Latin A, Greek Alpha, Cyrillic A) only the Latin is drawn; a
+# letter of another script that merely looks like one joins its class. Left out
+# are characters that one font draws like some class and another font does not
+# (gamma, delta, theta, small phi and pi, the small Cyrillic letters, whose
 # italics are other letters) and marks that, fitted, are sticks and blobs.
-CLASSES: dict[str, str] = {
-  "0": "0oO",
-  "1": "1",
-  "2": "2",
-  "3": "3\u0417",  # Ze
-  **{digit: digit for digit in "456789"},
-  "a": "a\u03b1",  # alpha, which is an italic a
-  "C": "Cc",
-  "I": "Il|",
-  "K": "Kk\u03ba",  # kappa
-  "P": "Pp\u03c1",  # rho
-  "S": "Ss",
-  "U": "Uu",
-  "V": "Vv\u03bd",  # nu
-  "W": "Ww",
-  "X": "Xx\u03c7",  # chi
-  "y": "y\u0423",  # Cyrillic U
-  "Z": "Zz",
-  **{letter: letter for letter in "ABDEFGHJLMNQRTYbdefghijmnqrt"},
-  **_named("Gamma Delta Theta Lambda", 0x393, 0x394, 0x398, 0x39B),
-  **_named("Xi Pi Sigma", 0x39E, 0x3A0, 0x3A3),
-  "Phi": "\u03a6\u0424",  # and Ef
-  "Psi": "\u03a8\u03c8",
-  **_named("Omega beta epsilon zeta", 0x3A9, 0x3B2, 0x3B5, 0x3B6),
-  **_named("eta lambda mu xi sigma", 0x3B7, 0x3BB, 0x3BC, 0x3BE, 0x3C3),
-  **_named("Be De Zhe", 0x411, 0x414, 0x416),
-  "Cyrillic I": "\u0418",
-  "Short I": "\u0419",
-  **_named("El Tse Che Sha Shcha", 0x41B, 0x426, 0x427, 0x428, 0x429),
-  "Hard Sign": "\u042a",
-  "Yeru": "\u042b",
-  "Cyrillic E": "\u042d",
-  **_named("Yu Ya", 0x42E, 0x42F),
-  **{mark: mark for mark in "#$%&()*+:<=>?@[]{}~"},
+_WORDS = (
+  "0/0oO 1 2 3/3\u0417 4 5 6 7 8 9 a/a\u03b1 C/Cc I/Il| K/Kk\u03ba P/Pp\u03c1 "
+  "S/Ss U/Uu V/Vv\u03bd W/Ww X/Xx\u03c7 y/y\u0423 Z/Zz A B D E F G H J L M N "
+  "Q R T Y b d e f g h i j m n q r t Gamma/\u0393 Delta/\u0394 Theta/\u0398 "
+  "Lambda/\u039b Xi/\u039e Pi/\u03a0 Sigma/\u03a3 Phi/\u03a6\u0424 "
+  "Psi/\u03a8\u03c8 Omega/\u03a9 beta/\u03b2 epsilon/\u03b5 zeta/\u03b6 "
+  "eta/\u03b7 lambda/\u03bb mu/\u03bc xi/\u03be sigma/\u03c3 Be/\u0411 "
+  "De/\u0414 Zhe/\u0416 Cyrillic_I/\u0418 Short_I/\u0419 El/\u041b Tse/\u0426 "
+  "Che/\u0427 Sha/\u0428 Shcha/\u0429 Hard_Sign/\u042a Yeru/\u042b "
+  "Cyrillic_E/\u042d Yu/\u042e Ya/\u042f # $ % & ( ) * + : < = > ? @ [ ] { } "
+  "~"
+)
+CLASSES = {
+  name.replace("_", " "): chars or name
+  for name, _, chars in (word.partition("/") for word in _WORDS.split())
 }
 
 _ALL = frozenset("".join(CLASSES.values()))
 _ALPHANUMERIC = frozenset(string.ascii_letters + string.digits)
-# Computer Modern keeps TeX's encodings: below are the ASCII characters that
-# stand at their own codes. (Elsewhere `<` draws an inverted exclamation mark,
+# Computer Modern keeps TeX's encodings: these are the ASCII characters that
+# have their own codes there. (Elsewhere `<` draws an inverted exclamation mark,
 # `{` a dash, the dollar of cmti10 is a pound, and so on; nothing is blank.)
 _TEXT = _ALPHANUMERIC | frozenset("#$%&()*+:=?@[]")
 _SANS = ("", "-Bold", "-BoldOblique", "-Oblique")
@@ -110,9 +81,7 @@ FONTS: dict[str, frozenset[str]] = {
 }
 # One of each design, so that `test` asks for what the cuts have in common.
 _TEST_FONTS = (
-  "DejaVuSansMono-Oblique",
-  "DejaVuSerif-BoldItalic",
-  "STIXGeneralBol",
+  *("DejaVuSansMono-Oblique", "DejaVuSerif-BoldItalic", "STIXGeneralBol"),
   "cmss10",
 )
 # Ink is drawn and warped on a canvas twice as large, then averaged down: that
@@ -141,7 +110,8 @@ def folder(name: str, root: pathlib.Path) -> pathlib.Path:
 
 
 def _prepare(name: str, final: pathlib.Path) -> None:
-  print(f"preparing data set {name} in {final.parents[1]} (once)", flush=True)
+  root = final.parents[1]
+  print(f"preparing data set {name} in {root} (once)", flush=True)
   # The lock keeps others of this host out, and other hosts have other names.
   work = final.with_name(f"{stored.UNFINISHED}{platform.node()}_{_VERSION}")
   shutil.rmtree(work, ignore_errors=True)
@@ -150,20 +120,18 @@ def _prepare(name: str, final: pathlib.Path) -> None:
     if name == "digits":
       # In the order of scikit-learn, where each writer's digits are together:
       # most of `test` is by writers that `train` lacks.
-      images, labels = load_digits()
-      found = [(_png(i), int(k)) for i, k in zip(images, labels, strict=True)]
-      parts = ("train", found[:_TRAIN_DIGITS]), ("test", found[_TRAIN_DIGITS:])
+      found = [(_png(i), int(k)) for i, k in zip(*load_digits(), strict=True)]
+      parts = {"train": found[:_TRAIN_DIGITS], "test": found[_TRAIN_DIGITS:]}
       write(work, name, "0123456789", 8, parts)
     else:
-      write(work, name, [*CLASSES], SIZE, ((s, _glyphs(s)) for s in PER_CLASS))
+      write(work, name, [*CLASSES], SIZE, {s: _glyphs(s) for s in PER_CLASS})
     work.rename(final)
   except (OSError, RuntimeError) as e:  # The latter from ArrayRecord.
     # Another host that shares the folder may have been faster.
     if not (final / stored.INFO).exists():
       raise UserError(
-        f"data set {name} can't be prepared in {final.parents[1]}: "
-        f"{first_line(e)}. Remove {final} if that is there, make room, or name "
-        "another place by --config.data.data_dir=DIR."
+        f"data set {name} can't be prepared in {root}: {first_line(e)}. Make "
+        "room, or name another place by --config.data.data_dir=DIR."
       ) from e
   finally:
     shutil.rmtree(work, ignore_errors=True)
@@ -174,20 +142,18 @@ def write(
   name: str,
   class_names: Sequence[str],
   side: int,
-  examples: Iterable[tuple[str, _Examples]],
+  examples: Mapping[str, _Examples],
 ) -> None:
-  """Writes a data set of gray images: split -> (encoded image, label)."""
+  """Writes a data set of gray images: split -> encoded images and labels."""
   splits = {}
-  for split, found in examples:
+  for split, found in examples.items():
+    records = [stored.encode({"image": i, "label": [k]}) for i, k in found]
     path = work / f"{name}-{split}.array_record-00000-of-00001"
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
-    sizes = []
-    for image, label in found:
-      record = stored.encode({"image": image, "label": [label]})
+    for record in records:
       writer.write(record)
-      sizes.append(len(record))
     writer.close()
-    splits[split] = [len(sizes)], sum(sizes)
+    splits[split] = [len(records)], sum(map(len, records))
   kind = "tensorflow_datasets.core.features"
   shape = {"dimensions": [str(side), str(side), "1"]}
   features = {
@@ -206,19 +172,9 @@ def write(
 
 
 def load_digits() -> tuple[np.ndarray, np.ndarray]:
-  """The images and labels of `digits` in the order of scikit-learn.
+  """uint8 [1797, 8, 8] images of 0..255, white ink on black; int64 labels."""
+  from sklearn import datasets
 
-  Returns:
-    [1797, 8, 8] uint8 images, white ink on black, 0..16 scaled to 0..255;
-    [1797] int64 labels.
-  """
-  try:
-    from sklearn import datasets
-  except ImportError as e:
-    raise UserError(
-      "The data set `digits` comes from scikit-learn, which is not installed. "
-      "Run `pip install scikit-learn`."
-    ) from e
   pixels, labels = datasets.load_digits(return_X_y=True)
   images = np.round(pixels * (255 / 16)).astype(np.uint8)
   return images.reshape(-1, 8, 8), labels
@@ -231,37 +187,12 @@ def _png(pixels: np.ndarray) -> bytes:
 
 def _glyphs(split: str) -> _Examples:
   """Encoded image and label of all of a split."""
-  classes = progress.track(CLASSES, f"glyphs, {split}")
-  found = [
-    (image, label)
-    for label, name in enumerate(classes)
-    for image in glyphs(split, name)
-  ]
+  classes = enumerate(progress.track(CLASSES, f"glyphs, {split}"))
+  found = [(image, k) for k, name in classes for image in glyphs(split, name)]
   # The order that TFDS gives to its sets, of which this was one.
-  keys = [
-    hashlib.md5(f"{split}{i}".encode(), usedforsecurity=False).digest()
-    for i in range(len(found))
-  ]
+  names = (f"{split}{i}".encode() for i in range(len(found)))
+  keys = [hashlib.md5(n, usedforsecurity=False).digest() for n in names]
   return [found[i] for i in np.argsort(keys)]
-
-
-def font_directory() -> pathlib.Path:
-  """The folder of matplotlib's TrueType files; UserError without those."""
-  missing = [*FONTS]
-  try:
-    import matplotlib
-
-    found = pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf")
-    missing = [font for font in FONTS if not (found / f"{font}.ttf").exists()]
-    if not missing:
-      return found
-  except ImportError:
-    pass
-  raise UserError(
-    "The data set `glyphs` is drawn from the fonts that matplotlib ships, and "
-    f"there is no matplotlib with {', '.join(missing[:3])}. Run `pip install "
-    "--force-reinstall matplotlib`; some system packages strip its fonts."
-  )
 
 
 def glyphs(split: str, name: str) -> Iterator[bytes]:
@@ -270,54 +201,40 @@ def glyphs(split: str, name: str) -> Iterator[bytes]:
   Fonts take turns, and so do each font's characters of the class: every font
   has the same share of a class, to within one image.
   """
-  where = font_directory()
-  fonts = [
-    font
-    for font, trusted in FONTS.items()
-    if (font in _TEST_FONTS) == (split == "test")
-    and not trusted.isdisjoint(CLASSES[name])
-  ]
+  test = split == "test"
+  fonts = [font for font in FONTS if (font in _TEST_FONTS) == test]
+  fonts = [f for f in fonts if not FONTS[f].isdisjoint(CLASSES[name])]
   for k in range(PER_CLASS[split]):
     turn, which = divmod(k, len(fonts))
     font = fonts[which]
     chars = [char for char in CLASSES[name] if char in FONTS[font]]
     # Positions in the tables, which the data set's version thus covers.
-    rng = np.random.default_rng(
-      [0, list(CLASSES).index(name), list(FONTS).index(font), k]
-    )
-    yield _png(
-      render(str(where / f"{font}.ttf"), chars[turn % len(chars)], rng)
-    )
+    places = list(CLASSES).index(name), list(FONTS).index(font)
+    rng = np.random.default_rng([0, *places, k])
+    yield _png(render(font, chars[turn % len(chars)], rng))
 
 
-@functools.lru_cache(maxsize=64)
-def _font(path: str) -> ImageFont.FreeTypeFont:
+@functools.cache
+def _font(name: str) -> ImageFont.FreeTypeFont:
+  import matplotlib
+
+  path = pathlib.Path(matplotlib.get_data_path(), "fonts/ttf", f"{name}.ttf")
   # Basic layout: Raqm, where Pillow has it, may substitute glyphs.
   return ImageFont.truetype(path, _EM, layout_engine=ImageFont.Layout.BASIC)
 
 
 @functools.lru_cache(maxsize=4096)
-def ink(path: str, char: str, stroke: int = 0) -> tuple[Image.Image, float]:
+def ink(font: str, char: str, stroke: int = 0) -> tuple[Image.Image, float]:
   """A character's ink (255), cropped, and its share; fattened by `stroke`."""
   image = Image.new("L", (3 * _EM, 3 * _EM))
   ImageDraw.Draw(image).text(
-    (_EM, _EM), char, fill=255, font=_font(path), stroke_width=stroke
+    (_EM, _EM), char, fill=255, font=_font(font), stroke_width=stroke
   )
-  image = image.crop(image.getbbox() or (0, 0, 0, 0))
-  return image, float(np.asarray(image).mean()) / 255 if image.width else 0.0
+  image = image.crop(image.getbbox())
+  return image, float(np.asarray(image).mean()) / 255
 
 
-@functools.lru_cache(maxsize=4096)
-def _fattened(path: str, char: str, stroke: int) -> Image.Image:
-  """The ink with a margin, fattened by `stroke`, or by less to stay legible."""
-  if ink(path, char)[1] <= _MAX_COVER:
-    while stroke and ink(path, char, stroke)[1] > _MAX_COVER:
-      stroke -= 1
-  # The warp reads nothing beyond the border: let ink fade out before it.
-  return ImageOps.expand(ink(path, char, stroke)[0], 2)
-
-
-def render(path: str, char: str, rng: np.random.Generator) -> np.ndarray:
+def render(font: str, char: str, rng: np.random.Generator) -> np.ndarray:
   """Draws a varied glyph: light ink on black, uint8 [32, 32].
 
   Rotation, shear, aspect, size, position, a smooth bend, stroke width, blur
@@ -325,17 +242,18 @@ def render(path: str, char: str, rng: np.random.Generator) -> np.ndarray:
   """
   # Thin is commoner than fat: at 16 pixels fat letters run together.
   stroke = round(_MAX_STROKE * rng.uniform() ** 1.5)
-  glyph = _fattened(path, char, stroke)
-  grid = _source_grid(glyph.size, rng).tolist()
-  half = _CANVAS // 2
+  while (
+    stroke and ink(font, char)[1] <= _MAX_COVER < ink(font, char, stroke)[1]
+  ):
+    stroke -= 1
+  # The warp reads nothing beyond the border: let ink fade out before it.
+  glyph = ImageOps.expand(ink(font, char, stroke)[0], 2)
+  grid, half = _source_grid(np.array(glyph.size, float), rng), _CANVAS // 2
   mesh = [
     (
       (half * x, half * y, half * (x + 1), half * (y + 1)),
       # Pillow wants top left, bottom left, bottom right, top right.
-      (
-        *(*grid[y][x], *grid[y + 1][x]),
-        *(*grid[y + 1][x + 1], *grid[y][x + 1]),
-      ),
+      (*grid[y, x], *grid[y + 1, x], *grid[y + 1, x + 1], *grid[y, x + 1]),
     )
     for y in (0, 1)
     for x in (0, 1)
@@ -352,23 +270,20 @@ def render(path: str, char: str, rng: np.random.Generator) -> np.ndarray:
   return table[pixels]
 
 
-def _source_grid(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+def _source_grid(size: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   """[3, 3, (x, y)]: where a 3 x 3 grid on the canvas is in the glyph."""
   angle = np.deg2rad(rng.uniform(-14.0, 14.0))
   shear = rng.uniform(-0.25, 0.25)
   aspect = np.exp(rng.uniform(-0.2, 0.2))
   cos, sin = np.cos(angle), np.sin(angle)
-  forward = (
-    np.array([[cos, -sin], [sin, cos]])
-    @ np.array([[1.0, shear], [0.0, 1.0]])
-    @ np.diag([aspect, 1 / aspect])
-  )
+  rotation = np.array([[cos, -sin], [sin, cos]])
+  sheared = rotation @ np.array([[1.0, shear], [0.0, 1.0]])
+  forward = sheared @ np.diag([aspect, 1 / aspect])
   # The tilted bounding box, not the upright one, has to fit the frame.
-  extent = np.abs(forward) @ np.array(size, float)
-  forward *= rng.uniform(0.75, 1.0) * _CANVAS / extent.max()
-  slack = (_CANVAS - np.abs(forward) @ np.array(size, float)) / 2
+  forward *= rng.uniform(0.75, 1.0) * _CANVAS / (np.abs(forward) @ size).max()
+  slack = (_CANVAS - np.abs(forward) @ size) / 2
   shift = rng.uniform(-1.0, 1.0, 2) * np.minimum(slack, 0.12 * _CANVAS)
   ticks = np.linspace(-_CANVAS / 2, _CANVAS / 2, 3)
   grid = np.stack(np.meshgrid(ticks, ticks), -1) - shift
   grid += rng.normal(0.0, _BEND * _CANVAS, grid.shape)
-  return grid @ np.linalg.inv(forward).T + np.array(size) / 2
+  return grid @ np.linalg.inv(forward).T + size / 2

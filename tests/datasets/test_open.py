@@ -1,7 +1,6 @@
 """Opening prepared data sets: by name, whole or not, and parts of them."""
 
 import collections
-import json
 import pathlib
 import shlex
 import shutil
@@ -89,7 +88,7 @@ def edit(path: pathlib.Path, old: str, new: str) -> None:
     ("train", range(12)),
     ("auto", range(4)),
     ("train[75%:]+test[:1]", [9, 10, 11, 0]),
-    ("train[1shard]", range(7, 12)),
+    ("train[1shard:]", range(7, 12)),
   ],
 )
 def test_what_tfds_wrote_is_read(either, part, expected):
@@ -110,7 +109,9 @@ def test_it_is_read_without_tfds(older):
     "import sys\nfrom mixer.datasets import split\n"
     "part = split.open_split('cifar10', 'train', sys.argv[1])\n"
     "part.read(range(12))\n"
-    "sys.exit(bool({'tensorflow_datasets', 'jax'} & {*sys.modules}))"
+    "assert not {'tensorflow_datasets', 'jax'} & {*sys.modules}\n"
+    "import tensorflow_datasets as tfds\n"
+    "tfds.builder('mnist', data_dir='/nosuch')"
   )
   words = [sys.executable, "-c", program, str(older.parents[1])]
   subprocess.run(words, cwd=ROOT, check=True)
@@ -147,18 +148,15 @@ def test_damaged_shards_are_named(either):
   read(either, "test")
 
 
-def test_what_small_files_say_is_not_believed(older, tmp_path, monkeypatch):
+def test_what_small_files_say_is_not_believed(older):
   info, features = older / stored.INFO, older / stored.FEATURES
   whole = {path: path.read_bytes() for path in (info, features)}
-  monkeypatch.syspath_prepend(tmp_path)
-  (tmp_path / "evil.py").write_text("import nosuch_module")
-  kind = "tensorflow_datasets.core.features.class_label_feature.ClassLabel"
   for path, old, new, what in (
     (info, '"7"', '"1"', "train.array_record-00000-of-00002 has changed"),
-    (info, "{DATASET}-", "../../{DATASET}-", "is damaged: names"),
-    (info, '"train"', '"../train"', "is damaged: names"),
+    (info, '"train"', '"../train"', "has no split 'train'"),
+    (info, '"train"', '"train\\u0000"', "has no split 'train'"),
     (info, '"array_record"', '"riegeli"', "is stored as riegeli, which can't"),
-    (features, kind, "evil.Feature", "is no class but 'evil.Feature'"),
+    (features, "numClasses", "numclasses", "'label' of the data set in"),
     (features, '"label"', '"target"', "no features `image` and `label`; name"),
   ):
     edit(path, old, new)
@@ -167,37 +165,19 @@ def test_what_small_files_say_is_not_believed(older, tmp_path, monkeypatch):
   for path in (info, features):
     for content in (b"", b"\xff", b"[]", b'{"splits": 3}', b'{"splits":[[]]}'):
       path.write_bytes(content)
-      message = refused(older)
-      assert path.name in message or "`image` and `label`" in message
+      assert path.name in refused(older)
     path.write_bytes(whole[path])
   edit(info, '"array_record"', '"tfrecord"')
   command = shlex.split(refused(older).split("`")[1])
   assert command[3:] == ["prepare", "cifar10", f"--data_dir={older.parents[1]}"]
 
 
-def test_class_names_without_a_manifest(older, capsys):
+def test_class_names_without_a_manifest(older):
   path = older / "label.labels.txt"
   edit(path, "cat\n", "dog\n")
-  assert "has 9 different names of 10" in refused(older)
+  assert "label.labels.txt has not 10 names" in refused(older)
   path.unlink()
-  for part in ("train", "test"):
-    assert read(older, part).class_names == tuple("0123456789")
-  out = capsys.readouterr().err
-  assert "label.labels.txt is missing: classes are called by their" in out
-
-
-def test_features_as_tfds_wrote_them_until_4_3(older):
-  kind = "tensorflow_datasets.core.features"
-  label = f"{kind}.class_label_feature.ClassLabel"
-  content = {
-    "type": f"{kind}.features_dict.FeaturesDict",
-    "content": {
-      "image": {"type": f"{kind}.image_feature.Image", "content": {}},
-      "label": {"type": label, "content": {"num_classes": 10}},
-    },
-  }
-  (older / "features.json").write_text(json.dumps(content))
-  assert read(older).class_names == NAMES
+  assert read(older).class_names == tuple("0123456789")
 
 
 def test_a_record_that_is_none_is_named(older):
@@ -236,13 +216,6 @@ def test_names_with_versions_and_configs(older):
   assert len(split.open_split("cifar10/two:3.0.2", "test", str(root))) == 4
   shutil.rmtree(root / "cifar10" / "one")
   assert split.find("cifar10", root) == root / "cifar10" / "two" / "3.0.2"
-  assert "Did you mean cifar10/two" in refusal("cifar10_two", "train", root)
-  assert "Prepared there: cifar10/two. " in refusal("dtd", "train", root)
-  for work in ("others/incomplete.ABC_1.0.0", "others/c/.preparing-1.0.0"):
-    (root / work).mkdir(parents=True)
-    message = refusal("others", "train", root)
-    assert f"was begun and has not ended ({root / work})" in message
-    shutil.rmtree(root / "others")
 
 
 @pytest.mark.parametrize(
@@ -263,7 +236,6 @@ def test_what_is_not_prepared_says_how_to(tmp_path, name, way):
   assert message.startswith(f"data set {name} is not prepared in {root}. ")
   assert way in message
   assert "name the place by --config.data.data_dir=DIR" in message
-  assert "Without any preparation: digits, glyphs." in message
   assert not root.exists()  # Nothing is made for it.
 
 
@@ -274,7 +246,7 @@ def test_where_data_sets_are(monkeypatch, tmp_path):
   assert str(resolve("")) == "/home/someone/tensorflow_datasets"
   monkeypatch.setenv("TFDS_DATA_DIR", "/sets")
   assert [str(resolve(p)) for p in ("", "/other")] == ["/sets", "/other"]
-  with pytest.raises(UserError, match="^gs://b/x is no folder, where data"):
+  with pytest.raises(UserError, match="can't be in gs://b/x, but in a folder"):
     resolve("gs://b/x")  # Else a folder here would be called "gs:".
   root = tmp_path / "data"
   with stored.lock("others", root), stored.lock("digits", root):
@@ -297,12 +269,9 @@ _BOUND = st.one_of(
   st.sampled_from(["x", "1.5", "--1", "5 %", "1_0", "_", "1e1"]),
 )
 _SLICE = st.one_of(
-  st.just(""),
-  st.tuples(_BOUND, _BOUND).map("[{0[0]}:{0[1]}]".format),
-  _BOUND.map("[{}]".format),
-  st.just("[1:2:3]"),
+  st.just(""), st.tuples(_BOUND, _BOUND).map("[{0[0]}:{0[1]}]".format)
 )
-_NAME = st.sampled_from(["train", "te-st", "all", "Train", ""])
+_NAME = st.sampled_from(["train", "te-st", "Train", ""])
 _SHARDS = st.lists(st.integers(1, 20), min_size=1, max_size=4)
 
 
@@ -335,6 +304,7 @@ def by_tfds(text, lengths):
 )
 def test_a_split_takes_what_tfds_takes(parts, train, test):
   text = " + ".join(name + bounds for name, bounds in parts)
+  text = text.replace("[:]", "[0:]")  # TFDS refuses that.
   lengths = {"train": train, "te-st": test}
   try:
     expected = by_tfds(text, lengths)

@@ -418,7 +418,7 @@ def test_what_the_first_version_prepared_is_known(run, tmp_path):
   ("words", "says"),
   [
     ("", "name a data set, or --list."),
-    ("nosuch", "There is no data set 'nosuch'. TFDS has no builder of that"),
+    ("nosuch", "There is no data set 'nosuch'. Images of your own, in one"),
     ("foldr --name=x --source=.", "Did you mean folder? "),
     ("digits --source=.", "digits is made here, of no files, in one form"),
     ("digits:3.0.0", "digits is made here, of no files, in one form"),
@@ -427,7 +427,7 @@ def test_what_the_first_version_prepared_is_known(run, tmp_path):
     ("kmnist --source=a --source=b", "--source is given 2 times; put"),
     ("mnist", "Without it: `python -m mixer prepare mnist --source=PATH`"),
     ("imagenet2012", "prepare imagenet2012 --source=PATH"),
-    ("vtab/pet", "has no task 'vtab/pet'; did you mean vtab/pets?"),
+    ("vtab/pet", "has no task 'vtab/pet'; take vtab/pets"),
     ("folder", "give it a name of small letters, digits"),
     ("folder --name=x", "name them with --source. `python -m mixer prepare"),
     ("folder --name=Big --source=.", "can't be called 'Big'; give it a name"),
@@ -596,7 +596,7 @@ def test_what_is_unfinished_is_no_data_set(run, given, monkeypatch):
   for name in ("x", "x:1.0.0", "x:1.*.*"):
     with pytest.raises(registered.DatasetNotFoundError):
       read_only_builder.builder_from_files(name, data_dir=str(run.data))
-  with pytest.raises(UserError, match="a preparation was begun"):
+  with pytest.raises(UserError, match="is not prepared in"):
     split.open_split("x", "train", str(run.data))
   # With other options it doesn't go on.
   run(*flags, "--seed=1", code=1)

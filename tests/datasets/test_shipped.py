@@ -2,15 +2,13 @@
 
 import collections
 import io
-import pathlib
 import platform
 import socket
-import sys
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from matplotlib import ft2font
+from matplotlib import ft2font, get_data_path
 from PIL import Image
 
 from mixer.datasets import catalog, shipped, split
@@ -33,10 +31,8 @@ def test_digits_are_scikit_learns_in_order(tmp_path, capsys, monkeypatch):
   for name in ("connect", "getaddrinfo"):  # Nothing asks the network.
     monkeypatch.setattr(socket, name, None, raising=False)
   where = tmp_path / "new" / "folder"
-  parts = [
-    opened("digits", part, where) for part in ("train[:98%]", "train[98%:]")
-  ]
-  parts.append(opened("digits", "auto", where))
+  expressions = ("train[:98%]", "train[98%:]", "auto")
+  parts = [opened("digits", part, where) for part in expressions]
   line = f"preparing data set digits in {where} (once)\n"
   assert capsys.readouterr().out == line
   assert [len(part) for part in parts] == [1372, 28, 397]
@@ -52,32 +48,15 @@ def test_digits_are_scikit_learns_in_order(tmp_path, capsys, monkeypatch):
   np.testing.assert_array_equal(source[3]["image"][..., 0], images[1403])
 
 
-def test_what_stopped_preparations_left(tmp_path):
-  parent = tmp_path / "digits"
-  for name in (f"incomplete.{platform.node()}_1.0.0", "1.0.0"):
-    (parent / name).mkdir(parents=True)
-    (parent / name / "mine").write_text("in the way")
-  with pytest.raises(UserError, match=r"Remove .*digits/1\.0\.0 if that"):
-    opened("digits", "train", tmp_path)
-  (parent / "1.0.0" / "mine").unlink()
+def test_stopped_and_failing_preparations(tmp_path):
+  left = tmp_path / "digits" / f"incomplete.{platform.node()}_1.0.0"
+  left.mkdir(parents=True)
+  (left / "mine").write_text("in the way")
   opened("digits", "train", tmp_path)
-  assert [p.name for p in parent.iterdir()] == ["1.0.0"]
+  assert [p.name for p in left.parent.iterdir()] == ["1.0.0"]
   # The tests may run as root, who may write anywhere but into a file.
   with pytest.raises(UserError, match=r"can't be prepared in .*data_dir=DIR"):
     opened("digits", "train", tmp_path / ".digits.lock" / "data")
-
-
-def test_what_is_not_installed_is_named(monkeypatch, tmp_path):
-  monkeypatch.setitem(sys.modules, "sklearn", None)
-  with pytest.raises(UserError, match="pip install scikit-learn"):
-    opened("digits", "train", tmp_path)
-  with monkeypatch.context() as patch:
-    patch.setitem(shipped.FONTS, "Nosuch", frozenset("A"))
-    with pytest.raises(UserError, match="with Nosuch"):
-      opened("glyphs", "train", tmp_path)
-  monkeypatch.setitem(sys.modules, "matplotlib", None)
-  with pytest.raises(UserError, match="no matplotlib"):
-    opened("glyphs", "train", tmp_path)
 
 
 def test_glyphs_of_a_few(monkeypatch, tmp_path):
@@ -108,7 +87,7 @@ def test_glyphs_of_a_few(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_the_whole_of_glyphs(tmp_path):
   distinct = set()
-  for name, size in catalog.SIZES["glyphs"][1].items():
+  for name, size in (("train", catalog.SIZES["glyphs"][1]), ("test", 4_080)):
     part = opened("glyphs", name, tmp_path)
     count = collections.Counter(part.labels.tolist())
     assert len(part) == size and len({*count.values()}) == 1
@@ -119,11 +98,9 @@ def test_the_whole_of_glyphs(tmp_path):
 def test_classes_share_no_character_and_no_font_between_splits(monkeypatch):
   count = collections.Counter("".join(shipped.CLASSES.values()))
   assert {*count.values()} == {1}
-  drawn = []
+  drawn, black = [], np.zeros((1, 1), np.uint8)
   monkeypatch.setattr(
-    shipped,
-    "render",
-    lambda *args: drawn.append(args) or np.zeros((1, 1), np.uint8),
+    shipped, "render", lambda *args: drawn.append(args) or black
   )
   for name, chars in shipped.CLASSES.items():
     assert name == name.strip()  # As the file of names needs it.
@@ -132,8 +109,8 @@ def test_classes_share_no_character_and_no_font_between_splits(monkeypatch):
       drawn.clear()
       assert len([*shipped.glyphs(part, name)]) == size
       assert {char for _, char, _ in drawn} == {*chars}, name
-      found = collections.Counter(pathlib.Path(p).stem for p, *_ in drawn)
-      assert all(c in shipped.FONTS[pathlib.Path(p).stem] for p, c, _ in drawn)
+      found = collections.Counter(font for font, *_ in drawn)
+      assert all(char in shipped.FONTS[font] for font, char, _ in drawn)
       assert max(found.values()) - min(found.values()) <= 1, name
       fonts[part] = {*found}
     assert len(fonts["train"]) >= 12 and len(fonts["test"]) >= 3, name
@@ -142,10 +119,7 @@ def test_classes_share_no_character_and_no_font_between_splits(monkeypatch):
 
 def test_every_font_draws_its_characters():
   for font, chars in shipped.FONTS.items():
-    path = str(shipped.font_directory() / f"{font}.ttf")
-    table = ft2font.FT2Font(path)
-    # U+10FFFF is a noncharacter: what is drawn for it is drawn for want of one.
-    box = shipped.ink(path, chr(0x10FFFF))
+    table = ft2font.FT2Font(f"{get_data_path()}/fonts/ttf/{font}.ttf")
     for char in chars:
       assert table.get_char_index(ord(char)), (font, char)
-      assert shipped.ink(path, char) != box, (font, char)
+      assert shipped.ink(font, char)[1] > 0.05

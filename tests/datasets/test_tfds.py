@@ -179,7 +179,7 @@ def test_what_tfds_raises_is_said(tmp_path, site, source, run, monkeypatch):
   assert "is no whole data set" in said(None)
   usage = shutil.disk_usage(tmp_path)._replace(free=10**9)
   monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-  entry = catalog.Entry(NAME, "", downloads=10**9)
+  entry = catalog.Entry(NAME, downloads=10**9)
   monkeypatch.setitem(catalog.ENTRIES, NAME, entry)
   shutil.rmtree(tmp_path / "data" / NAME)
   assert "1.000 GB free, and the data set takes up to 4.0" in said(None)
