@@ -17,26 +17,13 @@ import jax
 import numpy as np
 
 from mixer import config as config_lib
-from mixer import (
-  durations,
-  evaluate,
-  loader,
-  preprocess,
-  validation,
-)
+from mixer import durations, evaluate, loader, preprocess, validation
 from mixer.datasets import split as split_lib
 from mixer.errors import UserError
 
 Split = split_lib.Split
-
-
 # What a seed is for; never renumbered.
 _SHUFFLE, _AUGMENT = 100, 101
-
-
-def _seed(config: config_lib.Config, purpose: int) -> int:
-  state = np.random.SeedSequence((config.seed, purpose)).generate_state(1)
-  return int(state[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +86,17 @@ def open_splits(config: config_lib.Config) -> tuple[Split, Split]:
 
 def open_fewshot(config: config_lib.Config) -> evaluate.Fewshot | None:
   """The few-shot evaluation that the config wants, if any."""
-  f = config.fewshot
+  f, data_dir = config.fewshot, config.data.data_dir
   if not f.name:
     return None
-  data_dir = config.data.data_dir
   train = split_lib.open_split(f.name, f.train_split, data_dir)
   test = split_lib.open_split(f.name, f.eval_split, data_dir)
   return evaluate.Fewshot(train, test, f.shots, f.seeds, f.l2)
+
+
+def _seed(config: config_lib.Config, purpose: int) -> int:
+  state = np.random.SeedSequence((config.seed, purpose)).generate_state(1)
+  return int(state[0])
 
 
 def _order(split: Split, config: config_lib.Config) -> Any:
@@ -118,18 +109,13 @@ def train_records(
   split: Split, config: config_lib.Config, step: int
 ) -> list[int]:
   """The records, places in the data set, of the batch of an update, from 1."""
-  order = _order(split, config)
-  first = (step - 1) * config.batch_size
-  places = (int(order[first + i]) for i in range(config.batch_size))
-  return [int(split.records[place]) for place in places]
+  order, size = _order(split, config), config.batch_size
+  places = range((step - 1) * size, step * size)
+  return [int(split.records[int(order[place])]) for place in places]
 
 
 def train_batches(
-  split: Split,
-  config: config_lib.Config,
-  start_step: int = 0,
-  process_index: int | None = None,
-  process_count: int | None = None,
+  split: Split, config: config_lib.Config, start_step: int = 0
 ) -> loader.Loader[loader.Batch]:
   """This host's parts of the global batches `start_step`, `start_step` + 1...
 
@@ -137,40 +123,35 @@ def train_batches(
     split: training examples.
     config: the run's.
     start_step: updates done; update N consumes batch N - 1.
-    process_index: p, this host of P; None: as JAX says; likewise the count.
-    process_count: P.
 
   Returns:
     An iterator without end over `image` uint8 `[B / P, H, W, 3]`, `label`
-    int32 `[B / P]`. Its `next` raises UserError if a record can't be decoded.
+    int32 `[B / P]`, of P hosts. Its `next` raises UserError if a record can't
+    be decoded.
   """
-  p = jax.process_index() if process_index is None else process_index
-  count = jax.process_count() if process_count is None else process_count
-  length = config.batch_size // count
-  order, size = _order(split, config), config_lib.image_size(config)
+  hosts, order = jax.process_count(), _order(split, config)
+  length, size = config.batch_size // hosts, config_lib.image_size(config)
   _, *fields = dataclasses.fields(preprocess.TrainOptions)
   named = {f.name: config.data[f.name] for f in fields}
   options = preprocess.TrainOptions(size, **named)
   seed = _seed(config, _AUGMENT)
 
   def make(places: range, images: np.ndarray) -> list[int]:
-    records = split.read([int(order[i]) for i in places])
-    for i, record, out in zip(places, records, images, strict=True):
+    def prepare(k: int, image: Any, out: np.ndarray) -> None:
       # A generator for each place: whoever draws before or beside.
-      rng = np.random.Generator(np.random.Philox(key=[seed, i]))
-      try:
-        preprocess.train(record["image"], rng, options, out)
-      except ValueError as e:
-        raise split.decode_error(record["index"], e) from e
-    return [record["label"] for record in records]
+      rng = np.random.Generator(np.random.Philox(key=[seed, places[k]]))
+      preprocess.train(image, rng, options, out)
+
+    examples = [int(order[place]) for place in places]
+    return loader.fill(split, examples, images, prepare)
 
   def finish(images: np.ndarray, labels: list[int]) -> loader.Batch:
     return {"image": images, "label": np.array(labels, np.int32)}
 
+  first = start_step * hosts + jax.process_index()
   return loader.Loader(
     (
-      range(n * length, (n + 1) * length)
-      for n in itertools.count(start_step * count + p, count)
+      range(n * length, (n + 1) * length) for n in itertools.count(first, hosts)
     ),
     make,
     finish,
@@ -181,10 +162,7 @@ def train_batches(
 
 
 def eval_batches(
-  split: Split,
-  config: config_lib.Config,
-  process_index: int | None = None,
-  process_count: int | None = None,
+  split: Split, config: config_lib.Config
 ) -> loader.Loader[loader.Batch]:
   """`evaluate.batches` with the config's image size and batch size."""
   return evaluate.batches(
@@ -194,6 +172,4 @@ def eval_batches(
     config.batch_size,
     config.data.threads,
     config.data.prefetch_batches,
-    process_index,
-    process_count,
   )

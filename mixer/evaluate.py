@@ -7,7 +7,7 @@ is counted from these.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +18,9 @@ from mixer import loader, preprocess, sharding, train_step
 from mixer.errors import UserError
 
 Batches = Iterable[dict[str, np.ndarray]]
+# Share of a data set's classes that a head may lack: the released 21,843-way
+# one lacks ImageNet-1k's teddy bear.
+_MAY_LACK = 0.01
 # The class that is predicted for an example with a NaN among its logits.
 NO_CLASS = -1
 
@@ -29,8 +32,6 @@ def batches(
   batch_size: int,
   threads: int = 16,
   prefetch: int = 2,
-  process_index: int | None = None,
-  process_count: int | None = None,
 ) -> loader.Loader[loader.Batch]:
   """This host's parts of batches that hold every example exactly once.
 
@@ -39,34 +40,20 @@ def batches(
   `label` int32, `mask` bool `[B / P]`. See `preprocess.evaluation` for the
   sizes. `next` raises UserError if a record can't be decoded.
   """
-  p = jax.process_index() if process_index is None else process_index
-  count = jax.process_count() if process_count is None else process_count
-  length = batch_size // count
-  places = range(len(split))
+  length = batch_size // jax.process_count()
+  start, places = jax.process_index() * length, range(len(split))
 
-  def make(some: range, images: np.ndarray) -> list[int]:
-    records = split.read(some)
-    for record, out in zip(records, images, strict=True):
-      try:
-        out[...] = preprocess.evaluation(
-          record["image"], image_size, short_side
-        )
-      except ValueError as e:
-        raise split.decode_error(record["index"], e) from e
-    return [record["label"] for record in records]
+  def prepare(k: int, image: Any, out: np.ndarray) -> None:
+    out[...] = preprocess.evaluation(image, image_size, short_side)
 
   def finish(images: np.ndarray, labels: list[int]) -> loader.Batch:
-    label = np.zeros(length, np.int32)
-    label[: len(labels)] = labels
-    mask = np.arange(length) < len(labels)
+    label, mask = np.zeros(length, np.int32), np.arange(length) < len(labels)
+    label[mask] = labels
     return {"image": images, "label": label, "mask": mask}
 
   return loader.Loader(
-    (
-      places[first + p * length : first + (p + 1) * length]
-      for first in range(0, len(split), batch_size)
-    ),
-    make,
+    (places[n:][start : start + length] for n in places[::batch_size]),
+    lambda some, images: loader.fill(split, some, images, prepare),
     finish,
     (length, *image_size),
     threads,
@@ -79,14 +66,13 @@ def examples(
   params: Any,
   batches: Batches,
   mesh: Mesh,
-  interrupt: Callable[[], None] = lambda: None,
+  interrupt: Callable[[], object] = lambda: None,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """What is predicted for every example of a split, a batch at a time.
+  """What is predicted for the N real examples of each batch, in order.
 
-  Of the N real examples of each batch, in the split's order: `classes` int32
-  and `scores` float32 `[N, top]`, see `train_step.Inference`; and, if the
-  batches have labels, `label` int32 and `loss` float32 `[N]`. `interrupt` is
-  called before each batch, and may raise.
+  `classes` int32 and `scores` float32 `[N, top]`, see `train_step.Inference`;
+  with labels also `label` int32 and `loss` float32 `[N]`. `interrupt` is called
+  before each batch, and may raise.
   """
   for result in _one_late(model.examples, params, batches, mesh, interrupt):
     mask = result.pop("mask")
@@ -98,7 +84,7 @@ def features(
   params: Any,
   batches: Batches,
   mesh: Mesh,
-  interrupt: Callable[[], None] = lambda: None,
+  interrupt: Callable[[], object] = lambda: None,
 ) -> np.ndarray:
   """Pre-logits float32 `[N, C]` of a split, in its order; see `examples`."""
   found = _one_late(model.features, params, batches, mesh, interrupt)
@@ -110,22 +96,16 @@ def _one_late(
   params: Any,
   batches: Batches,
   mesh: Mesh,
-  interrupt: Callable[[], None],
+  interrupt: Callable[[], object],
 ) -> Iterator[Any]:
-  """Results of every batch, on the host.
-
-  Each is read after the next one has been started, so that the device always
-  has work, and never holds more than two batches.
-  """
-  pending = None
+  """Results on the host: each is read after the next batch has been started."""
+  pending = []
   for batch in batches:
     interrupt()
-    result = step(params, sharding.put_batch(mesh, batch))
-    if pending is not None:
-      yield jax.device_get(pending)
-    pending = result
-  if pending is not None:
-    yield jax.device_get(pending)
+    pending.append(step(params, sharding.put_batch(mesh, batch)))
+    if len(pending) > 1:
+      yield jax.device_get(pending.pop(0))
+  yield from map(jax.device_get, pending)
 
 
 def evaluate(
@@ -133,7 +113,7 @@ def evaluate(
   params: Any,
   batches: Batches,
   mesh: Mesh,
-  interrupt: Callable[[], None] = lambda: None,
+  interrupt: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
   """`ConfusionCounts.metrics` of a split; see `examples`."""
   counts = ConfusionCounts(model.num_classes)
@@ -142,21 +122,11 @@ def evaluate(
   return counts.metrics()
 
 
-class ClassRow(NamedTuple):
-  """A class in the table."""
-
-  label: int
-  examples: int
-  correct: int
-  confused_with: int | None  # The most frequent wrong class, the first of them.
-  confused: int  # How often.
-
-
 class ConfusionCounts:
-  """Exact sums over what `examples` yields.
+  """Exact sums over what `examples` yields, for K classes.
 
-  `confusion` is sparse int64 `[K, K]`, rows true, columns predicted; without
-  examples that have a NaN among their logits.
+  `valid_labels` are the labels of each example of the split, in its order, that
+  count as right for `real_accuracy`.
   """
 
   def __init__(
@@ -164,49 +134,41 @@ class ConfusionCounts:
     num_classes: int,
     valid_labels: Sequence[frozenset[int]] | None = None,
   ):
-    """Starts at zero, for K classes.
-
-    `valid_labels` are the labels of each example of the split, in its order,
-    that count as right for `real_accuracy`.
-    """
     self._valid = valid_labels
-    self._examples = np.zeros(num_classes, np.int64)
+    self.examples = np.zeros(num_classes, np.int64)  # Of each class.
+    # [K, K], rows true, columns predicted; without NaNs.
+    shape = num_classes, num_classes
+    self.confusion: Any = scipy.sparse.csr_array(shape, dtype=np.int64)
     self._top5 = self._not_numbers = 0
     self._real_examples = self._real_correct = 0
     self._loss = 0.0
-    self.confusion: Any = scipy.sparse.csr_array(
-      (num_classes, num_classes), dtype=np.int64
-    )
 
   def add(self, rows: Mapping[str, np.ndarray]) -> None:
     """Counts the next examples of the split."""
     label, classes = rows["label"], rows["classes"]
-    first, k = classes[:, 0], len(self._examples)
+    first, start = classes[:, 0], int(self.examples.sum())
     if self._valid is not None:
-      start = int(self._examples.sum())
       for place, predicted in enumerate(first.tolist(), start):
-        valid = self._valid[place]
-        self._real_examples += bool(valid)
-        self._real_correct += predicted in valid
-    self._examples += np.bincount(label, minlength=k)
+        self._real_examples += bool(self._valid[place])
+        self._real_correct += predicted in self._valid[place]
+    self.examples += np.bincount(label, minlength=len(self.examples))
     self._top5 += int((classes[:, :5] == label[:, None]).sum())
     self._loss += float(rows["loss"].sum(dtype=np.float64))
     sound = first != NO_CLASS
     self._not_numbers += int((~sound).sum())
-    pairs = label[sound], first[sound]
-    ones = np.ones(len(pairs[0]), np.int64)
+    ones = np.ones(sound.sum(), np.int64)
     # Duplicates are summed on the way to rows.
-    found = scipy.sparse.coo_array((ones, pairs), shape=(k, k)).tocsr()
-    self.confusion = self.confusion + found
+    found = (ones, (label[sound], first[sound]))
+    shape = self.confusion.shape
+    self.confusion += scipy.sparse.coo_array(found, shape=shape).tocsr()
 
   def metrics(self) -> dict[str, float]:
     """Of the examples so far, at least one.
 
-    `real_accuracy` is the share of the `real_examples`, those with any valid
-    label, whose predicted class is one of these (arXiv 2006.07159);
-    `not_numbers` had a NaN among their logits.
+    `real_accuracy` is the share of those with any valid label whose predicted
+    class is one of these (arXiv 2006.07159).
     """
-    count = int(self._examples.sum())
+    count = int(self.examples.sum())
     found: dict[str, float] = {
       "accuracy": int(self.confusion.diagonal().sum()) / count,
       "accuracy_top5": self._top5 / count,
@@ -220,96 +182,59 @@ class ConfusionCounts:
       found["not_numbers"] = self._not_numbers
     return found
 
-  def classes(self) -> Iterator[ClassRow]:
-    """The table of the classes, in the order of their labels."""
-    matrix = self.confusion
-    correct = matrix.diagonal()
-    for k, count in enumerate(self._examples.tolist()):
-      row = slice(matrix.indptr[k], matrix.indptr[k + 1])
-      pairs = zip(
-        matrix.indices[row].tolist(), matrix.data[row].tolist(), strict=True
-      )
-      wrong = {p: n for p, n in pairs if p != k}
-      most = min(wrong, key=lambda p: (-wrong[p], p), default=None)
-      confused = 0 if most is None else wrong[most]
-      yield ClassRow(k, count, int(correct[k]), most, confused)
+  def confused(self) -> tuple[np.ndarray, np.ndarray]:
+    """int `[K]`: the wrong class that each is taken for most, and how often.
 
-
-# Of a data set's classes so many may be missing in a head: the released
-# 21,843-way one lacks ImageNet-1k's teddy bear.
-_MAY_LACK = 0.01
-
-
-class Matching(NamedTuple):
-  """Which outputs of a head belong to the classes of a data set."""
-
-  # int32 `[K]`, the output for each class, -1 for one that has none; None
-  # where class k is output k.
-  columns: np.ndarray | None = None
-  missing: tuple[str, ...] = ()  # The classes that have none.
-  sentence: str = ""  # What was done; "" where classes and outputs are equal.
+    Of equals it is the first; without mistakes its number means nothing.
+    """
+    correct = self.confusion.diagonal()
+    correct = scipy.sparse.diags_array(correct, dtype=np.int64)
+    wrong = (self.confusion - correct).tocsr()
+    times = wrong.max(axis=1).toarray()
+    return np.ravel(wrong.argmax(axis=1)), np.ravel(times)
 
 
 def match(
   model: Any, classes: Sequence[str], data: str, *, same: bool = False
-) -> Matching:
+) -> np.ndarray | None:
   """Finds a `Trained` model's output of each class, by name or WordNet id.
 
-  `same` says that the outputs are these classes, in order, whatever their
-  names. Raises UserError if they can't be found.
+  int32 `[K]`, -1 for a class that has none; None: class k is output k. `same`
+  says that it is so, whatever the names. Raises UserError if they don't match.
   """
-  where, count = f"the checkpoint {model.origin}", model.num_classes
-  if not count:
-    raise UserError(f"{where} has no head: add --fewshot.")
-  if same and count == len(classes):
-    return Matching(sentence="outputs are taken for the classes, in order")
-  if model.class_ids is None and not same:
-    raise UserError(
-      f"{where} doesn't say which classes its {count:,} outputs stand for. If "
-      f"they are the {len(classes):,} classes of {data}, in order, add "
-      "--same_classes; a released file is known by its name, as "
-      "--checkpoint=imagenet1k/Mixer-B_16; --fewshot needs no classes."
-    )
-  head: tuple[str, ...] = tuple(model.class_ids or ())
-  if head == tuple(classes) and not same:
-    return Matching()
-  place: dict[str, int] = {name: k for k, name in enumerate(head)}
+  count, head = model.num_classes, tuple(model.class_ids or ())
+  if count and (count == len(classes) if same else head == tuple(classes)):
+    return None
+  place: dict[str, int] = {}
+  if not same:
+    place = {name: k for k, name in enumerate(head)}
   columns = np.array([place.get(name, -1) for name in classes], np.int32)
-  missing = tuple(c for c in classes if c not in place)
-  if same or len(missing) > int(_MAY_LACK * len(classes)):
-    shown = ", ".join(map(repr, missing[:5]))
+  lacking = [repr(c) for c in classes if c not in place]
+  if len(lacking) > int(_MAY_LACK * len(classes)):
+    shown = ", ".join(lacking[:5]) + ", ..." * (len(lacking) > 5)
+    kind = "outputs" if model.class_ids else "outputs of unknown classes"
     raise UserError(
-      f"{where} and data set {data} have different classes: {count:,} outputs, "
-      f"{len(classes):,} classes, {len(missing):,} of them among no outputs "
-      f"({shown}{', ...' if len(missing) > 5 else ''}). Name the data set that "
-      "it was trained on, or one with a part of those classes; or try its "
-      "features with --fewshot."
+      f"the checkpoint {model.origin} has {count:,} {kind}, and data set "
+      f"{data} {len(classes):,} classes, {len(lacking):,} of them no outputs "
+      f"({shown}). Name the data set that it was trained on; or add "
+      "--same_classes if outputs are classes, in order; or --fewshot."
     )
-  sentence = f"{len(classes):,} of the {count:,} outputs, in {data}'s order"
-  if missing:
-    sentence += (
-      f"; no output: {', '.join(missing)}, whose examples count as wrong, and "
-      "no loss is given"
-    )
-  return Matching(columns, missing, sentence)
+  return columns
 
 
 class Fewshot:
   """Few-shot evaluation: ridge regression on frozen features.
 
-  The protocol of the paper (section 3) in the form of the authors' code:
-  pre-logits of N labelled examples a class, whitened one by one, with a
-  constant feature of 100 for the bias; targets -1 and 1; the class with the
-  highest prediction counts.
+  The protocol of the paper (section 3) as in the authors' code: whitened
+  pre-logits, a constant feature of 100 for the bias, targets -1 and 1.
   """
 
   def __init__(
     self, train: Any, test: Any, shots: Sequence[int], seeds: int, l2: float
   ):
-    """Draws `seeds` times as many examples a class as each of `shots` says.
+    """Draws of `train`, `seeds` times, as many examples a class as `shots` say.
 
-    Of `train`, to be measured on `test`; `l2` is the weight of the squared norm
-    of the solution. Raises UserError if a class has too few examples.
+    `l2` weighs the squared norm. UserError if a class has too few examples.
     """
     self.identity = train.identity
     self._train, self._test, self._l2 = train, test, l2

@@ -26,15 +26,12 @@ _FORMATS = {
   "tga": (rb"(?!)", "tga"),  # It begins with nothing of its own.
 }
 _MAGIC = {n: re.compile(magic, re.DOTALL) for n, (magic, _) in _FORMATS.items()}
-_SUFFIXES = {
-  s: n for n, (_, suffixes) in _FORMATS.items() for s in suffixes.split()
-}
-# Files that often stand beside images and are passed over silently.
+_SUFFIXES = {s: n for n, (_, all_) in _FORMATS.items() for s in all_.split()}
+# Files that often stand beside images and are passed over silently: suffixes,
+# and names without one.
 _OTHERS = frozenset(
   "txt csv tsv json jsonl md html htm xml yaml yml toml db ini log py sh pdf "
-  "mat npy npz pkl pickle parquet zip tar gz tgz md5 sha1 sha256 lock".split()
-)
-_DOCUMENTS = frozenset(
+  "mat npy npz pkl pickle parquet zip tar gz tgz md5 sha1 sha256 lock "
   "readme license licence copying notice authors changelog makefile".split()
 )
 
@@ -59,16 +56,13 @@ def is_image(name: str, passed_over: Counter[str] | None = None) -> bool:
 
   `passed_over` counts the suffixes that are neither an image's nor known.
   """
+  _, dot, suffix = name.lower().rpartition(".")
   if is_hidden(name):
     return False
-  stem, dot, suffix = name.rpartition(".")
-  if not dot:
-    return name.lower() not in _DOCUMENTS
-  suffix = suffix.lower()
-  if suffix in _SUFFIXES:
-    return True
+  if suffix in _SUFFIXES or not dot:
+    return suffix not in _OTHERS
   if passed_over is not None and suffix not in _OTHERS:
-    passed_over["." + suffix if stem else name] += 1
+    passed_over[f".{suffix}"] += 1
   return False
 
 
@@ -78,12 +72,11 @@ def find(
   hidden: list[str] | None = None,
   _above: tuple[str, ...] = (),
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
-  """Finds the image files of a folder and of the folders in it.
+  """Finds the image files below a folder, in the order of names.
 
-  Yields the path below `folder`, with "/", and the entry, in the order of
-  names. Symbolic links are followed, except to a folder that contains this one.
-  `passed_over` is as in `is_image`; `hidden` gets the paths of `hidden_in` of
-  all these folders.
+  Yields the path below `folder`, with "/", and the entry. Symbolic links are
+  followed, except to a folder that contains this one. `passed_over` is as in
+  `is_image`; `hidden` gets what `hidden_in` finds in all these folders.
   """
   try:
     here = os.path.realpath(folder)
@@ -91,8 +84,8 @@ def find(
       entries = sorted(entries, key=lambda entry: entry.name)
   except OSError as e:
     raise UserError(f"{folder} can't be listed: {e.strerror}.") from e
-  _above = _above or tuple(map(str, Path(here).parents))
-  if here in _above:
+  above = _above or tuple(map(str, Path(here).parents))
+  if here in above:
     return
   if hidden is not None:
     hidden += hidden_in(entries)
@@ -100,13 +93,25 @@ def find(
     if is_hidden(entry.name):
       continue
     if _is_folder(entry):
-      for way, image in find(entry.path, passed_over, hidden, (*_above, here)):
+      for way, image in find(entry.path, passed_over, hidden, (*above, here)):
         yield f"{entry.name}/{way}", image
     # A broken link is an image that can't be read, not nothing.
-    elif is_image(entry.name, passed_over) and (
-      entry.is_symlink() or entry.is_file()
-    ):
-      yield entry.name, entry
+    elif is_image(entry.name, passed_over):
+      if entry.is_symlink() or entry.is_file():
+        yield entry.name, entry
+
+
+def hidden_in(entries: Iterable[os.DirEntry[str]]) -> list[str]:
+  """Paths of hidden folders and image files, without "._a.jpg" of macOS."""
+  dotted = [e for e in entries if re.match(r"\.(?!_)", e.name)]
+  return [e.path for e in dotted if _is_folder(e) or named(e.name)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+  try:
+    return entry.is_dir()
+  except OSError:  # A link to itself.
+    return False
 
 
 def expand(names: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -132,24 +137,3 @@ def expand(names: Sequence[str]) -> tuple[list[str], list[str]]:
       "images such as .jpg or .png, or patterns such as 'photos/*.jpg'."
     )
   return list(dict.fromkeys(found)), empty
-
-
-def hidden_in(entries: Iterable[os.DirEntry[str]]) -> list[str]:
-  """Paths of hidden entries that may be meant: folders, image files.
-
-  What systems leave behind ("._a.jpg", "__MACOSX") isn't among them.
-  """
-  return [
-    entry.path
-    for entry in entries
-    if entry.name.startswith(".")
-    and not entry.name.startswith("._")
-    and (_is_folder(entry) or named(entry.name))
-  ]
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-  try:
-    return entry.is_dir()
-  except OSError:  # A link to itself.
-    return False

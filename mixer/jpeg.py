@@ -1,38 +1,33 @@
 """Decodes a region of a JPEG, optionally downscaled; encodes JPEGs for that.
 
-libjpeg-turbo, through simplejpeg, decodes whole images; by its fast integer
-transform, as TensorFlow did for the published runs: the accurate one's pixels
-are another grey level, one in the mean. Most of its time goes into the entropy
-code, which can only be read from the beginning. Decoding can stop early,
-though: with a smaller height in a copy of the header only so many rows are
-decoded. And where a file has restart markers, at which the code starts afresh,
-the pieces between them that a box needs make a JPEG of their own (`mixer
-prepare --resize=256` writes such markers).
+libjpeg-turbo decodes whole images, by its fast integer transform, as TensorFlow
+did for the published runs. Most of its time goes into the entropy code, which
+can only be read from the beginning. With a smaller height in a copy of the
+header it stops early, though; and where a file has restart markers (as `mixer
+prepare --resize=256` writes), at which the code starts afresh, the pieces that
+a box needs make a JPEG of their own.
 """
 
 import math
+import re
 import struct
-import threading
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
 
-# Frames that libjpeg-turbo decodes to RGB: baseline, extended sequential and
-# progressive, Huffman coded.
+# Frames that libjpeg-turbo decodes: baseline, extended sequential, progressive,
+# Huffman coded. Other frames, and what can't come before a frame: start of
+# scan, start and end of an image.
 _FRAMES = frozenset((0xC0, 0xC1, 0xC2))
-# Other frames, and what can't come before a frame: start of scan, start and end
-# of an image.
-_REFUSED = frozenset(
-  (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xD8, 0xD9, 0xDA)
-)
+_REFUSED = frozenset(range(0xC3, 0xDB)) - {0xC4, 0xC8, 0xCC, *range(0xD0, 0xD8)}
 _SCAN, _INTERVAL, _ADOBE = 0xDA, 0xDD, 0xEE
-# Profiles, EXIF data and comments, on which no pixel depends, but of which
-# libjpeg may warn.
+# Profiles, EXIF data, comments: no pixel depends on them; libjpeg may warn.
 _OTHERS = frozenset((*range(0xE1, 0xEE), 0xEF, 0xFE))
 _SHORT = frozenset((0x01, *range(0xD0, 0xD8)))  # Without a length.
+_MARKER = re.compile(rb"\xff[^\0\xff]")
+_BREAK = re.compile(rb"\xff([\xd0-\xd9])")  # Restart, end of the image.
 # Warnings after which libjpeg goes on to the last pixel, as do Pillow and
 # TensorFlow; and those of them after which pixels are missing.
 _HARMLESS = ("Corrupt JPEG data", "Invalid SOS parameters")
@@ -42,9 +37,6 @@ _MISSING = ("premature end", "bad huffman code")
 _MARGIN = 4
 # Bytes that have to be left out for it to be worth looking for the markers.
 _WORTH = 12_000
-# A thread's buffer for decoded pixels isn't kept beyond this.
-_KEPT_BYTES = 1 << 26
-_kept = threading.local()
 # Samplings of the colours: rows and columns of their units, OpenCV's number.
 _SAMPLINGS = {
   "444": (8, 8, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
@@ -63,7 +55,7 @@ class DamagedError(ValueError):
 class Header(NamedTuple):
   """What a JPEG's headers say."""
 
-  height: int  # Pixels; likewise `width`.
+  height: int
   width: int
   row: int  # Pixels in height of the smallest unit that is coded as one.
   column: int  # Its pixels in width.
@@ -78,9 +70,9 @@ class Header(NamedTuple):
   @property
   def sampling(self) -> str:
     """Of the colours, as in `encode`; "444" for any that it hasn't."""
-    unit = (self.row, self.column)
-    found = (name for name, (*u, _) in _SAMPLINGS.items() if tuple(u) == unit)
-    return next(found, "444") if self.channels == 3 else "444"
+    unit = self.row, self.column
+    names = [name for name, (*u, _) in _SAMPLINGS.items() if tuple(u) == unit]
+    return names[0] if names and self.channels == 3 else "444"
 
   def resized(self, height: int, width: int) -> bytes:
     """`start` with another size."""
@@ -94,10 +86,17 @@ def header(encoded: bytes) -> Header | None:
   None where this module can't decode it: no JPEG, one of 12 bits, an
   arithmetic code, or a damaged header.
   """
-  if encoded[:2] != b"\xff\xd8":
+  start, end = encoded[:2], 2
+  if start != b"\xff\xd8":
     return None
-  start, size, frame, restart, inverted = encoded[:2], 0, 0, 0, False
-  for marker, place, end in _segments(encoded):
+  marker, place, size, frame, restart, inverted = 0, 0, 0, 0, 0, False
+  while marker != _SCAN:
+    found = _MARKER.search(encoded, end, len(encoded) - 9)
+    if not found:
+      return None
+    place, marker, end = found.start(), encoded[found.start() + 1], found.end()
+    if marker not in _SHORT:
+      end += int.from_bytes(encoded[end : end + 2], "big")
     if marker in _FRAMES:
       frame, size = place, len(start) + 5
     elif marker == _INTERVAL:
@@ -108,13 +107,8 @@ def header(encoded: bytes) -> Header | None:
       return None
     if marker not in _OTHERS:
       start += encoded[place:end]
-    if marker == _SCAN:
-      break
-  else:
-    return None
-  bits, height, width, channels = struct.unpack_from(
-    ">BHHB", encoded, frame + 4
-  )
+  fields = struct.unpack_from(">BHHB", encoded, frame + 4)
+  bits, height, width, channels = fields
   factors = encoded[frame + 11 : frame + 10 + 3 * channels : 3]
   usual = bits == 8 and channels in (1, 3, 4) and len(factors) == channels
   if not usual or not height * width:  # 0: the height follows the pixels.
@@ -131,35 +125,20 @@ def header(encoded: bytes) -> Header | None:
   )  # fmt: skip
 
 
-def _segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
-  """Markers with their segments' starts and ends, wherever libjpeg sees one."""
-  place, last = 2, len(encoded) - 10
-  while 0 <= (place := encoded.find(b"\xff", place)) < last:
-    marker, end = encoded[place + 1], place + 1
-    if marker not in (0, 0xFF):  # Else what is no marker, or fills up.
-      end = place + 2
-      if marker not in _SHORT:
-        end += int.from_bytes(encoded[end : end + 2], "big")
-      yield marker, place, end
-    place = end
-
-
 def decode(
   encoded: bytes, head: Header, box: Box | None = None, reduction: int = 1
 ) -> np.ndarray:
   """Decodes a box of an image, by default all, to RGB, uint8 [H, W, 3].
 
-  Of a `reduction` of 2, 4 or 8 so many pixels a side become one, by a shorter
-  transform of each block, which is a mean of them but for rounding. The box's
-  edges are divided by it, and rounded. The next call from the same thread
-  overwrites the pixels.
+  With a `reduction` of 2, 4 or 8 the box's edges are divided by it, and each
+  pixel is a mean but for rounding, by a shorter transform of each block.
 
   Raises:
     DamagedError: pixels are missing.
     ValueError: libjpeg-turbo can't; the message is its own.
   """
   box = left, top, right, bottom = box or (0, 0, head.width, head.height)
-  piece = _piece(encoded, head, box) if head.restart else None
+  piece = _piece(encoded, head, box)
   if piece is None:
     # One row of units more, for what depends on both sides of their edge.
     height = min(head.height, (-(-bottom // head.row) + 1) * head.row)
@@ -168,21 +147,34 @@ def decode(
   encoded, height, width, x, y = piece
   inks = head.channels == 4
   shape = -(-height // reduction), -(-width // reduction), 4 if inks else 3
-  pixels = _buffer(math.prod(shape))
+  image = _whole(encoded, shape, reduction)
+  edges = top - y, bottom - y, left - x, right - x
+  top, bottom, left, right = ((e + reduction // 2) // reduction for e in edges)
+  image = image[top:bottom, left:right]
+  if not inks:
+    return image
+  result = np.empty((*image.shape[:2], 3), np.uint8)
+  for y, row in enumerate(image):  # 16 bits take memory.
+    light = (row if head.inverted else ~row).astype(np.uint16)
+    result[y] = light[:, :3] * light[:, 3:] // 255  # As TensorFlow does.
+  return result
+
+
+def _whole(
+  encoded: bytes, shape: tuple[int, int, int], reduction: int
+) -> np.ndarray:
+  """Decodes all of a JPEG to RGB or, of 4 channels, CMYK."""
+  pixels = np.empty(math.prod(shape), np.uint8)
   try:
     # What is warned of here ends the other call before a pixel is written.
     simplejpeg.decode_jpeg_header(encoded)
   except Exception as e:  # A KeyError too, for a sampling without a name.
     raise ValueError(f"its header: {e}") from e
+  colors = "CMYK" if shape[2] == 4 else "RGB"
+  size = shape[:2] if reduction > 1 else (0, 0)
   try:
     image = simplejpeg.decode_jpeg(
-      encoded,
-      "CMYK" if inks else "RGB",
-      fastdct=True,
-      min_height=shape[0] if reduction > 1 else 0,
-      min_width=shape[1] if reduction > 1 else 0,
-      min_factor=reduction,
-      buffer=pixels,
+      encoded, colors, True, False, *size, reduction, pixels
     )
   except ValueError as e:
     if any(missing in str(e).lower() for missing in _MISSING):
@@ -193,18 +185,7 @@ def decode(
     image = pixels.reshape(shape)
   if image.shape != shape:
     raise ValueError(f"decoded to {image.shape} in place of {shape}")
-  top, bottom, left, right = (
-    (edge + reduction // 2) // reduction
-    for edge in (top - y, bottom - y, left - x, right - x)
-  )
-  image = image[top:bottom, left:right]
-  if not inks:
-    return image
-  result = np.empty((*image.shape[:2], 3), np.uint8)
-  for y, row in enumerate(image):  # 16 bits take memory.
-    light = (row if head.inverted else ~row).astype(np.uint16)
-    result[y] = light[:, :3] * light[:, 3:] // 255  # As TensorFlow does.
-  return result
+  return image
 
 
 def _piece(
@@ -217,14 +198,15 @@ def _piece(
   """
   left, top, right, bottom = box
   across = -(-head.width // head.column)  # Units in a row.
-  if not head.single or across % head.restart:
+  if not (head.single and head.restart) or across % head.restart:
     return None
   per_row = across // head.restart
   wide = head.restart * head.column  # Pixels of a piece.
   first = max(0, left - _MARGIN) // wide
   last = min(per_row, -(-(right + _MARGIN) // wide))
+  rows = -(-head.height // head.row)
   above = max(0, top - _MARGIN) // head.row
-  below = min(-(-head.height // head.row), -(-(bottom + _MARGIN) // head.row))
+  below = min(rows, -(-(bottom + _MARGIN) // head.row))
   x, y = first * wide, above * head.row
   width = min(head.width, last * wide) - x
   height = min(head.height, below * head.row) - y
@@ -232,33 +214,17 @@ def _piece(
   if saved * (len(encoded) - head.data) < _WORTH:
     return None
   # Restart markers are numbered in turn; the end of the image is the last.
-  code = np.frombuffer(encoded, np.uint8, offset=head.data)
-  at = np.flatnonzero(code[:-1] == 0xFF)
-  kinds = code[at + 1].astype(int)
-  marks = (kinds >= 0xD0) & (kinds <= 0xD9)
-  ends, kinds = (at[marks] + head.data).tolist(), kinds[marks]
-  total = -(-head.height // head.row) * per_row
-  turns = 0xD0 + np.arange(total - 1) % 8
-  if len(kinds) < total or not np.array_equal(kinds[: total - 1], turns):
+  found, total = _BREAK.split(encoded[head.data :]), rows * per_row
+  turns = bytes(range(0xD0, 0xD8)) * (total // 8 + 1)
+  pieces, numbers = found[::2], b"".join(found[1::2])
+  if len(numbers) < total or numbers[: total - 1] != turns[: total - 1]:
     return None
-  starts = [head.data, *(end + 2 for end in ends)]
   parts = [head.resized(height, width)]
   for row in range(above, below):
-    for k in range(row * per_row + first, row * per_row + last):
-      mark = bytes((0xFF, 0xD0 + len(parts) // 2 % 8))
-      parts += encoded[starts[k] : ends[k]], mark
+    for piece in pieces[row * per_row + first : row * per_row + last]:
+      parts += piece, bytes((0xFF, 0xD0 + len(parts) // 2 % 8))
   parts[-1] = b"\xff\xd9"
   return b"".join(parts), height, width, x, y
-
-
-def _buffer(size: int) -> np.ndarray:
-  """Fresh memory would cost a page fault every 4 KB."""
-  kept = getattr(_kept, "buffer", None)
-  if kept is None or len(kept) < size:
-    kept = np.empty(size, np.uint8)
-    if size <= _KEPT_BYTES:
-      _kept.buffer = kept
-  return kept[:size]
 
 
 def encode(pixels: np.ndarray, quality: int, sampling: str = "420") -> bytes:
@@ -266,8 +232,7 @@ def encode(pixels: np.ndarray, quality: int, sampling: str = "420") -> bytes:
 
   The colours are sampled as "444", "422", "420", "440" or "411".
   """
-  options = [cv2.IMWRITE_JPEG_QUALITY, quality]
-  column = 8
+  options, column = [cv2.IMWRITE_JPEG_QUALITY, quality], 8
   if pixels.shape[2] == 3:
     pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     _, column, factor = _SAMPLINGS[sampling]

@@ -2,10 +2,8 @@
 
 Everything here runs on the host, one image at a time; scaling to [-1, 1] and
 mixup happen on the device. `train` and `evaluation` are the two chains; both
-take the bytes of a file, or pixels: uint8 [H, W, 3] or [H, W]. A training image
-is a pure function of its bytes, the options and the generator's state.
-
-Sizes are an int for a square, or (height, width).
+take the bytes of a file, or pixels: uint8 [H, W, 3] or [H, W]. Sizes are an int
+for a square, or (height, width).
 """
 
 import dataclasses
@@ -20,59 +18,40 @@ from PIL import Image
 from mixer import errors, images, jpeg, randaugment
 
 Size = int | Sequence[int]
-_CROP_ASPECT = (3 / 4, 4 / 3)  # Width / height.
-_CROP_ATTEMPTS = 100
-# Rows and columns that are resized together: float32 takes memory.
-_TILE = 128, 1024
+# Pixels that are resized together: float32 takes memory.
+_BLOCK = 1 << 17
 _Taps = tuple[np.ndarray, np.ndarray, np.float32]
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
-  """What `train` does to an image, in this order; named as in the config.
-
-  Attributes:
-    size: of the result.
-    crop: "inception" for a random crop, "resize" to squash the whole image.
-    crop_area_min: smallest crop, as a fraction of the image's area.
-    flip: mirror half of the images, left to right.
-    affine_degrees: random rotation, up to this either way.
-    affine_scale: random enlargement, by 1 - scale to 1 + scale; below 1.
-    affine_translate: random shift along each axis, up to this fraction of the
-      side either way.
-    randaugment_layers: operations applied to each image, 0 for none.
-    randaugment_magnitude: their strength, 0 to 30.
-  """
+  """What `train` does to an image, in this order; named as in the config."""
 
   size: Size = 224
-  crop: Literal["inception", "resize"] = "inception"
-  crop_area_min: float = 0.05
-  flip: bool = True
-  affine_degrees: float = 0.0
-  affine_scale: float = 0.0
-  affine_translate: float = 0.0
-  randaugment_layers: int = 0
-  randaugment_magnitude: float = 10
+  crop: Literal["inception", "resize"] = "inception"  # "resize" squashes all.
+  crop_area_min: float = 0.05  # Of the image's area.
+  flip: bool = True  # Half of the images, left to right.
+  affine_degrees: float = 0.0  # Rotation, up to this either way.
+  affine_scale: float = 0.0  # Enlargement, by 1 - scale to 1 + scale; below 1.
+  affine_translate: float = 0.0  # Shift, up to this share of a side either way.
+  randaugment_layers: int = 0  # Operations applied to each image.
+  randaugment_magnitude: float = 10  # 0 to 30.
 
 
 def decode(encoded: bytes) -> np.ndarray:
   """Decodes a JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or AVIF image to RGB.
 
-  Grey and palette images are expanded; CMYK is converted as the product of
-  ink and black; of values of more than 8 bits the upper 8 are kept;
-  transparency is dropped, showing the colour stored beneath; of an animation
-  the first frame is taken. All this, JPEG's fast integer transform, and
-  ignoring the EXIF orientation is what TensorFlow's decoders do in the
-  reference: ImageNet's labels and published accuracies go with images that are
-  not turned.
+  As TensorFlow's decoders in the reference: CMYK is the product of ink and
+  black; of more than 8 bits the upper 8 are kept; the colour beneath
+  transparency shows; of an animation the first frame is taken; the EXIF
+  orientation is ignored.
 
   Returns:
     uint8 [H, W, 3].
 
   Raises:
-    ValueError: the bytes are damaged, no image of those formats, one of more
-      than 134,217,728 pixels (67,108,864 of WebP and AVIF), or without an 8-bit
-      meaning; the message says which.
+    ValueError: the bytes are damaged, no image of those formats, too large, or
+      without an 8-bit meaning; the message says which.
   """
   return images.Opened(encoded).pixels().copy()
 
@@ -92,24 +71,19 @@ def train(
     out: where to write the result, contiguous; None for a fresh array.
 
   Returns:
-    uint8 [height, width, 3], writable.
-
-  Raises:
-    ValueError: the image can't be decoded, see `decode`.
+    uint8 [height, width, 3], writable. ValueError as of `decode`.
   """
-  o, opened = options, images.Opened(image)
-  size = _pair(o.size)
+  o, opened, size = options, images.Opened(image), _pair(options.size)
   box = (0, 0, opened.width, opened.height)
   if o.crop == "inception":
     box = crop_box(opened.height, opened.width, rng, o.crop_area_min)
   out = np.empty((*size, 3), np.uint8) if out is None else out
-  _bilinear(opened.crop(box, size), out)
+  cv2.resize(opened.crop(box, size), size[::-1], out)
   if o.flip and rng.random() < 0.5:
     cv2.flip(out, 1, out)
-  if o.affine_degrees or o.affine_scale or o.affine_translate:
-    out[...] = affine(
-      out, rng, o.affine_degrees, o.affine_scale, o.affine_translate
-    )
+  shape = o.affine_degrees, o.affine_scale, o.affine_translate
+  if any(shape):
+    out[...] = affine(out, rng, *shape)
   if o.randaugment_layers:
     out[...] = randaugment.apply(
       out, rng, o.randaugment_layers, o.randaugment_magnitude
@@ -122,14 +96,11 @@ def evaluation(
 ) -> np.ndarray:
   """Decodes an image and takes its middle, as the paper evaluates.
 
-  The shorter side is resized to `short_side` as `resize_short` does, then
-  `size` is cut out of the middle, half a pixel up and left where it must be.
-
   Args:
     image: the bytes of an image file, or pixels.
-    size: of the result.
-    short_side: see above; 0: no crop, `resize` squashes the whole image, as in
-      training and as VTAB does (arXiv 1910.04867).
+    size: cut out of the middle, half a pixel up and left where it must be.
+    short_side: to which `resize_short` goes before; 0: no crop, but `resize`,
+      as in training and in VTAB (arXiv 1910.04867).
 
   Returns:
     uint8 [height, width, 3], writable, sharing no memory with `image`.
@@ -142,8 +113,7 @@ def evaluation(
   if short_side and short_side < max(crop):
     raise errors.UserError(
       f"short_side={short_side} is smaller than the crop size={size} taken "
-      f"from it: give a short_side of at least {max(crop)} (the paper has 256 "
-      "for a crop of 224)."
+      f"from it: give a short_side of at least {max(crop)}."
     )
   pixels = images.Opened(image).pixels()
   if not short_side:
@@ -161,54 +131,41 @@ def crop_box(
   Its aspect ratio is uniform in [3/4, 4/3], its height uniform among those
   that keep its area at least `area_min` of the image's and the crop inside,
   and its place uniform: the law of `tf.image.sample_distorted_bounding_box`,
-  of the published runs. (torchvision draws the area uniformly, and larger
-  crops.) If 100 draws give no crop, as in a strip 27 times as long as it is
-  wide, the box is the whole image.
+  of the published runs (torchvision's crops are larger). If 100 draws give no
+  crop, as in a long strip, the box is the whole image.
   """
   least, most = area_min * height * width, 1.0 * height * width
-  for _ in range(_CROP_ATTEMPTS):
-    ratio = _CROP_ASPECT[0] + (_CROP_ASPECT[1] - _CROP_ASPECT[0]) * rng.random()
+  for _ in range(100):
+    ratio = 3 / 4 + (4 / 3 - 3 / 4) * rng.random()  # Width / height.
     # The tallest crop whose rounded width still fits into the image.
     widest = math.ceil((width + 0.5) / ratio) - 1
     high = min(round(math.sqrt(most / ratio)), height, widest)
     low = min(round(math.sqrt(least / ratio)), high)
-    crop_height = low + int(rng.integers(high - low + 1))
+    tall = low + int(rng.integers(high - low + 1))
     # Rounding may have carried the area over a limit: one step back.
-    if crop_height * round(crop_height * ratio) < least:
-      crop_height += 1
-    if crop_height * round(crop_height * ratio) > most:
-      crop_height -= 1
-    crop_width = round(crop_height * ratio)
-    if (
-      least <= crop_height * crop_width <= most
-      and 0 < crop_height <= height
-      and 0 < crop_width <= width
-    ):
-      top = int(rng.integers(height - crop_height + 1))
-      left = int(rng.integers(width - crop_width + 1))
-      return left, top, left + crop_width, top + crop_height
+    if tall * round(tall * ratio) < least:
+      tall += 1
+    if tall * round(tall * ratio) > most:
+      tall -= 1
+    wide = round(tall * ratio)
+    inside = 0 < tall <= height and 0 < wide <= width
+    if inside and least <= tall * wide <= most:
+      top = int(rng.integers(height - tall + 1))
+      left = int(rng.integers(width - wide + 1))
+      return left, top, left + wide, top + tall
   return 0, 0, width, height
 
 
 def resize(image: np.ndarray, size: Size) -> np.ndarray:
-  """Squashes the image to exactly `size`.
+  """Squashes the image to exactly `size`; a new array.
 
   Bilinear between the centres of pixels, not antialiased, as `tf.image.resize`
   did for the published runs, unlike Pillow and torchvision. An image of at
   least twice `size` is first reduced by means over 2, 4 or 8 pixels a side:
   photographs of a camera's full size turn to noise in the reference.
   """
-  out = np.empty((*_pair(size), 3), np.uint8)
-  _bilinear(images.reduce(image, out.shape[:2]), out)
-  return out
-
-
-def _bilinear(image: np.ndarray, out: np.ndarray) -> None:
-  height, width = out.shape[:2]
-  if image.shape == out.shape:
-    out[...] = image
-  else:
-    cv2.resize(image, (width, height), out, interpolation=cv2.INTER_LINEAR)
+  size = _pair(size)
+  return cv2.resize(images.reduce(image, size), size[::-1])
 
 
 def affine(
@@ -238,17 +195,14 @@ def resize_short(image: np.ndarray, short_side: int) -> np.ndarray:
 
   Each pixel is the mean of the area that it covers in the original, parts of
   pixels included, cut off to a whole number: to the bit what
-  `tf.image.resize(method="area")` and a cast give, the paper's evaluation
-  (Pillow's box filter counts a pixel wholly or not at all). What is enlarged
-  twice or more becomes a mosaic of squares by that, there too.
+  `tf.image.resize(method="area")` and a cast give, the paper's evaluation.
   """
   whole = _short_size(image, short_side)
   return _area_resize(image, whole, (0, 0), whole)
 
 
 def _short_size(image: np.ndarray, short_side: int) -> tuple[int, int]:
-  """(height, width) once the shorter of them is `short_side`."""
-  # As big_vision's resize_small, in float32.
+  """(height, width) by big_vision's resize_small, in float32."""
   height, width = image.shape[:2]
   ratio = np.float32(short_side) / np.float32(min(height, width))
   return round(float(height * ratio)), round(float(width * ratio))
@@ -265,30 +219,25 @@ def _area_resize(
   if whole == image.shape[:2]:
     return image[top : top + height, left : left + width].copy()
   result = np.empty((height, width, 3), np.uint8)
-  down, across = _TILE
-  for y in range(0, height, down):
-    taps = _taps(image.shape[0], whole[0], top + y, min(down, height - y))
-    for x in range(0, width, across):
-      result[y : y + down, x : x + across] = _means(
-        image,
-        taps,
-        _taps(image.shape[1], whole[1], left + x, min(across, width - x)),
-      )
+  column, weight, across = _taps(image.shape[1], whole[1], left, width)
+  image, column = (
+    image[:, column.min() : column.max() + 1],
+    column - column[0, 0],
+  )
+  step = max(1, _BLOCK // width)
+  for y in range(0, height, step):
+    count = min(step, height - y)
+    row, row_weight, down = _taps(image.shape[0], whole[0], top + y, count)
+    first = row[0, 0]
+    # Columns first, as TensorFlow does, and both by whole lines of memory.
+    lines = cv2.transpose(image[first : row.max() + 1])
+    lines = cv2.transpose(_weighted_sum(lines, column, weight))
+    sums = _weighted_sum(lines, row - first, row_weight)
+    result[y : y + step] = sums * (np.float32(1) / (down * across))
   return result
 
 
-def _means(image: np.ndarray, rows: _Taps, columns: _Taps) -> np.ndarray:
-  """Means over areas, float32 [rows, columns, 3]."""
-  (row, row_weight, height), (column, weight, width) = rows, columns
-  top, left = row.min(), column.min()
-  image = image[top : row.max() + 1, left : column.max() + 1]
-  # Columns first, as TensorFlow does, and both by whole lines of memory.
-  lines = _sum(cv2.transpose(image), column - left, weight)
-  result = _sum(cv2.transpose(lines), row - top, row_weight)
-  return result * (np.float32(1) / (height * width))
-
-
-def _sum(
+def _weighted_sum(
   image: np.ndarray, index: np.ndarray, weight: np.ndarray
 ) -> np.ndarray:
   """Weighted sums of lines: [H, W, 3] to float32 [N, W, 3]."""
@@ -301,10 +250,9 @@ def _sum(
 def _taps(size: int, new_size: int, start: int, count: int) -> _Taps:
   """Which of `size` pixels each of `count` new pixels covers, and how much.
 
-  In float32, step by step as TensorFlow's ResizeArea, for the same bits: where
-  a mean is a whole number they decide whether the cast makes it one less.
   Gives indices of pixels [count, K], the length of each that is covered, and
-  that of a new pixel.
+  that of a new pixel; step by step as TensorFlow's ResizeArea, for the same
+  bits: where a mean is a whole number they decide on the cast.
   """
   # Beyond, float32 doesn't tell neighbours apart.
   real = np.float32 if new_size < 1 << 24 else np.float64
@@ -325,8 +273,6 @@ def _pair(size: Size) -> tuple[int, int]:
   """Reads a size as (height, width)."""
   pair = (size, size) if isinstance(size, int) else tuple(size)
   if len(pair) != 2 or min(pair) < 1:
-    raise errors.UserError(
-      f"An image's size must be a positive number or (height, width), such as "
-      f"224 or (224, 224), but is {size!r}."
-    )
+    expected = "a positive number or (height, width), such as (224, 224)"
+    raise errors.UserError(f"size={size!r} of images must be {expected}.")
   return pair[0], pair[1]

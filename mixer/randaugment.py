@@ -21,22 +21,13 @@ AutoContrast, Equalize and Invert take no argument. What a geometric operation
 or Cutout uncovers becomes grey 128; geometric operations sample the nearest
 pixel, and shears keep the top left corner in place.
 
-This is the reference as it runs, oddities included, because the accuracies
-reported for these magnitudes were reached with them:
-
-- Translate and Cutout count pixels of a 224-pixel image and are not scaled: at
-  32 pixels TranslateX at magnitude 10 leaves nothing but grey.
-- Solarize's threshold overflows its byte (google-research/big_vision#110), so
-  that magnitudes 10 and 20 invert the whole image and 15 its bright half.
-- Contrast means to pivot on the mean grey level but on pixel count / 256 it
-  does: grey 196 for every 224-pixel image, nearly black at 32 pixels.
-- Posterize gets weaker with the magnitude: at 20 it changes nothing.
-
-Source: Cubuk et al., arXiv 1909.13719, with the operations and constants of
-`distort_image_with_randaugment` in TensorFlow's TPU models, which big_vision's
-Mixer recipe uses. OpenCV, which does the work without holding the GIL, rounds
-Sharpness's smoothing where the reference truncates, and its grey levels may
-differ by one: at most 1 + factor in a value.
+This is the reference as it runs, oddities included (arXiv 1909.13719, by the
+`distort_image_with_randaugment` of TensorFlow's TPU models and big_vision's
+Mixer recipe): Translate and Cutout count pixels of a 224-pixel image at any
+size; Solarize's threshold overflows its byte (google-research/big_vision#110);
+Contrast pivots on pixel count / 256, not on the mean grey level; Posterize gets
+weaker with the magnitude. OpenCV rounds Sharpness's smoothing and grey levels
+where the reference truncates: at most 1 + factor in a value.
 """
 
 import math
@@ -48,18 +39,63 @@ import numpy as np
 _FILL = (128, 128, 128)
 _LEVELS = np.arange(256)
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
+_Operation = Callable[[np.ndarray, np.random.Generator, float], np.ndarray]
 
 
 def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
-  """Replaces each value by the table's; [256] for all channels or [3, 256]."""
-  table = table.astype(np.uint8)
-  return cv2.LUT(image, table if table.ndim == 1 else table.T[None])
+  """Replaces each value by that of the table [256], or of its channel's."""
+  return cv2.LUT(image, table.astype(np.uint8))
 
 
-def _truncate(values: np.ndarray) -> np.ndarray:
-  """To whole numbers from 0 to 255, as the reference rounds a blend."""
-  # A hair more, lest 0.1 * 10 be 0.
-  return np.trunc(values.clip(0, 255) + 1e-6)
+def _by_histogram(
+  image: np.ndarray, make: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+  """Looks up each channel in a table [256] made of its histogram [256]."""
+  tables = []
+  for channel in range(3):
+    counts = cv2.calcHist([image], [channel], None, [256], [0, 256])
+    tables.append(make(counts.ravel().astype(np.int64)))
+  return _look_up(image, np.stack(tables, axis=-1)[None])
+
+
+def _stretched(counts: np.ndarray) -> np.ndarray:
+  """AutoContrast's table: values span 0 to 255."""
+  low, high = counts.nonzero()[0][[0, -1]]
+  # Integers: a truncated float product is one below where it is rounded down.
+  stretched = (_LEVELS - low) * 255 // max(high - low, 1)
+  return stretched.clip(0, 255) if high > low else _LEVELS
+
+
+def _equalized(counts: np.ndarray) -> np.ndarray:
+  """The table of Pillow's `ImageOps.equalize`: a flat histogram."""
+  step = (counts.sum() - counts[counts.nonzero()[0][-1]]) // 255
+  below = np.cumsum(counts) - counts
+  return ((below + step // 2) // step).clip(0, 255) if step else _LEVELS
+
+
+def _posterized(m: float) -> np.ndarray:
+  bits = min(max(int(m / 10 * 4), 1), 8)
+  return _LEVELS & 256 - (1 << 8 - bits)
+
+
+def _solarized(m: float) -> np.ndarray:
+  low = int(m / 10 * 256) % 256 > _LEVELS
+  return np.where(low, _LEVELS, 255 - _LEVELS)
+
+
+def _brightened(m: float) -> np.ndarray:
+  more = np.minimum(_LEVELS + int(m / 10 * 110), 255)
+  return np.where(_LEVELS < 128, more, _LEVELS)
+
+
+def _factor(m: float) -> float:
+  return m / 10 * 1.8 + 0.1
+
+
+def _away_from(grey: int, m: float) -> np.ndarray:
+  """The table of Brightness and Contrast."""
+  values = (grey + _factor(m) * (_LEVELS - grey)).clip(0, 255)
+  return np.trunc(values + 1e-6)  # A hair more, lest 0.1 * 10 be 0.
 
 
 def _blend(start: np.ndarray, image: np.ndarray, m: float) -> np.ndarray:
@@ -68,8 +104,17 @@ def _blend(start: np.ndarray, image: np.ndarray, m: float) -> np.ndarray:
   return cv2.addWeighted(start, 1 - factor, image, factor, -0.5 + 1e-3)
 
 
-def _factor(m: float) -> float:
-  return m / 10 * 1.8 + 0.1
+def _grey(image: np.ndarray) -> np.ndarray:
+  grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+  return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
+
+
+def _smoothed(image: np.ndarray) -> np.ndarray:
+  """Weighted means over 3 x 3 pixels; the border stays."""
+  smooth = image.copy()
+  if min(image.shape[:2]) > 2:
+    smooth[1:-1, 1:-1] = cv2.filter2D(image, -1, _SMOOTH)[1:-1, 1:-1]
+  return smooth
 
 
 def _nearest(image: np.ndarray, *matrix: float) -> np.ndarray:
@@ -82,69 +127,6 @@ def _nearest(image: np.ndarray, *matrix: float) -> np.ndarray:
     borderMode=cv2.BORDER_CONSTANT,
     borderValue=_FILL,
   )
-
-
-def _signed(rng: np.random.Generator, value: float) -> float:
-  return value if rng.random() < 0.5 else -value
-
-
-def _autocontrast(image: np.ndarray) -> np.ndarray:
-  """Stretches each channel so that its values span 0 to 255."""
-  table = np.tile(_LEVELS, (3, 1))
-  for channel, values in enumerate(cv2.split(image)):
-    low, high, *_ = cv2.minMaxLoc(values)
-    if high > low:
-      # Integer division: the same as the definition's truncated float product
-      # but never one below because of a rounding error.
-      stretched = (_LEVELS - int(low)) * 255 // int(high - low)
-      table[channel] = stretched.clip(0, 255)
-  return _look_up(image, table)
-
-
-def _equalize(image: np.ndarray) -> np.ndarray:
-  """Flattens each channel's histogram, as Pillow's `ImageOps.equalize`."""
-  table = np.tile(_LEVELS, (3, 1))
-  for channel in range(3):
-    counts = cv2.calcHist([image], [channel], None, [256], [0, 256])
-    count = counts.ravel().astype(np.int64)
-    step = (count.sum() - count[count.nonzero()[0][-1]]) // 255
-    if step:
-      below = np.cumsum(count) - count
-      table[channel] = ((below + step // 2) // step).clip(0, 255)
-  return _look_up(image, table)
-
-
-def _posterize(image: np.ndarray, m: float) -> np.ndarray:
-  bits = min(max(int(m / 10 * 4), 1), 8)
-  return _look_up(image, _LEVELS & 256 - (1 << 8 - bits))
-
-
-def _solarize(image: np.ndarray, m: float) -> np.ndarray:
-  low = int(m / 10 * 256) % 256 > _LEVELS
-  return _look_up(image, np.where(low, _LEVELS, 255 - _LEVELS))
-
-
-def _solarize_add(image: np.ndarray, m: float) -> np.ndarray:
-  more = np.minimum(_LEVELS + int(m / 10 * 110), 255)
-  return _look_up(image, np.where(_LEVELS < 128, more, _LEVELS))
-
-
-def _color(image: np.ndarray, m: float) -> np.ndarray:
-  grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-  return _blend(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), image, m)
-
-
-def _contrast(image: np.ndarray, m: float) -> np.ndarray:
-  grey = min(image.shape[0] * image.shape[1] // 256, 255)
-  return _look_up(image, _truncate(grey + _factor(m) * (_LEVELS - grey)))
-
-
-def _sharpness(image: np.ndarray, m: float) -> np.ndarray:
-  """Away from or towards a 3 x 3 smoothing; border pixels stay."""
-  smooth = image.copy()
-  if min(image.shape[:2]) > 2:
-    smooth[1:-1, 1:-1] = cv2.filter2D(image, -1, _SMOOTH)[1:-1, 1:-1]
-  return _blend(smooth, image, m)
 
 
 def _rotate(image: np.ndarray, degrees: float) -> np.ndarray:
@@ -167,35 +149,39 @@ def _cutout(
   return image
 
 
+def _either(rng: np.random.Generator, value: float) -> float:
+  return value if rng.random() < 0.5 else -value
+
+
 # (image, rng, magnitude) -> image; drawn by position. Matrices as `_nearest`
 # takes them: shears and shifts are to the left and up, or the other way.
-OPERATIONS: dict[
-  str, Callable[[np.ndarray, np.random.Generator, float], np.ndarray]
-] = {
-  "AutoContrast": lambda i, rng, m: _autocontrast(i),
-  "Equalize": lambda i, rng, m: _equalize(i),
+OPERATIONS: dict[str, _Operation] = {
+  "AutoContrast": lambda i, rng, m: _by_histogram(i, _stretched),
+  "Equalize": lambda i, rng, m: _by_histogram(i, _equalized),
   "Invert": lambda i, rng, m: cv2.bitwise_not(i),
-  "Rotate": lambda i, rng, m: _rotate(i, _signed(rng, m / 10 * 30)),
-  "Posterize": lambda i, rng, m: _posterize(i, m),
-  "Solarize": lambda i, rng, m: _solarize(i, m),
-  "Color": lambda i, rng, m: _color(i, m),
-  "Contrast": lambda i, rng, m: _contrast(i, m),
-  "Brightness": lambda i, rng, m: _look_up(i, _truncate(_factor(m) * _LEVELS)),
-  "Sharpness": lambda i, rng, m: _sharpness(i, m),
+  "Rotate": lambda i, rng, m: _rotate(i, _either(rng, m / 10 * 30)),
+  "Posterize": lambda i, rng, m: _look_up(i, _posterized(m)),
+  "Solarize": lambda i, rng, m: _look_up(i, _solarized(m)),
+  "Color": lambda i, rng, m: _blend(_grey(i), i, m),
+  "Contrast": lambda i, rng, m: _look_up(
+    i, _away_from(min(i.shape[0] * i.shape[1] // 256, 255), m)
+  ),
+  "Brightness": lambda i, rng, m: _look_up(i, _away_from(0, m)),
+  "Sharpness": lambda i, rng, m: _blend(_smoothed(i), i, m),
   "ShearX": lambda i, rng, m: _nearest(
-    i, 1, _signed(rng, m / 10 * 0.3), 0, 0, 1, 0
+    i, 1, _either(rng, m / 10 * 0.3), 0, 0, 1, 0
   ),
   "ShearY": lambda i, rng, m: _nearest(
-    i, 1, 0, 0, _signed(rng, m / 10 * 0.3), 1, 0
+    i, 1, 0, 0, _either(rng, m / 10 * 0.3), 1, 0
   ),
   "TranslateX": lambda i, rng, m: _nearest(
-    i, 1, 0, _signed(rng, m / 10 * 100), 0, 1, 0
+    i, 1, 0, _either(rng, m / 10 * 100), 0, 1, 0
   ),
   "TranslateY": lambda i, rng, m: _nearest(
-    i, 1, 0, 0, 0, 1, _signed(rng, m / 10 * 100)
+    i, 1, 0, 0, 0, 1, _either(rng, m / 10 * 100)
   ),
   "Cutout": lambda i, rng, m: _cutout(i, rng, int(m / 10 * 40)),
-  "SolarizeAdd": lambda i, rng, m: _solarize_add(i, m),
+  "SolarizeAdd": lambda i, rng, m: _look_up(i, _brightened(m)),
 }
 _OPERATIONS = tuple(OPERATIONS.values())
 

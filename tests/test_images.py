@@ -187,7 +187,7 @@ def test_what_is_no_image_is_refused():
   for data, kind, message in (
     (b"", "empty", "^the image is empty: 0 bytes$"),
     (page, "not an image", "26 bytes that begin with b'<html>404"),
-    (bomb, "too large", "more than .* pixels"),
+    (bomb, "too large", "exceeds limit of .* pixels"),
     (whole[:900], "damaged", "^cannot decode the image: .*[Tt]runcated"),
     (jpeg[:900], "damaged", "^cannot decode the image: .*[Tt]runcated"),
   ):

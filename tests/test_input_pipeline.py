@@ -1,6 +1,9 @@
+"""Batches are a function of the seed, their number and their size."""
+
 import hashlib
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,35 +19,45 @@ def digest(batch):
   for name in sorted(batch):
     sha.update(name.encode())
     sha.update(np.ascontiguousarray(batch[name]).tobytes())
-  return sha.hexdigest()
+  return sha.hexdigest()[:12]
 
 
-def global_batches(split, config, hosts, start=0, steps=STEPS):
-  """The global batches as `hosts` processes make them, put together."""
-  parts = [
-    list(
-      itertools.islice(
-        input_pipeline.train_batches(split, config, start, p, hosts), steps
-      )
+@pytest.fixture
+def on_hosts(monkeypatch):
+  """What each of several hosts makes; the hosts are all this process."""
+
+  def make(count, function, *args):
+    found = []
+    for p in range(count):
+      with monkeypatch.context() as patch:
+        patch.setattr(jax, "process_count", lambda: count)
+        patch.setattr(jax, "process_index", lambda p=p: p)
+        found.append(function(*args))
+    return found
+
+  return make
+
+
+@pytest.fixture
+def train(smoke_config, on_hosts):
+  """Makes global batches, put together of what the hosts make."""
+  split, _ = input_pipeline.open_splits(smoke_config)
+
+  def make(hosts=1, start=0, steps=STEPS):
+    made = on_hosts(
+      hosts, input_pipeline.train_batches, split, smoke_config, start
     )
-    for p in range(hosts)
-  ]
-  return [
-    {k: np.concatenate([part[n][k] for part in parts]) for k in parts[0][n]}
-    for n in range(steps)
-  ]
+    parts = zip(*(itertools.islice(b, steps) for b in made), strict=True)
+    return [
+      {k: np.concatenate([batch[k] for batch in part]) for k in part[0]}
+      for part in parts
+    ]
+
+  return make
 
 
-@pytest.fixture
-def train_split(smoke_config):
-  return input_pipeline.open_splits(smoke_config)[0]
-
-
-@pytest.fixture
-def expected(train_split, smoke_config):
-  batches = global_batches(train_split, smoke_config, 1)
-  assert len({digest(b) for b in batches}) == STEPS
-  return [digest(b) for b in batches]
+# Of the bytes that all versions have made.
+_FIRST = "e5edafb2d2ea"
 
 
 @pytest.mark.parametrize(
@@ -52,62 +65,52 @@ def expected(train_split, smoke_config):
   [(2, 0, 16), (8, 0, 16), (1, 3, 1), (4, 1, 7)],
 )
 def test_batches_are_a_function_of_seed_number_and_size(
-  train_split, smoke_config, expected, hosts, start, threads
+  train, smoke_config, hosts, start, threads
 ):
+  expected = [digest(b) for b in train()]
+  assert expected[0] == _FIRST and len({*expected}) == STEPS
   smoke_config.data.threads = threads
-  batches = global_batches(
-    train_split, smoke_config, hosts, start, STEPS - start
-  )
+  batches = train(hosts, start, STEPS - start)
   assert [digest(b) for b in batches] == expected[start:]
-  # The bytes that all versions have made.
-  assert expected[0][:12] == "e5edafb2d2ea"
   smoke_config.seed = 1
-  (other,) = global_batches(train_split, smoke_config, 1, steps=1)
-  assert digest(other) not in expected
+  assert digest(train(steps=1)[0]) not in expected
 
 
-def test_epochs_hold_every_example_once_in_another_order(
-  train_split, smoke_config
-):
+def test_epochs_hold_every_example_once_in_another_order(train, smoke_config):
   smoke_config.batch_size = 100  # 1400 examples: 14 batches an epoch.
   smoke_config.data.crop = "resize"
-  batches = global_batches(train_split, smoke_config, 1, steps=28)
+  batches = train(steps=28)
   keys = [image.tobytes() for b in batches for image in b["image"]]
-  labels = np.concatenate([b["label"] for b in batches])
-  first, second = keys[:1400], keys[1400:]
-  assert sorted(first) == sorted(second)
-  assert first != second
-  np.testing.assert_array_equal(
-    np.bincount(labels[:1400]), np.bincount(train_split.labels)
-  )
+  assert sorted(keys[:1400]) == sorted(keys[1400:])
+  assert keys[:1400] != keys[1400:]
+  split, _ = input_pipeline.open_splits(smoke_config)
+  labels = np.concatenate([b["label"] for b in batches[:14]])
+  np.testing.assert_array_equal(np.bincount(labels), np.bincount(split.labels))
+  # Records are those of an update.
+  records = input_pipeline.train_records(split, smoke_config, 3)
+  np.testing.assert_array_equal(split.labels[records], batches[2]["label"])
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 # The last hosts may have no example at all.
 @pytest.mark.parametrize("size", [1, 3, 8, 9])
 def test_evaluation_covers_every_example_once(
-  train_split, smoke_config, hosts, size
+  smoke_config, on_hosts, hosts, size
 ):
-  smoke_config.batch_size = batch_size = 8
-  part = split_lib.dataclasses.replace(train_split, indices=np.arange(size))
-  per_host = [
-    list(input_pipeline.eval_batches(part, smoke_config, p, hosts))
-    for p in range(hosts)
-  ]
-  counts = {len(batches) for batches in per_host}
-  assert counts == {-(-size // batch_size)}  # All hosts see equally many.
-  labels, images = [], []
-  for n in range(counts.pop()):
-    for batches in per_host:
-      batch = batches[n]
-      assert batch["image"].shape == (batch_size // hosts, 16, 16, 3)
-      assert batch["image"].dtype == np.uint8
-      assert batch["label"].dtype == np.int32
-      assert batch["mask"].shape == (batch_size // hosts,)
+  smoke_config.batch_size = 8
+  split, _ = input_pipeline.open_splits(smoke_config)
+  part = split_lib.dataclasses.replace(split, indices=np.arange(size))
+  made = on_hosts(hosts, input_pipeline.eval_batches, part, smoke_config)
+  labels = []
+  # All hosts see equally many.
+  for batches in zip(*made, strict=True):
+    for batch in batches:
+      assert batch["image"].shape == (8 // hosts, 16, 16, 3)
+      assert batch["mask"].shape == batch["label"].shape == (8 // hosts,)
+      assert (batch["image"].dtype, batch["label"].dtype) == ("u1", "i4")
+      assert not batch["image"][~batch["mask"]].any()
       labels.extend(batch["label"][batch["mask"]])
-      images.extend(batch["image"][batch["mask"]])
   np.testing.assert_array_equal(labels, part.labels)
-  assert len(images) == size
 
 
 class Damaged:
@@ -130,10 +133,9 @@ class Damaged:
 @pytest.mark.parametrize(
   "make", [input_pipeline.eval_batches, input_pipeline.train_batches]
 )
-def test_a_damaged_record_is_named(train_split, smoke_config, make):
-  split = split_lib.dataclasses.replace(
-    train_split, source=Damaged(train_split.source, 77)
-  )
+def test_a_damaged_record_is_named(smoke_config, make):
+  split, _ = input_pipeline.open_splits(smoke_config)
+  split = split_lib.dataclasses.replace(split, source=Damaged(split.source, 77))
   with pytest.raises(
     UserError, match="data set digits, split train, record 77 can't be decoded"
   ):
@@ -141,14 +143,11 @@ def test_a_damaged_record_is_named(train_split, smoke_config, make):
       pass
 
 
-def test_open_splits_takes_the_subset_that_the_config_names(smoke_config):
+def test_splits_and_few_shots_are_those_of_the_config(smoke_config):
   smoke_config.data.examples_per_class = 3
   train, evaluation = input_pipeline.open_splits(smoke_config)
   np.testing.assert_array_equal(np.bincount(train.labels), np.full(10, 3))
   assert len(evaluation) == 397
-
-
-def test_fewshot_is_opened_where_the_config_names_it(smoke_config):
   assert input_pipeline.open_fewshot(smoke_config) is None
   smoke_config.fewshot.name = "digits"
   assert input_pipeline.open_fewshot(smoke_config) is not None

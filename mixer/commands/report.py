@@ -81,7 +81,7 @@ def _evaluate(path: epath.Path, step: int, data_dir: str) -> dict[str, Any]:
   assert config is not None  # Of a run it has one.
   data, name = config.data, config.data.name
   split = split_lib.open_split(name, data.eval_split, data_dir or data.data_dir)
-  columns = evaluate.match(model, split.class_names, name).columns
+  columns = evaluate.match(model, split.class_names, name)
   mesh, count = sharding.make_mesh(), len(split.class_names)
   functions = train_step.Inference(
     model.module, model.loss, count, mesh, columns=columns

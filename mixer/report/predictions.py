@@ -98,7 +98,8 @@ def _worst(rows: Mapping[str, np.ndarray]) -> list[int]:
 
 def _confusions(counts: evaluate.ConfusionCounts) -> dict[str, Any]:
   """The largest pairs of classes, a part of the matrix, a table of classes."""
-  table = [[row.label, row.examples, row.correct] for row in counts.classes()]
+  columns = counts.examples, counts.confusion.diagonal()
+  table = np.stack([np.arange(len(counts.examples)), *columns], 1).tolist()
   cells = counts.confusion.tocoo()
   cells = np.stack([cells.row, cells.col, cells.data], 1).tolist()
   wrong = [cell for cell in cells if cell[0] != cell[1]]
