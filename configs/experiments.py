@@ -3,31 +3,18 @@
   python train.py --config=configs/experiments.py:patches --workdir=DIR1
   python train.py --config=configs/experiments.py:untied,paper --workdir=DIR2
 
-Behind the colon is what is compared, and `paper` for the paper's size:
-
-  none, patches, pixels   images as they are; with their patches shuffled, and
-                          the pixels inside each patch; with all pixels shuffled
-                          (section 3.4)
-  shared, untied          one token MLP for all channels, or one for each
-  grouped, projected      a token MLP sees 4 neighbouring channels, or 4 learned
-                          views of all channels, at once
-  pyramid                 token mixing that leaves fewer tokens (appendix A.1)
+Behind the colon: `none`, `patches` or `pixels` for images with nothing, their
+patches or all pixels shuffled (section 3.4); `shared`, `untied`, `grouped`,
+`projected` or `pyramid` for token mixing (appendix A.1; docs/experiments.md
+explains them); and `,paper` for the paper's size.
 
 Without `paper` it is the demo's pre-training (configs/demo.py) on two CPU
-cores, 900 steps for images, 300 for token mixing. With `paper` it is B/16
-(images) or S/32 (token mixing) on ImageNet-21k, where the paper took JFT-300M,
-and its measure is 5-shot regression on ImageNet (imagenet2012, prepared as
-well): hardware and time as in configs/mixer_i21k.py; not run here. FLOP of 300
-epochs and parameters with 19,167 classes:
-
-    shared     2.3e19   28.4 M  the paper's own
-    untied     2.3e19  132.2 M  moves many more weights through memory
-    grouped    2.3e19   29.0 M
-    projected  2.6e19   31.1 M
-    pyramid    1.3e19   28.3 M  block 2 leaves 25 of 49 tokens, block 5 13
-
-Expected: docs/experiments.md. The paper does not give the sizes of its groups
-and pyramids: those here are ours.
+cores; with it B/16 (images) or S/32 (token mixing) on ImageNet-21k, where the
+paper took JFT-300M: hardware and time as in configs/mixer_i21k.py, not run
+here. FLOP of 300 epochs and parameters with 19,167 classes: shared 2.3e19 and
+28.4 M, untied 2.3e19 and 132.2 M, grouped 2.3e19 and 29.0 M, projected 2.6e19
+and 31.1 M, pyramid 1.3e19 and 28.3 M. Sizes of groups and pyramids are ours.
+Expected: docs/experiments.md.
 """
 
 import configs

@@ -3,12 +3,11 @@
   python -m mixer prepare fashion_mnist --source=DIR_WITH_THE_FOUR_FILES
   python train.py --config=configs/fashion_mnist.py --workdir=runs/fashion
 
-The same model, pre-trained on rendered characters, which are shipped:
+From the same model, pre-trained on rendered characters, which are shipped:
 
-  python train.py --config=configs/fashion_mnist.py:glyphs \
-    --workdir=runs/fashion_glyphs
-  python train.py --config=configs/fashion_mnist.py \
-    --config.init_from=runs/fashion_glyphs --workdir=runs/fashion_tuned
+  python train.py --config=configs/fashion_mnist.py:glyphs --workdir=runs/glyphs
+  python train.py --config=configs/fashion_mnist.py --workdir=runs/tuned \
+    --config.init_from=runs/glyphs
 
 Hardware: two CPU cores; `fashion_mnist.py:gpu` is a larger model, trained
 longer. Time and accuracy: docs/results.md.

@@ -9,12 +9,8 @@ hours of TPU v5e chips ($1,300): 26 hours on the host above, 16 on 64 v5e.
 Predicted, not run: docs/recipes.md has the formula and what it assumes.
 Expected: 80.64 % on ImageNet after fine-tuning at 224 px (the paper's number).
 
-300 epochs are of the release of winter 2021, 13.15 M images without the two
-times 25,600 that are held out as `validation` and `test`. ImageNet-21K-P works
-as well, by `--config.data.name=imagenet21k_p`.
-
-The loss is the authors' sigmoid cross-entropy; the bias of the head starts at
--10, so that all classes start as unlikely as they are.
+ImageNet-21K-P works as well, by `--config.data.name=imagenet21k_p`. The loss is
+the authors' sigmoid cross-entropy.
 """
 
 from mixer import config as config_lib

@@ -8,28 +8,23 @@ Behind the colon is the model, B/16 without, and `sam` for Sharpness-Aware
 Minimization (arXiv 2106.01548). Hardware: one host with 8 H100 GPUs; batch 4096
 is divided among them. L/16 needs --config.optimizer.accumulate=4 there
 (docs/scaling.md). Time, from FLOP at a share of the peak, is predicted and not
-run (docs/recipes.md has the formula and what it assumes; the authors' own code
-took 2 h 11 min for B/16 on a TPU v3-128). Expected: top-1 on the validation
-set, the papers' numbers.
+run (docs/recipes.md; the authors' own code took 2 h 11 min for B/16 on a TPU
+v3-128). Expected: top-1 on the validation set, the papers' numbers.
 
                 FLOP  share  H100 hours  TPU v5e hours  ImageNet
     B/16      2.9e19   40 %          20            102  76.44 %
     L/16      1.0e20   40 %          72            362  71.76 % (overfits)
     B/16,sam  5.8e19   40 %          41            204  77.4 %
 
-All of `train` is trained on, as it is for the last number of a paper; to choose
-anything, hold a part out:
+To choose anything, hold a part of `train` out:
 
     --config.data.train_split="train[:99%]"
     --config.data.eval_split="train[99%:]"
 
-With SAM an update takes two gradients; crop and flip are the only augmentation.
-Two things speak against its 77.4 %: the authors perturb the weights on each of
-64 chips by the gradient of that chip's images, here it is one perturbation for
-the whole batch (github.com/google-research/vision_transformer/issues/153); and
-rho and stochastic depth are not checked against the paper: choose
---config.optimizer.sam_rho on a held-out part. Rate and weight decay are those
-of the same group's code for ViT (big_vision, configs/proj/gsam).
+With SAM crop and flip are the only augmentation. Its 77.4 % may not be reached:
+the authors perturb the weights on each of 64 chips by the gradient of that
+chip's images (github.com/google-research/vision_transformer/issues/153), here
+it is one perturbation for the whole batch; rho and stochastic depth are ours.
 """
 
 import configs

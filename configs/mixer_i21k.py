@@ -5,9 +5,8 @@
 
 Behind the colon is the model. Hardware: one host with the number of H100 GPUs
 below; batch 4096 is divided among them. L/16 needs
---config.optimizer.accumulate=4 there (docs/scaling.md), S/32 some 34 cores, to
-decode 33,400 images/s. Time, from FLOP at a share of the peak, is predicted and
-not run (docs/recipes.md has the formula and what it assumes). Expected accuracy
+--config.optimizer.accumulate=4 there (docs/scaling.md). Time, from FLOP at a
+share of the peak, is predicted and not run (docs/recipes.md). Expected accuracy
 on ImageNet after fine-tuning at 224 px: the paper's for L/16 (at 448 px 83.91
 to 84.15 %), for the others predicted from the paper's with JFT-300M.
 
@@ -16,10 +15,6 @@ to 84.15 %), for the others predicted from the paper's with JFT-300M.
     S/16  8.9e19   20 %         125            625     4  about 74 %
     B/32  7.6e19   20 %         106            534     4  about 76 %
     L/16  1.0e21   40 %         737           3701     8  82.89 %
-
-All else is as in configs/mixer_b16_i21k.py, but L/16 has stronger RandAugment
-and mixup (table 4). The paper has no such row for S, which may want less
-augmentation.
 """
 
 import configs

@@ -5,12 +5,10 @@
 
 JFT-300M (300 M images, 18,291 classes) isn't public: name a large set of your
 own, prepared with the splits `train` and `validation`. Behind the colon is the
-model, B/16 without. Crop, flip and weight decay are all the regularization, so
-Mixers overfit a set of ImageNet-21k's size (the paper's figure 2). The epochs
-below are those of JFT-300M; `total` has them as examples, so that a run is as
-long on any set. Time, from FLOP at a share of the peak, is predicted and not
-run (docs/recipes.md has the formula and what it assumes). Expected accuracy on
-ImageNet after fine-tuning at 224 px: the paper's.
+model, B/16 without. `total` has the epochs of JFT-300M as examples, so that a
+run is as long on any set. Time, from FLOP at a share of the peak, is predicted
+and not run (docs/recipes.md). Expected accuracy on ImageNet after fine-tuning
+at 224 px: the paper's.
 
           epochs      FLOP  share  H100 hours  TPU v5e hours  ImageNet
     S/32       5    8.9e18   20 %          12             63   68.70 %
@@ -22,10 +20,9 @@ ImageNet after fine-tuning at 224 px: the paper's.
     H/14      14    3.0e21   40 %        2140          10744   86.32 %
 
 Hardware: one host with 8 H100 GPUs, batch 4096 divided among them; one H100 for
-S/32, 4 for S/16 and B/32, as the host must then decode some 35,000 images/s; on
-GPUs L/16 and H/14 need --config.optimizer.accumulate=4 (docs/scaling.md).
-
-The paper doesn't name the loss on JFT: it is taken to be that on ImageNet-21k.
+S/32, 4 for S/16 and B/32; on GPUs L/16 and H/14 need
+--config.optimizer.accumulate=4 (docs/scaling.md). The paper doesn't name the
+loss on JFT: it is taken to be that on ImageNet-21k.
 """
 
 import configs

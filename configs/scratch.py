@@ -11,11 +11,7 @@ Behind the colon may be, in any order:
            size: S with 16-pixel patches at 224 px, of half its widths and with
            4-pixel patches at 32 px (CIFAR and the like)
 
-Evaluates on the split `test`, or on `validation` if there is no `test`.
 If left and right differ in yours (letters, digits): --config.data.flip=False.
-`mixer sweep` in place of `train.py` first tries three learning rates on a tenth
-of `train`.
-
 Hardware: one GPU; a small set at a small size trains on CPUs too, with
 --config.model.dtype=float32. Time: 300 epochs of 50,000 images take 3e16 FLOP
 at 32 px, 3e17 at 224 px. Expected: less than fine-tuning reaches

@@ -59,15 +59,11 @@ KEYS: dict[str, Key] = {
   "image_size": _number(224, 1, 10**4, "pixels: side, or height"),
   "image_width": _number(0, 0, 10**4, "pixels; 0: square images"),
   "init_from": Key(
-    "",
-    "initial weights: a workdir, a checkpoint in it, an .npz file or the name "
-    "of a released one (imagenet21k/Mixer-B_16); empty: random",
+    "", "initial weights, as of `mixer predict --checkpoint`; empty: random"
   ),
   "init_head": _choice("a new head, or the weights' own", "new", "keep"),
   "init_resize": _choice(
-    "how initial weights of another resolution are fitted: tiles (the paper's, "
-    "integer factors), interleaved, or resample (any size); empty: tiles where "
-    "they fit",
+    "how weights of another resolution are fitted; empty: as suits the size",
     *("", "tiles", "interleaved", "resample"),
   ),
   "model.variant": Key("B/16", "S, B, L or H, and the patch size in pixels"),
@@ -80,14 +76,12 @@ KEYS: dict[str, Key] = {
   "model.head_bias": _number(0.0, -1000, 1000, "initial bias of the head"),
   "model.dtype": _choice("of activations and matmuls", "bfloat16", "float32"),
   "model.layout": _choice(
-    "order of the activations' axes: token_major is [S, B, C], batch_major "
-    "[B, S, C]; empty: as suits the devices",
+    "of activations, [S, B, C] or [B, S, C]; empty: as suits the devices",
     *("", "token_major", "batch_major"),
     free=True,
   ),
   "model.remat": _choice(
-    "what the backward pass recomputes to save memory: nothing, all but the "
-    "pre-activations and the residual stream, or whole blocks",
+    "recompute to save memory: none, all but pre-activations, whole blocks",
     *("none", "pre_activations", "block"),
     free=True,
   ),
@@ -99,47 +93,34 @@ KEYS: dict[str, Key] = {
   "model.group_projection": Key(False, "group learned views of all channels"),
   "model.pyramid_blocks": Key((), "blocks, from 0, that reduce the tokens"),
   "model.pyramid_tokens": Key((), "number of tokens after each of those"),
-  "data.name": Key(
-    "imagenet21k", "data set, as `mixer prepare` names it, or module:function"
-  ),
+  "data.name": Key("imagenet21k", "a prepared set, or module:function"),
   "data.data_dir": Key(
     "", "data sets; empty: ~/tensorflow_datasets", free=True
   ),
   "data.train_split": Key("train", "TFDS split expression, as train[:98%]"),
-  "data.eval_split": Key(
-    "validation", "likewise; auto: test, or validation if there is no test"
-  ),
+  "data.eval_split": Key("validation", "likewise; auto: test or validation"),
   "data.examples_per_class": _number(0, 0, _MANY, "to train on; 0: all"),
   "data.subset_seed": _number(0, 0, _SEED, "seed of their selection"),
-  "data.crop": _choice(
-    "for training: random area and aspect, or the whole image resized",
-    *("inception", "resize"),
-  ),
+  "data.crop": _choice("of training; resize: none", "inception", "resize"),
   "data.crop_area_min": _number(0.05, 0, 1, "smallest share of the area"),
   "data.flip": Key(True, "flip every second image left to right"),
   "data.randaugment_layers": _number(0, 0, 100, "operations an image; 0: none"),
   "data.randaugment_magnitude": _number(10, 0, 31, "their strength"),
   # Section 3.4 of the paper.
   "data.permute": _choice(
-    "a fixed permutation of all images: of patches and of the pixels in a "
-    "patch, or of all pixels; empty: none",
-    *("", "patches", "pixels"),
+    "a fixed permutation of all images; empty: none", "", "patches", "pixels"
   ),
   "data.permute_seed": _number(0, 0, _SEED, "seed of the permutation"),
   "data.affine_degrees": _number(0.0, 0, 181, "random rotation, up to +- this"),
   "data.affine_scale": _number(0.0, 0, 1, "random scale, up to 1 +- this"),
   "data.affine_translate": _number(0.0, 0, 1, "random shift, share of a side"),
-  "data.eval_short_side": _number(
-    256, 0, 10**5, "resize to it, then crop the centre; 0: the whole image"
-  ),
+  "data.eval_short_side": _number(256, 0, 10**5, "of resizing; 0: no crop"),
   "data.threads": _number(16, 1, 1000, "decoding threads", free=True),
   "data.prefetch_batches": _number(2, 1, 1000, "batches made ahead", free=True),
   "loss.name": _choice("cross-entropy", "softmax", "sigmoid"),
   "loss.label_smoothing": _number(0.0, 0, 1, "share given to all classes"),
   "loss.mixup": _number(0.0, 0, 1000, "p of Beta(p, p); 0: no mixup"),
-  "optimizer.name": Key(
-    "adamw", "adamw, sgd, or any of optax and optax.contrib, as muon or lion"
-  ),
+  "optimizer.name": Key("adamw", "or sgd, or any of optax and optax.contrib"),
   "optimizer.args": Key({}, "more of its arguments, as \"{'nesterov': True}\""),
   "optimizer.learning_rate": _number(1e-3, 0, _FLOAT, "the highest"),
   "optimizer.weight_decay": _number(0.0, 0, _FLOAT, "times the rate; kernels"),
@@ -155,12 +136,10 @@ KEYS: dict[str, Key] = {
   "optimizer.lr_factors": Key(
     (),
     "pairs (pattern, factor): the first pattern that matches a parameter's "
-    'whole name ("head/.*") multiplies its learning rate; 0 freezes it',
+    "whole name multiplies its learning rate; 0 freezes it",
   ),
   "schedule.warmup": Key("10000 steps", "linear, from 0"),
-  "schedule.decay": _choice(
-    "of the learning rate, to 0 at the end", "linear", "cosine", "constant"
-  ),
+  "schedule.decay": _choice("to 0 at the end", "linear", "cosine", "constant"),
   "sweep.learning_rates": Key((), "those that `mixer sweep` tries", free=True),
   "sweep.train_split": Key("", "what their runs train on", free=True),
   "sweep.eval_split": Key("", "their accuracy on it decides", free=True),
@@ -171,23 +150,16 @@ KEYS: dict[str, Key] = {
   "keep_checkpoints": _number(3, 1, _MANY, "newest checkpoints to keep", True),
   "keep_every": Key("", "keep those at its multiples as well", free=True),
   "keep_best": _choice(
-    "keep the best by this metric as well: each evaluation that improves it "
-    "saves, and predict, evaluate and export take it",
+    "save and keep the best by this metric as well; commands then take it",
     *("", "eval/accuracy", "eval/accuracy_top5", "eval/loss"),
     free=True,
   ),
   "report": Key(True, "write report.html at the end", free=True),
-  "sharding.zero1": Key(
-    True, "split optimizer state and averages over all devices", free=True
-  ),
+  "sharding.zero1": Key(True, "split optimizer state (ZeRO-1)", free=True),
   "sharding.fsdp": _number(1, 1, 10**6, "devices to a copy of weights", True),
   "sharding.min_size": _number(65_536, 1, 10**18, "elements to split", True),
-  "sharding.reduce_dtype": _choice(
-    "of sums of kernels' gradients over devices", "float32", "bfloat16"
-  ),
-  "nonfinite": _choice(
-    "at a NaN or infinity, stop, or skip the update", "stop", "skip", free=True
-  ),
+  "sharding.reduce_dtype": _choice("of gradients", "float32", "bfloat16"),
+  "nonfinite": _choice("at a NaN or infinity", "stop", "skip", free=True),
   "nonfinite_limit": _number(10, 1, _MANY, "most skipped in a row", True),
   "hang_seconds": _number(1800, 0, _MANY, "end a hanging run; 0: never", True),
   "fewshot.name": Key("", "data set; empty: no few-shot evaluation"),
@@ -228,7 +200,7 @@ def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
     if group and name not in KEYS:
       flat |= flatten(value, f"{name}.")
     else:
-      flat[name] = dict(value) if group else _lists(value)
+      flat[name] = dict(value) if group else _convert(value, list)
   return flat
 
 
@@ -253,18 +225,15 @@ def from_json(stored: Mapping[str, Any], resolved: Mapping[str, Any]) -> Config:
   # Of weights that the run fitted to its resolution.
   if resolved.get("tokens_mlp_dim"):
     flat["model.tokens_mlp_dim"] = resolved["tokens_mlp_dim"]
-  known = {name: _tuples(flat[name]) for name in KEYS if name in flat}
+  known = {k: _convert(flat[k], tuple) for k in KEYS if k in flat}
   return changed(default(), known)
 
 
-def _tuples(value: Any) -> Any:
-  """Tuples for lists, at any depth."""
-  return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _lists(value: Any) -> Any:
-  """Lists for tuples, at any depth, as in JSON."""
-  return [*map(_lists, value)] if isinstance(value, tuple | list) else value
+def _convert(value: Any, new: type) -> Any:
+  """Tuples for lists, or lists for tuples as in JSON, at any depth."""
+  if not isinstance(value, tuple | list):
+    return value
+  return new(_convert(item, new) for item in value)
 
 
 def shown(value: Any) -> str:

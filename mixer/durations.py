@@ -11,10 +11,9 @@ from mixer.errors import UserError
 Interval = int | Fraction
 # Keys of intervals: "" and 0 mean never.
 INTERVALS = ("log_every", "eval_every", "checkpoint_every", "keep_every")
-
 _DURATION = re.compile(
   r"\s*([0-9]+(?:_[0-9]+)*\.?[0-9]*(?:e[0-9]{1,2})?)\s*"
-  r"(%|(?:step|epoch|example)s?)?\s*"
+  r"(?:(%|step|epoch|example)s?)?\s*"
 )
 
 
@@ -31,9 +30,9 @@ class Plan:
 
   def to_json(self) -> dict[str, int | float]:
     """All of it; fractions as floats."""
-    found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
     return {
-      k: int(v) if v.denominator == 1 else float(v) for k, v in found.items()
+      k: float(v) if isinstance(v, Fraction) and v % 1 else int(v)
+      for k, v in vars(self).items()
     }
 
 
@@ -67,15 +66,13 @@ def at_once(plan: Plan, step: int, most: int) -> int:
 def _parse(key: str, text: str) -> tuple[Fraction, str]:
   """Reads a duration: "5 epochs" -> (5, "epoch"); or UserError."""
   match = _DURATION.fullmatch(text) if len(text) <= 40 else None
-  unit = ((match and match[2]) or "steps").removesuffix("s")
-  if not match or (key == "total" and unit == "%"):
-    share = "" if key == "total" else ' or "5%" of the run'
+  if not match or (key == "total" and match[2] == "%"):
     raise UserError(
       f"{key}={config_lib.shown(text)} is not a duration: write a number and "
-      f'its unit, as in --config.{key}="500 steps", "3 epochs", "1e6 examples"'
-      f"{share}."
+      f'its unit, as in --config.{key}="500 steps", "3 epochs", "1e6 examples" '
+      "or, for all but `total`, 5%."
     )
-  return Fraction(match[1].replace("_", "")), unit
+  return Fraction(match[1].replace("_", "")), match[2] or "step"
 
 
 def check(config: config_lib.Config) -> None:
@@ -89,11 +86,8 @@ def plan(config: config_lib.Config, num_examples: int) -> Plan:
 
   UserError: a run of no steps, or a warm-up as long as the whole.
   """
-  units = {
-    "step": Fraction(1),
-    "epoch": Fraction(num_examples, config.batch_size),
-    "example": Fraction(1, config.batch_size),
-  }
+  example = Fraction(1, config.batch_size)
+  units = {"step": 1, "example": example, "epoch": num_examples * example}
 
   def steps(key: str) -> Fraction:
     number, unit = _parse(key, config[key] or "0")
@@ -103,16 +97,15 @@ def plan(config: config_lib.Config, num_examples: int) -> Plan:
   if not 1 <= total < 2**31:  # Updates are counted in 32 bits.
     raise UserError(
       f"total={config.total!r} comes to {total:,} steps with {num_examples:,} "
-      f"training examples and batch_size={config.batch_size}; give another, as "
-      'in --config.total="500 steps".'
+      f"examples and batch_size={config.batch_size}; give another, as in "
+      '--config.total="500 steps".'
     )
   units["%"] = Fraction(total, 100)
   warmup = round(steps("schedule.warmup"))
   if warmup >= total:
     raise UserError(
-      f"schedule.warmup={config.schedule.warmup!r} ({warmup:,} steps) is not "
-      f"shorter than total={config.total!r} ({total:,} steps); lower it, as in "
-      '--config.schedule.warmup="5%".'
+      f"schedule.warmup={config.schedule.warmup!r} is {warmup:,} of all "
+      f'{total:,} steps; lower it, as in --config.schedule.warmup="5%".'
     )
   every = (steps(key) for key in INTERVALS)
   return Plan(total, warmup, *(n and max(n, Fraction(1)) for n in every))

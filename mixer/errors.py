@@ -41,10 +41,7 @@ def first_line(error: BaseException) -> str:
 
 def is_memory(error: BaseException) -> bool:
   """Whether memory, of the host or of a device, was too small."""
-  device = type(error).__name__ == "JaxRuntimeError"  # JAX isn't loaded here.
-  return isinstance(error, MemoryError) or (
-    device and "RESOURCE_EXHAUSTED" in str(error)
-  )
+  return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def printable(text: object, keep: str = "") -> str:
@@ -58,11 +55,11 @@ class Output:
   """stdout or stderr, with control characters escaped; wraps the stream.
 
   Newlines, tabs and the start of a line of progress stay. `error` is what
-  writing has raised; if `quiet`, it is not raised, as there is nowhere to say.
+  writing has raised.
   """
 
-  def __init__(self, stream: TextIO, quiet: bool = False):
-    self._stream, self._quiet = stream, quiet
+  def __init__(self, stream: TextIO):
+    self._stream = stream
     self.error: OSError | None = None
 
   def write(self, text: str) -> int:
@@ -76,13 +73,12 @@ class Output:
 
   def write_exactly(self, text: str) -> None:
     """Writes data: on a terminal as `write`, else the very bytes of names."""
-    self.flush()
     if self._stream.isatty():
       self.write(text)
     else:
+      self.flush()
       data = text.encode("utf-8", "surrogateescape")
       self._try(lambda: self._stream.buffer.write(data))
-    self.flush()
 
   def flush(self) -> None:
     self._try(self._stream.flush)
@@ -90,17 +86,14 @@ class Output:
   def give_up(self) -> None:
     """Sends what is left, and all that comes, to /dev/null."""
     with contextlib.suppress(OSError, ValueError):  # It may be no file.
-      nowhere = os.open(os.devnull, os.O_WRONLY)
-      os.dup2(nowhere, self._stream.fileno())
-      os.close(nowhere)
+      os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
   def _try(self, action: Callable[[], object]) -> None:
     try:
       action()
     except OSError as e:
       self.error = e
-      if not self._quiet:
-        raise
+      raise
 
   def __getattr__(self, name: str) -> Any:
     return getattr(self._stream, name)
@@ -114,19 +107,20 @@ def safe_output() -> Iterator[Output]:
     yield sys.stdout
     return
   occupy()
-  with open(os.devnull, "w") as nowhere:
-    out = Output(before[0] or nowhere)
-    err = Output(before[1] or nowhere, quiet=True)
-    sys.stdout, sys.stderr = out, err
-    try:
-      yield out
-    finally:
-      for stream in (out, err):
-        try:
-          stream.flush()
-        except OSError:  # Else Python would complain of it at the end.
-          stream.give_up()
-      sys.stdout, sys.stderr = before
+  streams = (
+    Output(before[0] or open(1, "w", closefd=False)),
+    Output(before[1] or open(2, "w", closefd=False)),
+  )
+  sys.stdout, sys.stderr = streams
+  try:
+    yield streams[0]
+  finally:
+    for stream in streams:
+      try:
+        stream.flush()
+      except OSError:  # Else Python would complain of it at the end.
+        stream.give_up()
+    sys.stdout, sys.stderr = before
 
 
 def occupy() -> None:

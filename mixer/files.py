@@ -86,10 +86,7 @@ def in_place(path: Path) -> bool:
 
 @contextlib.contextmanager
 def atomic_write(
-  path: Path,
-  mode: str = "wb",
-  advice: str = "",
-  partial: bool = False,
+  path: Path, mode: str = "wb", advice: str = "", partial: bool = False
 ) -> Iterator[IO[Any]]:
   """Yields a file that is there whole or not at all: the one writer.
 
@@ -100,21 +97,20 @@ def atomic_write(
   files keep their bytes; `advice` ends the UserError that it can't be written.
   If `partial`, what was written before an exception stays, as PATH.partial.
   """
-  remote = is_remote(path)
-  with contextlib.nullcontext() if remote else writing(path, advice):
-    place: Any = io.BytesIO() if remote else _replacing(path, partial)
-    if not remote and in_place(path):
-      place = open(path, "wb")
-    with place as file:
-      out = file
-      if mode == "w":
-        out = io.TextIOWrapper(
-          file, "utf-8", "surrogateescape", newline="", write_through=True
-        )
-      yield out
-      if remote:
-        with writing(path, advice):
-          _remote(path).write_bytes(file.getvalue())
+  place: Any
+  with contextlib.ExitStack() as stack:
+    if is_remote(path):
+      place = io.BytesIO()
+    else:
+      stack.enter_context(writing(path, advice))
+      direct = open(path, "wb") if in_place(path) else _replacing(path, partial)
+      place = stack.enter_context(direct)
+    text = {"errors": "surrogateescape", "newline": "", "write_through": True}
+    file = io.TextIOWrapper(place, "utf-8", **text) if mode == "w" else place
+    yield file
+    if is_remote(path):
+      with writing(path, advice):
+        _remote(path).write_bytes(place.getvalue())
 
 
 @contextlib.contextmanager
@@ -125,7 +121,7 @@ def _replacing(path: Path, partial: bool) -> Iterator[IO[bytes]]:
     part = f"{target}.partial"
   try:
     with open(part, "wb") as f:
-      with contextlib.suppress(OSError):
+      if os.path.exists(target):
         os.fchmod(f.fileno(), stat.S_IMODE(os.stat(target).st_mode))
       yield f
       f.flush()
@@ -166,23 +162,18 @@ def read_bytes(path: Path, what: str, limit: int = _LARGEST) -> bytes:
   expected = failures(path)
   try:
     if is_remote(path):
-      place = _remote(path)
-      _check_size(place.stat().length, limit)
-      return place.read_bytes()
-    with open_regular(path) as f:
-      size = os.fstat(f.fileno()).st_size
-      _check_size(size, limit)
-      return f.read(size)
+      data = _remote(path).read_bytes()
+    else:
+      with open_regular(path) as f:
+        data = f.read(min(os.fstat(f.fileno()).st_size, limit + 1))
+    if len(data) > limit:
+      raise OSError(f"it has more than {limit:,} bytes")
+    return data
   except FileNotFoundError as e:
     raise UserError(f"there is no file {path}; expected {what}.") from e
   except expected as e:
     why = f"{path} can't be read: {reason(e)}"
     raise UserError(f"{why}; expected {what}.") from e
-
-
-def _check_size(size: int, limit: int) -> None:
-  if size > limit:
-    raise OSError(f"its {size:,} bytes are more than {limit:,}")
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

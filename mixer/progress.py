@@ -8,9 +8,6 @@ import time
 from collections.abc import Collection, Iterator
 from typing import Any, Self, TypeVar
 
-# Between lines of a log, but the first one soon, to show that it works; and
-# between changes of a terminal's.
-_SECONDS, _FIRST_SECONDS, _TERMINAL_SECONDS = 60.0, 10.0, 0.1
 _ERASE = "\r\x1b[K"
 _Item = TypeVar("_Item")
 
@@ -21,6 +18,8 @@ class Progress:
   def __init__(self, stream: Any = None):
     self._stream = stream or sys.stderr
     self._terminal = self._stream.isatty()
+    # Seconds between changes, and before the first line of a log.
+    self._every, self._wait = (0.1, 0) if self._terminal else (60.0, 10.0)
     self._stage, self._erase = "", ""
     self._start = self._next = 0.0
     self._first_done = self._first_images = 0
@@ -40,19 +39,17 @@ class Progress:
     """
     now = time.monotonic()
     if stage != self._stage:
-      self._stage, self._start = stage, now
-      self._next = now + (0 if self._terminal else _FIRST_SECONDS)
+      self._stage, self._start, self._next = stage, now, now + self._wait
       self._first_done, self._first_images = done, images or 0
     if now < self._next:
       return
-    self._next = now + (_TERMINAL_SECONDS if self._terminal else _SECONDS)
+    self._next = now + self._every
     seconds, moved = now - self._start, done - self._first_done
     parts = [f"{min(1, done / total):.1%}"] if total else []
     if images is not None:
       rate = (images - self._first_images) / max(seconds, 1)
       parts.append(f"{images:,} images, {rate:,.0f} images/s")
-    if note:
-      parts.append(note)
+    parts += [note] if note else []
     if moved > 0 and total and total > done:
       left = round((total - done) * seconds / moved)
       parts.append(f"{datetime.timedelta(seconds=left)} left")

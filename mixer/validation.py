@@ -22,9 +22,8 @@ def validate(config: config_lib.Config, num_devices: int) -> None:
     UserError: names the key and a valid value.
   """
   flat = config_lib.flatten(config)
-  for name in flat:
-    if name not in config_lib.KEYS:
-      raise UserError(config_lib.unknown(name))
+  for name in flat.keys() - config_lib.KEYS.keys():
+    raise UserError(config_lib.unknown(name))
   for name, key in config_lib.KEYS.items():
     if name not in flat:
       raise UserError(
@@ -41,19 +40,17 @@ def validate(config: config_lib.Config, num_devices: int) -> None:
 def _check_value(name: str, value: Any, key: config_lib.Key) -> None:
   """Refuses another type than the default's, and what is out of range."""
   kind = type(key.default)
-  allowed = {float: (float, int), tuple: list}.get(kind, kind)
-  wrong, example = "", config_lib.override(name, key.default)
-  if not isinstance(value, allowed) or (
-    isinstance(value, bool) and kind is not bool
-  ):
+  allowed = {float: (float, int), tuple: (list,)}.get(kind, (kind,))
+  example = config_lib.override(name, key.default)
+  if type(value) not in allowed:
     wrong = f"should be of type {kind.__name__}, as in {example}"
   elif key.choices and value not in key.choices:
     wrong = f"is not known; use {_ways(name, key.choices)}"
   elif key.below and not key.least <= value < key.below:  # NaN too.
-    below = f"{key.below:,}" if isinstance(key.below, int) else key.below
-    wrong = f"should be at least {key.least} and below {below}, as in {example}"
-  if wrong:
-    raise UserError(f"{name}={shown(value)} {wrong}.")
+    wrong = f"should be in [{key.least}, {key.below}), as in {example}"
+  else:
+    return
+  raise UserError(f"{name}={shown(value)} {wrong}.")
 
 
 def _ways(key: str, values: Iterable[object]) -> str:
@@ -66,29 +63,27 @@ def _rules(
   """For each rule between keys: whether it is broken, and what would work."""
   m, spec = c.model, model_lib.parse_variant(c.model.variant)
   height, width = config_lib.image_size(c)
-  patches = f"patches of {spec.patch_size} pixels (model.variant={m.variant})"
-  yield _multiple("batch_size", c.batch_size, num_devices, "all devices")
-  for key in ("image_size", "image_width"):
-    yield _multiple(key, c[key], spec.patch_size, patches)
+  patches = f"pixels of a patch (model.variant={m.variant})"
+  yield _multiple("batch_size", c.batch_size, num_devices, "devices")
+  yield _multiple("image_size", height, spec.patch_size, patches)
+  yield _multiple("image_width", width, spec.patch_size, patches)
 
   each, parts = c.batch_size // num_devices, c.optimizer.accumulate
+  channels = m.hidden_dim or spec.hidden_dim
   yield _divisor("optimizer.accumulate", parts, each, "examples of a device")
   yield _divisor("sharding.fsdp", c.sharding.fsdp, num_devices, "devices")
-  channels = m.hidden_dim or spec.hidden_dim
   yield _divisor("model.token_groups", m.token_groups, channels, "channels")
 
   side, short_side = max(height, width), c.data.eval_short_side
   yield (
     0 < short_side < side,
-    f"data.eval_short_side={short_side} is smaller than the central crop, "
-    f"{height} x {width} px (image_size); use "
-    f"--config.data.eval_short_side={side} or more",
+    f"data.eval_short_side={short_side} is smaller than the central crop of "
+    f"{side} px (image_size); use --config.data.eval_short_side={side} or more",
   )
   yield (
     parts > 1 and c.sharding.reduce_dtype == "bfloat16",
-    f"optimizer.accumulate={parts} sums gradients in float32 over devices too; "
-    "use --config.sharding.reduce_dtype=float32 or "
-    "--config.optimizer.accumulate=1",
+    f"optimizer.accumulate={parts} sums gradients in float32; use "
+    "--config.sharding.reduce_dtype=float32 or --config.optimizer.accumulate=1",
   )
   yield (
     c.loss.name == "sigmoid" and c.loss.label_smoothing > 0,
@@ -100,11 +95,10 @@ def _rules(
     "init_head='keep' without initial weights: name them by "
     "--config.init_from=PATH, or use --config.init_head=new",
   )
-  rates = c.sweep.learning_rates
   yield (
-    not all(_is_number(rate) for rate in rates),
-    f"sweep.learning_rates={shown(rates)} should be numbers of at least 0, as "
-    'in --config.sweep.learning_rates="(0.003, 0.01)"',
+    not all(map(_is_factor, c.sweep.learning_rates)),
+    f"sweep.learning_rates={shown(c.sweep.learning_rates)} should be numbers "
+    'of at least 0, as in --config.sweep.learning_rates="(0.003, 0.01)"',
   )
   shots = c.fewshot.shots
   yield (
@@ -114,7 +108,7 @@ def _rules(
     '--config.fewshot.shots="(1, 5, 10, 25)"',
   )
   yield (
-    not all(map(_is_factor, c.optimizer.lr_factors)),
+    not all(map(_is_pair, c.optimizer.lr_factors)),
     f"optimizer.lr_factors={shown(c.optimizer.lr_factors)} should be pairs of "
     "a regular expression and a number of at least 0, as in "
     "--config.optimizer.lr_factors=\"(('head/.*', 10.0),)\"",
@@ -125,12 +119,11 @@ def _rules(
   yield (
     not all(type(v) is int for v in (*blocks, *tokens))
     or len(blocks) != len(tokens)
-    or blocks != sorted({b for b in blocks if 0 <= b < depth})
+    or blocks != sorted({*blocks} & {*range(depth)})
     or tokens != sorted({t for t in tokens if 0 < t < first}, reverse=True),
-    f"model.pyramid_blocks={shown(blocks)} should be rising numbers of blocks, "
-    f"from 0 to {depth - 1}, and model.pyramid_tokens={shown(tokens)} as many "
-    f"falling numbers of tokens, below {first}, as in "
-    '--config.model.pyramid_blocks="(2, 5)" '
+    f"model.pyramid_blocks={shown(blocks)} should rise, below {depth}, and "
+    f"model.pyramid_tokens={shown(tokens)}, equally long, fall, below {first}, "
+    'as in --config.model.pyramid_blocks="(2, 5)" '
     '--config.model.pyramid_tokens="(98, 49)"',
   )
 
@@ -138,27 +131,28 @@ def _rules(
 def _multiple(key: str, value: int, of: int, what: str) -> tuple[bool, str]:
   below = max(1, value // of) * of
   ways = _ways(key, (below, below + of))
-  wrong = f"{key}={value} can't be divided by {of}, among {what}"
-  return value % of > 0, f"{wrong}; use {ways}"
+  return (
+    value % of > 0,
+    f"{key}={value} isn't divided by {of} {what}; use {ways}",
+  )
 
 
 def _divisor(key: str, value: int, whole: int, what: str) -> tuple[bool, str]:
   below, above = range(min(value, whole), 0, -1), range(value, whole + 1)
   near = [next((n for n in r if not whole % n), None) for r in (below, above)]
-  ways = _ways(key, filter(None, near))
   wrong = f"{key}={value} doesn't divide the {whole} {what}"
-  return whole % value > 0, f"{wrong}; use {ways}"
+  return whole % value > 0, f"{wrong}; use {_ways(key, filter(None, near))}"
 
 
-def _is_number(value: Any) -> bool:
+def _is_factor(value: Any) -> bool:
   return type(value) in (int, float) and 0 <= value < 3.4e38
 
 
-def _is_factor(pair: Any) -> bool:
+def _is_pair(pair: Any) -> bool:
   """Whether it is a pair of a regular expression and a factor."""
   try:
     pattern, factor = pair
-    re.compile(pattern)
-    return isinstance(pattern, str) and _is_number(factor)
+    re.compile("" + pattern)  # Text, which matches.
+    return _is_factor(factor)
   except (TypeError, ValueError, re.error, OverflowError, RecursionError):
     return False

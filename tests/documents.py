@@ -15,21 +15,17 @@ PAGES = [
   ROOT / "README.md",
   ROOT / "CONTRIBUTING.md",
   *sorted(p for p in ROOT.glob("docs/*.md") if p.name != "log.md"),
-  *sorted(ROOT.glob("mixer/**/README.md")),
 ]
 MODULES = [
-  ROOT / "train.py",
-  ROOT / "input_pipeline.py",
-  *(
-    path
+  *(ROOT / "train.py", ROOT / "input_pipeline.py"),
+  *sorted(
+    p
     for folder in ("configs", "mixer", "benchmarks")
-    for path in sorted((ROOT / folder).rglob("*.py"))
+    for p in (ROOT / folder).rglob("*.py")
   ),
 ]
 SCRIPTS = [
-  ROOT / "Makefile",
-  ROOT / "pyproject.toml",
-  ROOT / ".ci" / "run",
+  *(ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / ".ci" / "run"),
   *sorted(ROOT.glob("requirements*.txt")),
   *sorted(p for p in (ROOT / "launch").rglob("*") if p.is_file()),
 ]
@@ -75,13 +71,10 @@ def commands() -> list[Command]:
           kept[i] = lines[i][node.col_offset :]
       lines = kept
     elif path in SCRIPTS:  # Their comments.
-      lines = [
-        line.lstrip()[1:] * line.lstrip().startswith("#") for line in lines
-      ]
-    indent = 4 if path in PAGES else 2
-    places = sorted(_of_text(_joined("\n".join(lines)), indent))
-    name = str(path.relative_to(ROOT))
-    found += [Command(name, text, python) for _, text, python in places]
+      lines = [re.sub(r"^\s*#|.+", "", line, count=1) for line in lines]
+    indent, name = 4 if path in PAGES else 2, str(path.relative_to(ROOT))
+    for _, text, python in sorted(_of_text(_joined("\n".join(lines)), indent)):
+      found.append(Command(name, text, python))
   return found
 
 
@@ -92,11 +85,10 @@ def messages() -> list[Command]:
     tree = ast.parse(path.read_text())
     docstrings = {id(node) for node in _docstrings(tree)}
     for node in ast.walk(tree):
-      if not isinstance(node, ast.Constant) or id(node) in docstrings:
-        continue
-      said = re.findall(r"\bmake setup-\w+", str(node.value))
-      for text in said + _FLAG.findall(str(node.value)):
-        found.append(Command(str(path.relative_to(ROOT)), text.rstrip(".")))
+      if isinstance(node, ast.Constant) and id(node) not in docstrings:
+        text = str(node.value)
+        for word in re.findall(r"\bmake setup-\w+", text) + _FLAG.findall(text):
+          found.append(Command(str(path.relative_to(ROOT)), word.rstrip(".")))
   return found
 
 
@@ -111,21 +103,16 @@ def as_typed(text: str) -> str:
 
 def _docstrings(tree: ast.AST) -> Iterator[ast.Constant]:
   for node in ast.walk(tree):
-    body = getattr(node, "body", None)
-    if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-      value = body[0].value
-      if isinstance(value, ast.Constant) and isinstance(value.value, str):
-        yield value
+    match getattr(node, "body", None):
+      case [ast.Expr(value=ast.Constant(value=str()) as constant), *_]:
+        yield constant
 
 
 def _joined(text: str) -> str:
   """Lines that are one command become one line."""
   text = re.sub(r" *\\\n *", " ", text)
-  text = re.sub(
-    r"(?ms)^for \w+ in \$.*?done; wait$",
-    lambda m: " ".join(m[0].split()),
-    text,
-  )
+  loop = re.compile(r"(?ms)^for \w+ in \$.*?done; wait$")
+  text = loop.sub(lambda m: " ".join(m[0].split()), text)
   # Of a usage: further in, and flags.
   usage = re.compile(
     rf"(?m)^( *)((?:\$ )?(?:(?:{_PROGRAMS}) |--[a-z]).*)\n\1 +(?=\[|--)"
@@ -136,7 +123,7 @@ def _joined(text: str) -> str:
 
 
 def _of_text(text: str, indent: int) -> Iterator[tuple[int, str, bool]]:
-  """(place, command, whether it is Python)."""
+  """(place, command, whether it is Python): fenced, indented, in sentences."""
 
   def blank(match: re.Match[str]) -> str:
     return re.sub(r"[^\n]", " ", match[0])

@@ -88,7 +88,9 @@ def test_numbers_out_of_range_are_refused_with_one_that_works(name):
   for value in map(kind, wrong) if kind is float else wrong:
     set_key(config, name, value)
     message = refusal(config)
-    assert message.startswith(f"{name}={config_lib.shown(value)} should be at")
+    assert message.startswith(
+      f"{name}={config_lib.shown(value)} should be in ["
+    )
     assert len(message) < 300
   (argument,) = suggestions(message)
   validation.validate(override(config, argument), 1)

@@ -108,7 +108,7 @@ def test_what_the_disk_refuses_is_a_sentence(tmp_path):
     (b'{"a": 1', "is no JSON"),
     (b"[" * 100_000, "is no JSON"),
     (b"[1]", "it is no JSON object"),
-    (b" " * 600_001, "600,001 bytes are more than 600,000"),
+    (b" " * 600_001, "it has more than 600,000 bytes"),
     (b'{"b": 1, "sha256": "abc"}', "is damaged: it is not the config"),
     (b'{"c": 1}', "is damaged: it is not the config"),
     (None, "there is no file .*; expected the config"),

@@ -53,14 +53,13 @@ def test_recipes_are_the_papers(name, examples, steps, rates, held_out, test):
 
 
 def test_names_of_sets_and_weights():
-  names = set(finetune._TABLE) | set(finetune._SHORT_NAMES.values())
-  assert names <= catalog.ENTRIES.keys()
+  assert finetune._TABLE.keys() <= catalog.ENTRIES.keys()
   for task in vtab.TASKS:  # Squeezed, and never augmented.
     data = recipe(f"dataset=vtab/{task.removeprefix('vtab/')}").data
     assert (data.crop, data.flip, data.eval_short_side) == ("resize", False, 0)
   for folder, files in released.NAMES.items():
     for file in files:
-      c = recipe(f"model={folder}/{file},dataset=pets")
+      c = recipe(f"model={folder}/{file},dataset=oxford_iiit_pet")
       assert c.init_from == f"{folder}/{file}"
       assert c.model.variant == file.split("Mixer-")[1].replace("_", "/")
       assert c.data.name == "oxford_iiit_pet"
@@ -69,12 +68,12 @@ def test_names_of_sets_and_weights():
 def test_a_file_of_weights_brings_its_model_and_size(tmp_path):
   path = tmp_path / "mine.npz"
   trained_files.npz(path, 3)
-  c = recipe(f"model={path},dataset=pets")
+  c = recipe(f"model={path},dataset=oxford_iiit_pet")
   assert c.init_from == str(path)
   assert (c.model.variant, c.model.num_blocks) == ("S/4", 2)
   assert (c.image_size, c.data.eval_short_side) == (8, 9)
   # They are what the run starts from, at another size as well.
-  for config in (c, recipe(f"model={path},dataset=pets,size=16")):
+  for config in (c, recipe(f"model={path},dataset=oxford_iiit_pet,size=16")):
     origin = lib.find(config, tmp_path / "run", ["a", "b"])
     assert f"the weights of {path}" in origin.message
   np.savez(path, **trained_files.older(trained_files.npz(path, 3)))
@@ -88,7 +87,7 @@ def test_a_run_brings_its_model_and_size(tmp_path, place):
   content = {"config": config_lib.to_json(run), "resolved": {}}
   (tmp_path / "config.json").write_text(json.dumps(content))
   (tmp_path / "checkpoints" / "3").mkdir(parents=True)
-  c = recipe(f"model={tmp_path / place},dataset=pets")
+  c = recipe(f"model={tmp_path / place},dataset=oxford_iiit_pet")
   assert c.init_from == str(tmp_path / place)
   for key in ("variant", "hidden_dim", "num_blocks", "token_groups"):
     assert c.model[key] == run.model[key]
@@ -114,11 +113,11 @@ def test_a_variant_without_weights_is_refused(smoke_config, tmp_path):
 
 
 def test_sizes():
-  c = recipe("size=448,model=L/16,dataset=imagenet")
+  c = recipe("size=448,model=L/16,dataset=imagenet2012")
   assert (c.image_size, c.data.eval_short_side) == (448, 512)
   assert c.model.variant == "L/16"
   assert recipe("").image_size == 224
-  c = recipe("size=224x320,dataset=pets")
+  c = recipe("size=224x320,dataset=oxford_iiit_pet")
   assert (*config_lib.image_size(c), c.data.eval_short_side) == (224, 320, 366)
   # Enlarged as in training, not to a mosaic.
   assert recipe("dataset=cifar100").data.eval_short_side == 0

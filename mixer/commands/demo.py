@@ -31,11 +31,12 @@ with epy.lazy_imports():
   from mixer import config as config_lib
   from mixer import metrics, predictor, runtime
 
-# Labels a class (0: all of them) -> draws of them, and steps of each run.
-RUNS = {10: (2, 150), 0: (1, 400)}
-# Accuracies that are reached at least; the gain is that over training from
-# scratch with 10 labels.
+# Labels a class -> draws of them, and steps of each run.
+RUNS = {"10": (2, 150), "all": (1, 400)}
+# Accuracies that are reached at least, and the gain over training from scratch.
 LEAST = {"fonts": 0.75, "tuned at 10": 0.85, "tuned at all": 0.94, "gain": 0.02}
+_KINDS = {"finetune": "fine-tuned", "scratch": "from scratch"}
+_Results = dict[tuple[str, str], list[float]]
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +64,7 @@ def demo(workdir: pathlib.Path) -> list[str]:
     f"--workdir={workdir / 'pretrain'} {where}",
     flush=True,
   )
-  pretrained = _train(recipes.get_config(), workdir / "pretrain")
+  before = _train(recipes.get_config(), workdir / "pretrain")
   print(
     "\n2. Fine-tuning on digits, and training from scratch:\n$ python train.py "
     f"--config=configs/demo.py:digits --workdir={workdir / 'finetune_all_0'} "
@@ -74,17 +75,15 @@ def demo(workdir: pathlib.Path) -> list[str]:
   results = {
     (labels, kind): _digits(workdir, labels, kind)
     for labels in RUNS
-    for kind in ("finetune", "scratch")
+    for kind in _KINDS
   }
-  print(f"\nGlyphs in held-out fonts: {pretrained['eval/accuracy']:.3f}\n")
-  print(table(pretrained, results))
+  fonts = before["eval/accuracy"]
+  print(f"\nGlyphs in held-out fonts: accuracy {fonts:.3f}\n")
+  print(table(results, before.get("fewshot/10shot", 0.0)))
   print(f"\npicture: {_plot(workdir, results)}")
   seconds = time.perf_counter() - start
   print(f"all in {metrics.duration(seconds)}", flush=True)
-  return check(pretrained["eval/accuracy"], results)
-
-
-_Results = dict[tuple[int, str], list[float]]
+  return check(results, fonts)
 
 
 def _train(
@@ -96,7 +95,7 @@ def _train(
   return train.train(config, workdir)
 
 
-def _digits(workdir: pathlib.Path, labels: int, kind: str) -> list[float]:
+def _digits(workdir: pathlib.Path, labels: str, kind: str) -> list[float]:
   """Accuracies of a kind of run, whose own lines go to a file."""
   draws, steps = RUNS[labels]
   found = []
@@ -104,10 +103,10 @@ def _digits(workdir: pathlib.Path, labels: int, kind: str) -> list[float]:
     config = recipes.get_config("digits")
     config.total = f"{steps} steps"
     config.seed = config.data.subset_seed = draw
-    config.data.examples_per_class = labels
+    config.data.examples_per_class = 0 if labels == "all" else int(labels)
     if kind == "finetune":
       config.init_from = str(workdir / "pretrain")
-    place = workdir / f"{kind}_{labels or 'all'}_{draw}"
+    place = workdir / f"{kind}_{labels}_{draw}"
     start, log = time.perf_counter(), io.StringIO()
     with contextlib.redirect_stdout(log):
       found.append(_train(config, place)["eval/accuracy"])
@@ -117,7 +116,7 @@ def _digits(workdir: pathlib.Path, labels: int, kind: str) -> list[float]:
   return found
 
 
-def table(pretrained: dict[str, float], results: _Results) -> str:
+def table(results: _Results, ridge: float) -> str:
   """The results, a line for each number of labels."""
   lines = [
     "Accuracy on 397 handwritten test digits; mean (range) over draws",
@@ -125,25 +124,23 @@ def table(pretrained: dict[str, float], results: _Results) -> str:
     "ridge on frozen features",
   ]
   for labels in RUNS:
-    texts = []
-    for kind in ("finetune", "scratch"):
-      values = results[labels, kind]
-      spread = f" ({min(values):.3f} to {max(values):.3f})"
-      texts.append(f"{np.mean(values):.3f}" + spread * (len(values) > 1))
-    ridge = pretrained.get(f"fewshot/{labels}shot")
-    texts.append("-" if ridge is None else f"{ridge:.3f}")
-    lines.append(f"{labels or 'all':<16}{texts[0]:<26}{texts[1]:<26}{texts[2]}")
+    texts = [
+      f"{np.mean(v):.3f}" + f" ({min(v):.3f} to {max(v):.3f})" * (len(v) > 1)
+      for v in (results[labels, kind] for kind in _KINDS)
+    ]
+    last = f"{ridge:.3f}" if labels == "10" else "-"
+    lines.append(f"{labels:<16}{texts[0]:<26}{texts[1]:<26}{last}")
   return "\n".join(lines)
 
 
-def check(fonts: float, results: _Results) -> list[str]:
+def check(results: _Results, fonts: float) -> list[str]:
   """What is lower than it should be; `fonts`: accuracy on held-out fonts."""
-  means = {key: float(np.mean(values)) for key, values in results.items()}
+  tuned = float(np.mean(results["10", "finetune"]))
   values = {
     "fonts": fonts,
-    "tuned at 10": means[10, "finetune"],
-    "tuned at all": means[0, "finetune"],
-    "gain": means[10, "finetune"] - means[10, "scratch"],
+    "tuned at 10": tuned,
+    "tuned at all": results["all", "finetune"][0],
+    "gain": tuned - float(np.mean(results["10", "scratch"])),
   }
   return [
     f"{name}: {value:.3f}, should be at least {LEAST[name]}"
@@ -171,23 +168,18 @@ def _plot(workdir: pathlib.Path, results: _Results) -> pathlib.Path:
     shown = [(r["step"], r[name]) for r in records if name in r]
     axis.plot(*zip(*shown, strict=True), style, label=label)
   left.set(title="Pre-training on glyphs", xlabel="step", ylabel="loss")
-  middle.set(title="Evaluated on the way", xlabel="step", ylabel="accuracy")
-  middle.set_ylim(0, 1)
+  middle.set(title="Evaluated on the way", xlabel="step", ylim=(0, 1))
   middle.legend(loc="lower right")
   places = np.arange(len(RUNS))
-  for offset, kind, label in (
-    (-0.2, "finetune", "fine-tuned"),
-    (0.2, "scratch", "from scratch"),
-  ):
+  for offset, (kind, label) in zip((-0.2, 0.2), _KINDS.items(), strict=True):
     values = [results[labels, kind] for labels in RUNS]
-    means = np.array([np.mean(v) for v in values])
-    low, high = [min(v) for v in values], [max(v) for v in values]
-    spread = [means - low, high - means]
-    right.bar(places + offset, means, 0.38, label=label, yerr=spread, capsize=3)
-  right.set_xticks(places, [str(labels or "all") for labels in RUNS])
-  right.set(title="Handwritten digits", xlabel="labels a class")
-  right.set_ylim(0.5, 1.1)
-  right.set_yticks(np.arange(0.5, 1.01, 0.1))
+    right.bar(places + offset, [np.mean(v) for v in values], 0.38, label=label)
+    for place, each in zip(places + offset, values, strict=True):
+      right.plot([place] * len(each), each, "k_")
+  right.set_xticks(places, [*RUNS])
+  right.set(
+    title="Handwritten digits", xlabel="labels a class", ylim=(0.5, 1.1)
+  )
   right.legend(loc="upper center", ncols=2)
   _draw_digits(below, workdir)
   path = workdir / "demo.png"
@@ -218,7 +210,6 @@ def _draw_digits(figure: Any, workdir: pathlib.Path) -> None:
     axis.set_title(f"{guesses[i]}  {sure[i]:.0%}", fontsize=9, color=color)
   wrong = int((guesses != labels).sum())
   figure.suptitle(
-    "Test digits as the fine-tuned model reads them. Above: every "
-    f"{len(images) // 12}th; below: the {wrong} wrong ones (red), then the "
-    "least certain"
+    f"Test digits as the fine-tuned model reads them: above, a sample; below, "
+    f"the {wrong} wrong ones (red), then the least certain"
   )

@@ -52,19 +52,19 @@ def sweep(
 ) -> dict[str, Any]:
   """Tries the rates, trains with the best, prints and writes the results.
 
-  Returns what sweep.json holds: `trials`, each a learning rate and the accuracy
-  that it led to (None if it diverged), and the `last` run, on
-  `data.eval_split`. UserError: nothing to try, or all of it diverged.
+  Returns `trials`, each a learning rate and the accuracy that it led to (None
+  if it diverged), and `last`, that of the best on `data.eval_split`. UserError:
+  nothing to try, or all of it diverged.
   """
   import train  # Of the checkout.
 
-  s = config.sweep
+  s, d = config.sweep, config.data
+  example = '--config.sweep.eval_split="train[90%:]"'
   if not s.learning_rates or not s.train_split or not s.eval_split:
     raise UserError(
       "the config has nothing to choose: name rates and splits, as in "
       '--config.sweep.learning_rates="(0.003, 0.01)" '
-      '--config.sweep.train_split="train[:90%]" '
-      '--config.sweep.eval_split="train[90%:]".'
+      f'--config.sweep.train_split="train[:90%]" {example}.'
     )
   # All that the last run needs is opened before the first one trains.
   run = input_pipeline.open_inputs(config)
@@ -73,57 +73,44 @@ def sweep(
   if trial.eval_split.expression == run.eval_split.expression:
     raise UserError(
       f"sweep.eval_split={s.eval_split} is data.eval_split as well; choose on "
-      "a part of the training split, as in "
-      '--config.sweep.eval_split="train[90%:]".'
+      f"a part of the training split, as in {example}."
     )
 
-  def accuracy(name: str, rate: float, changes: dict[str, str]) -> float | None:
+  def attempt(
+    name: str, rate: float, changes: dict[str, str]
+  ) -> dict[str, Any]:
     changed = config_lib.changed(run.config, changes)
     changed.optimizer.learning_rate = rate
     print(f"\nlearning rate {rate:g} on {changed.data.train_split}", flush=True)
-    return train.train(changed, workdir / name, allow_change)["eval/accuracy"]
-
-  trials = []
-  for rate in s.learning_rates:
-    result = None
     try:
-      result = accuracy(f"lr_{rate:g}", rate, splits)
+      found = train.train(changed, workdir / name, allow_change)
     except reporter.NotFinite as e:
       print(f"diverged: {e}", flush=True)
-    trials.append({"learning_rate": float(rate), "accuracy": result})
-  done = [t for t in trials if t["accuracy"] is not None]
-  if not done:
+      found = {"eval/accuracy": None}
+    return {"learning_rate": float(rate), "accuracy": found["eval/accuracy"]}
+
+  trials = [attempt(f"lr_{r:g}", r, splits) for r in s.learning_rates]
+  # The first of equals: rates are listed from the smallest on.
+  best = max(
+    trials, key=lambda t: -1 if t["accuracy"] is None else t["accuracy"]
+  )
+  if best["accuracy"] is None:
     raise UserError(
       "training diverged with every learning rate that was tried; add smaller "
       'ones, as in --config.sweep.learning_rates="(0.0003, 0.001)".'
     )
-  # The first of equals: rates are listed from the smallest on.
-  best = max(done, key=lambda t: t["accuracy"])["learning_rate"]
-  last = {"learning_rate": best, "accuracy": accuracy("final", best, {})}
+  last = attempt("final", best["learning_rate"], {})
   found = {"trials": trials, "last": last}
   if not jax.process_index():
     content = {**found, "config": config_lib.to_json(config)}
     workdir_lib.write_json(workdir / "sweep.json", content)
-    print(f"\n{table(config, **found)}")
+    print(f"\n{'learning rate':<16}accuracy on {s.eval_split}")
+    for t in trials:
+      result, mark = t["accuracy"], "  <- best" if t is best else ""
+      text = "diverged" if result is None else f"{result:.4f}"
+      print(f"{t['learning_rate']:<16g}{text}{mark}")
+    print(
+      f"\nlearning rate {best['learning_rate']:g}, trained on {d.train_split}: "
+      f"accuracy {last['accuracy']:.4f} on {d.eval_split}"
+    )
   return found
-
-
-def table(
-  config: config_lib.Config,
-  trials: Sequence[dict[str, Any]],
-  last: dict[str, Any],
-) -> str:
-  """The accuracies, a line for each run."""
-  lines = [f"{'learning rate':<16}accuracy on {config.sweep.eval_split}"]
-  best, rates = last["learning_rate"], [t["learning_rate"] for t in trials]
-  for rate, t in zip(rates, trials, strict=True):
-    result = t["accuracy"]
-    text = "diverged" if result is None else f"{result:.4f}"
-    lines.append(f"{rate:<16g}{text}{'  <- best' if rate == best else ''}")
-  lines.append(
-    f"\nlearning rate {best:g}, trained on {config.data.train_split}: accuracy "
-    f"{last['accuracy']:.4f} on {config.data.eval_split}"
-  )
-  if len(rates) > 1 and best in (min(rates), max(rates)):
-    lines.append("The best rate is at the edge: one beyond it may be better.")
-  return "\n".join(lines)

@@ -53,16 +53,13 @@ def test_the_best_rate_is_chosen_and_trained_with(config, tmp_path, capsys):
   assert f"\n0.01            {good:.4f}  <- best\n" in text
   assert "\n1e+38           diverged\n" in text
   assert f"accuracy {accuracy:.4f} on test\n" in text
-  assert "at the edge" not in text
   # Again: nothing is trained anew.
   config.sweep.learning_rates = (1e-12, 0.01)
   before = (tmp_path / "lr_0.01" / "metrics.jsonl").read_bytes()
   again = sweep.sweep(config, tmp_path)
   assert again == {"trials": found["trials"][:2], "last": last}
   assert (tmp_path / "lr_0.01" / "metrics.jsonl").read_bytes() == before
-  text = capsys.readouterr().out
-  assert text.count("after step 30 of 30") == 3
-  assert "at the edge" in text
+  assert capsys.readouterr().out.count("after step 30 of 30") == 3
 
 
 @pytest.mark.parametrize(

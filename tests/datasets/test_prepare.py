@@ -276,11 +276,10 @@ def test_what_a_user_is_told_of_his_photos(run, given):
     "warning: 1 kinds of files are no images by their names and are left out: "
     ".mp4 (1).",
   ]
-  # `pets` behind the colon is the Oxford one.
   tuned, scratch = re.findall("^  python train.py (.*)", out, re.M)
   assert tuned.startswith(
     "--config=configs/finetune.py:model=imagenet21k/Mixer-B_16,dataset=pets "
-    f"--config.data.name=pets --config.data.data_dir={run.data} --config.data."
+    f"--config.data.data_dir={run.data} --config.data."
   )
   assert scratch.startswith("--config=configs/scratch.py:dataset=pets --con")
   # TFDS reads it, and without the source it says what is there.

@@ -99,7 +99,7 @@ def _memory():
 def test_a_sentence_or_a_config(capsys):
   rng = np.random.default_rng(15)
   known = {name: key.default for name, key in config_lib.KEYS.items()}
-  words = b"model=B/16,dataset=pets,size=224x320"
+  words = b"model=B/16,dataset=birds,size=224x320"
   accepted = 0
   for i in range(_INPUTS):
     recipe = ("smoke.py", "finetune.py:", "scratch.py:")[i % 3]
