@@ -1,6 +1,6 @@
 """What an image file becomes before a model sees it: upright, on white, small.
 
-Preparation stores what comes out, and predicting looks at the same pixels.
+Preparation stores the result, and prediction looks at the same pixels.
 """
 
 import io
@@ -20,7 +20,6 @@ USABLE = ("", "mislabelled", "dark")
 _TURNED = {"422": "440", "440": "422"}
 _JPEG_SIDE = 65_500
 BYTES = bytes, bytearray, memoryview
-# Of who predicts.
 EXPECTED = (
   "a path, the bytes of an image file, a file opened in binary mode, a Pillow "
   "image, or a uint8 array [H, W, 3]"
@@ -28,12 +27,12 @@ EXPECTED = (
 
 
 class Inspected(NamedTuple):
-  """What was found."""
+  """An inspected image; `problem` is a sentence without its full stop."""
 
-  data: bytes  # To store: as found, or encoded anew.
+  data: bytes  # To store: as it was, or encoded anew.
   kind: Kind = ""
-  problem: str = ""  # A sentence without its full stop.
-  pixels: np.ndarray | None = None  # Of `data`, if it need not be decoded.
+  problem: str = ""
+  pixels: np.ndarray | None = None  # Of `data`, unless it was encoded anew.
 
 
 def inspect(
@@ -45,24 +44,11 @@ def inspect(
   short_side: int = 0,
   quality: int = 95,
 ) -> Inspected:
-  """Decodes an image wholly, and turns or resizes it where that is wanted.
+  """Decodes an image wholly; turns, flattens or resizes it where wanted.
 
-  A resized image becomes a JPEG: grey if it was, RGB (as `preprocess.decode`
-  makes it) if not, with the chroma subsampling of a JPEG as it was and none
-  for other formats. It is the mean over areas, as in `preprocess.resize_short`.
-  One that is only turned, or put on white ground, becomes a JPEG if it was one,
-  and else a PNG.
-
-  Args:
-    data: the file's bytes.
-    name: of which the suffix is compared with the content's format.
-    upright: turn the image as its EXIF orientation says.
-    white_ground: put what is transparent on white ground.
-    short_side: to which a longer short side is reduced; 0 for none.
-    quality: of JPEG encoding, where the image is encoded anew.
-
-  Returns:
-    What was found; nothing is raised for any bytes.
+  A resized image becomes a JPEG, with the chroma subsampling that it had. An
+  image that is only turned or flattened becomes a JPEG if it was one, else a
+  PNG. Nothing is raised for any bytes.
   """
   try:
     opened = images.Opened(data, white_ground)
@@ -71,17 +57,14 @@ def inspect(
   except images.ImageError as e:
     return Inspected(data, e.kind, str(e))
   kind, problem = "", ""
-  says = image_files.named(name) or opened.format
-  if says != opened.format:
-    kind = "mislabelled"
+  suffix = image_files.named(name) or opened.format
+  if suffix != opened.format:
     content = opened.format.upper()
-    problem = f"a {content} by its content, a {says.upper()} by its name"
+    kind = "mislabelled"
+    problem = f"a {content} by its content, a {suffix.upper()} by its name"
   elif opened.dark:
     kind = "dark"
-    problem = (
-      "black: the upper 8 bits of all its values are 0; scale them to the bits "
-      "that the file has"
-    )
+    problem = "black: the upper 8 bits of all its values are 0; scale them up"
   shrink = 0 < short_side < min(pixels.shape[:2])
   if not shrink and turn == 1 and not opened.flattened:
     return Inspected(data, kind, problem, pixels)
@@ -98,10 +81,7 @@ def inspect(
 
 
 def decoded(found: Inspected) -> np.ndarray:
-  """The pixels of what is to be stored: `preprocess.decode(found.data)`.
-
-  They are to be used before the same thread decodes another image.
-  """
+  """Pixels of `found.data`, valid until this thread decodes another image."""
   if found.pixels is None:
     return images.Opened(found.data).pixels()
   return found.pixels
@@ -121,20 +101,19 @@ def _turned(pixels: np.ndarray, turn: int) -> np.ndarray:
 def pixels(image: Any) -> np.ndarray:
   """uint8 [H, W, 3] of an image in any form: upright, on white ground.
 
-  They are to be used before the same thread decodes another image. ValueError
-  if there are none.
+  They are valid until this thread decodes another image. ValueError: no image.
   """
   name, data = "", b""
+  if isinstance(image, Image.Image):
+    return images.of_pillow(image)
   if isinstance(image, (str, os.PathLike)):
     name, data = os.fsdecode(image), images.read(image)
   elif isinstance(image, BYTES):
     data = bytes(image)
-  elif isinstance(image, Image.Image):
-    return images.of_pillow(image)
   elif hasattr(image, "read"):
     try:
       data = image.read(images.MAX_BYTES + 1)  # One more is refused.
-    except (OSError, ValueError) as e:  # Text that is none, a closed file.
+    except (OSError, ValueError) as e:
       why = errors.first_line(e)
       raise ValueError(f"the file can't be read: {why}") from e
     if not isinstance(data, bytes):

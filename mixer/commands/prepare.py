@@ -9,12 +9,11 @@
 
 The result is a TFDS data set in ArrayRecord files, in --data_dir. A data set
 that TFDS wrote as TFRecord is converted. Stopped at any time, by Ctrl-C too,
-the same command goes on. docs/data.md says more.
+the same command continues. docs/data.md says more.
 """
 
 import argparse
-import contextlib
-import importlib
+import dataclasses
 import pathlib
 import re
 import shlex
@@ -26,12 +25,13 @@ from mixer.errors import UserError
 
 # The recipe that a set is for; any other is for fine-tuning.
 _RECIPES = {
-  "digits": "smoke",
-  "glyphs": "demo",
-  "imagenet2012": "mixer_i1k",
-  "imagenet21k": "mixer_b16_i21k",
-  "imagenet21k_p": "mixer_b16_i21k",
+  "digits": "smoke.py",
+  "glyphs": "demo.py",
+  "imagenet2012": "mixer_i1k.py",
+  "imagenet21k": "mixer_b16_i21k.py",
+  "imagenet21k_p": "mixer_b16_i21k.py",
 }
+_FINETUNE = "finetune.py:model=imagenet21k/Mixer-B_16"
 
 
 def _path(text: str) -> pathlib.Path:
@@ -50,8 +50,8 @@ def hold_out(text: str) -> dict[str, int | float]:
       if value <= 0 or not split.isidentifier() or split in (*parts, "train"):
         raise ValueError
       parts[split] = value
-    whole = {isinstance(value, int) for value in parts.values()}
-    if len(whole) > 1 or (whole == {False} and sum(parts.values()) >= 1):
+    kinds = {type(value) for value in parts.values()}
+    if len(kinds) > 1 or (kinds == {float} and sum(parts.values()) >= 1):
       raise ValueError
   except ValueError:
     raise argparse.ArgumentTypeError(
@@ -68,11 +68,7 @@ _OWN: dict[str, tuple[dict[str, Any], str]] = {
   "name": ({}, "of the set that `folder` makes"),
   "classes": ({"type": _path}, "a file with the classes, one a line"),
   "resize": (
-    {
-      "type": flags.number(int, 0, 10**5),
-      "metavar": "SHORT_SIDE",
-      "dest": "short_side",
-    },
+    {"type": flags.number(int, 0, 10**5), "dest": "short_side"},
     "make images with a longer short side so small; 0: keep every byte",
   ),
   "quality": (
@@ -84,15 +80,15 @@ _OWN: dict[str, tuple[dict[str, Any], str]] = {
     "turn images as their EXIF orientation says (folder does)",
   ),
   "bad": (
-    {"choices": ("skip", "fail"), "dest": "on_bad"},
+    {"choices": ("skip", "fail")},
     "what becomes of files that don't decode; skip",
   ),
   "max_bad": (
-    {"type": flags.number(float, 0, 1), "metavar": "SHARE"},
-    "stop where more than this share of the files is bad; 0.1",
+    {"type": flags.number(float, 0, 1)},
+    "stop where more than this share of the files is left out; 0.1",
   ),
   "mislabelled": (
-    {"choices": ("keep", "skip", "fail"), "dest": "on_mislabelled"},
+    {"choices": ("keep", "skip", "fail")},
     "what becomes of a PNG that is called .jpg, and the like; keep",
   ),
   "accept_truncated": (
@@ -100,18 +96,13 @@ _OWN: dict[str, tuple[dict[str, Any], str]] = {
     "take what is there of a tar that breaks off",
   ),
   "hold_out": (
-    {"type": hold_out, "metavar": "PARTS"},
+    {"type": hold_out},
     "10%%, 5000, or validation=10%%,test=5%%, or none: of the images that the "
     "source gives no split; of a folder exactly, and of each class; of "
     "archives to within chance",
   ),
   "seed": ({"type": flags.number(int, 0, 2**63 - 1)}, "of that draw; 0"),
-  "workers": (
-    {"type": flags.number(int, 0, 1000)},
-    "threads that decode images; one a core by default",
-  ),
 }
-_MODEL = "imagenet21k/Mixer-B_16"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -119,24 +110,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add("set", nargs="?", metavar="NAME", help="NAME, NAME/CONFIG; see --list")
   add("--list", action="store_true", help="the sets that are known by name")
-  add(
-    "--source",
-    action="append",
-    type=_path,
-    default=[],
-    metavar="PATH",
-    help="what you have of it: archives, a folder; may be given more than once",
-  )
+  text = "what you have of it: archives, a folder; may be given more than once"
+  add("--source", action="append", type=_path, default=[], help=text)
   add("--data_dir", default="", help="where data sets are; TFDS's own default")
-  add(
-    "--restart",
-    action="store_true",
-    help="discard what a stopped preparation has done; prepare anew what is "
-    "there, which stays until then",
+  text = (
+    "discard what a stopped preparation has done; prepare anew what is there, "
+    "which stays until then"
   )
-  add = parser.add_argument_group(
-    "for files of yours (folder, imagenet21k and others that --list names)"
-  ).add_argument
+  add("--restart", action="store_true", help=text)
+  title = "for files of yours (folder, imagenet21k and others, see --list)"
+  add = parser.add_argument_group(title).add_argument
   for flag, (how, text) in _OWN.items():
     add(f"--{flag}", help=text, **how)
 
@@ -146,36 +129,30 @@ def main(args: argparse.Namespace) -> int | None:
   if not args.set and not args.list:
     raise UserError("name a data set, or --list.")
   try:
-    _known_sets() if args.list else _prepare(args)
+    _list() if args.list else _prepare(args)
   except KeyboardInterrupt as e:
     # After a terminal's "^C".
     begin = "\n" if sys.stderr.isatty() else ""
-    name, *told = e.args
-    then = told[0] if told else "the same command goes on with it"
-    if args.restart:
-      then = "the same command begins anew"
-    stop.say(f"{begin}{name}: stopped; {then}", sys.stderr)
+    then = "begins anew" if args.restart else "goes on with it"
+    stop.say(
+      f"{begin}{e.args[0]}: stopped; the same command {then}", sys.stderr
+    )
     # Threads of a download would be waited for.
     stop.exit_at_once(stop.PREEMPTED)
 
 
-def _known_sets() -> None:
-  """Lists the sets that are known by name: what each is, and how it is had."""
+def _list() -> None:
   from mixer.datasets import catalog, vtab
 
-  wide = max(len(name) for name in catalog.ENTRIES) + 2
   for name, entry in catalog.ENTRIES.items():
-    size = f"{entry.downloads / 1e9:.2g} GB"
-    how = f"is downloaded, {size}" if entry.downloads else "is made here"
+    how = "is made here"
+    if entry.downloads:
+      how = f"is downloaded, {entry.downloads / 1e9:.2g} GB; needs TensorFlow"
     if entry.by_hand:
       how = f"--source={entry.by_hand}"
-    if name not in (*catalog.OWN, *catalog.SHIPPED):
-      how += "; needs TensorFlow"
     if tasks := vtab.tasks_of(name):
       how += f"; read as {' or '.join(tasks)}"
-    if name in catalog.ALSO_TFDS and not entry.files:
-      how += f"; without it TFDS downloads {size}, with TensorFlow"
-    print(f"{name:<{wide}}{entry.what}\n{'':<{wide}}{how}")
+    print(f"{name:<32}{entry.what}\n{'':<32}{how}")
   print(
     "\nAny other set that TFDS knows is prepared by its name as well, and what "
     "TFDS has\nwritten as TFRecord is converted: --source=ITS_FOLDER. "
@@ -185,154 +162,160 @@ def _known_sets() -> None:
 
 def _prepare(args: argparse.Namespace) -> None:
   from mixer.datasets import catalog, shipped, stored, vtab
-  from mixer.datasets.prepare import build, own, tfds
+  from mixer.datasets.prepare import build, tfds
   from mixer.progress import Progress
 
   root = stored.resolve_data_dir(args.data_dir)
   if args.set.startswith(vtab.PREFIX):
     task, args.set = args.set, vtab.find(args.set).data_set
     print(f"{task} is made of the data set {args.set}", flush=True)
-  base = catalog.base_name(args.set)
-  ours, both = base in catalog.OWN, base in catalog.ALSO_TFDS
-  there = None if ours and not both else _stored(args, root)
-  if both and there:  # What TFDS has made is converted, or there already.
-    ours = (there.folder / build.PREPARATION).exists()
-  elif both:
-    ours = bool(args.source) or not catalog.ENTRIES[base].downloads
-  if ours:
-    _summary(args, own.prepare(args, root), root)
-    return
-  manual = args.source[0] if args.source else root / "downloads" / "manual"
+  name, base, given = args.set, catalog.base_name(args.set), args.source
+  # The newest in data_dir, as TFDS has it, or what --source names.
+  places = [] if args.restart else [root, *given]
+  found = [v for p in places for v in stored.versions(p, name)[-1:]]
+  there = stored.read(found[0]) if found else None
+  if there and found[1:] and "array_record" not in there.formats:
+    there = stored.read(found[1])
+  by_tfds = there and not (there.folder / build.PREPARATION).exists()
+  if base in catalog.OWN and not by_tfds:
+    if there or given or not catalog.ENTRIES[base].downloads:
+      return _summary(args, *_own(args, root))
+  manual = given[0] if given else root / "downloads" / "manual"
   if base not in catalog.SHIPPED and not there:
-    tfds.check(args.set, manual)
-  given = [
-    f"--{flag}"
-    for flag, (how, _) in _OWN.items()
-    if getattr(args, how.get("dest", flag)) is not None
-  ]
-  if given:
+    tfds.check(name, manual)
+  dests = [how.get("dest", flag) for flag, (how, _) in _OWN.items()]
+  odd = any(getattr(args, dest) is not None for dest in dests)
+  if (
+    odd
+    or len(given) > 1
+    or (base in catalog.SHIPPED and (given or base != name))
+  ):
     raise UserError(
-      f"{', '.join(given)}: only for what is prepared from files of yours "
-      f"({', '.join(catalog.OWN)}), named by --source; {base} is prepared as "
-      "it comes."
-    )
-  if len(args.source) > 1 and not there:
-    raise UserError(
-      f"--source is given {len(args.source)} times; put the files for "
-      f"{args.set} into one folder."
+      f"{name} is prepared as it comes, from one --source at most; further "
+      f"flags are for images that you have: {', '.join(catalog.OWN)}."
     )
   if base in catalog.SHIPPED:
-    if args.source or base != args.set:
-      raise UserError(f"{base} is made here, of no files, in one form: {base}.")
-    shipped.folder(args.set, root)
+    folder = shipped.folder(name, root)
   elif there and "array_record" in there.formats:
-    print(
-      f"data set {args.set} was prepared before; nothing is to be done"
-      + (", and --source is not looked at" if args.source else "")
-    )
-  elif there:
-    print(
-      f"converting data set {args.set} from TFRecord ({there.folder})",
-      flush=True,
-    )
-    with stored.lock(args.set, root), Progress() as progress:
-      here = tfds.convert(there.folder, root, progress)
-    if here.samefile(there.folder):
-      print(
-        "the TFRecord files beside the new ones are kept, and TFDS reads "
-        "either; nothing here needs them: rm "
-        f"{shlex.quote(str(here))}/*.tfrecord-*"
-      )
+    folder = there.folder
+    print(f"data set {name} was prepared before; nothing is to be done")
   else:
-    with stored.lock(args.set, root):
-      print(f"preparing data set {args.set} in {root} by TFDS", flush=True)
-      try:
-        tfds.prepare(args.set, root, manual)
-      except KeyboardInterrupt as e:
-        # TFDS keeps nothing of what it had written.
-        raise KeyboardInterrupt(
-          *e.args, "the same command begins anew, with the downloads so far"
-        ) from e
-  _summary(args, args.set, root)
+    with stored.lock(name, root), Progress() as progress:
+      if there:
+        print(f"converting data set {name} from TFRecord", flush=True)
+        folder = tfds.convert(there.folder, root, progress)
+      else:
+        print(f"preparing data set {name} in {root} by TFDS", flush=True)
+        folder = tfds.prepare(name, root, manual)
+  _summary(args, name, folder)
 
 
-def _stored(args: argparse.Namespace, root: pathlib.Path) -> Any:
-  """The set as it is in data_dir, or in --source; None if it is in neither."""
-  from mixer.datasets import stored
+def _own(args: argparse.Namespace, root: pathlib.Path) -> tuple[str, Any]:
+  """Prepares a set from images that the user has; its name and folder."""
+  from mixer import files, runtime
+  from mixer.datasets import catalog, stored
+  from mixer.datasets.prepare import build, sets
+  from mixer.progress import Progress
 
-  # The newest, as TFDS has it.
-  here = [stored.read(f) for f in stored.versions(root, args.set)[-1:]]
-  if here and ("array_record" in here[0].formats or not args.source):
-    return here[0]
-  found = [v for path in args.source for v in stored.versions(path, args.set)]
-  if len(found) > 1:
+  base, release, version = catalog.split_name(args.set)
+  spec, entry = sets.SETS[base], catalog.ENTRIES[base]
+  if release not in ("", *spec.releases) or version not in ("", spec.version):
+    known = " and ".join(f"{base}/{r}" for r in spec.releases if r) or base
     raise UserError(
-      f"--source holds the data set {args.set} more than once: "
-      f"{', '.join(map(str, found))}. Name one of these folders."
+      f"here is only {known} in version {spec.version}; name that."
     )
-  return stored.read(found[0]) if found else None
-
-
-def _summary(args: argparse.Namespace, name: str, root: pathlib.Path) -> None:
-  """Prints what is there, and what to do with it."""
-  from mixer.datasets import catalog, stored, vtab
-  from mixer.datasets import split as split_lib
-
-  found = stored.read(split_lib.find(name, root, args.data_dir))
-  print(f"data set {name} is ready in {found.folder}")
-  sizes = found.sizes
-  for split, size in sizes.items():
-    print(f"  {split:<12}{size:>12,} examples")
-  features = found.features
-  tasks = vtab.tasks_of("/".join(filter(None, (found.name, found.config))))
-  if tasks:
-    print(f"  VTAB-1k makes of it {' and '.join(tasks)}")
-  label = next((k for k in ("label", "original_label") if k in features), "")
-  if "image" not in features or not label:
+  for flag in ("name", "classes", "accept_truncated"):
+    if getattr(args, flag) and flag not in spec.takes:
+      raise UserError(f"--{flag} is not for {base}; leave it out.")
+  if base == "folder" and not re.fullmatch("[a-z][a-z0-9_]*", args.name or ""):
+    raise UserError(
+      f"your data set can't be called {args.name!r}; give it a --name of small "
+      "letters, digits and underscores that begins with a letter."
+    )
+  release = release or next(iter(spec.releases))
+  name = args.name or "/".join(filter(None, (base, release)))
+  folder = root / name / spec.version
+  info = {"name": args.name or base, "description": entry.what}
+  info |= {"configName": release} if release else {}
+  fields = [field.name for field in dataclasses.fields(build.Options)]
+  given = {k: v for k, v in vars(args).items() if k in fields and v is not None}
+  if (folder / stored.INFO).exists() and not args.restart:
+    if build.beside(folder).exists():  # A kill came after the end.
+      with stored.lock(info["name"], root):
+        build.clean(folder)
+    stored.read(folder).check()
+    record = files.read_json(folder / build.PREPARATION, "its record")
+    now, then = build.Options(**given).identity(), record["identity"]
+    differs = [k for k in given if k in now and now[k] != then.get(k)]
+    before = f"data set {name} was prepared before"
+    if differs:
+      raise UserError(
+        f"{before}, and differs in {differs[0]}. It is left as it is, in "
+        f"{folder}; --restart prepares it anew."
+      )
+    print(f"{before}; --restart prepares it anew")
+    return name, folder
+  if not args.source:
+    how = catalog.how_to(args.set, args.data_dir)
+    raise UserError(f"name the images that you have with --source. {how}")
+  truncated, seed = bool(args.accept_truncated), given.get("seed", 0)
+  request = sets.Request(
+    base, release, args.source, args.classes, truncated, seed
+  )
+  with Progress() as progress, stored.lock(info["name"], root):
+    source = sets.open_source(request)
+    progress.say(f"preparing {name} in {root} from {source.description}")
+    defaults = dict(spec.options)
+    if source.has_splits:
+      defaults.pop("hold_out", None)
+    if args.restart:
+      build.clean(folder)
+    runtime.keep_freed_memory()  # Resizing takes half the time.
+    source.find_classes(
+      lambda done: progress.show("looking for the classes", done, source.total)
+    )
+    count, published = len(source.classes or ()), spec.releases[release][1]
+    if published and count != published:
+      source.warnings.append(f"there are {count:,} classes, not {published:,}")
+    options = build.Options(**defaults | given)
+    build.prepare(source, folder, info, spec, options, progress)
+  record = files.read_json(folder / build.PREPARATION, "its record")
+  kinds = [f"{n:,} {kind}" for kind, n in sorted(record["problems"].items())]
+  if kinds:
     print(
-      f"  its features are {', '.join(sorted(features))}; training here takes "
-      "sets with `image` and `label`"
-      + (f", or --config.data.name={tasks[0]}" if tasks else "")
+      f"{record['left_out']:,} files are left out; with problems: "
+      f"{', '.join(kinds)}; listed in {folder / build.REPORT}"
     )
+  return name, folder
+
+
+def _summary(args: argparse.Namespace, name: str, folder: pathlib.Path) -> None:
+  """Prints what is there, and how to train on it."""
+  from mixer.datasets import catalog, stored
+
+  found = stored.read(folder)
+  print(f"data set {name} is ready in {found.folder}")
+  for split, size in found.sizes.items():
+    print(f"  {split:<12}{size:>12,} examples")
+  label = {"label", "original_label"} & found.features.keys()
+  if "image" not in found.features or not label or "train" not in found.sizes:
+    print(f"  its features are {', '.join(sorted(found.features))}")
     return
-  names = found.class_names(label)
+  names = found.class_names(label.pop())
   few = ", ".join(names if len(names) <= 6 else [*names[:3], "...", names[-1]])
   print(errors.printable(f"  {len(names):,} classes: {few}"))
-  if "train" not in sizes:
-    print("  it has no split `train`: for evaluation only")
-    return
   recipe = _RECIPES.get(catalog.base_name(name))
-  if recipe:
-    print(f"train on it:\n  {_next_command(args, name, sizes, recipe)}")
-    return
   height, width = found.image_size or (224, 224)
-  size = f",size={height}x{width}" if max(height, width) < 224 else ""
-  for what, recipe in (
-    ("fine-tune released weights on it", f"finetune:model={_MODEL},"),
-    ("or train from random ones (size=32: at 32 px)", "scratch:"),
-  ):
-    recipe += f"dataset={name}" + size * recipe.startswith("scratch")
-    print(f"{what}:\n  {_next_command(args, name, sizes, recipe)}")
-
-
-def _next_command(
-  args: argparse.Namespace, name: str, sizes: dict[str, int], recipe: str
-) -> str:
-  """A command line of train.py that works with these splits."""
-  module, _, given = recipe.partition(":")
-  wanted = {"name": name, "data_dir": args.data_dir}
-  has = [s for s in ("test", "validation") if sizes.get(s)]
-  if not has:
+  if not recipe and max(height, width) < 224:
+    recipe = f"scratch.py:dataset={name},size={height}x{width}"
+  recipe = recipe or f"{_FINETUNE},dataset={name}"
+  words = [f"--config=configs/{recipe}", f"--config.data.name={name}"]
+  if args.data_dir:
+    words.append(f"--config.data.data_dir={args.data_dir}")
+  if not {"test", "validation"} & found.sizes.keys():
     # Of few images a fiftieth may be none.
-    cut = "98%" if sizes["train"] >= 100 else "-1"
-    wanted |= {"train_split": f"train[:{cut}]", "eval_split": f"train[{cut}:]"}
-  with contextlib.suppress(ModuleNotFoundError):  # Not in a checkout.
-    get_config = importlib.import_module(f"configs.{module}").get_config
-    data = (get_config(given) if given else get_config()).data
-    if has and data.eval_split not in ("auto", *has):
-      wanted["eval_split"] = has[0]
-    wanted = {key: v for key, v in wanted.items() if data[key] != v}
-  words = [f"--config=configs/{module}.py" + (f":{given}" if given else "")]
-  words += [f"--config.data.{key}={value}" for key, value in wanted.items()]
-  run = re.sub("[/:]", "_", name) + "_scratch" * (module == "scratch")
-  return f"python train.py {shlex.join([*words, f'--workdir=runs/{run}'])}"
+    cut = "98%" if found.sizes["train"] >= 100 else "-1"
+    words.append(f"--config.data.train_split=train[:{cut}]")
+    words.append(f"--config.data.eval_split=train[{cut}:]")
+  words.append(f"--workdir=runs/{re.sub('[/:]', '_', name)}")
+  print(f"train on it:\n  python train.py {shlex.join(words)}")

@@ -1,17 +1,16 @@
-"""Which images are held out of `train`."""
+"""Which images are held out of `train`: by hash, or exactly and by class."""
 
 import collections
 import hashlib
 from collections.abc import Callable, Mapping
 
-from mixer.datasets.prepare import sources
-from mixer.datasets.prepare.sources import Source
 from mixer.errors import UserError
 
 HoldOut = Mapping[str, int | float]  # Split -> number or share of the images.
-# Kind of problem and sentence, of an equal image that came before.
-Odd = list[tuple[str, str]]
-IN_TWO = ("in two classes", "in two splits")
+# Takes the digest of an image, its label, and the split that its source names,
+# or ""; gives its split, and kind and sentence of what is odd about it.
+Place = Callable[[bytes, int, str], tuple[str, list[tuple[str, str]]]]
+_IN_TWO = {"class": "in two classes", "split": "in two splits"}
 
 
 def digest(data: bytes, seed: int) -> bytes:
@@ -20,36 +19,25 @@ def digest(data: bytes, seed: int) -> bytes:
   return hashlib.blake2b(data, digest_size=16, key=key).digest()
 
 
-def by_hash(
-  hold_out: HoldOut, images: int
-) -> Callable[[bytes, int, str], tuple[str, Odd]]:
-  """Holds out the images whose hash is below a bound.
+def by_hash(hold_out: HoldOut, images: int) -> Place:
+  """Holds out, of so many images (0: unknown), those with a hash below a bound.
 
   That takes one pass, depends neither on the order of an archive nor on its
   form, and puts equal images on the same side. Their number is up to chance: k
   becomes k +- sqrt(k).
-
-  Args:
-    hold_out: what to hold out.
-    images: of how many; 0 if that isn't known.
-
-  Returns:
-    A function as `ByClass.place`.
   """
   bounds: dict[str, int] = {}
   share = 0.0
   for split, wanted in hold_out.items():
     if isinstance(wanted, int) and wanted >= images:
       raise UserError(
-        f"--hold_out asks for {wanted:,} images as {split}, of "
-        f"{f'{images:,}' if images else 'an unknown number'}; ask for a "
-        f"share, as in --hold_out={split}=1%."
+        f"--hold_out asks for {wanted:,} images as {split}, of {images:,} (0: "
+        f"unknown); ask for a share, as in --hold_out={split}=1%."
       )
     share += wanted / images if isinstance(wanted, int) else wanted
     bounds[split] = int(share * 2**128)  # Exact.
 
-  def place(key: bytes, label: int, split: str) -> tuple[str, Odd]:
-    del label
+  def place(key: bytes, label: int, split: str):
     if split in bounds:
       raise UserError(
         f"--hold_out draws a split {split}, and the source has one of its own; "
@@ -62,76 +50,41 @@ def by_hash(
   return place
 
 
-class ByClass:
-  """Exact and by class, of a source that knows how many images each class has.
+def by_class(
+  hold_out: HoldOut, sizes: Mapping[str, int], labels: Mapping[str, int]
+) -> Place:
+  """Divides each class's images, in an order of chance; `sizes` by class.
 
-  Of each class's images, in the source's order, the first goes to `train`, the
-  next to the held-out splits until they have their share, and the rest to
-  `train`. So a class with a usable image has one in `train`, whatever files
-  turn out bad, and one of two different images or more has a held-out one. An
-  image that came before goes where it went then. The source's order has to be
-  one of chance.
+  The first goes to `train`, the next to the held-out splits until they have
+  their share, and the rest to `train`. So a class with a usable image has one
+  in `train`, whatever files turn out bad, and one of two different images or
+  more has a held-out one. An image that came before goes where it went then.
   """
+  names, wanted = [*labels], shares(sizes, hold_out)
+  counts = collections.Counter[tuple[str, str]]()  # By class and split.
+  seen: dict[bytes, tuple[str, str]] = {}
 
-  def __init__(self, hold_out: HoldOut, source: Source, labels: dict[str, int]):
-    """Divides the images; a UserError if there are too few."""
-    self._names, self._hold_out = tuple(labels), hold_out
-    self._wanted = {
-      (labels[name], split): count
-      for split, of_class in shares(source.class_sizes or {}, hold_out).items()
-      for name, count in of_class.items()
-    }
-    self._counts = collections.Counter[tuple[int, str]]()
-    # Digest -> label and split.
-    self._seen: dict[bytes, tuple[int, str]] = {}
-
-  def place(self, key: bytes, label: int, split: str) -> tuple[str, Odd]:
-    """The split of an image, and what is odd about it.
-
-    Args:
-      key: its `digest`.
-      label: of its class.
-      split: that the source names for it, or "".
-    """
-    before = self._seen.get(key)
-    split = split or (before[1] if before else self._draw(label))
-    self.restore(key, label, split)
-    odd: Odd = []
-    same = "has the same bytes as an image before it of the"
-    if before and before[0] != label:
-      odd.append((IN_TWO[0], f"{same} class {self._names[before[0]]}"))
-    if before and before[1] != split:
-      odd.append((IN_TWO[1], f"{same} split {before[1]}"))
+  def place(key: bytes, label: int, split: str):
+    name = names[label]
+    if not split:
+      split = seen[key][1] if key in seen else draw(name)
+    before = seen.setdefault(key, (name, split))
+    counts[name, split] += 1
+    odd = []
+    for what, then, now in zip(_IN_TWO, before, (name, split), strict=True):
+      if then != now:
+        same = f"has the same bytes as an image before it of the {what} {then}"
+        odd.append((_IN_TWO[what], same))
     return split, odd
 
-  def _draw(self, label: int) -> str:
-    if self._counts[label, "train"]:
-      for split in self._hold_out:
-        if self._counts[label, split] < self._wanted[label, split]:
+  def draw(name: str) -> str:
+    if counts[name, "train"]:
+      for split in hold_out:
+        if counts[name, split] < wanted[split][name]:
           return split
     return "train"
 
-  def restore(self, key: bytes, label: int, split: str) -> None:
-    """Takes in what has been placed, by an earlier process too."""
-    self._seen.setdefault(key, (label, split))
-    self._counts[label, split] += 1
-
-  def warnings(self, counts: Mapping[str, int]) -> list[str]:
-    """About what there is in the end; `counts` has images by split."""
-    found = [
-      f"{split} has {counts[split]:,} images where --hold_out asks for "
-      f"{wanted:,}, as there are bad or equal files"
-      for split, wanted in self._hold_out.items()
-      if isinstance(wanted, int) and counts[split] != wanted
-    ]
-    has = sorted({label for label, _ in self._counts})
-    lacking = [self._names[k] for k in has if not self._counts[k, "train"]]
-    if lacking:
-      found.append(
-        f"{len(lacking):,} classes have images, but none in train: "
-        f"{sources.some(lacking)}"
-      )
-    return found
+  return place
 
 
 def shares(
@@ -159,13 +112,12 @@ def shares(
     elif wanted > total:
       raise UserError(
         f"--hold_out asks for {wanted:,} images as {split}, and {total:,} can "
-        "be spared: each class keeps one for train. Ask for fewer, as in "
-        f"--hold_out={split}={max(1, total // 2)}."
+        "be spared: each class keeps one for train. Ask for fewer."
       )
     else:
-      exact = {name: wanted * left for name, left in spare.items()}
-      parts = {name: part // total for name, part in exact.items()}
-      by_rest = sorted(exact, key=lambda name: (-(exact[name] % total), name))
+      parts = {name: wanted * left // total for name, left in spare.items()}
+      rests = {name: wanted * left % total for name, left in spare.items()}
+      by_rest = sorted(rests, key=lambda name: (-rests[name], name))
       for name in by_rest[: wanted - sum(parts.values())]:
         parts[name] += 1
     drawn[split] = parts

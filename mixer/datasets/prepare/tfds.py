@@ -9,7 +9,7 @@ import pathlib
 import shutil
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -19,55 +19,42 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 from mixer import files
 from mixer.datasets import catalog, stored
 from mixer.datasets.prepare import build
-from mixer.errors import UserError
+from mixer.errors import UserError, first_line
 from mixer.progress import Progress
 
 _HEADER = struct.Struct("<QI")
 
 
 def check(name: str, manual: pathlib.Path) -> None:
-  """Refuses what TFDS can't prepare, before anything happens.
-
-  `manual` is the folder with what was fetched by hand.
-  """
+  """Refuses what TFDS can't prepare; `manual` has what was fetched by hand."""
   base = catalog.base_name(name)
   if not catalog.known(name):
-    raise UserError(
-      f"There is no data set {name!r}. {catalog.how_to(name)} "
-      "`python -m mixer prepare --list` lists the sets with hints."
-    )
-  entry = catalog.ENTRIES.get(base, catalog.Entry(""))
+    raise UserError(f"There is no data set {name!r}. {catalog.how_to(name)}")
   if lacking := catalog.missing(base):
     raise UserError(
-      _needs(base, lacking)
+      f"TFDS's builder of {base} needs {catalog.requirement(lacking)}."
       + f" Without it: {catalog.how_to(name)}" * (base in catalog.ALSO_TFDS)
     )
+  entry = catalog.ENTRIES.get(base, catalog.Entry(""))
   if absent := [f for f in entry.files if not (manual / f).exists()]:
     raise UserError(
-      f"{base} isn't downloaded by TFDS, and {manual} has no "
-      f"{' and no '.join(absent)}. Name with --source=PATH {entry.by_hand} "
-      f"(from {entry.where})."
+      f"{base} isn't downloaded by TFDS, and {manual} has no {absent[0]}. Name "
+      f"with --source=PATH {entry.by_hand} (from {entry.where})."
     )
 
 
-def _needs(base: str, modules: Sequence[str]) -> str:
-  return (
-    f"TFDS's builder of {base} needs {catalog.requirement(modules)}; then give "
-    "the same command again."
-  )
-
-
-def prepare(name: str, root: pathlib.Path, manual: pathlib.Path) -> None:
+def prepare(
+  name: str, root: pathlib.Path, manual: pathlib.Path
+) -> pathlib.Path:
   """Prepares a set by TFDS's builder; the caller holds its lock.
 
-  Downloads stay in `root/downloads`, so that the next start goes on with them.
-  What TFDS would download is taken from `manual` if it is there by its name.
+  Downloads stay in `root/downloads`, so that the next start continues with
+  them. What is in `manual` by its name isn't downloaded.
   """
   import tensorflow_datasets as tfds
   from tensorflow_datasets.core import registered
 
   base, config, version = catalog.split_name(name)
-  entry = catalog.ENTRIES.get(base, catalog.Entry(""))
   # It works on the host alone, and TensorFlow takes all of a GPU's memory.
   os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
   with _explained(base, manual):
@@ -83,20 +70,12 @@ def prepare(name: str, root: pathlib.Path, manual: pathlib.Path) -> None:
     unpacked = root / "downloads" / "extracted" / base
     if here.exists():  # TFDS would take it as it is, and fail when reading.
       raise UserError(
-        f"The folder {here} is there, but is no whole data set that TFDS 4 can "
-        "read; remove it and give the same command again."
+        f"{here} is no whole data set that TFDS 4 can read; move it"
       )
     # Of a preparation that was killed.
-    left = [*here.parent.glob(f"{stored.UNFINISHED}*")]
-    left += unpacked.glob(f"{stored.UNFINISHED}*")
-    left += (root / "downloads" / base).glob("*.tmp.*")
-    for path in left:
+    left = [*here.parent.glob(f"{stored.UNFINISHED}*"), unpacked]
+    for path in [*left, *(root / "downloads" / base).glob("*.tmp.*")]:
       shutil.rmtree(path, ignore_errors=True)
-    fetched = [path for f in entry.files if (path := manual / f).is_file()]
-    # The archives, their content, and the records twice, as TFDS sorts them on
-    # disk. Where TFDS knows better, it says so itself.
-    by_hand = 3 * sum(path.stat().st_size for path in fetched)
-    build.check_room(root, 4 * entry.downloads + by_hand)
     if not sys.stderr.isatty():
       tfds.disable_progress_bar()
     downloads = tfds.download.DownloadConfig(
@@ -111,114 +90,73 @@ def prepare(name: str, root: pathlib.Path, manual: pathlib.Path) -> None:
       )
     stored.seal(here)
     shutil.rmtree(unpacked, ignore_errors=True)
+  return here
 
 
 @contextlib.contextmanager
 def _explained(base: str, manual: pathlib.Path) -> Iterator[None]:
-  """Sentences in place of what TFDS raises, but for defects of its code."""
-  from tensorflow_datasets.core.download import download_manager, extractor
-  from tensorflow_datasets.core.download import util as download_util
-
-  # Of the disk, the network, files that aren't what the builder expects.
-  kinds = (
-    *(OSError, AssertionError, ValueError, extractor.ExtractError),
-    *(download_manager.NonMatchingChecksumError, download_util.DownloadError),
-  )
+  """A sentence in place of what TFDS and its builders raise."""
   try:
     yield
-  except UserError:
-    raise
   except Exception as e:
-    chain: list[BaseException] = [e]
+    chain: list[BaseException] = [e]  # It wraps what tells the reason.
     while cause := chain[-1].__cause__ or chain[-1].__context__:
       chain.append(cause)
-    # TFDS wraps those in others that don't name the module.
-    if lacking := [c.name for c in chain if isinstance(c, ImportError)]:
-      raise UserError(_needs(base, [str(lacking[-1]).split(".")[0]])) from e
-    if not (causes := [cause for cause in chain if isinstance(cause, kinds)]):
-      raise
-    why = " ".join(str(causes[0]).split()).rstrip(".")[:600]
+    lacking = [c.name for c in chain if isinstance(c, ImportError) and c.name]
+    why = "; ".join(dict.fromkeys(f"{first_line(c)[:300]}" for c in chain))
+    if lacking:
+      why = f"it needs {catalog.requirement([lacking[-1].split('.')[0]])}"
     raise UserError(
       f"{base} can't be prepared by TFDS: {why}. Mend that and give the same "
-      "command again: what was fetched is kept. What you fetch by other means, "
-      f"since a site is down or has changed a file, is taken from {manual}, or "
-      "from another folder that --source=DIR names."
+      "command again: what was fetched is kept. What you fetch by other means "
+      f"is taken from {manual}, or from a folder that --source=DIR names."
     ) from e
 
 
 def convert(
   folder: pathlib.Path, data_dir: pathlib.Path, progress: Progress
 ) -> pathlib.Path:
-  """Gives a TFRecord data set ArrayRecord files, record by record.
+  """Gives a TFRecord data set ArrayRecord files; returns their folder.
 
   TFDS's own converter needs TensorFlow and Apache Beam, and goes on after an
-  error. A set that is in its place in `data_dir` gets the new files beside its
-  own, and names both formats then. Any other is written to its place; the old
-  folder isn't touched. Started again after a kill it goes on with the first
-  file that isn't whole. The caller holds the lock.
-
-  Args:
-    folder: of the version.
-    data_dir: where data sets are.
-    progress: shows records.
-
-  Returns:
-    The folder that has the ArrayRecord files.
+  error. The new files go to the set's place in `data_dir`, which may be the
+  folder itself; they count when dataset_info.json names them, in one step. The
+  caller holds the lock.
   """
   folder = folder.resolve()
   old = stored.read(folder)
-  work = final = (data_dir / old.path).resolve()  # Through links, too.
-  if final != folder:
-    work = final.with_name(f"{stored.UNFINISHED}TFRECORD_{final.name}")
-  if old.formats[0] != "tfrecord" or (work != final and final.exists()):
+  final = (data_dir / old.path).resolve()  # Through links, too.
+  is_there = final != folder and (final / stored.INFO).exists()
+  if old.formats[0] != "tfrecord" or is_there:
     raise UserError(
       f"{folder}, stored as {old.formats[0]}, can't be converted to {final}: "
-      "it has to be tfrecord, and nothing there already. Name another place "
-      "with --data_dir=DIR."
+      "it has to be tfrecord, and no data set there already."
     )
-  shards = [
-    shard
-    for split, lengths in old.splits.items()
-    for shard in zip(
-      old.files(split, "tfrecord"),
-      old.files(split, "array_record", work),
-      lengths,
-      strict=True,
-    )
-  ]
-  if missing := [source.name for source, *_ in shards if not source.exists()]:
-    raise UserError(
-      f"{folder}: {len(missing)} of {len(shards)} files are missing, the first "
-      f"is {missing[0]}. Fetch them, or prepare the data set anew."
-    )
-  with build.disk(work):
-    work.mkdir(parents=True, exist_ok=True)
-    # Some bytes a record more than TFRecord takes, and whole blocks of 64 KiB.
-    todo = [s for s in shards if not s[1].exists()]
-    need = sum(s[0].stat().st_size + 64 * s[2] + 2**17 for s in todo)
-    build.check_room(work, need)
-    done, total = 0, sum(records for *_, records in shards)
-    for source, path, records in shards:
-      if not path.exists():  # It gets its name when it is whole.
-        _convert(source, path, records)
-      done += records
-      progress.show(old.name, done, total, done)
+  final.mkdir(parents=True, exist_ok=True)
+  done = 0
+  with build.disk(final):
+    for split, lengths in old.splits.items():
+      new = old.files(split, "array_record", final)
+      for path, target, records in zip(
+        old.files(split, "tfrecord"), new, lengths, strict=True
+      ):
+        if not target.exists():  # It gets its name when it is whole.
+          _convert(path, target, records)
+        done += records
+        progress.show(old.name, done, sum(old.sizes.values()), done)
     info = stored.read_json(folder / stored.INFO)
-    if work == final:
-      others = [f for f in old.formats[1:] if f != "array_record"]
-      info["alternativeFileFormats"] = [*others, "array_record"]
-    else:
+    formats = [f for f in old.formats[1:] if f != "array_record"]
+    info["alternativeFileFormats"] = [*formats, "array_record"]
+    if final != folder:
       info["fileFormat"] = "array_record"
-      info.pop("alternativeFileFormats", None)
+      del info["alternativeFileFormats"]
       for path in folder.iterdir():  # Features, names of the labels, ...
-        if path.is_file() and ".tfrecord" not in path.name:
-          shutil.copyfile(path, work / path.name)
-    # One step that can't be half done.
-    with files.atomic_write(work / stored.INFO, "w") as f:
+        is_data = ".tfrecord" in path.name or path.name == stored.INFO
+        if path.is_file() and not is_data:
+          shutil.copyfile(path, final / path.name)
+    with files.atomic_write(final / stored.INFO, "w") as f:
       json.dump(info, f, indent=2)
-    stored.seal(work)
-    if work != final:
-      work.rename(final)
+    stored.seal(final)
   return final
 
 
@@ -226,18 +164,19 @@ def _convert(source: pathlib.Path, target: pathlib.Path, records: int) -> None:
   # TFDS takes files of that prefix away after preparing anything here.
   half = target.with_name(stored.UNFINISHED + target.name)
   writer = array_record_module.ArrayRecordWriter(str(half), build.WRITER)
+  count = 0
   with contextlib.closing(writer):
-    count = 0
     for record in read_tfrecord(source):
       writer.write(record)
       count += 1
   if count != records:
-    raise UserError(
-      f"{source} has {count} records, and dataset_info.json says {records}. "
-      "Fetch or prepare the data set anew."
-    )
+    raise _damaged(source, f"it has {count} records, not {records}")
   build.sync(half)
   half.rename(target)
+
+
+def _damaged(path: pathlib.Path, what: str) -> UserError:
+  return UserError(f"{path} is damaged: {what}. Fetch or prepare it anew.")
 
 
 def read_tfrecord(path: pathlib.Path) -> Iterator[bytes]:
@@ -257,10 +196,8 @@ def read_tfrecord(path: pathlib.Path) -> Iterator[bytes]:
       data = f.read(length) if whole and left >= 0 else b""
       checks = crc, int.from_bytes(f.read(4), "little")
       if left < 0 or checks != (_masked(header[:8]), _masked(data)):
-        raise UserError(
-          f"{path} is damaged at record {number} (counted from 0): it is cut "
-          "short, or has a wrong checksum. Fetch or prepare that file anew."
-        )
+        what = f"record {number} (from 0) is cut off or has a wrong checksum"
+        raise _damaged(path, what)
       yield data
       number += 1
 
