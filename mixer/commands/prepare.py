@@ -171,7 +171,8 @@ def _prepare(args: argparse.Namespace) -> None:
     print(f"{task} is made of the data set {args.set}", flush=True)
   name, base, given = args.set, catalog.base_name(args.set), args.source
   # The newest in data_dir, as TFDS has it, or what --source names.
-  places = [] if args.restart else [root, *given]
+  known = base in catalog.ALSO_TFDS or base not in catalog.OWN
+  places = [root, *given] if known and not args.restart else []
   found = [v for p in places for v in stored.versions(p, name)[-1:]]
   there = stored.read(found[0]) if found else None
   if there and found[1:] and "array_record" not in there.formats:
@@ -250,8 +251,8 @@ def _own(args: argparse.Namespace, root: pathlib.Path) -> tuple[str, Any]:
     before = f"data set {name} was prepared before"
     if differs:
       raise UserError(
-        f"{before}, and differs in {differs[0]}. It is left as it is, in "
-        f"{folder}; --restart prepares it anew."
+        f"{before}, and differs in {', '.join(differs)}. It is left as it is, "
+        f"in {folder}; --restart prepares it anew."
       )
     print(f"{before}; --restart prepares it anew")
     return name, folder
@@ -304,12 +305,14 @@ def _summary(args: argparse.Namespace, name: str, folder: pathlib.Path) -> None:
   names = found.class_names(label.pop())
   few = ", ".join(names if len(names) <= 6 else [*names[:3], "...", names[-1]])
   print(errors.printable(f"  {len(names):,} classes: {few}"))
-  recipe = _RECIPES.get(catalog.base_name(name))
   height, width = found.image_size or (224, 224)
-  if not recipe and max(height, width) < 224:
-    recipe = f"scratch.py:dataset={name},size={height}x{width}"
-  recipe = recipe or f"{_FINETUNE},dataset={name}"
-  words = [f"--config=configs/{recipe}", f"--config.data.name={name}"]
+  if recipe := _RECIPES.get(catalog.base_name(name)):
+    words = [f"--config=configs/{recipe}", f"--config.data.name={name}"]
+  elif max(height, width) < 224:
+    size = f"size={height}x{width}"
+    words = [f"--config=configs/scratch.py:dataset={name},{size}"]
+  else:
+    words = [f"--config=configs/{_FINETUNE},dataset={name}"]
   if args.data_dir:
     words.append(f"--config.data.data_dir={args.data_dir}")
   if not {"test", "validation"} & found.sizes.keys():

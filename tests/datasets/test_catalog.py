@@ -8,7 +8,7 @@ from tensorflow_datasets.core import registered
 
 from mixer import cli
 from mixer.datasets import catalog, vtab
-from mixer.datasets.prepare import builders
+from mixer.datasets.prepare import sets
 
 OF_TFDS = [
   name
@@ -21,7 +21,7 @@ def test_what_is_listed():
   of_vtab = {catalog.base_name(t.data_set) for t in vtab.TASKS.values()}
   others = {"cifar10", *catalog.ALSO_TFDS}
   assert set(OF_TFDS) == of_vtab | others
-  assert {*builders.BUILDERS} == {*catalog.OWN}
+  assert {*sets.SETS} == {*catalog.OWN}
   assert {*catalog.ALSO_TFDS} <= catalog.tfds_names()
   assert {*catalog.SIZES} - {"jft_300m"} <= {*catalog.ENTRIES}
 

@@ -1,35 +1,32 @@
-"""Sets in tar archives, whole and damaged: `mixer.datasets.prepare.tars`."""
+"""Sources of images, whole and damaged: `prepare.tars`, `prepare.sources`."""
 
 import bz2
+import contextlib
 import gzip
 import lzma
 import os
-import re
+import pathlib
 import tarfile
 import tracemalloc
+import unicodedata
 
 import pytest
 
-from mixer.datasets.prepare import tars
+from mixer.datasets.prepare import sources, tars
+from mixer.datasets.prepare.sources import Member
 from mixer.errors import UserError
 from tests.datasets import forms
 
-PACK = {
-  "": bytes,
-  "gz": gzip.compress,
-  "bz2": bz2.compress,
-  "xz": lzma.compress,
-}
-BROKEN = (tars.BrokenError, tars.DamagedError)
+PACK = {"": bytes, "gz": gzip.compress, "bz2": bz2.compress}
+PACK["xz"] = lzma.compress
 
 
 def entries(path, read=True):
-  found = []
-  with tars.Stream(path) as stream:
-    for entry in tars.entries(stream):
-      found.append((entry.name, stream.read(entry.size) if read else None))
-    stream.drain()
-  return found
+  with contextlib.closing(tars.Stream(path)) as stream:
+    return [
+      (name, stream.read(size) if read else None)
+      for name, size, _ in tars.entries(stream)
+    ]
 
 
 @pytest.fixture
@@ -52,8 +49,12 @@ def test_what_tarfile_wrote_is_read_and_any_cut_is_told(path, pack):
   for cut in {*range(0, most, 128), *range(0, most, 512), most - 1}:
     path.write_bytes(content[:cut])
     for read in (True, False):
-      with pytest.raises(BROKEN):
+      with pytest.raises(tars.BrokenError):
         entries(path, read)
+  # A second archive behind the first is told, not passed over.
+  path.write_bytes(PACK[pack](whole + whole))
+  with pytest.raises(tars.DamagedError, match="goes on behind its end mark"):
+    entries(path)
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -64,33 +65,6 @@ def test_names(path, format):
   assert [name for name, _ in entries(path)] == names
 
 
-def test_links_folders_and_sparse_files(path):
-  old = bytearray(header("old.bmp", 512, tarfile.GNUTYPE_SPARSE))
-  old[482] = 1
-  old[148:156] = b" " * 8
-  old[148:156] = b"%06o\0 " % sum(old)
-  more = bytes(504) + b"\1" + bytes(7) + bytes(512) + b"d" * 512
-  records = b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n"
-  records += b"27 GNU.sparse.name=new.bmp\n"
-  new = pax(records) + forms.tar({"GNUSparseFile.1/new.bmp": b"0\n" * 256})
-  links = [(tarfile.DIRTYPE, "d"), (tarfile.FIFOTYPE, "f")]
-  links += [(tarfile.SYMTYPE, "s.jpg"), (tarfile.LNKTYPE, "l.jpg")]
-  path.write_bytes(
-    b"".join(header(name, 0, kind) for kind, name in links)
-    + bytes(old)
-    + more
-    + new
-  )
-  with tars.Stream(path) as stream:
-    found = {e.name: e.problem[:13] for e in tars.entries(stream)}
-  assert found == {
-    "s.jpg": "a link or spa",
-    "l.jpg": "a link or spa",
-    "old.bmp": "a link or spa",
-    "new.bmp": "a link or spa",
-  }
-
-
 def header(name: str, size: int, kind: bytes) -> bytes:
   info = tarfile.TarInfo(name)
   info.size, info.type = size, kind
@@ -99,32 +73,6 @@ def header(name: str, size: int, kind: bytes) -> bytes:
 
 def pax(records: bytes) -> bytes:
   return header("x", len(records), tarfile.XHDTYPE) + records.ljust(512, b"\0")
-
-
-@pytest.mark.parametrize("pack", PACK)
-def test_archives_that_follow_one_another(path, pack):
-  """As `cat a.tar b.tar` makes them, and `cat a.tar.gz b.tar.gz`."""
-  parts = [
-    forms.tar({f"{k}/{i}": bytes([k]) * 700 for i in range(3)})
-    for k in range(3)
-  ]
-  for content in (
-    PACK[pack](b"".join(parts)),
-    b"".join(map(PACK[pack], parts)),
-  ):
-    path.write_bytes(content)
-    assert entries(path) == [
-      (f"{k}/{i}", bytes([k]) * 700) for k in range(3) for i in range(3)
-    ]
-  if not pack:
-    inner = parts[1] * 2
-    path.write_bytes(inner + parts[0])
-    with tars.Stream(path) as stream:
-      assert len(list(tars.entries(stream, len(inner)))) == 6
-      assert stream.position == len(inner)
-    path.write_bytes(parts[0] + b"more")
-    with pytest.raises(tars.DamagedError, match="no header behind 0/2"):
-      entries(path)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +90,7 @@ def test_archives_that_follow_one_another(path, pack):
 def test_damaged_headers(path, spoil):
   path.write_bytes(spoil(forms.tar({"a": b"1" * 600, "b": b"2"})))
   tracemalloc.start()
-  with pytest.raises(BROKEN):
+  with pytest.raises(tars.BrokenError):
     entries(path)
   used = tracemalloc.get_traced_memory()[1]
   tracemalloc.stop()
@@ -156,20 +104,20 @@ def test_corrupted_compression(path, pack):
     damaged = bytearray(content)
     damaged[place] ^= 0xFF
     path.write_bytes(damaged)
-    with pytest.raises(BROKEN, match="damaged at or|no header"):
+    with pytest.raises(tars.BrokenError, match="damaged at or|no header"):
       entries(path)
 
 
-def test_a_pipe_is_no_archive(path):
-  os.mkfifo(path)
-  with pytest.raises(UserError, match="no regular file"):
-    tars.Stream(path)
+def layout(path: pathlib.PurePosixPath) -> Member:
+  """That of a tar of one tar a class."""
+  wnid = sources.wnid_of_tar(path.name)
+  error = "" if wnid else "misplaced"
+  return Member(sources.readable(str(path)), wnid, error=error)
 
 
-def of_tars(path, content, classes=None, accept=False):
-  """A source of one tar a class in a tar."""
+def of_tars(path, content, accept=False):
   path.write_bytes(content)
-  return tars.Tars([(path, tars.tar_of_class)], "", classes, accept)
+  return tars.source([path], layout, "", None, accept)
 
 
 def members(source, start=0):
@@ -178,41 +126,40 @@ def members(source, start=0):
 
 def test_odd_entries(path):
   one = forms.tar({"a.ppm": b"1", "x.txt": b"", "._a.ppm": b"", "b.jpg ": b""})
-  twice = forms.tar({"a.ppm": b"1"})[:1024] + forms.tar({"a.ppm": b"1"})[:1024]
-  link = header("b.ppm", 0, tarfile.LNKTYPE)
+  links = [(tarfile.SYMTYPE, "s.jpg"), (tarfile.LNKTYPE, "l.jpg")]
+  links += [(tarfile.DIRTYPE, "d"), (tarfile.FIFOTYPE, "f")]
+  sparse = pax(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n")
+  sparse += forms.tar({"new.bmp": b"0\n" * 256})
+  odd = b"".join(header(name, 0, kind) for kind, name in links) + sparse
   files = {
     "n00000001.tar": one,
-    "x/n00000001.tar": one,
     "other.tar": one,
     "stray.ppm": b"1",
-    "n00000002.tar": twice + link + bytes(1024),
+    "n00000002.tar": odd,
     "n00000003.tar": b"<html>404</html>" * 100,
     "n00000004.tar": b"",
   }
   source = of_tars(path, forms.tar(files))
   found = members(source)
-  assert {m.name: m.error.partition(": ")[0] for m in found} == {
+  assert {m.name: m.error.partition(":")[0] for m in found} == {
     "n00000001/a.ppm": "",
-    "x/n00000001.tar": "a second tar of its class",
-    "other.tar": "is no tar that is named by a WordNet id",
-    "stray.ppm": "is no tar that is named by a WordNet id",
-    "n00000002/a.ppm": "",
-    "n00000002/a.ppm (2)": "a second file of this name",
-    "n00000002/b.ppm": "a link or sparse file; pack it anew as a plain file",
-    "n00000003.tar": "the tar of its class is cut off or damaged",
-    "n00000004.tar": "the tar of its class is cut off or damaged",
+    "other.tar": "misplaced",
+    "stray.ppm": "misplaced",
+    "n00000002/s.jpg": "a link or sparse file; pack it anew as a plain file",
+    "n00000002/l.jpg": "a link or sparse file; pack it anew as a plain file",
+    "n00000002/new.bmp": "a link or sparse file; pack it anew as a plain file",
+    "n00000003.tar": "a tar that is cut off or damaged",
+    "n00000004.tar": "a tar that is cut off or damaged",
   }
-  assert source.warnings == [
-    "1 kinds of files are no images by their names and are left out: .jpg  (1)"
-  ]
+  what = "kinds of files are left out, no images by their names"
+  assert source.warnings == [f"1 {what}: .jpg  (1)"]
   for start in range(len(found) + 1):
     assert members(source, start) == found[start:]
-  wnids = ["n00000001", "n00000002", "n00000003", "n00000004"]
-  assert sorted(source.list_classes(lambda done: None)) == wnids
-  source = of_tars(path, forms.tar(files), ["n00000001", "n00000009"])
-  errors = {m.error for m in members(source) if m.class_name == "n00000002"}
-  assert "its class n00000002 is not among the 2 of the data set" in errors
-  assert "1 classes have no image in the source: n00000009" in source.warnings
+  source.find_classes(lambda done: None)
+  assert source.classes == [f"n0000000{k}" for k in range(1, 5)]
+  os.mkfifo(path.with_name("fifo"))
+  with pytest.raises(UserError, match="no regular file"):
+    tars.Stream(path.with_name("fifo"))
 
 
 @pytest.mark.parametrize("pack", ["", "gz"])
@@ -222,29 +169,25 @@ def test_a_set_that_breaks_off(path, pack):
   inner = forms.class_tars(files)
   cut = dict(inner)
   cut["n01440764.tar"] = cut["n01440764.tar"][:1600]
-  # A class's tar that is cut off costs its rest.
-  source = of_tars(path, PACK[pack](forms.tar(cut)))
-  found = members(source)
+  # A class's tar that is cut off costs its rest, within another or alone.
+  found = members(of_tars(path, PACK[pack](forms.tar(cut))))
   assert [m.name for m in found if not m.error] == [*names[:4], *names[6:]]
-  (lost,) = [m for m in found if m.error]
-  assert lost.class_name == "n01440764" and "n01440764/" not in lost.name
-  for k, (name, content) in enumerate(cut.items()):
-    (path.parent / name).write_bytes(PACK[pack](content))
-    part = (path.parent / name, name.removesuffix(".tar"))
-    alone = members(tars.Tars([part], "", None, False))
-    assert bool(alone[-1].error) == (k == 1)
+  assert [m.class_name for m in found if m.error] == ["n01440764"]
+  for name, content in cut.items():
+    forms.write(path.parent / "each", {name: PACK[pack](content)})
+  each = [path.parent / "each" / name for name in cut]
+  source = tars.source(each, layout, "", None)
+  assert [m.name for m in members(source)] == [*names[:4], *names[6:]]
+  assert "n01440764.tar is no whole tar archive" in source.warnings[0]
   # Of the whole, what is there may be accepted.
   whole = forms.tar(inner)
   content = gzip.compress(whole, 0) if pack else whole
   at = content.index(files[names[4]]) + 20
-  with pytest.raises(UserError) as caught:
+  with pytest.raises(UserError, match=f"archive: behind {names[3]}, its data"):
     members(of_tars(path, content[:at]))
-  assert f"Whole are the 4 images up to {names[3]}. " in str(caught.value)
-  with pytest.raises(UserError, match=r"So far it has 2 classes\."):
-    of_tars(path, content[:at]).list_classes(lambda done: None)
   source = of_tars(path, content[:at], accept=True)
   assert [m.name for m in members(source)] == names[:4]
-  assert re.search("cut off or damaged.*Whole are the 4", source.warnings[0])
+  assert "is no whole tar archive: behind" in source.warnings[0]
 
 
 def test_memory_is_flat(path):
@@ -260,3 +203,104 @@ def test_memory_is_flat(path):
 
   # Python's tarfile would keep 5,000 headers more, of over 500 bytes each.
   assert peak(130) < peak(30) + (1 << 20)
+
+
+# Folders of the user's own.
+def opened(root, classes=None):
+  return sources.own_folders(root, classes, 0)
+
+
+def test_the_order_mixes_classes_and_is_that_of_the_names(tmp_path):
+  files = {f"{c}/{k}.jpg": b"x" for c in "ab" for k in range(50)}
+  order = [m.name for m in members(opened(forms.write(tmp_path, files)))]
+  assert sorted(order) == sorted(files)
+  assert 15 <= sum(name.startswith("a") for name in order[:50]) <= 35
+  # The order decides what data sets look like: it is not to change.
+  assert order[:3] == ["b/44.jpg", "b/49.jpg", "b/27.jpg"]
+
+
+def test_names_of_any_kind(tmp_path):
+  composed = unicodedata.normalize("NFC", "gr\u00f6\u00dfe")
+  apart = unicodedata.normalize("NFD", composed)
+  forms.write(
+    tmp_path,
+    {f"{apart}/{apart}.png": b"1", "\u65e5\u672c \u8a9e/ \u5199.png": b"2"},
+  )
+  os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9\n")
+  with open(os.fsencode(tmp_path) + b"/caf\xe9\n/\xff.png", "wb") as file:
+    file.write(b"3")
+  source = opened(tmp_path)
+  assert [*source.classes] == ["caf\\xe9\\n", composed, "\u65e5\u672c \u8a9e"]
+  assert {m.name: m.data for m in members(source)} == {
+    f"{composed}/{composed}.png": b"1",
+    "\u65e5\u672c \u8a9e/ \u5199.png": b"2",
+    "caf\\xe9\\n/\\xff.png": b"3",
+  }
+
+
+def test_links_and_files_that_go_away(tmp_path):
+  root = forms.write(tmp_path / "set", {"cat/1.jpg": b"1", "dog/1.jpg": b"2"})
+  other = forms.write(tmp_path / "else", {"eel/1.jpg": b"3"})
+  (root / "eel").symlink_to(other / "eel")
+  (root / "cat" / "2.jpg").symlink_to(root / "dog" / "1.jpg")
+  (root / "cat" / "up").symlink_to(root)
+  (root / "dog" / "broken.jpg").symlink_to("nowhere.jpg")
+  os.mkfifo(root / "dog" / "fifo.jpg")
+  source = opened(root)
+  (root / "cat" / "1.jpg").unlink()
+  error = "the file can't be read: No such file or directory"
+  assert {m.name: m.error or m.data for m in members(source)} == {
+    "cat/1.jpg": error,
+    "cat/2.jpg": b"2",
+    "dog/1.jpg": b"2",
+    "dog/broken.jpg": error,
+    "eel/1.jpg": b"3",
+  }
+
+
+def test_what_is_left_out_or_changed(tmp_path):
+  files = {
+    "cat/1.jpg": b"1",
+    "cat/.2.jpg": b"2",
+    "empty/x.mp4": b"",
+    "9.jpg": b"",
+  }
+  root = forms.write(tmp_path, files)
+  source = opened(root)
+  assert [*source.classes] == ["cat", "empty"]
+  assert len(members(source)) == 1
+  assert source.warnings == [
+    "1 images are in no folder of a class and are left out: 9.jpg",
+    "1 classes have no image in the source: empty",
+    "1 kinds of files are left out, no images by their names: .mp4 (1)",
+  ]
+  assert source.fingerprint == opened(root).fingerprint
+  assert source.fingerprint != opened(root, ["cat"]).fingerprint
+  os.utime(root / "cat/1.jpg", ns=(0, 0))
+  assert source.fingerprint != opened(root).fingerprint
+
+
+@pytest.mark.parametrize(
+  ("files", "splits"),
+  [
+    (["a/1.jpg", "b/1.jpg"], {""}),
+    (["train/a/1", "test/a/1"], {"train", "test"}),
+    (["Train/a/1", "Valid/a/1"], {"train", "validation"}),
+    (["train/a/1", "notes/x.txt", "test/b/1"], {"train", "test"}),
+    (["train/a/1", "train/b/1"], {""}),
+    # A railway's classes.
+    (["train/1.jpg", "tram/1.jpg"], {""}),
+    (["train/a/1", "val/b/1", "tram/1.jpg"], None),
+    (["train/a/1", "val/b/1", "valid/1/1"], None),
+    (["val/a/1"], None),
+    (["train/1", "val/a/1"], None),
+    (["1.jpg"], None),
+  ],
+)
+def test_which_folders_are_splits(tmp_path, files, splits):
+  forms.write(tmp_path, dict.fromkeys(files, b"1"))
+  if splits is None:
+    with pytest.raises(UserError, match="or classes beside splits; it holds"):
+      opened(tmp_path)
+  else:
+    assert {m.split for m in members(opened(tmp_path))} == splits

@@ -45,6 +45,10 @@ _IN_FLIGHT_BYTES = 128 << 20  # Of images that wait for a thread, or for us.
 # TFDS wants groups of one record. JPEG and PNG don't compress: left as they
 # are, the same records take no more room and are read 1.15 times as fast.
 WRITER = "group_size:1,uncompressed"
+# Work is committed after so many images, or bytes of them. Readers hold every
+# shard open, and 1,024 open files is a common limit: ImageNet-21k makes some
+# 400 shards of this size.
+CHUNK_IMAGES, CHUNK_BYTES = 32_768, 4 << 30
 _OPEN_FILES = 128  # Each costs some 100 kB, and there is a limit to them.
 
 
@@ -60,11 +64,6 @@ class Options:
   short_side: int = 0  # To which longer ones are reduced; 0 keeps all bytes.
   quality: int = 95  # Of JPEG, where images are encoded anew.
   mislabelled: str = "keep"  # Or skip, or fail.
-  # Work is committed after so many images, or bytes of them. Readers hold every
-  # shard open, and 1,024 open files is a common limit: ImageNet-21k makes some
-  # 400 shards of this size.
-  chunk_images: int = 32_768
-  chunk_bytes: int = 4 << 30
   # These two change nothing in what is written.
   bad: str = "skip"  # Or fail.
   max_bad: float = 0.1  # The share of files left out that stops it.
@@ -171,7 +170,7 @@ class _Work:
     self.rows: list[tuple[str, int, str]] = []  # Digest, label, split.
     self._new = 0, 0, 0  # Of members, problems and rows, the chunk's first.
     while self._entry().exists():
-      what = "the journal of a preparation; --restart begins anew"
+      what = "a journal of preparation, or begin anew with --restart"
       entry = files.read_json(self._entry(), what)
       then = entry.get("identity", {})
       differs = [k for k, v in self.identity.items() if then.get(k) != v]
@@ -210,16 +209,10 @@ class _Work:
     name = f"{self._entries:05}-{number:05}-{split}.array_record"
     return _Shard(self.folder / "shards" / name, split)
 
-  def is_full(self, images: int, size: int) -> bool:
-    """Whether a chunk or shard has what it is to have."""
-    options = self.options
-    return images >= options.chunk_images or size >= options.chunk_bytes
-
   def commit(self, ended: bool) -> None:
     """Makes what is written count, if it is enough or all."""
-    if not ended and not self.is_full(
-      self.members - self._new[0], self.new_bytes
-    ):
+    images = self.members - self._new[0]
+    if not ended and images < CHUNK_IMAGES and self.new_bytes < CHUNK_BYTES:
       return
     entry = {
       "identity": self.identity,
@@ -381,7 +374,8 @@ def _shuffled(
     writer = writer or work.shard(shards[0]["split"], len(found))
     writer.write(reader(file).read([i])[0])
     progress.show("shuffling", done, len(places), done)
-    if done == len(places) or work.is_full(writer.images, writer.bytes):
+    is_full = writer.images >= CHUNK_IMAGES or writer.bytes >= CHUNK_BYTES
+    if is_full or done == len(places):
       found.append(writer.close())
       writer = None
   return found

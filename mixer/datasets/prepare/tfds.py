@@ -103,7 +103,8 @@ def _explained(base: str, manual: pathlib.Path) -> Iterator[None]:
     while cause := chain[-1].__cause__ or chain[-1].__context__:
       chain.append(cause)
     lacking = [c.name for c in chain if isinstance(c, ImportError) and c.name]
-    why = "; ".join(dict.fromkeys(f"{first_line(c)[:300]}" for c in chain))
+    lines = [f"{type(c).__name__}: {first_line(c)[:300]}" for c in chain]
+    why = "; ".join(dict.fromkeys(lines))
     if lacking:
       why = f"it needs {catalog.requirement([lacking[-1].split('.')[0]])}"
     raise UserError(
