@@ -52,7 +52,10 @@ def load(
   Raises:
     mixer.UserError: nothing there, damaged weights, or a size that can't be.
   """
-  # JAX alone takes half a second.
-  from mixer import predictor
+  import os
 
-  return predictor.load(path, image_size, resize, dtype, averaged, batch_size)
+  from mixer import predictor  # JAX alone takes half a second.
+
+  how = {"image_size": image_size, "method": resize, "dtype": dtype}
+  path = os.fspath(path)
+  return predictor.load(path, batch_size, averaged=averaged, **how)

@@ -1,13 +1,15 @@
 """The model as an ONNX graph: uint8 pixels -> logits and features, float32."""
 
+import pathlib
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx import checker, helper, numpy_helper
 
-from mixer import __version__, export, files, metadata, trained, weights
+from mixer import trained, weights
 
-SUFFIX, PACKAGES = ".onnx", ("onnx",)
-MEMBERS = ()
+SUFFIX, MEMBERS, BOUND = ".onnx", (), 1e-4
 # The first with Gelu; opsets and IR versions are as old as can be, for
 # runtimes that are.
 _OPSET, _IR = 20, 9
@@ -15,9 +17,8 @@ _OPSET, _IR = 20, 9
 _LARGEST = 2**31 - 2**24
 
 
-def build(model: trained.Trained, strings: dict[str, str]) -> Any:
-  """An `onnx.ModelProto`: images -> features and logits, with metadata."""
-  onnx, helper, arrays = export.load("onnx", "onnx.helper", "onnx.numpy_helper")
+def build(model: trained.Trained) -> onnx.ModelProto:
+  """The graph: images -> features and logits, with metadata."""
   module, flat = model.module, weights.flatten(model.params)
   nodes: list[Any] = []
   constants: dict[str, Any] = {}
@@ -25,22 +26,20 @@ def build(model: trained.Trained, strings: dict[str, str]) -> Any:
   def add(op: str, *inputs: str, output: str = "", **attributes: Any) -> str:
     """Adds a node with one output; its name is the output's, returned."""
     name = output or f"{op}_{len(nodes)}"
-    node = helper.make_node(op, inputs, [name], name=name, **attributes)
-    nodes.append(node)
+    nodes.append(helper.make_node(op, inputs, [name], name, **attributes))
     return name
 
-  def constant(name: str, value: Any, dtype: Any = np.int64) -> str:
+  def constant(name: str, value: Any, dtype: Any = np.float32) -> str:
     array = np.ascontiguousarray(value, dtype)
-    constants.setdefault(name, arrays.from_array(array, name))
+    constants.setdefault(name, numpy_helper.from_array(array, name))
     return name
 
   def weight(name: str) -> str:
-    return constant(name, flat[name], np.float32)
+    return constant(name, flat[name])
 
-  def reshape(x: str, *shape: int) -> str:
-    """0 stands for the size that is there."""
+  def reshape(x: str, *shape: int) -> str:  # 0: the size that is there.
     name = "shape_" + "_".join(map(str, shape))
-    return add("Reshape", x, constant(name, shape))
+    return add("Reshape", x, constant(name, shape, np.int64))
 
   def norm(x: str, name: str) -> str:
     scale, bias = weight(f"{name}/scale"), weight(f"{name}/bias")
@@ -57,14 +56,13 @@ def build(model: trained.Trained, strings: dict[str, str]) -> Any:
   # Every patch times the stem's kernel, as a matrix.
   (height, width), p = model.image_size, module.patch_size
   x = add("Cast", "images", to=onnx.TensorProto.FLOAT)
-  x = add("Div", x, constant("half", 127.5, np.float32))
-  x = add("Sub", x, constant("one", 1.0, np.float32))
+  x = add("Div", x, constant("half", 127.5))
+  x = add("Sub", x, constant("one", 1.0))
   x = reshape(x, 0, height // p, p, width // p, 3 * p)
   x = add("Transpose", x, perm=(0, 1, 3, 2, 4))
   x = reshape(x, 0, (height // p) * (width // p), 3 * p * p)
-  flat["stem/kernel"] = np.reshape(
-    flat["stem/kernel"], (3 * p * p, module.hidden_dim)
-  )
+  kernel = flat["stem/kernel"]
+  flat["stem/kernel"] = np.reshape(kernel, (3 * p * p, module.hidden_dim))
   x = dense(x, "stem")
   for i in range(module.num_blocks):
     name = f"MixerBlock_{i}"
@@ -74,7 +72,7 @@ def build(model: trained.Trained, strings: dict[str, str]) -> Any:
     y = mlp(norm(x, f"{name}/LayerNorm_1"), f"{name}/channel_mixing")
     x = add("Add", x, y)
   x = norm(x, "pre_head_layer_norm")
-  axis = constant("axis_1", [1])
+  axis = constant("axis_1", [1], np.int64)
   add("ReduceMean", x, axis, output="features", keepdims=0)
   sizes = {"features": module.hidden_dim}
   if model.num_classes:
@@ -82,77 +80,39 @@ def build(model: trained.Trained, strings: dict[str, str]) -> Any:
     add("Gemm", "features", *head, output="logits")
     sizes = {"logits": model.num_classes, **sizes}
 
-  def value(name: str, kind: Any, shape: list[Any]) -> Any:
+  def value(name: str, kind: int, *shape: int) -> Any:
     return helper.make_tensor_value_info(name, kind, ["N", *shape])
 
-  pixels = [height, width, 3]
+  images = value("images", onnx.TensorProto.UINT8, height, width, 3)
+  outputs = [value(k, onnx.TensorProto.FLOAT, n) for k, n in sizes.items()]
   made = helper.make_model(
     helper.make_graph(
-      nodes,
-      "mixer",
-      [value("images", onnx.TensorProto.UINT8, pixels)],
-      [value(k, onnx.TensorProto.FLOAT, [n]) for k, n in sizes.items()],
-      list(constants.values()),
+      nodes, "mixer", [images], outputs, list(constants.values())
     ),
     opset_imports=[helper.make_opsetid("", _OPSET)],
     ir_version=_IR,
     producer_name="mixer",
   )
-  helper.set_model_props(made, strings)
+  helper.set_model_props(made, trained.strings(trained.metadata(model)))
   return made
 
 
-def write(model: trained.Trained, place: export.Place) -> export.Written:
+def write(model: trained.Trained, target: pathlib.Path) -> None:
   """Writes the file; weights over 2 GB go into a second one, FILE.data."""
-  export.refuse_variant(model, "an ONNX file")
-  onnx, checker = export.load("onnx", "onnx.checker")
-  made = build(
-    model,
-    model.metadata.to_strings(mixer_version=__version__, source=model.origin),
-  )
+  made = build(model)
   apart = sum(len(x.raw_data) for x in made.graph.initializer) > _LARGEST
-  data = f"{place.path.name}.data"
-  with files.writing(place.path):
-    onnx.save_model(
-      made,
-      place.part,
-      save_as_external_data=apart,
-      location=data if apart else None,
-    )
-  checker.check_model(str(place.part), full_check=True)
-  notes = ()
-  if apart:
-    notes = (
-      f"The weights are more than an ONNX file can hold; they are in {data} "
-      "beside it, and the two belong together.",
-    )
-  height, width = model.image_size
-  last = "logits" if model.num_classes else "features"
-  lines = (
-    "import numpy as np\nimport onnxruntime\n\n"
-    f"model = onnxruntime.InferenceSession({str(place.path)!r})\n"
-    f"images = np.zeros((2, {height}, {width}, 3), np.uint8)\n"
-    f'({last},) = model.run(["{last}"], {{"images": images}})'
-  )
-  try:
-    runtime = export.load("onnxruntime")
-  except export.MissingError as e:
-    return export.Written(lines, notes, str(e))
-  session = runtime.InferenceSession(
-    str(place.part), providers=["CPUExecutionProvider"]
-  )
-  found = session.get_modelmeta().custom_metadata_map
-  names = [output.name for output in session.get_outputs()]
+  data = f"{target.name}.data" if apart else None
+  onnx.save_model(made, target, save_as_external_data=apart, location=data)
+  checker.check_model(str(target), full_check=True)
 
-  def run(batch: np.ndarray) -> export.Outputs:
-    values = session.run(names, {"images": batch})
-    return dict(zip(names, values, strict=True))
 
-  return export.Written(
-    lines,
-    notes,
-    against=f"onnxruntime {runtime.__version__}",
-    bound=1e-4,
-    run=run,
-    metadata=metadata.parse(found, str(place.path)),
-  )
+def loading(model: trained.Trained, path: pathlib.Path) -> str:
+  """Lines of Python that load and run it."""
+  return f"""
+    import onnxruntime
+
+    model = onnxruntime.InferenceSession({str(path)!r})
+    names = [output.name for output in model.get_outputs()]
+
+    def run(images):
+      return dict(zip(names, model.run(names, {{"images": images}})))"""

@@ -6,17 +6,18 @@ unless it is told otherwise, and nothing in a file can tell it.
 
 import json
 import math
+import pathlib
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 
-from mixer import __version__, export, files, metadata, trained, weights
-from mixer.errors import UserError, first_line
+from mixer import trained, weights
 
-SUFFIX, PACKAGES = ".safetensors", ("safetensors",)
+SUFFIX, BOUND = ".safetensors", 1e-4
 MEMBERS = ("config.json", "model.safetensors")
 # (P, blocks, C) of those that timm makes by name, all for 224 px by default.
-_NAMES = {
+_ARCHITECTURES = {
   (32, 8, 512): "mixer_s32_224",
   (16, 8, 512): "mixer_s16_224",
   (32, 12, 768): "mixer_b32_224",
@@ -34,30 +35,26 @@ _MODULES = {
   "pre_head_layer_norm": "norm",
   "stem": "stem.proj",
 }
-_NOTE = (
-  "Keep act_layer: without it timm takes the exact GELU, and the model was "
-  "trained with its tanh approximation."
-)
+
+
+def name_of(name: str) -> str:
+  """timm's name of a parameter: `stem.proj.weight` for `stem/kernel`."""
+  *modules, leaf = name.replace("MixerBlock_", "blocks.").split("/")
+  parts = [_MODULES.get(module, module) for module in modules]
+  return ".".join([*parts, "bias" if leaf == "bias" else "weight"])
 
 
 def state_dict(params: weights.Params) -> dict[str, np.ndarray]:
   """timm's names and layout: `{"stem.proj.weight": [C, 3, P, P], ...}`.
 
-  A linear layer's weight is `[O, I]` there, where a kernel is `[I, O]`.
+  A linear layer's weight is `[O, I]` there, where a kernel is `[I, O]`; of a
+  convolution rows come before columns in both.
   """
-  found = {}
-  for name, value in weights.flatten(params).items():
-    *modules, leaf = name.split("/")
-    parts = [
-      _MODULES.get(m, m.replace("MixerBlock_", "blocks.")) for m in modules
-    ]
-    array = np.asarray(value)
-    if leaf == "kernel":
-      # Of a convolution from [P, P, 3, C], rows before columns in both.
-      array = array.transpose((3, 2, 0, 1) if array.ndim == 4 else (1, 0))
-    last = "bias" if leaf == "bias" else "weight"
-    found[".".join([*parts, last])] = np.ascontiguousarray(array)
-  return found
+  axes = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
+  return {
+    name_of(name): np.ascontiguousarray(np.transpose(x, axes[np.ndim(x)]))
+    for name, x in weights.flatten(params).items()
+  }
 
 
 def arguments(model: trained.Trained) -> dict[str, Any]:
@@ -82,7 +79,7 @@ def arguments(model: trained.Trained) -> dict[str, Any]:
 def _architecture(model: trained.Trained) -> str:
   module = model.module
   key = module.patch_size, module.num_blocks, module.hidden_dim
-  return _NAMES.get(key, "")
+  return _ARCHITECTURES.get(key, "")
 
 
 def config(model: trained.Trained) -> dict[str, Any]:
@@ -117,11 +114,10 @@ def config(model: trained.Trained) -> dict[str, Any]:
     "first_conv": "stem.proj",
     "classifier": "head",
   }
-  if model.class_ids:
-    pretrained["label_names"] = list(model.class_ids)
-    names = model.class_names or model.class_ids
-    pairs = zip(model.class_ids, names, strict=True)
-    pretrained["label_descriptions"] = dict(pairs)
+  if ids := model.class_ids:
+    pairs = zip(ids, model.class_names or ids, strict=True)
+    labels = {"label_names": [*ids], "label_descriptions": dict(pairs)}
+    pretrained |= labels
   return {
     "architecture": architecture or "mlp_mixer",
     "num_classes": model.num_classes,
@@ -132,74 +128,43 @@ def config(model: trained.Trained) -> dict[str, Any]:
   }
 
 
-def loading(model: trained.Trained, place: export.Place) -> str:
-  """Lines of Python that make the model, with the right GELU."""
-  path = str(place.path)
-  if place.is_folder and _architecture(model):
-    return (
-      "import timm\n\n"
-      "model = timm.create_model(\n"
-      f"  {'local-dir:' + path!r},\n"
-      "  pretrained=True,\n"
-      "  act_layer=timm.layers.GELUTanh,\n"
-      ").eval()"
+def write(model: trained.Trained, target: pathlib.Path) -> None:
+  """Writes the file, or the files of a folder."""
+  strings = {"format": "pt", **trained.strings(trained.metadata(model))}
+  file = target / MEMBERS[1] if target.is_dir() else target
+  # By itself safetensors has other errors of a disk that is full.
+  found = safetensors.numpy.save(state_dict(model.params), strings)
+  file.write_bytes(found)
+  if target.is_dir():
+    text = json.dumps(config(model), indent=2) + "\n"
+    (target / MEMBERS[0]).write_text(text)
+
+
+def loading(model: trained.Trained, path: pathlib.Path) -> str:
+  """Lines of Python that load and run it, with the GELU it was trained with."""
+  file = str(path / MEMBERS[1] if path.is_dir() else path)
+  make = f"""
+    arguments = {arguments(model)}
+    model = timm.models.mlp_mixer.MlpMixer(
+      **arguments, act_layer=timm.layers.GELUTanh  # Not timm's own GELU.
     )
-  file = str(place.path / MEMBERS[1]) if place.is_folder else path
-  return (
-    "import safetensors.torch\nimport timm\n\n"
-    f"arguments = {arguments(model)}\n"
-    "model = timm.models.mlp_mixer.MlpMixer(\n"
-    "  **arguments, act_layer=timm.layers.GELUTanh\n"
-    ").eval()\n"
-    f"model.load_state_dict(safetensors.torch.load_file({file!r}))"
-  )
+    model.load_state_dict(safetensors.torch.load_file({file!r}))"""
+  if path.is_dir() and _architecture(model):
+    make = f"""
+    model = timm.create_model(
+      {f"local-dir:{path}"!r},
+      pretrained=True,
+      act_layer=timm.layers.GELUTanh,  # Not timm's own GELU.
+    )"""
+  return f"""
+    import safetensors.torch
+    import timm
+    import torch
+{make}
+    model.eval()
 
-
-def write(model: trained.Trained, place: export.Place) -> export.Written:
-  """Writes the file or the folder; it is run by timm, if that is there."""
-  export.refuse_variant(model, "timm's MlpMixer")
-  safetensors, numpy_files = export.load("safetensors", "safetensors.numpy")
-  file = place.part / MEMBERS[1] if place.is_folder else place.part
-  strings = model.metadata.to_strings(
-    format="pt", mixer_version=__version__, source=model.origin
-  )
-  with files.writing(place.path):
-    try:
-      numpy_files.save_file(state_dict(model.params), file, metadata=strings)
-    except safetensors.SafetensorError as e:
-      raise UserError(f"{place.path} can't be written: {first_line(e)}.") from e
-    if place.is_folder:
-      text = json.dumps(config(model), indent=2) + "\n"
-      (place.part / MEMBERS[0]).write_text(text)
-  lines = loading(model, place)
-  try:
-    torch, timm, torch_files = export.load("torch", "timm", "safetensors.torch")
-  except export.MissingError as e:
-    return export.Written(lines, (_NOTE,), str(e))
-  with safetensors.safe_open(file, "numpy") as opened:
-    found = metadata.parse(opened.metadata(), str(place.path))
-  gelu = timm.layers.GELUTanh
-  if place.is_folder and _architecture(model):
-    made = timm.create_model(
-      f"local-dir:{place.part}", pretrained=True, act_layer=gelu
-    )
-  else:
-    made = timm.models.mlp_mixer.MlpMixer(**arguments(model), act_layer=gelu)
-    made.load_state_dict(torch_files.load_file(file))
-  made.eval()
-
-  def run(batch: np.ndarray) -> export.Outputs:
-    x = (batch.astype(np.float32) / np.float32(255) - np.float32(0.5)) * 2
-    x = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
-    with torch.inference_mode():
-      tokens = made.forward_features(x)
-      features = made.forward_head(tokens, pre_logits=True).numpy()
-      return {
-        "features": features,
-        "logits": made.forward_head(tokens).numpy(),
-      }
-
-  against = f"timm {timm.__version__}, torch {torch.__version__}"
-  return export.Written(
-    lines, (_NOTE,), "", against, bound=1e-4, run=run, metadata=found
-  )
+    def run(images):
+      x = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+      with torch.inference_mode():
+        x = model.forward_head(model.forward_features(x), pre_logits=True)
+        return {{"features": x.numpy(), "logits": model.head(x).numpy()}}"""

@@ -15,8 +15,8 @@ import itertools
 import logging
 import operator
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,7 +26,6 @@ from mixer import (
   errors,
   inspection,
   loader,
-  metadata,
   preprocess,
   runtime,
   sharding,
@@ -67,16 +66,13 @@ class Prediction:
 
   def lines(self, width: int = 0) -> list[str]:
     """A line for each class; the source takes `width` characters or more."""
-    source = errors.printable(self.source)
-    width = max(width, len(source))
-    if self.problem:
-      return [f"{source:<{width}}  {errors.printable(self.problem)}"]
+    start = f"{errors.printable(self.source):<{width}}"
+    lines = [f"  {errors.printable(self.problem)}"]
+    if not self.problem:
+      rows = zip(self.scores, map(errors.printable, self.names), strict=True)
+      lines = [f"  {score:6.3f}  {name}" for score, name in rows]
     return [
-      f"{'' if rank else source:<{width}}  {score:6.3f}  "
-      + errors.printable(name)
-      for rank, (score, name) in enumerate(
-        zip(self.scores, self.names, strict=True)
-      )
+      f"{'' if k else start:{len(start)}}{x}" for k, x in enumerate(lines)
     ]
 
   def __str__(self) -> str:
@@ -85,43 +81,27 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Features:
-  """What the head would see of an image.
-
-  Attributes:
-    source: as in `Prediction`.
-    values: pre-logits float32 [C]; NaN where there is a problem.
-    problem: as in `Prediction`.
-  """
+  """What the head would see of an image; see `Prediction`."""
 
   source: str
-  values: np.ndarray
-  problem: str = ""
+  problem: str
+  values: np.ndarray  # float32 [C]; NaN where there is a problem.
 
 
-_Result = TypeVar("_Result", Prediction, Features)
-
-
-def load(
-  path: str | os.PathLike[str],
-  image_size: int | Sequence[int] | None = None,
-  resize: str = "",
-  dtype: str = "",
-  averaged: bool = True,
-  batch_size: int | None = None,
-) -> "Predictor":
-  """`mixer.load`."""
+def load(path: str, batch_size: int | None, **how: Any) -> "Predictor":
+  """`mixer.load`; `how` is of `trained.load`."""
   _refuse_fork()
   runtime.start_as_library()
-  model = trained.load(os.fspath(path), image_size, resize, dtype, averaged)
+  model = trained.load(path, **how)
   if model.unnamed:
     logging.getLogger("mixer").warning(model.unnamed)
   return Predictor(model, batch_size)
 
 
-def fit(image: Any, takes: trained.Trained | metadata.Metadata) -> np.ndarray:
-  """One image as a model takes it, uint8 [H, W, 3]; ValueError if it can't."""
+def fit(image: Any, model: Any) -> np.ndarray:
+  """One image as a `Trained` model takes it, uint8 [H, W, 3]; or ValueError."""
   pixels = inspection.pixels(image)
-  return preprocess.evaluation(pixels, takes.image_size, takes.short_side)
+  return preprocess.evaluation(pixels, model.image_size, model.short_side)
 
 
 class Predictor:
@@ -139,26 +119,13 @@ class Predictor:
   def __init__(self, model: trained.Trained, batch_size: int | None = None):
     """Uses all devices; `batch_size` is as in `mixer.load`."""
     _processes.append(os.getpid())
-    self.model = model
-    self._mesh = sharding.make_mesh()
+    self.model, self._mesh = model, sharding.make_mesh()
     devices = self._mesh.size
-    wished = _PER_DEVICE * devices
-    if batch_size is not None:
-      wished = _whole("batch_size", batch_size)
+    if batch_size is None:
+      batch_size = _PER_DEVICE * devices
+    wished = _whole("batch_size", batch_size)
     self.batch_size = -(-wished // devices) * devices
-    self._made: dict[int, train_step.Inference] = {}
-
-  @functools.cached_property
-  def _params(self) -> Any:  # Only when needed: in a forked process it hangs.
-    everywhere = sharding.replicated(self._mesh)
-    return jax.device_put(self.model.params, everywhere)
-
-  def __repr__(self) -> str:
-    height, width = self.model.image_size
-    return (
-      f"<Predictor of {self.model.origin}: images of {height} x {width} px, "
-      f"{self.model.num_classes:,} classes>"
-    )
+    self._steps = functools.cache(self._compiled)
 
   def __reduce__(self) -> tuple[Any, ...]:
     return _again, (self.model, self.batch_size)
@@ -173,7 +140,7 @@ class Predictor:
     Raises:
       UserError: an image can't be used; or the model has no head.
     """
-    return [_sound(p) for p in self.stream(images, top)]
+    return list(map(_sound, self.stream(images, top)))
 
   def stream(self, images: Any, top: int = 5) -> Iterator[Prediction]:
     """As `predict`, one after the other as they come, however many.
@@ -184,27 +151,26 @@ class Predictor:
     Raises:
       UserError: no image at all, or the model has no head.
     """
-    self._check_head()
-    top = _whole("top", top)
-    numbers = range(self.model.num_classes)
-    names = self.model.class_names or [f"output {k}" for k in numbers]
-    ids = self.model.class_ids or [""] * len(numbers)
+    count = min(_whole("top", top), self._num_classes())
+    names, ids = self.model.class_names, self.model.class_ids
 
     def result(source: str, problem: str, row: Any) -> Prediction:
-      classes = row["classes"][:top].tolist()
+      classes = row["classes"][:count].tolist()
       if not problem and classes[0] < 0:
         problem = "the model's logits for it are not numbers (NaN)"
       if problem:
         return Prediction(source, problem=problem)
       return Prediction(
         source,
-        tuple(names[c] for c in classes),
-        tuple(row["scores"][:top].tolist()),
+        tuple(names[c] if names else f"output {c}" for c in classes),
+        tuple(row["scores"][:count].tolist()),
         tuple(classes),
-        tuple(ids[c] for c in classes),
+        tuple(ids[c] if ids else "" for c in classes),
       )
 
-    rows = self._rows(self._functions(top).examples, images)
+    # As many as the next power of ten, so that another `top` rarely compiles.
+    step = self._steps(10 ** len(str(count - 1))).examples
+    rows = self._rows(step, images)
     return (result(*row) for row in rows)
 
   def features(self, images: Any) -> np.ndarray:
@@ -220,7 +186,8 @@ class Predictor:
 
   def stream_features(self, images: Any) -> Iterator[Features]:
     """As `features`, one after the other; see `stream` about problems."""
-    return self._vectors(self._functions().features, images)
+    rows = self._rows(self._steps(1).features, images)
+    return (_vector(*row) for row in rows)
 
   def logits(self, images: Any) -> np.ndarray:
     """What comes out of the head: float32 [N, K].
@@ -231,99 +198,88 @@ class Predictor:
     Raises:
       UserError: an image can't be used; or the model has no head.
     """
-    self._check_head()
-    rows = self._vectors(self._functions().logits, images)
-    return np.stack([_sound(row).values for row in rows])
+    self._num_classes()
+    rows = self._rows(self._steps(1).logits, images)
+    return np.stack([_sound(_vector(*row)).values for row in rows])
 
-  def _vectors(self, step: Any, images: Any) -> Iterator[Features]:
-    def result(source: str, problem: str, row: Any) -> Features:
-      values = np.full_like(row[0], np.nan) if problem else row[0]
-      return Features(source, values, problem)
+  def _num_classes(self) -> int:
+    if self.model.num_classes:
+      return self.model.num_classes
+    raise UserError(
+      f"{self.model.source} has no head, so it predicts no classes; take a "
+      "model that was fine-tuned, or its features (--features of `mixer "
+      "predict`)."
+    )
 
-    rows = self._rows(step, images)
-    return (result(*row) for row in rows)
+  def _compiled(self, top: int) -> train_step.Inference:
+    module, loss = self.model.module, self.model.loss
+    classes = self.model.num_classes
+    return train_step.Inference(module, loss, classes, self._mesh, top=top)
+
+  @functools.cached_property
+  def _params(self) -> Any:  # Only when needed: in a forked process it hangs.
+    everywhere = sharding.replicated(self._mesh)
+    return jax.device_put(self.model.params, everywhere)
 
   def _rows(self, step: Any, images: Any) -> Iterator[tuple[str, str, Any]]:
     """(source, problem, what `step` gives) of each image.
 
     That there is an image is checked before the first is asked for.
     """
+    _refuse_fork()
     numbered = enumerate(_each(images))
     few = max(1, self.batch_size // 4)
     first = list(itertools.islice(numbered, few + 1))
     if not first:
-      raise UserError(
-        "there is no image: expected at least one, and the list is empty."
-      )
+      raise UserError("there is no image: expected at least one.")
     # A few images don't pay for a large batch.
     size = self._mesh.size if len(first) <= few else self.batch_size
     every = itertools.chain(first, numbered)
-    batches = loader.Loader(
-      iter(lambda: list(itertools.islice(every, size)), []),
-      self._make,
-      lambda images, named: (images, named),
-      (size, *self.model.image_size),
-      os.cpu_count() or 1,
-      _AHEAD,
-    )
-    return self._computed(step, batches)
 
-  def _make(
-    self, numbered: Sequence[tuple[int, Any]], images: np.ndarray
-  ) -> list[tuple[str, str]]:
-    """Fits some images; what to call each, and why it can't be used."""
-    found = []
-    for (place, image), out in zip(numbered, images, strict=True):
-      name = getattr(image, "name", "") if hasattr(image, "read") else ""
-      if isinstance(image, (str, os.PathLike)):
-        name = image
-      known = name and isinstance(name, (str, bytes, os.PathLike))
-      source = os.fsdecode(name) if known else f"images[{place}]"
-      problem = ""
-      try:
-        out[...] = fit(image, self.model)
-      except ValueError as e:
-        out[...], problem = 0, str(e)
-      found.append((source, problem))
-    return found
+    def make(some: Any, images: np.ndarray) -> list[tuple[str, str]]:
+      rows = zip(*zip(*some, strict=True), images, strict=True)
+      return [_fit(self.model, *row) for row in rows]
 
-  def _computed(
-    self, step: Any, batches: Iterator[tuple[np.ndarray, list[tuple[str, str]]]]
-  ) -> Iterator[tuple[str, str, Any]]:
-    # Each batch is read after the next one has been started, so that the
-    # device always has work.
-    pending: Any = None
-    for batch in itertools.chain(batches, (None,)):
-      started = None
-      if batch is not None:
-        images, named = batch
-        arrays = {"image": images, "mask": np.ones(len(images), np.bool_)}
-        arrays = sharding.put_batch(self._mesh, arrays)
-        started = named, step(self._params, arrays)
-      if pending is not None:
-        rows = jax.device_get(pending[1])
-        for k, named in enumerate(pending[0]):
-          yield *named, jax.tree.map(operator.itemgetter(k), rows)
-      pending = started
+    def start(images: np.ndarray, sources: Any) -> tuple[Any, Any]:
+      batch = {"image": images, "mask": np.ones(len(images), np.bool_)}
+      batch = sharding.put_batch(self._mesh, batch)
+      return sources, step(self._params, batch)
 
-  def _functions(self, top: int = 1) -> train_step.Inference:
-    """What gives at least `top` classes; another `top` rarely compiles."""
-    _refuse_fork()
-    classes = self.model.num_classes
-    computed = min(classes, 10 ** len(str(top - 1)))
-    if computed not in self._made:
-      self._made[computed] = train_step.Inference(
-        self.model.module, self.model.loss, classes, self._mesh, top=computed
-      )
-    return self._made[computed]
+    some = iter(lambda: list(itertools.islice(every, size)), [])
+    shape, threads = (size, *self.model.image_size), os.cpu_count() or 1
+    return _read(loader.Loader(some, make, start, shape, threads, _AHEAD))
 
-  def _check_head(self) -> None:
-    if not self.model.num_classes:
-      raise UserError(
-        f"{self.model.source} has no head, so it predicts no classes; take a "
-        "model that was fine-tuned, or its features (--features of `mixer "
-        "predict`)."
-      )
+
+def _fit(
+  model: trained.Trained, place: int, image: Any, out: np.ndarray
+) -> tuple[str, str]:
+  """Fits an image into `out`; its source, and why it can't be used."""
+  is_path = isinstance(image, str | os.PathLike)
+  name = image if is_path else getattr(image, "name", None)
+  known = isinstance(name, str | os.PathLike)
+  source = os.fsdecode(name) if known else f"images[{place}]"
+  try:
+    out[...] = fit(image, model)
+  except ValueError as e:
+    out[...] = 0
+    return source, str(e)
+  return source, ""
+
+
+def _read(started: Iterator[tuple[Any, Any]]) -> Iterator[tuple[str, str, Any]]:
+  """Reads each batch after the next was started: the device always has work."""
+  pending = next(started, None)
+  while pending is not None:
+    later = next(started, None)
+    rows = jax.device_get(pending[1])
+    for k, source in enumerate(pending[0]):
+      yield *source, jax.tree.map(operator.itemgetter(k), rows)
+    pending = later
+
+
+def _vector(source: str, problem: str, row: Any) -> Features:
+  values = np.full_like(row[0], np.nan) if problem else row[0]
+  return Features(source, problem, values)
 
 
 def _again(model: trained.Trained, batch_size: int) -> Predictor:
@@ -333,27 +289,21 @@ def _again(model: trained.Trained, batch_size: int) -> Predictor:
 
 
 def _refuse_fork() -> None:
-  """Refuses what would wait for ever."""
-  if _processes and os.getpid() != _processes[0]:
+  if _processes and os.getpid() != _processes[0]:  # JAX would wait for ever.
     raise UserError(
       "this process was forked from one that had loaded a model, and JAX's "
       "threads don't go along: it would hang. Start processes with "
-      "multiprocessing.get_context('spawn'); a loaded model can be handed to "
-      "them."
+      "multiprocessing.get_context('spawn') and hand them the model."
     )
 
 
 def _whole(name: str, value: Any) -> int:
-  try:
-    number = operator.index(value)
-  except TypeError:
-    number = 0
-  if number < 1:
-    raise UserError(f"{name}={value!r}: expected a whole number above 0.")
-  return number
+  if isinstance(value, int | np.integer) and value > 0:
+    return int(value)
+  raise UserError(f"{name}={value!r}: expected a whole number above 0.")
 
 
-def _sound(one: _Result) -> _Result:
+def _sound(one: Any) -> Any:
   if one.problem:
     raise UserError(f"{one.source} can't be used: {one.problem}.")
   return one
@@ -365,10 +315,8 @@ def _each(images: Any) -> Iterator[Any]:
   if isinstance(images, one) or hasattr(images, "read"):
     return iter((images,))
   if hasattr(images, "__array__"):
-    array = np.asarray(images)
-    if array.ndim == 1 and array.dtype.kind in "OU":  # A column of a table.
-      return iter(array.tolist())
-    return iter(array if array.ndim == 4 else (array,))
+    array = np.asarray(images)  # 1-D: of paths, as a column of a table.
+    return iter(array if array.ndim in (1, 4) else (array,))
   if isinstance(images, Iterable) and not isinstance(images, Mapping):
     return iter(images)
   raise UserError(

@@ -10,18 +10,16 @@ Three methods:
   the old token MLP to itself: block-diagonal kernels, T times Ky * Kx.
   Pre-logits are the mean of those of the tiles in the old model.
 - "interleaved": ours. As above, but copy (a, b) sees the tokens of rows a,
-  a + Ky, ... and columns b, b + Kx, ...: the whole image, coarsely. Pre-logits
-  are the mean of those of the images that are put together of such patches.
+  a + Ky, ... and columns b, b + Kx, ...: the whole image, coarsely.
 - "resample": ours, for every size, larger or smaller. T stays. The new token
   MLP is the old one, which gets its input resampled to the old grid, and whose
   output is resampled to the new one.
 """
 
-import dataclasses
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -29,8 +27,7 @@ from PIL import Image
 from mixer import weights
 from mixer.errors import UserError
 
-METHODS = ("tiles", "interleaved", "resample")
-_SAID = {
+METHODS = {
   "tiles": "tiled from {} to {} tokens (paper, appendix C)",
   "interleaved": "interleaved from {} to {} tokens (ours, not the paper's)",
   "resample": "resampled from {} to {} tokens (ours, not in the paper)",
@@ -38,35 +35,26 @@ _SAID = {
 
 # Pixels: a side of a square, or (height, width).
 Size = int | Sequence[int]
-# Rows and columns of tokens.
-Grid = tuple[int, int]
 
 
-@dataclasses.dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
   """What `resize` is to do: by a method, from a grid of tokens to another."""
 
   method: str
-  old: Grid
-  new: Grid
+  old: tuple[int, int]  # Rows and columns.
+  new: tuple[int, int]
 
-  @property
-  def factors(self) -> Grid:
-    """(Ky, Kx): T grows by their product."""
-    if self.method == "resample":
-      return 1, 1
-    return self.new[0] // self.old[0], self.new[1] // self.old[1]
-
-  def sentence(self, width: int) -> str:
+  def message(self, tokens_mlp_dim: int) -> str:
     """What is done to a token MLP of that width; "" where nothing changes."""
     if self.old == self.new:
       return ""
-    copies = math.prod(self.factors)
-    change = (
-      f" stays {width}" if copies == 1 else f" {width} -> {width * copies}"
-    )
-    how = _SAID[self.method].format(_text(self.old), _text(self.new))
-    return f"token mixing {how}: token MLP width{change}"
+    grids = (f"{rows} x {cols}" for rows, cols in (self.old, self.new))
+    t, width = tokens_mlp_dim, f"stays {tokens_mlp_dim}"
+    copies = math.prod(self.new) // math.prod(self.old)
+    if self.method != "resample" and copies > 1:
+      width = f"{t} -> {t * copies}"
+    how = METHODS[self.method].format(*grids)
+    return f"token mixing {how}: token MLP width {width}"
 
 
 def resize(
@@ -91,13 +79,12 @@ def resize(
     UserError: no Mixer's weights, or a size or method that can't be.
   """
   change = plan(weights.shape_of(params), image_size, method, from_size)
+  resized = _resampled if change.method == "resample" else _copied
   out = {}
   for name, leaf in weights.flatten(params).items():
-    array = np.asarray(leaf, np.float32)
+    out[name] = np.asarray(leaf, np.float32)
     if change.old != change.new and "/token_mixing/" in name:
-      resized = _resampled if change.method == "resample" else _copied
-      array = resized(name.split("/token_mixing/")[1], array, change)
-    out[name] = array
+      out[name] = resized(name.split("/token_mixing/")[1], out[name], change)
   return weights.unflatten(out)
 
 
@@ -108,18 +95,10 @@ def plan(
   from_size: Size | None = None,
 ) -> Change:
   """What `resize` does, for the same arguments; `shape` is the weights'."""
-  if method not in ("", *METHODS):
-    raise UserError(
-      f"init_resize={method!r} is no method to fit weights to another image "
-      f"size; it is one of {', '.join(METHODS)}, or empty for the one that "
-      "suits the size."
-    )
-  new = _grid(shape, image_size, "image_size")
   side = math.isqrt(shape.num_tokens)
-  old = side, side
-  if from_size is not None:
-    old = _grid(shape, from_size, "from_size")
-  elif side * side != shape.num_tokens:
+  new = _grid(shape, image_size, "image_size")
+  old = _grid(shape, from_size or side * shape.patch_size, "from_size")
+  if from_size is None and math.prod(new) == shape.num_tokens != side**2:
     old = new  # The new size may well be the old one.
   if math.prod(old) != shape.num_tokens:
     raise UserError(
@@ -128,42 +107,25 @@ def plan(
       "pixels that they were trained at as from_size."
     )
   whole = new[0] % old[0] == new[1] % old[1] == 0
-  if method not in ("", "resample") and not whole:
+  method = method or ("tiles" if whole else "resample")
+  if method not in METHODS or not (whole or method == "resample"):
     raise UserError(
-      f"init_resize={method} needs an image_size that is a whole multiple, on "
-      f"either axis, of the one that the weights are for: they have "
-      f"{_text(old)} tokens of {shape.patch_size} px, and image_size="
-      f"{image_size} has {_text(new)}. Any size works with "
-      "--config.init_resize=resample."
+      f"init_resize={method} can't fit weights of {old[0]} x {old[1]} tokens "
+      f"to image_size={image_size}, {new[0]} x {new[1]} tokens: tiles and "
+      "interleaved need whole multiples, --config.init_resize=resample none."
     )
-  return Change(method or ("tiles" if whole else "resample"), old, new)
+  return Change(method, old, new)
 
 
-def check_patch(
-  shape: weights.Shape, patch_size: int, where: str = "these weights"
-) -> None:
-  """Refuses weights of another patch size, which no method here changes."""
-  if shape.patch_size != patch_size:
-    raise UserError(
-      f"{where} have patches of {shape.patch_size} px and the model is to have "
-      f"{patch_size} px: weights can be fitted to another image size, but not "
-      f"to another patch size. Take a model.variant that ends in "
-      f"/{shape.patch_size}, or weights with patches of {patch_size} px."
-    )
-
-
-def _grid(shape: weights.Shape, size: Size, name: str) -> Grid:
+def _grid(shape: weights.Shape, size: Size, name: str) -> tuple[int, int]:
   """Rows and columns of tokens of an image."""
   height, width = pixels(size, name)
   patch = shape.patch_size
-  for side in (height, width):
-    if side % patch:
-      below = side // patch * patch
-      near = f"{below} or {below + patch}" if below else str(patch)
-      raise UserError(
-        f"{name}={size}: {side} px is no multiple of the model's patch, "
-        f"{patch} px. Nearest: {near}."
-      )
+  if height % patch or width % patch:
+    raise UserError(
+      f"{name}={size}: sides must be multiples of the model's patch, {patch} "
+      f"px, as {-(-height // patch) * patch} x {-(-width // patch) * patch}."
+    )
   return height // patch, width // patch
 
 
@@ -184,26 +146,25 @@ def pixels(size: Size, name: str = "image_size") -> tuple[int, int]:
 
 def _copied(name: str, array: np.ndarray, change: Change) -> np.ndarray:
   """One parameter of a token MLP, `name` as `Dense_0/kernel`, in copies."""
-  (rows, cols), (ky, kx) = change.old, change.factors
-  copies = ky * kx
+  rows, cols = change.old
+  ky, kx = change.new[0] // rows, change.new[1] // cols
   # [copies, S]: where each copy's tokens are in the new raster order.
   raster = np.arange(math.prod(change.new))
   if change.method == "tiles":
     grid = raster.reshape(ky, rows, kx, cols).transpose(0, 2, 1, 3)
   else:
     grid = raster.reshape(rows, ky, cols, kx).transpose(1, 3, 0, 2)
-  places = grid.reshape(copies, rows * cols)
+  places = grid.reshape(ky * kx, rows * cols)
   if name == "Dense_0/bias":
-    return np.tile(array, copies)
+    return np.tile(array, ky * kx)
   if name == "Dense_1/bias":
     out = np.empty(places.size, np.float32)
     out[places] = array
     return out
   # Hidden units of a copy are side by side.
   kernel = array if name == "Dense_0/kernel" else array.T
-  out = np.zeros((places.size, copies, kernel.shape[1]), np.float32)
-  for k in range(copies):
-    out[places[k], k] = kernel
+  out = np.zeros((places.size, ky * kx, kernel.shape[1]), np.float32)
+  out[places, np.arange(ky * kx)[:, None]] = kernel
   out = out.reshape(places.size, -1)
   return out if name == "Dense_0/kernel" else np.ascontiguousarray(out.T)
 
@@ -218,9 +179,9 @@ def _resampled(name: str, array: np.ndarray, change: Change) -> np.ndarray:
   y, x = (_along(b, a).T if first else _along(a, b) for a, b in pairs)
   field = (array.T if first else array).reshape(-1, *change.old)
   out = np.einsum("ri,cj,tij->trc", y, x, field, optimize=True)
-  out = out.astype(np.float32)
+  out = out.astype(np.float32).reshape(len(field), -1)
   if first:
-    return np.ascontiguousarray(out.reshape(len(out), -1).T)
+    return np.ascontiguousarray(out.T)
   return out.reshape(*array.shape[:-1], -1)
 
 
@@ -228,16 +189,11 @@ def _along(old: int, new: int) -> np.ndarray:
   """`[new, old]`: takes the values of a field along one axis to a new grid.
 
   To a finer grid by cubic interpolation; to a coarser one by its
-  pseudo-inverse, least squares: so that there and back again is the identity.
-  FlexiViT (arXiv 2212.08013, section 3.4) resizes patches for the same reason
-  in this way. Rows sum to 1.
+  pseudo-inverse, least squares: so that there and back again is the identity,
+  as FlexiViT resizes patches (arXiv 2212.08013, section 3.4). Rows sum to 1.
   """
   if new < old:
     return np.linalg.pinv(_along(new, old))
   eye = Image.fromarray(np.eye(old, dtype=np.float32))
   taps = eye.resize((old, new), Image.Resampling.BICUBIC)
   return np.asarray(taps, np.float64)
-
-
-def _text(grid: Grid) -> str:
-  return f"{grid[0]} x {grid[1]}"

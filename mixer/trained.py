@@ -1,13 +1,14 @@
 """A trained model with all that evaluating it, or predicting with it, needs.
 
 From a run everything comes from the checkpoint's own metadata; from an .npz
-file from what is beside it (`mixer.metadata`), from what is known of released
-files, or else from the weights themselves.
+file from FILE.npz.json beside it, which `mixer export` writes, from what is
+known of released files, or else from the weights themselves.
 """
 
 import argparse
 import dataclasses
 import math
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixer import checkpoints, metrics, released, resolution, runtime, weights
+from mixer import (
+  __version__,
+  checkpoints,
+  errors,
+  files,
+  metrics,
+  released,
+  resolution,
+  runtime,
+  weights,
+)
 from mixer import config as config_lib
-from mixer import metadata as metadata_lib
 from mixer import model as model_lib
 from mixer import workdir as workdir_lib
 from mixer.datasets import wordnet
@@ -33,15 +43,17 @@ _SIGMOID_BIAS = -3.0
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """A trained model; see `metadata.Metadata` for what isn't said here."""
+  """A trained model."""
 
   module: model_lib.MlpMixer  # With a head if the weights have one.
   params: Any  # Nested dict of float32 numpy arrays.
-  image_size: tuple[int, int]
+  image_size: tuple[int, int]  # (height, width) in pixels.
+  # To which the shorter side is resized, by mean over areas, before the central
+  # crop; 0 where images are squeezed to their size, bilinearly.
   short_side: int
-  class_ids: tuple[str, ...] | None
-  class_names: tuple[str, ...] | None
-  loss: str
+  class_ids: tuple[str, ...] | None  # In order; None where nobody knows.
+  class_names: tuple[str, ...] | None  # The same, for people.
+  loss: str  # That it was trained with, "softmax" or "sigmoid".
   source: str  # Where it is, for people.
   origin: str  # The same, and what was done to it.
   config: config_lib.Config | None = None  # Of the run that it comes from.
@@ -58,17 +70,8 @@ class Trained:
       return ""
     return (
       f"{self.source} doesn't say which classes its {self.num_classes:,} "
-      "outputs are, so they are numbers. A workdir knows them, and so does a "
-      "file that `mixer export` writes, by FILE.npz.json beside it; a released "
-      "one is known by its name."
-    )
-
-  @property
-  def metadata(self) -> metadata_lib.Metadata:
-    """What goes along with its weights where it is exported."""
-    return metadata_lib.Metadata(
-      *(self.image_size, self.short_side, self.loss),
-      *(self.class_ids, self.class_names),
+      "outputs are, so they are numbers. A workdir knows them, a released file "
+      "by its name, and what `mixer export` writes by FILE.npz.json beside it."
     )
 
 
@@ -85,35 +88,36 @@ def load(
   """
   for name, value, known in (
     ("resize", method, resolution.METHODS),
-    ("dtype", dtype, metadata_lib.DTYPES),
+    ("dtype", dtype, ("float32", "bfloat16")),
   ):
     if value and value not in known:
       raise UserError(
         f"{name}={value!r} is not known; expected one of {', '.join(known)}."
       )
-  is_file = released.kind(path) == "npz"
-  found = _of_file(path) if is_file else _of_run(path, averaged)
+  file = released.resolve(path)
+  found = _of_file(path, file) if file else _of_run(path, averaged)
   if image_size is not None:
-    found, said = fitted(found, image_size, method)
-    if said:
-      found = dataclasses.replace(found, origin=f"{found.origin}; {said}")
+    found, message = fitted(found, image_size, method)
+    if message:
+      found = dataclasses.replace(found, origin=f"{found.origin}; {message}")
   if dtype:
     module = found.module.clone(dtype=jnp.dtype(dtype))
     found = dataclasses.replace(found, module=module)
   return found
 
 
-def of_flags(args: argparse.Namespace) -> Trained:
+def of_flags(args: argparse.Namespace, averaged: bool = True) -> Trained:
   """Starts JAX, and loads the model that the flags of `flags.add_model` name.
 
   Raises:
     UserError: no such platform; or as of `load`.
   """
   runtime.start(args.platform)
-  return load(args.checkpoint, args.image_size, args.resize, args.dtype)
+  given = args.checkpoint, args.image_size, args.resize, args.dtype
+  return load(*given, averaged)
 
 
-def _chosen(path: str) -> tuple[str, str]:
+def _best(path: str) -> tuple[str, str]:
   """The best checkpoint of a workdir that keeps it, and words about that."""
   workdir = workdir_lib.path(path)
   if not (workdir / workdir_lib.CONFIG).exists():
@@ -124,20 +128,19 @@ def _chosen(path: str) -> tuple[str, str]:
     return path, f", newest, as {workdir_lib.CONFIG} can't be read"
   if not name:
     return path, ""
-  found = metrics.examine(workdir)
-  known = metrics.scores(found.records.values(), name)
+  records = metrics.examine(workdir).records.values()
+  scores = metrics.scores(records, name)
   there = checkpoints.committed(workdir)
-  best = checkpoints.best({s: v for s, v in known.items() if s in there})
-  sure = ", as far as damaged metrics tell" if found.damage else ""
+  best = checkpoints.best({s: v for s, v in scores.items() if s in there})
   if best is None:
-    return path, f", newest{sure}"
-  return f"{workdir}/checkpoints/{best}", f", best by {name}{sure}"
+    return path, ", newest"
+  return f"{workdir}/checkpoints/{best}", f", best by {name}"
 
 
 def _of_run(path: str, averaged: bool) -> Trained:
-  path, best = _chosen(path)
+  path, best = _best(path)
   params, info = checkpoints.load_params(path, averaged=averaged)
-  where = info["path"]
+  where = f"{info['path']} (step {info['step']}{best}"
   try:
     config = config_lib.from_json(info["config"], info.get("resolved") or {})
     class_ids = tuple(info["class_names"])
@@ -145,19 +148,15 @@ def _of_run(path: str, averaged: bool) -> Trained:
     module = model_lib.plain(model_lib.from_config(config, len(class_ids)))
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     like = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
-  except UserError:
-    raise
+    lines = weights.mismatches(weights.shapes(params), weights.shapes(like))
+    if lines:
+      raise ValueError(weights.shorten(lines))
   except Exception as e:  # A foreign config may raise anything.
     raise UserError(
-      f"checkpoint {where} lacks the config and the class names that train.py "
-      f"saves with it ({first_line(e)}); take another checkpoint."
-    ) from e
-  if lines := weights.mismatches(weights.shapes(params), weights.shapes(like)):
-    raise UserError(
-      f"checkpoint {where} holds weights of another model than the config that "
-      f"was saved with it: {weights.shorten(lines)}. It was made by another "
+      f"checkpoint {info['path']} holds other weights or another config than "
+      f"train.py saves together ({first_line(e)}). It was made by another "
       "version of mixer, or is not whole; take another checkpoint."
-    )
+    ) from e
   kept = ", averaged weights" if averaged and info["averaged"] else ""
   return Trained(
     module=module,
@@ -167,57 +166,41 @@ def _of_run(path: str, averaged: bool) -> Trained:
     class_ids=class_ids,
     class_names=names_for_people(class_ids),
     loss=config.loss.name,
-    source=f"{where} (step {info['step']}{best})",
-    origin=f"{where} (step {info['step']}{best}{kept})",
+    source=f"{where})",
+    origin=f"{where}{kept})",
     config=config,
   )
 
 
-def _of_file(path: str) -> Trained:
+def _of_file(path: str, file: pathlib.Path) -> Trained:
   params = released.load(path)
-  file = released.resolve(path)
-  shape = weights.shape_of(params, f"the weights in {path}")
-  known = metadata_lib.read_beside(file, shape.num_classes)
-  known = known or _of_weights(path, params, shape)
-  height, width = known.image_size
-  p = shape.patch_size
-  if height % p or width % p or height * width != shape.num_tokens * p**2:
+  shape = dataclasses.asdict(weights.shape_of(params))
+  tokens, p = shape.pop("num_tokens"), shape["patch_size"]
+  known: dict[str, Any] = read_beside(file)
+  if not known:
+    side, ids, loss = math.isqrt(tokens) * p, None, "softmax"
+    if name := released.name_of(path):
+      of_21k = name.startswith("imagenet21k/")
+      ids = wordnet.classes("head" if of_21k else "imagenet1k")
+    if "head" in params and np.mean(params["head"]["bias"]) < _SIGMOID_BIAS:
+      loss = "sigmoid"
+    names = names_for_people(ids) if ids else None
+    known = dict(image_size=(side, side), class_ids=ids, class_names=names)
+    known |= dict(short_side=round(side * _SHORT_SIDE / _CROP), loss=loss)
+  classes, k = known["class_ids"], shape["num_classes"]
+  if math.prod(known["image_size"]) != tokens * p**2:
     raise UserError(
-      f"the weights in {path} are for {shape.num_tokens} patches of {p} px, "
-      f"which images of {height} x {width} px don't have. What `mixer export` "
-      f"writes into {metadata_lib.beside(file).name} says the right size."
+      f"the weights in {path} are for images that are no squares, and nothing "
+      f"says which: {beside(file).name}, which `mixer export` writes, would."
     )
-  attributes = dataclasses.asdict(shape)
-  attributes.pop("num_tokens")  # It follows from the image.
-  attributes["dtype"] = jnp.dtype(known.dtype or "float32")
-  return Trained(
-    module=model_lib.MlpMixer(**attributes),
-    params=params,
-    image_size=known.image_size,
-    short_side=known.short_side,
-    class_ids=known.class_ids,
-    class_names=known.class_names,
-    loss=known.loss,
-    source=path,
-    origin=path,
-  )
-
-
-def _of_weights(
-  path: str, params: weights.Params, shape: weights.Shape
-) -> metadata_lib.Metadata:
-  """What can be known without metadata: of released files all."""
-  side = math.isqrt(shape.num_tokens) * shape.patch_size
-  class_ids = None
-  if name := released.name_of(path):
-    of_21k = name.startswith("imagenet21k/")
-    class_ids = wordnet.classes("head" if of_21k else "imagenet1k")
-  loss = "softmax"
-  if shape.num_classes and np.mean(params["head"]["bias"]) < _SIGMOID_BIAS:
-    loss = "sigmoid"
-  names = names_for_people(class_ids) if class_ids else None
-  short_side = round(side * _SHORT_SIDE / _CROP)
-  return metadata_lib.Metadata((side, side), short_side, loss, class_ids, names)
+  if classes and len(classes) != k:
+    raise UserError(
+      f"{file} is not {path}: it has {k:,} classes, not {len(classes):,}. "
+      "Remove it: it is then downloaded anew."
+    )
+  dtype = jnp.dtype(known.pop("dtype", "float32"))
+  module = model_lib.MlpMixer(**shape, dtype=dtype)
+  return Trained(module, params, **known, source=path, origin=path)
 
 
 def fitted(
@@ -236,16 +219,15 @@ def fitted(
   shape = weights.shape_of(found.params, f"the weights in {found.origin}")
   change = resolution.plan(shape, size, method, old)
   params = resolution.resize(found.params, size, change.method, old)
+  width = weights.shape_of(params).tokens_mlp_dim
   changed = dataclasses.replace(
     found,
-    module=found.module.clone(
-      tokens_mlp_dim=weights.shape_of(params).tokens_mlp_dim
-    ),
+    module=found.module.clone(tokens_mlp_dim=width),
     params=params,
     image_size=size,
     short_side=round(max(size) * found.short_side / max(old)),
   )
-  return changed, change.sentence(shape.tokens_mlp_dim)
+  return changed, change.message(shape.tokens_mlp_dim)
 
 
 def names_for_people(class_ids: tuple[str, ...]) -> tuple[str, ...]:
@@ -254,3 +236,78 @@ def names_for_people(class_ids: tuple[str, ...]) -> tuple[str, ...]:
     return wordnet.names(class_ids)
   except UserError:  # Some are no WordNet ids that are known here.
     return class_ids
+
+
+def metadata(model: Trained, dtype: str = "", **more: Any) -> dict[str, Any]:
+  """What goes along with exported weights, as JSON by name."""
+  height, width = model.image_size
+  first = f"squeeze to {height} x {width}, bilinearly"
+  if model.short_side:
+    first = (
+      f"resize the shorter side to {model.short_side} by mean over areas, "
+      f"crop the central {height} x {width}"
+    )
+  found = {
+    "image_height": height,
+    "image_width": width,
+    "short_side": model.short_side,
+    "crop": "center",
+    "interpolation": "area" if model.short_side else "bilinear",
+    "preprocessing": f"RGB, {first} (height x width), uint8; the model "
+    "itself scales them.",
+    "scores": model.loss,
+    "dtype": dtype or None,
+    "class_ids": model.class_ids,
+    "class_names": model.class_names,
+    **more,
+    "mixer_version": __version__,
+    "source": model.origin,
+  }
+  return {k: v for k, v in found.items() if v is not None}
+
+
+def strings(found: dict[str, Any]) -> dict[str, str]:
+  """The same as strings, of which lists and numbers are JSON."""
+  return {
+    k: errors.printable(v) if isinstance(v, str) else files.json_text(v)
+    for k, v in found.items()
+  }
+
+
+def beside(file: pathlib.Path) -> pathlib.Path:
+  """Where the metadata of an .npz file is."""
+  return file.with_name(f"{file.name}.json")
+
+
+def write_beside(file: pathlib.Path, model: Trained) -> None:
+  """Writes an .npz file's metadata, bound to the weights that are in it."""
+  dtype = jnp.dtype(model.module.dtype).name
+  content = metadata(model, dtype, weights=weights.fingerprint(file))
+  with files.atomic_write(beside(file), "w") as f:
+    f.write(files.json_text(files.sealed(content), indent=2) + "\n")
+
+
+def read_beside(file: pathlib.Path) -> dict[str, Any]:
+  """An .npz file's metadata as attributes of `Trained`, and its dtype.
+
+  {} where there is none.
+  """
+  place = beside(file)
+  if not place.exists():
+    return {}
+  found = files.read_json(place, f"what mixer export says of {file}")
+  check = found.pop("sha256", None)
+  same = check == files.json_sha256(found)
+  if not same or found["weights"] != weights.fingerprint(file):
+    raise UserError(
+      f"{place} is damaged, or was not written with the weights in {file}: "
+      f"export the model anew, or remove {place}."
+    )
+  return {
+    "image_size": (found["image_height"], found["image_width"]),
+    "class_ids": tuple(found.get("class_ids", ())) or None,
+    "class_names": tuple(found.get("class_names", ())) or None,
+    "short_side": found["short_side"],
+    "loss": found["scores"],
+    "dtype": found["dtype"],
+  }

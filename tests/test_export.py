@@ -12,7 +12,6 @@ import subprocess
 import sys
 
 import jax
-import jax.export
 import jax.numpy as jnp
 import numpy as np
 import onnx
@@ -28,22 +27,17 @@ from configs import smoke
 from mixer import (
   block,
   cli,
-  export,
-  metadata,
+  export_onnx,
+  export_stablehlo,
+  export_timm,
   model,
-  npz,
   predictor,
   trained,
   weights,
 )
-from mixer import export_onnx as onnx_lib
-from mixer import export_stablehlo as stablehlo
-from mixer import export_timm as timm
 from mixer.commands import export as command
-from mixer.errors import UserError
 from tests import reference, trained_files
 
-FORMS = {"timm": timm, "onnx": onnx_lib, "stablehlo": stablehlo}
 VARIANT = block.TokenMixing(
   untied=True, groups=4, projection=True, pyramid=((1, 3),)
 )
@@ -74,17 +68,30 @@ def make(size=(8, 12), short_side=16, num_classes=5, module=None, **changes):
   return trained.Trained(module, params, size, short_side, ids, names, *where)
 
 
-def write(found, path, to, **more):
-  """Exports a model; what was written, and the table if it was run."""
-  form = FORMS[to]
-  if to == "stablehlo":
-    more.setdefault("platforms", ("cpu", "cuda", "tpu"))
-  with export.place(str(path), form.SUFFIX, form.MEMBERS) as place:
-    written = form.write(found, place, **more)
-    images = command.random_images(found.image_size)
-    table = "" if written.missing else command.verify(found, written, images)
-    place.commit()
-  return written, table
+@pytest.fixture
+def export(tmp_path, capsys, monkeypatch):
+  """Runs the command, on a model of `make` or on a path; stdout, stderr."""
+  load = trained.load
+
+  def run(found, name, to, *more, code=0):
+    if isinstance(model := found, trained.Trained):
+      found = "it"
+      monkeypatch.setattr(
+        trained, "load", lambda path, *_: model if path == "it" else load(path)
+      )
+    words = [f"--checkpoint={found}", f"--output={tmp_path / name}"]
+    assert cli.main(["export", *words, f"--to={to}", *more]) == code
+    return capsys.readouterr()
+
+  return run
+
+
+def loaded(out):
+  """What the lines that are printed make."""
+  found = {}
+  text = out.split("To load it:\n")[1].replace("\n  ", "\n")
+  exec(text, found)
+  return found
 
 
 def names_in(folder: pathlib.Path):
@@ -105,11 +112,6 @@ def small(tmp_path_factory):
   return path
 
 
-def run_export(checkpoint, output, *more) -> int:
-  words = [f"--checkpoint={checkpoint}", f"--output={output}", *more]
-  return cli.main(["export", *words])
-
-
 def without(monkeypatch, *packages):
   """As where they aren't installed."""
   for name in packages:
@@ -117,126 +119,104 @@ def without(monkeypatch, *packages):
 
 
 @pytest.mark.parametrize("averaged", [True, False])
-def test_npz_has_the_same_bits(run, tmp_path, capsys, averaged):
+def test_npz_has_the_same_bits(run, tmp_path, export, averaged):
   workdir, state = run
-  output = tmp_path / "weights.npz"
+  output = tmp_path / "new" / "weights.npz"
   more = [] if averaged else ["--no-averaged"]
-  assert run_export(workdir, output, "--to=npz", *more) == 0
+  out = export(workdir, "new/weights.npz", "npz", *more).out
   expected = weights.flatten(state.ema if averaged else state.params)
   with np.load(output, allow_pickle=False) as found:
     assert {*found} == {*expected}
     for name, value in expected.items():
       assert found[name].tobytes() == np.asarray(value).tobytes(), name
-  out = capsys.readouterr().out
   count = sum(x.size for x in expected.values())
   assert out.startswith(f"{output}: {count:,} parameters of {workdir}/check")
   assert ("averaged weights" in out) == averaged
-  assert "on 6 images, in batches of 1 and 5: mixer and the file" in out
-  assert "equal bits" in out and "6 of 6 agree" in out
+  assert "compared on 4 images" in out and "equal bits" in out
   if averaged:  # It is a model that every command takes, this one too.
-    assert trained.load(str(output)).image_size == (16, 16)
-    assert run_export(output, tmp_path / "again.npz") == 0
+    export(output, "again.npz", "npz")
     assert (tmp_path / "again.npz").read_bytes() == output.read_bytes()
+    beside = json.loads(output.with_name("weights.npz.json").read_text())
+    assert beside["source"].endswith("averaged weights)")
 
 
-def test_a_run_and_its_export_answer_alike_for_files(tmp_path):
+def test_a_run_and_its_export_answer_alike_for_files(tmp_path, export):
   """Preprocessing, loss, precision and class names go along."""
   config = smoke.get_config()
   config.data.eval_short_side = 0  # Squeezed, where the paper crops.
   config.loss.name, config.model.dtype = "sigmoid", "bfloat16"
   names = [f"kind {k}" for k in range(10)]
-  (tmp_path / "run").mkdir()
   trained_files.save(
     tmp_path / "run", config, lambda m: m.update(class_names=names)
   )
   path = str(tmp_path / "banner.png")
   rng = np.random.default_rng(0)
   Image.fromarray(rng.integers(0, 256, (40, 240, 3), np.uint8)).save(path)
-  output = tmp_path / "new" / "weights.npz"
-  assert run_export(tmp_path / "run", output, "--images", path) == 0
-  said = [
-    predictor.Predictor(trained.load(str(each))).predict(path)
-    for each in (tmp_path / "run", output)
-  ]
-  assert said[0] == said[1]
-  assert set(said[0][0].names) <= set(names)
+  export(tmp_path / "run", "weights.npz", "npz", "--images", path)
+  one, other = (
+    predictor.Predictor(trained.load(str(tmp_path / each))).predict(path)
+    for each in ("run", "weights.npz")
+  )
+  assert one == other and {*one[0].names} <= {*names}
 
 
-def test_what_is_not_as_written_is_not_kept(
-  small, tmp_path, capsys, monkeypatch
+def test_what_computes_something_else_is_not_kept(
+  small, tmp_path, export, monkeypatch
 ):
-  beside, arrays = metadata.write_beside, npz.write
-  output = tmp_path / "model.npz"
+  output, write, make = tmp_path / "m.npz", weights.write, export_onnx.build
   output.write_text("the old one")
 
-  def other_metadata(path, found, **more):
-    beside(path, dataclasses.replace(found, short_side=17), **more)
+  def other(path, flat):
+    write(path, flat | {"stem/bias": flat["stem/bias"] + np.float32(1e-3)})
 
-  def other_arrays(path, flat):
-    arrays(path, flat | {"stem/bias": flat["stem/bias"] + np.float32(1e-3)})
+  def scaled(found):  # Pixels to [1, 3].
+    made = make(found)
+    next(n for n in made.graph.node if n.op_type == "Sub").op_type = "Add"
+    return made
 
-  for where, name, wrong, said in (
-    (metadata, "write_beside", other_metadata, "was written to it: short_side"),
-    (npz, "write", other_arrays, "logits differ by .* where equal bits is"),
-  ):
-    with monkeypatch.context() as patch:
-      patch.setattr(where, name, wrong)
-      assert run_export(small, output) == 1
-    found = capsys.readouterr()
-    assert re.search(said, found.err) and not found.out
+  monkeypatch.setattr(weights, "write", other)
+  monkeypatch.setattr(export_onnx, "build", scaled)
+  for to, bound in (("npz", "equal bits"), ("onnx", "1e-04")):
+    found = export(small, f"m.{to}", to, code=1)
+    assert re.search(f"features differ by .* {bound} is allowed", found.err)
+    assert not found.out and names_in(tmp_path) == ["m.npz"]
     assert output.read_text() == "the old one"
-    assert names_in(tmp_path) == ["model.npz"]
 
 
-def test_onnx_of_images_of_the_users(run, tmp_path, capsys, monkeypatch):
+def test_onnx_of_images_of_the_users(run, tmp_path, export):
   rng = np.random.default_rng(0)
   names = []
   for i in range(3):
     names.append(str(tmp_path / f"{i}.png"))
     pixels = rng.integers(0, 256, (30, 20 + i, 3), np.uint8)
     Image.fromarray(pixels).save(names[-1])
-  output = tmp_path / "model.onnx"
-  more = ("--to=onnx", "--images", *names)
-  assert run_export(run[0], output, *more, "--dtype=bfloat16") == 0
-  out = capsys.readouterr().out
-  assert "on 3 images, in batches of 1 and 2: mixer and onnxruntime" in out
-  assert "Both in float32, in which the export computes" in out
-  loading = out.split("To load it:\n\n")[1]
-  found = {}
-  exec("\n".join(line[2:] for line in loading.splitlines()), found)
-  assert found["logits"].shape == (2, 10)
-  said = found["model"].get_modelmeta().custom_metadata_map
-  assert json.loads(said["class_names"]) == list("0123456789")
-  assert "central 16 x 16" in said["preprocessing"]
-  assert run_export(run[0], output, "--to=onnx", "--images", "no.png") == 1
-  assert "no.png" in capsys.readouterr().err
-  # A graph that scales pixels to [1, 3].
-  build = onnx_lib.build
-
-  def other(found, strings):
-    made = build(found, strings)
-    next(n for n in made.graph.node if n.op_type == "Sub").op_type = "Add"
-    return made
-
-  before = output.read_bytes()
-  monkeypatch.setattr(onnx_lib, "build", other)
-  assert run_export(run[0], output, *more) == 1
-  error = capsys.readouterr().err
-  assert "computes something else in onnxruntime" in error
-  assert "logits differ by" in error and "1e-04 is allowed" in error
-  assert output.read_bytes() == before
+  words = ("--images", *names, "--dtype=bfloat16")
+  out = export(run[0], "m.onnx", "onnx", *words).out
+  assert "compared on 3 images" in out and "1e-04" in out
+  found = loaded(out)
+  images = rng.integers(0, 256, (5, 16, 16, 3), np.uint8)
+  params = jax.tree.map(np.asarray, run[1].ema)
+  np.testing.assert_allclose(
+    found["run"](images)["logits"],
+    reference.forward(params, images / 127.5 - 1),
+    rtol=1e-4, atol=1e-4,
+  )  # fmt: skip
+  metadata = found["model"].get_modelmeta().custom_metadata_map
+  assert json.loads(metadata["class_names"]) == list("0123456789")
+  assert "central 16 x 16" in metadata["preprocessing"]
+  err = export(run[0], "m.onnx", "onnx", "--images", "no.png", code=1).err
+  assert "no.png can't be used" in err
 
 
-def test_more_weights_than_an_onnx_file_holds(tmp_path, monkeypatch):
-  monkeypatch.setattr(onnx_lib, "_LARGEST", 2_000)
+def test_more_weights_than_an_onnx_file_holds(tmp_path, export, monkeypatch):
+  monkeypatch.setattr(export_onnx, "_LARGEST", 2_000)
   found = make(num_classes=200)
-  written, table = write(found, tmp_path / "m.onnx", "onnx")
-  assert "6 of 6 agree" in table
-  assert "in m.onnx.data beside it" in written.notes[0]
+  assert "m.onnx.data, m.onnx" in export(found, "m.onnx", "onnx").out
   # Once more, over what is there, and without what runs it.
   without(monkeypatch, "onnxruntime")
-  written, _ = write(found, tmp_path / "m.onnx", "onnx")
-  assert written.missing.startswith("onnxruntime can't be imported")
+  said = export(found, "m.onnx", "onnx")
+  assert "NOT VERIFIED: it needs onnxruntime" in said.err
+  assert "compared" not in said.out
   assert names_in(tmp_path) == ["m.onnx", "m.onnx.data"]
   made = onnx.load(tmp_path / "m.onnx")
   (head,) = [x for x in made.graph.initializer if x.name == "head/kernel"]
@@ -246,13 +226,13 @@ def test_more_weights_than_an_onnx_file_holds(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("num_classes", [3, 0])
-def test_onnx_of_a_fresh_head_or_none(tmp_path, num_classes):
+def test_onnx_of_a_fresh_head_or_none(tmp_path, export, num_classes):
   found = make(num_classes=num_classes)
   if num_classes:  # Logits are zeros.
     zeros = jax.tree.map(np.zeros_like, found.params["head"])
     found = dataclasses.replace(found, params=found.params | {"head": zeros})
-  _, table = write(found, tmp_path / "m.onnx", "onnx")
-  assert ("logits         0.0e+00" in table) == bool(num_classes)
+  out = export(found, "m.onnx", "onnx").out
+  assert ("logits         0.0e+00" in out) == bool(num_classes)
   session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
   assert len(session.get_outputs()) == 1 + bool(num_classes)
 
@@ -264,37 +244,34 @@ def test_onnx_of_a_fresh_head_or_none(tmp_path, num_classes):
     ("p.stablehlo", {"dtype": jnp.bfloat16, "num_classes": 0}),
   ],
 )
-def test_stablehlo_has_the_same_bits(tmp_path, name, changes):
-  _, table = write(make(**changes), tmp_path / name, "stablehlo")
-  assert "features       0.0e+00     0.0e+00  equal bits" in table
+def test_stablehlo_has_the_same_bits(tmp_path, export, name, changes):
+  out = export(make(**changes), name, "stablehlo").out
+  assert "features       0.0e+00     0.0e+00  equal bits" in out
   more = [] if name == "made" else [f"{name}.json"]
   assert names_in(tmp_path) == [name, *more]
 
 
-def test_stablehlo_needs_no_mixer(tmp_path, monkeypatch):
+def test_stablehlo_needs_no_mixer(tmp_path, export, monkeypatch):
   """In a process of its own, which can't find mixer."""
-  found, code = make(), ""
+  found, code = make(), "import numpy\nblack = numpy.zeros((2, 8, 12, 3), 'u1')"
   for i, name in enumerate(("made", "p.stablehlo")):
-    written, _ = write(found, tmp_path / name, "stablehlo")
-    code += f"{written.loading}\nnp.save('{i}.npy', outputs['logits'])\n"
+    text = export(found, name, "stablehlo").out.split("To load it:\n")[1]
+    code += text.replace("\n  ", "\n")
+    code += f"\nnumpy.save('{i}.npy', run(black)['logits'])\n"
   code += "import sys\nassert 'mixer' not in sys.modules\n"
   words = [sys.executable, "-I", "-c", code]
   subprocess.run(words, cwd=tmp_path, check=True)
-  black = [np.zeros((2, 8, 12, 3), np.uint8)]
-  wanted = export.outputs(export.runner(found), black)["logits"]
+  wanted = command.runner(found)(np.zeros((2, 8, 12, 3), np.uint8))["logits"]
   for i in range(2):
     # XLA_FLAGS, which it inherits, may change the last ones.
     assert np.load(tmp_path / f"{i}.npy").tobytes() == wanted.tobytes()
   info = json.loads((tmp_path / "made" / "info.json").read_text())
   assert info["class_names"][2] == "kind 2" and info["dtype"] == "float32"
-  written, _ = write(found, tmp_path / "made", "stablehlo", platforms=("cuda",))
-  assert "is for cuda, and this is a machine with cpu" in written.missing
-  data = (tmp_path / "made" / "model.stablehlo").read_bytes()
-  exported = jax.export.deserialize(bytearray(data))
-  assert exported.platforms == ("cuda",)
-  monkeypatch.setattr(stablehlo, "_LARGEST", 1_000)
-  with pytest.raises(UserError, match="give --output the name of a folder"):
-    write(found, tmp_path / "p.stablehlo", "stablehlo")
+  err = export(found, "made", "stablehlo", "--platforms=cuda").err
+  assert "NOT VERIFIED: the program is for cuda, not for cpu" in err
+  monkeypatch.setattr(export_stablehlo, "_LARGEST", 1_000)
+  err = export(found, "p.stablehlo", "stablehlo", code=1).err
+  assert "give --output the name of a folder" in err
 
 
 def timm_forward(w, x):
@@ -325,37 +302,27 @@ def timm_forward(w, x):
   return linear(norm(x, "norm").mean(axis=1), "head")
 
 
-def test_timm_names_shapes_and_arithmetic(tmp_path, monkeypatch):
-  """Without PyTorch; test_export_torch.py has timm itself."""
+def test_timm_without_pytorch(tmp_path, small, export, monkeypatch):
+  """Names, shapes, arithmetic; test_export_torch.py has timm itself."""
   without(monkeypatch, "torch", "timm")
   found = make()
-  written, table = write(found, tmp_path / "w.safetensors", "timm")
-  assert "torch and timm" in written.missing and not table
+  said = export(found, "w.safetensors", "timm")
+  assert "NOT VERIFIED: it needs torch timm" in said.err
+  assert "pip install torch timm" in said.err and "compared" not in said.out
   flat = safetensors.numpy.load_file(tmp_path / "w.safetensors")
   assert len(flat) == 6 + 2 * 12
-  images = np.stack(
-    [predictor.fit(i, found) for i in command.random_images((8, 12))]
-  ).astype(np.float64)
-  x = (images / 255 - 0.5) / 0.5
+  shape = (3, 8, 12, 3)
+  x = np.random.default_rng(0).uniform(-1, 1, shape)
   double = {k: v.astype(np.float64) for k, v in flat.items()}
   np.testing.assert_allclose(
     timm_forward(double, x.transpose(0, 3, 1, 2)),
-    reference.forward(found.params, images / 127.5 - 1),
-    rtol=1e-9,
-    atol=1e-9,
-  )
-
-
-def test_timm_config(tmp_path, small, capsys, monkeypatch):
-  without(monkeypatch, "torch", "timm")
-  assert run_export(small, tmp_path / "made", "--to=timm") == 0
-  said = capsys.readouterr()
-  assert said.err.startswith("\nNOT VERIFIED: torch and timm")
-  assert "pip install torch timm" in said.err and "compared" not in said.out
-  file = tmp_path / "made" / "model.safetensors"
-  with safetensors.safe_open(file, "np") as opened:
-    found = metadata.parse(opened.metadata(), "it")
-  assert found == trained.load(str(small)).metadata
+    reference.forward(found.params, x),
+    rtol=1e-9, atol=1e-9,
+  )  # fmt: skip
+  with safetensors.safe_open(tmp_path / "w.safetensors", "np") as opened:
+    metadata = opened.metadata()
+  assert json.loads(metadata["class_ids"])[4] == "n00000004"
+  export(small, "made", "timm")
   config = json.loads((tmp_path / "made" / "config.json").read_text())
   # timm can't make such a size by name, and is given none.
   assert config["architecture"] == "mlp_mixer"
@@ -363,14 +330,14 @@ def test_timm_config(tmp_path, small, capsys, monkeypatch):
   named = dataclasses.replace(
     make(short_side=256), module=model.build("B/16", 5), image_size=(224, 224)
   )
-  config = timm.config(named)
+  config = export_timm.config(named)
   assert config["architecture"] == "mixer_b16_224"
   # What its function sets itself must not be there.
   assert {*config["model_args"]} == {"img_size", "mlp_ratio"}
   pretrained = config["pretrained_cfg"]
   assert pretrained["crop_pct"] == 0.875
   assert pretrained["label_names"][3] == "n00000003"
-  squeezed = timm.config(make(short_side=0))["pretrained_cfg"]
+  squeezed = export_timm.config(make(short_side=0))["pretrained_cfg"]
   assert (squeezed["crop_pct"], squeezed["crop_mode"]) == (1.0, "squash")
 
 
@@ -382,45 +349,36 @@ def test_timm_cuts_off_to_the_width_and_the_short_side(width, c, side, more):
   short = side + more % 1024
   where = ("softmax", "", "")
   found = trained.Trained(module, {}, (side, side), short, None, None, *where)
-  config = timm.config(found)
+  config = export_timm.config(found)
   assert int(config["model_args"]["mlp_ratio"][0] * c) == width
   assert math.floor(side / config["pretrained_cfg"]["crop_pct"]) == short
 
 
-@pytest.mark.parametrize("to", ["timm", "onnx"])
-@pytest.mark.parametrize(
-  "changes", [{"permute": "pixels"}, {"mixing": VARIANT}]
-)
-def test_variants_are_refused(tmp_path, to, changes):
-  path = tmp_path / f"a{FORMS[to].SUFFIX}"
-  with pytest.raises(UserError, match="(pixels|untied).*to=stablehlo"):
-    write(make(**changes), path, to)
-  assert not names_in(tmp_path)
-
-
-@pytest.mark.parametrize("to", FORMS)
-def test_packages_are_asked_for_first(tmp_path, capsys, monkeypatch, to):
-  """Before the weights are read, which here aren't even there."""
-  (package,) = FORMS[to].PACKAGES
-  without(monkeypatch, package)
-  path = tmp_path / f"a{FORMS[to].SUFFIX}"
-  assert run_export("runs/no", path, f"--to={to}") == 1
-  assert f"pip install {package}" in capsys.readouterr().err
+@pytest.mark.parametrize("to", ["npz", "timm", "onnx"])
+def test_variants_are_refused_and_packages_asked_for_first(
+  tmp_path, export, monkeypatch, to
+):
+  name = {"npz": "a.npz", "timm": "a.safetensors", "onnx": "a.onnx"}[to]
+  for changes in ({"permute": "pixels"}, {"mixing": VARIANT}):
+    err = export(make(**changes), name, to, code=1).err
+    assert re.search("(pixels|untied=True).*to=stablehlo", err)
+  for package in command._NEEDS[to][0]:
+    without(monkeypatch, package)
+    err = export("runs/no", name, to, code=1).err
+    assert f"pip install {package}" in err
   assert not names_in(tmp_path)
 
 
 @pytest.mark.parametrize(("to", "name"), EVERY)
-def test_a_disk_that_is_full(small, tmp_path, capsys, monkeypatch, to, name):
+def test_a_disk_that_is_full(small, tmp_path, export, monkeypatch, to, name):
   """A limit on the size of files does what a full disk does."""
   without(monkeypatch, "torch", "timm", "onnxruntime")
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
   try:
-    code = run_export(small, tmp_path / name, f"--to={to}")
+    error = export(small, name, to, code=1).err
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-  assert code == 1
-  error = capsys.readouterr().err
   assert error.startswith(f"error: {tmp_path / name}")
   assert "can't be written: " in error and "File too large" in error
   assert not names_in(tmp_path)
@@ -430,31 +388,31 @@ def test_where_it_is_put(tmp_path, monkeypatch):
   there, link = tmp_path / "there", tmp_path / "a.onnx"
   there.mkdir()
   link.symlink_to("there/b")
-  with export.place(str(link), ".onnx") as place:
-    place.part.write_text("new")
+  with command._aside(link, export_onnx) as (target, place):
+    target.write_text("new")
     assert not (there / "b").exists()
-    place.commit()
+    place()
   assert link.is_symlink() and names_in(there) == ["b"]
   assert (there / "b").read_text() == "new"
-  path = tmp_path / "v1.5" / "x"
-  members, replace = ("info", "weights", "program"), pathlib.Path.replace
+  path, replace = tmp_path / "v1.5" / "x", pathlib.Path.replace
+  members = export_stablehlo.MEMBERS
 
   def stop(self, target):
-    if str(target).endswith("weights"):
+    if str(target).endswith("weights.npz"):
       raise KeyboardInterrupt
     return replace(self, target)
 
   for text in ("old", "new", "left", "killed"):
     with contextlib.suppress(KeyboardInterrupt):
-      with export.place(str(path), ".onnx", members) as place:
+      with command._aside(path, export_stablehlo) as (target, place):
         for name in members:
-          (place.part / name).write_text(text)
+          (target / name).write_text(text)
         if text == "killed":
           monkeypatch.setattr(pathlib.Path, "replace", stop)
         if text != "left":
-          place.commit()
+          place()
     if text == "killed":  # No mixture that can be loaded.
-      assert names_in(path) == ["info", "weights"]
+      assert names_in(path) == ["info.json", "weights.npz"]
     else:
       kept = "new" if text == "left" else text
       assert [(path / name).read_text() for name in members] == [kept] * 3
@@ -462,27 +420,25 @@ def test_where_it_is_put(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ("to", "name", "said"),
+  ("to", "name", "sentence"),
   [
-    ("npz", "weights.pt", "expected a name ending in .npz"),
+    ("npz", "weights.pt", "expected the name of a file that ends in .npz."),
     ("npz", "/dev/null/w.npz", "w.npz can't be written: "),
-    ("npz", "folder.npz", "it is a folder; expected a name ending in .npz"),
-    ("timm", "a.npz", "or the name of a folder for config.json and model.saf"),
-    ("timm", "file", "it is a file; expected"),
-    ("npz", "pipe.npz", "it is a pipe or a device; expected"),
-    ("timm", "full", "holds something else (a, b, c); expected"),
+    ("npz", "folder.npz", "expected the name of a file that ends in .npz."),
+    ("timm", "file", "or of a new folder for config.json and model.safeten"),
+    ("npz", "pipe.npz", "can't be written: expected"),
+    ("timm", "full", "can't be written: expected"),
     ("npz", "none.npz", "there are no weights at runs/no"),
   ],
 )
-def test_names_that_cannot_be(tmp_path, capsys, to, name, said):
+def test_names_that_cannot_be(tmp_path, export, to, name, sentence):
   """Said before the weights are read."""
   (tmp_path / "file").write_text("")
   (tmp_path / "folder.npz").mkdir()
   os.mkfifo(tmp_path / "pipe.npz")
   (tmp_path / "full").mkdir()
-  for other in ("a", "b", "c", "config.json"):
+  for other in ("a", "config.json"):
     (tmp_path / "full" / other).write_text("")
   before = names_in(tmp_path)
-  assert run_export("runs/no", os.path.join(tmp_path, name), f"--to={to}") == 1
-  assert said in capsys.readouterr().err
+  assert sentence in export("runs/no", name, to, code=1).err
   assert names_in(tmp_path) == before

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from benchmarks import peers
-from mixer import export, predictor
 from mixer import model as model_lib
 from mixer.commands import export as command
 from tests import test_export
@@ -13,6 +12,7 @@ torch = pytest.importorskip("torch")
 peers.name_operators(torch)
 timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.filterwarnings("ignore")  # PyTorch's own.
+export = test_export.export
 
 
 def named():
@@ -25,29 +25,20 @@ def named():
 
 @pytest.mark.parametrize("kind", ["named", "unnamed", "no head"])
 @pytest.mark.parametrize("name", ["made", "w.safetensors"])
-def test_the_lines_that_load_it(tmp_path, kind, name):
+def test_the_lines_that_load_it(tmp_path, export, kind, name):
   model = test_export.make(num_classes=0 if kind == "no head" else 5)
   if kind == "named":
     model = named()
-  written, table = test_export.write(model, tmp_path / name, "timm")
-  assert f"mixer and timm {timm.__version__}" in table
-  found = {}
-  exec(written.loading, found)
-  images = np.stack(
-    [predictor.fit(i, model) for i in command.random_images(model.image_size)]
-  )
-  x = images.astype(np.float32) / 127.5 - 1
-  with torch.inference_mode():
-    theirs = found["model"](torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
-  wanted = list(export.outputs(export.runner(model), [images]).values())[-1]
-  scale = np.abs(wanted).max()
-  np.testing.assert_allclose(theirs.numpy(), wanted, atol=1e-5 * scale)
-
-
-def test_what_timm_knows(tmp_path):
-  test_export.write(named(), tmp_path / "made", "timm")
-  model = timm.create_model(f"local-dir:{tmp_path / 'made'}", pretrained=True)
-  found = timm.data.resolve_model_data_config(model)
-  assert found["input_size"] == (3, 64, 96)
-  assert [*found["mean"]] == [*found["std"]] == [0.5] * 3
-  assert found["interpolation"] == "bilinear"
+  out = export(model, name, "timm").out
+  assert "compared on 4 images" in out
+  images = command.random_images(model.image_size)[0][None]
+  theirs = test_export.loaded(out)["run"](images)
+  for name, wanted in command.runner(model)(images).items():
+    scale = np.abs(wanted).max()
+    np.testing.assert_allclose(theirs[name], wanted, atol=1e-5 * scale)
+  if kind == "named" and name == "made":
+    made = timm.create_model(f"local-dir:{tmp_path / 'made'}", pretrained=True)
+    found = timm.data.resolve_model_data_config(made)
+    assert found["input_size"] == (3, 64, 96)
+    assert [*found["mean"]] == [*found["std"]] == [0.5] * 3
+    assert found["interpolation"] == "bilinear"

@@ -1,3 +1,5 @@
+"""What a model's outputs come to: classes, scores, losses, columns."""
+
 import jax
 import numpy as np
 import pytest
@@ -54,37 +56,24 @@ def by_numpy(logits):
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.lists(_LOGIT, min_size=_K, max_size=_K))
-def test_top_is_a_stable_sort_and_scores_are_softmax(functions, logits):
-  got = functions("softmax", "examples", logits)
-  order = by_numpy(logits)
-  assert (got["classes"] == order[:5]).all()
-  p = np.exp(np.array(logits)) / np.exp(logits).sum()
-  expected = np.broadcast_to(p[order[:5]], (8, 5))
-  np.testing.assert_allclose(got["scores"], expected, rtol=1e-5)
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.lists(_LOGIT, min_size=_K, max_size=_K))
-def test_scores_of_a_sigmoid_model_are_sigmoids(functions, logits):
-  got = functions("sigmoid", "examples", logits)
-  chosen = np.array(logits)[by_numpy(logits)[:5]]
-  expected = np.broadcast_to(1 / (1 + np.exp(-chosen)), (8, 5))
-  np.testing.assert_allclose(got["scores"], expected, rtol=1e-5)
-
-
-@settings(deadline=None, max_examples=30)
 @given(st.lists(_ANY, min_size=_K, max_size=_K))
-def test_the_examples_have_labels_and_losses(functions, logits):
-  rows = functions("softmax", "examples", logits)
-  assert (rows["label"] == _BATCH["label"]).all()
+def test_classes_scores_and_losses(functions, logits):
+  found = functions("softmax", "examples", logits)
+  assert (found["label"] == _BATCH["label"]).all()
+  order = by_numpy(logits)[:5]
   if np.isnan(logits).any():
-    assert (rows["classes"] == -1).all()
+    assert (found["classes"] == -1).all()
   elif np.isfinite(logits).all():
-    assert (rows["classes"] == by_numpy(logits)[:5]).all()
-    log_p = np.array(logits) - np.log(np.exp(logits).sum())
-    wanted = -log_p[_BATCH["label"]]
-    np.testing.assert_allclose(rows["loss"], wanted, rtol=1e-5, atol=1e-6)
+    assert (found["classes"] == order).all()
+    p = np.exp(np.array(logits)) / np.exp(logits).sum()
+    wanted = np.broadcast_to(p[order], (8, 5))
+    np.testing.assert_allclose(found["scores"], wanted, rtol=1e-5)
+    losses = -np.log(p[_BATCH["label"]])
+    np.testing.assert_allclose(found["loss"], losses, rtol=1e-5, atol=1e-6)
+    sigmoids = functions("sigmoid", "examples", logits)["scores"]
+    wanted = 1 / (1 + np.exp(-np.array(logits)[order]))
+    wanted = np.broadcast_to(wanted, (8, 5))
+    np.testing.assert_allclose(sigmoids, wanted, rtol=1e-5)
 
 
 @settings(deadline=None, max_examples=30)

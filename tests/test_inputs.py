@@ -4,12 +4,13 @@ import io
 import itertools
 import os
 import tracemalloc
+import types
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from mixer import inspection, metadata, predictor, preprocess
+from mixer import inspection, predictor, preprocess
 
 _AS_SEEN = dict(upright=True, white_ground=True)
 _KINDS = {
@@ -24,7 +25,7 @@ _KINDS = {
 
 
 def model(size=(20, 24), short_side=30):
-  return metadata.Metadata(size, short_side, "softmax", None, None)
+  return types.SimpleNamespace(image_size=size, short_side=short_side)
 
 
 def pixels(height, width, seed=0):

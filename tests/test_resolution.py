@@ -15,18 +15,15 @@ from mixer.errors import UserError
 from tests import reference, trained_files
 
 P = 2
-BLOCKWISE = ("tiles", "interleaved")
 pre_logits = functools.partial(reference.forward, head=False)
-
 sides = st.integers(1, 4)
 grids = st.tuples(sides, sides)
 factors = st.tuples(st.integers(1, 3), st.integers(1, 3))
 seeds = st.integers(0, 999)
-examples = functools.partial(settings, deadline=None)
 
 
-def make_shape(grid=(3, 4), t=5, c=6, k=3, patch=P):
-  return weights.Shape(patch, 2, c, t, 7, math.prod(grid), k)
+def make_shape(grid=(3, 4), t=5, c=6, patch=P):
+  return weights.Shape(patch, 2, c, t, 7, math.prod(grid), 3)
 
 
 def random_params(shape, seed=0) -> Any:
@@ -35,11 +32,6 @@ def random_params(shape, seed=0) -> Any:
 
 def pixels(grid, by=(1, 1)):
   return grid[0] * by[0] * P, grid[1] * by[1] * P
-
-
-def random_images(size, seed=0):
-  rng = np.random.default_rng(seed)
-  return rng.uniform(-1, 1, (2, *size, 3)).astype(np.float32)
 
 
 def parts(images, by, method):
@@ -59,19 +51,13 @@ def parts(images, by, method):
     yield out
 
 
-def assert_same(a: Any, b: Any, atol=0.0):
-  a, b = weights.flatten(a), weights.flatten(b)
-  assert a.keys() == b.keys()
-  for name in a:
-    np.testing.assert_allclose(a[name], b[name], atol=atol, err_msg=name)
-
-
-@pytest.mark.parametrize("method", BLOCKWISE)
-@examples(max_examples=40)
+@pytest.mark.parametrize("method", ["tiles", "interleaved"])
+@settings(deadline=None, max_examples=40)
 @given(grid=grids, by=factors, t=sides, c=sides, seed=seeds)
 def test_pre_logits_are_the_mean_of_the_parts(method, grid, by, t, c, seed):
   params = random_params(make_shape(grid, t, c), seed)
-  images = random_images(pixels(grid, by), seed)
+  shape = (2, *pixels(grid, by), 3)
+  images = np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
   new = resolution.resize(params, pixels(grid, by), method, pixels(grid))
   old = [pre_logits(params, part) for part in parts(images, by, method)]
   np.testing.assert_allclose(
@@ -111,7 +97,6 @@ def to_grid(fields, grid):
     ((4, 4), (3, 3)),
     ((4, 7), (7, 3)),
     ((4, 3), (4, 7)),
-    ((7, 7), (14, 14)),
     ((1, 3), (4, 1)),
   ],
 )
@@ -121,54 +106,49 @@ def test_the_resampled_mlp_is_the_old_one_on_the_old_grid(old, new):
   fields = np.random.default_rng(1).standard_normal((5, *new))
   wanted = to_grid(token_mlp(params, to_grid(fields, old)), new)
   np.testing.assert_allclose(token_mlp(resized, fields), wanted, atol=2e-5)
-
-
-@examples(max_examples=40)
-@given(grid=grids, more=st.tuples(sides, sides), seed=seeds)
-def test_resampling_to_a_finer_grid_and_back_changes_nothing(grid, more, seed):
-  params = random_params(make_shape(grid), seed)
-  finer = (grid[0] + more[0] - 1, grid[1] + more[1] - 1)
-  there = resolution.resize(params, pixels(finer), "resample", pixels(grid))
-  back = resolution.resize(there, pixels(grid), "resample", pixels(finer))
-  assert_same(back, params, atol=1e-5)
+  if all(a >= b for a, b in zip(new, old, strict=True)):  # And back again.
+    back = resolution.resize(resized, pixels(old), "resample", pixels(new))
+    same = functools.partial(np.testing.assert_allclose, atol=1e-5)
+    jax.tree.map(same, back, params)
 
 
 @pytest.mark.parametrize(
-  ("size", "method", "width", "sentence"),
+  ("size", "method", "width", "message"),
   [
     (
-      (12, 16),
-      "tiles",
-      20,
+      (12, 16), "tiles", 20,
       "tiled from 3 x 4 to 6 x 8 tokens (paper, appendix C): "
       "token MLP width 5 -> 20",
     ),
     (
-      (6, 24),
-      "interleaved",
-      15,
+      (6, 24), "interleaved", 15,
       "interleaved from 3 x 4 to 3 x 12 tokens (ours, not the paper's): "
       "token MLP width 5 -> 15",
     ),
     (
-      (4, 10),
-      "resample",
-      5,
+      (4, 10), "resample", 5,
       "resampled from 3 x 4 to 2 x 5 tokens (ours, not in the paper): "
       "token MLP width stays 5",
     ),
     ([6, 8], "tiles", 5, ""),
     ((6, 8), "", 5, ""),
   ],
-)
-def test_what_is_said_is_what_is_done(size, method, width, sentence):
+)  # fmt: skip
+def test_what_is_logged_is_what_is_done(size, method, width, message):
   old = make_shape((3, 4))
+  params = random_params(old)
   how = (size, method, (6, 8))
-  said = resolution.plan(old, *how).sentence(old.tokens_mlp_dim)
-  assert said == (f"token mixing {sentence}" if sentence else "")
-  new = weights.shape_of(resolution.resize(random_params(old), *how))
+  said = resolution.plan(old, *how).message(old.tokens_mlp_dim)
+  assert said == (f"token mixing {message}" if message else "")
+  resized = resolution.resize(params, *how)
+  new = weights.shape_of(resized)
   assert new.tokens_mlp_dim == width
   assert new.num_tokens == math.prod(size) // P**2
+  # Only token mixing changes, and nothing else is copied.
+  before, after = map(weights.flatten, (params, resized))
+  changed = {name for name in before if after[name] is not before[name]}
+  assert all("/token_mixing/" in name for name in changed)
+  assert bool(changed) == bool(message)
 
 
 @pytest.mark.parametrize(
@@ -177,11 +157,9 @@ def test_what_is_said_is_what_is_done(size, method, width, sentence):
     (448, None, "tiles"),
     (np.int64(448), 224, "tiles"),
     ((224, 672), None, "tiles"),
-    (224, None, "tiles"),
     (384, None, "resample"),
     (112, None, "resample"),
     ((448, 384), None, "resample"),
-    ((448, 224), None, "tiles"),
     ((448, 112), (112, 448), "resample"),
   ],
 )
@@ -190,62 +168,31 @@ def test_the_method_that_suits_a_size(size, from_size, method):
   assert resolution.plan(shape, size, "", from_size).method == method
 
 
-@pytest.mark.parametrize("method", resolution.METHODS)
-def test_only_token_mixing_changes_and_nothing_is_copied(method):
-  params = random_params(make_shape((3, 3)))
-  before = jax.tree.map(np.copy, params)
-  old = weights.flatten(params)
-  new = weights.flatten(resolution.resize(params, 12, method))
-  changed = {name for name in old if new[name] is not old[name]}
-  assert changed == {name for name in old if "/token_mixing/" in name} - (
-    {f"MixerBlock_{i}/token_mixing/Dense_0/bias" for i in range(2)}
-    if method == "resample"
-    else set()
-  )
-  assert_same(params, before)
-  same = weights.flatten(resolution.resize(params, 6, method))
-  assert all(same[name] is old[name] for name in old)
-
-
 @pytest.mark.parametrize(
-  ("change", "sentence"),
+  ("size", "how", "sentence"),
   [
-    ([230], "image_size=230: 230 px is no multiple.* px. Nearest: 224 or 240"),
-    ([(448, 450)], "image_size=.448, 450.: 450 px.* Nearest: 448 or 464."),
-    ([7], "no multiple.*Nearest: 16.$"),
-    ([0], "image_size=0 is no image size: expected .*height, width"),
-    ([448.0], "image_size=448.0 is no image size"),
-    (["448"], "image_size='448' is no image size"),
-    ([(448,)], "image_size=.448,. is no image size"),
-    ([(448, 448.5)], "image_size=.448, 448.5. is no image size"),
-    ([384], "init_resize=tiles needs .* whole multiple.* 14 x 14 tokens"),
-    ([112, "interleaved"], "image_size=112 has 7 x 7.*resample"),
-    ([448, "bilinear"], "init_resize='bilinear' is no method.*interleaved"),
-    ([448, "tiles", 256], "196 tokens, and from_size=256 has another number"),
-    ([448, "tiles", 225], "from_size=225: 225 px is no multiple"),
+    (230, [], "image_size=230: sides must be multiples .* 240 x 240"),
+    ((448, 450), [], "image_size=.448, 450.: .* 448 x 464"),
+    (0, [], "image_size=0 is no image size: expected .*height, width"),
+    (448.0, [], "image_size=448.0 is no image size"),
+    ("448", [], "image_size='448' is no image size"),
+    ((448,), [], "image_size=.448,. is no image size"),
+    (384, ["tiles"], "=tiles can't fit .* 14 x 14 tokens .* whole multiple"),
+    (112, ["interleaved"], "image_size=112, 7 x 7 tokens.*resample"),
+    (448, ["bilinear"], "init_resize=bilinear can't fit"),
+    (448, ["tiles", 256], "196 tokens, and from_size=256 has another number"),
+    (448, ["tiles", 225], "from_size=225: sides must be multiples"),
   ],
 )
-def test_refusals(change, sentence):
-  arguments = change if len(change) > 1 else [*change, "tiles"]
+def test_refusals(size, how, sentence):
   with pytest.raises(UserError, match=sentence):
-    resolution.plan(make_shape((14, 14), patch=16), *arguments)
+    resolution.plan(make_shape((14, 14), patch=16), size, *how)
 
 
-def test_an_oblong_grid_must_be_told_where_it_changes():
+def test_an_oblong_grid_must_be_given_where_it_changes():
   params = random_params(make_shape((3, 4)))
   with pytest.raises(UserError, match="12 tokens, and .*from_size"):
     resolution.resize(params, (12, 16))
   assert resolution.resize(params, (12, 16), from_size=(6, 8))
-  assert_same(resolution.resize(params, (6, 8)), params)
-  del params["MixerBlock_1"]["token_mixing"]["Dense_1"]["bias"]
-  with pytest.raises(UserError, match="whole MLP-Mixer.*Dense_1/bias"):
-    resolution.resize(params, (6, 8))
-
-
-def test_another_patch_is_refused():
-  shape = make_shape((14, 14), patch=16)
-  resolution.check_patch(shape, 16)
-  with pytest.raises(
-    UserError, match="^a.npz have patches of 16 px.* 32 px: .*ends in /16"
-  ):
-    resolution.check_patch(shape, 32, "a.npz")
+  same = resolution.resize(params, (6, 8))
+  jax.tree.map(np.testing.assert_array_equal, same, params)

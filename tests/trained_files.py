@@ -1,22 +1,15 @@
 """Makes what trained models are loaded from, without training."""
 
+import dataclasses
 import os
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mixer import config as config_lib
-from mixer import (
-  metadata as metadata_lib,
-)
-from mixer import (
-  model,
-  saving,
-  train_step,
-  trained,
-  weights,
-)
+from mixer import model, saving, train_step, trained, weights
 
 _NAMES = list("0123456789")
 
@@ -33,8 +26,7 @@ def random_params(module, side):
 
 def save(workdir, config, change=lambda metadata: None, scale=1.0):
   """A workdir as train.py leaves it; the state in it."""
-  module = model.from_config(config, 10)
-  params = random_params(module, config.image_size)
+  params = random_params(model.from_config(config, 10), config.image_size)
   params = jax.tree.map(lambda x: x * np.float32(scale), params)
   ema = None
   if config.optimizer.ema_decay:
@@ -63,27 +55,25 @@ def npz(path, num_classes, bias=0.0, side=8, classes=None):
     flat["head/bias"] += np.float32(bias)
   np.savez(path, allow_pickle=False, **flat)
   if classes:
-    loss = "sigmoid" if bias < -3 else "softmax"
-    names = trained.names_for_people(tuple(classes))
-    found = metadata_lib.Metadata(
-      (side, side), round(side * 256 / 224), loss, tuple(classes), names
-    )
-    metadata_lib.write_beside(path, found)
+    describe(path, class_ids=tuple(classes))
   return flat
+
+
+def describe(path, **changes):
+  """Writes the metadata of an .npz file, with these in place of its own."""
+  path.with_name(f"{path.name}.json").unlink(missing_ok=True)
+  if ids := changes.get("class_ids"):
+    changes["class_names"] = trained.names_for_people(ids)
+  found = dataclasses.replace(trained.load(str(path)), **changes)
+  trained.write_beside(path, found)
 
 
 def shape_of(variant, num_classes):
   """Of a variant's weights, for images of 224 px."""
   spec = model.parse_variant(variant)
-  return weights.Shape(
-    spec.patch_size,
-    spec.num_blocks,
-    spec.hidden_dim,
-    spec.tokens_mlp_dim,
-    spec.channels_mlp_dim,
-    (224 // spec.patch_size) ** 2,
-    num_classes,
-  )
+  tokens = (224 // spec.patch_size) ** 2
+  more = {"num_tokens": tokens, "num_classes": num_classes}
+  return weights.Shape(**dataclasses.asdict(spec), **more)
 
 
 def random_weights(shape, seed=0):
@@ -100,43 +90,36 @@ def random_weights(shape, seed=0):
   return flat
 
 
-def older(flat, axes="front", counts=("0", "0", "1", "0")):
-  """The same in the older layout.
+def older(flat, axes="front", counts="0010"):
+  """The same in the older dialect.
 
   Args:
-    flat: of the current layout.
+    flat: under the current names.
     axes: where the MLPs' arrays have singleton axes.
     counts: behind the name of a block's norms and mixings, in their order.
   """
-  norm_0, tokens, norm_1, channels = counts
   widen = {
     "front": lambda x: x[None],
     "back": lambda x: x[..., None],
     "middle": lambda x: x[:, None] if x.ndim == 2 else x[None, None],
     "none": lambda x: x,
   }[axes]
-  result = {
-    "embedding/kernel": flat["stem/kernel"],
-    "embedding/bias": flat["stem/bias"],
-    "Mixer/encoder_norm/scale": flat["pre_head_layer_norm/scale"],
-    "Mixer/encoder_norm/bias": flat["pre_head_layer_norm/bias"],
-  }
-  for name in flat:
-    if name.startswith("head"):
-      result[name] = flat[name]
-  i = 0
-  while f"MixerBlock_{i}/LayerNorm_0/scale" in flat:
-    new, old = f"MixerBlock_{i}", f"Mixer/encoderblock_{i}"
-    for a, b in ((norm_0, 0), (norm_1, 1)):
-      for leaf in ("scale", "bias"):
-        result[f"{old}/LayerNorm_{a}/{leaf}"] = flat[
-          f"{new}/LayerNorm_{b}/{leaf}"
-        ]
-    for mixing, n in (("token_mixing", tokens), ("channel_mixing", channels)):
-      for leaf in ("kernel", "bias"):
-        for dense in (0, 1):
-          result[f"{old}/{mixing}_phase_{n}/{leaf}{dense + 1}"] = widen(
-            flat[f"{new}/{mixing}/Dense_{dense}/{leaf}"]
-          )
-    i += 1
-  return result
+  norms = counts[0], counts[2]
+  phases = {"token": counts[1], "channel": counts[3]}
+  found = {}
+  for name, array in flat.items():
+    name = re.sub("^stem/", "embedding/", name)
+    name = name.replace("pre_head_layer_norm", "Mixer/encoder_norm")
+    name = name.replace("MixerBlock_", "Mixer/encoderblock_")
+    name = re.sub(
+      r"(LayerNorm_)(\d)", lambda m: f"{m[1]}{norms[int(m[2])]}", name
+    )
+    if "_mixing/" in name:
+      array = widen(array)
+      name = re.sub(
+        r"(token|channel)_mixing/Dense_(\d)/(\w+)",
+        lambda m: f"{m[1]}_mixing_phase_{phases[m[1]]}/{m[3]}{int(m[2]) + 1}",
+        name,
+      )
+    found[name] = array
+  return found

@@ -11,9 +11,8 @@ stablehlo: the same as a program for JAX, with the same bits. Class names, the
 kind of loss and the preprocessing of images go along: inside of .onnx and
 .safetensors, in info.json of a folder, or in FILE.json beside FILE.
 
-Where the run kept an average of its weights that is what is taken. Before
-anything is put in place, what was written is run beside the model, on the
-images given or on random ones, and a table says how far the two are apart.
+Before anything is put in place, what was written is run beside the model, on
+the images given or on random ones, and a table says how far the two are apart.
 Beyond the bound nothing is kept, and the exit code is 1. All this runs on the
 CPU, unless --platform names another.
 """
@@ -21,34 +20,39 @@ CPU, unless --platform names another.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
+import os
+import pathlib
+import secrets
+import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+import types
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from etils import epy
 
-from mixer import flags
-from mixer.errors import UserError
+from mixer import files, flags
+from mixer.errors import UserError, first_line
 
 with epy.lazy_imports():
   import jax
   import jax.numpy as jnp
   import numpy as np
 
-  from mixer import (
-    export,
-    export_onnx,
-    export_stablehlo,
-    export_timm,
-    predictor,
-    preprocess,
-    runtime,
-    trained,
-  )
+  from mixer import block, predictor, sharding, train_step, trained, weights
 
-# Images in one batch.
-_BATCH = 8
+# What each format needs to be written, and to be run.
+_NEEDS = {
+  "npz": ((), ()),
+  "timm": (("safetensors",), ("torch", "timm")),
+  "onnx": (("onnx",), ("onnxruntime",)),
+  "stablehlo": (("flatbuffers",), ()),
+}
+_BATCH = 8  # Images in one.
+_Outputs = dict[str, Any]  # Features `[N, C]` and, with a head, logits.
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -56,34 +60,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   flags.add_model(parser)
   parser.set_defaults(platform="cpu")
   add = parser.add_argument
-  add(
-    "--averaged",
-    action=argparse.BooleanOptionalAction,
-    default=True,
-    help="take the average of the weights where the run kept one",
-  )
-  add(
-    "--to",
-    choices=("npz", "timm", "onnx", "stablehlo"),
-    default="npz",
-    help="npz: a file as the released ones; timm: a folder that timm loads, or "
+  text = "take the average of the weights where the run kept one"
+  action = argparse.BooleanOptionalAction
+  add("--averaged", action=action, default=True, help=text)
+  text = (
+    "npz: a file as the released ones; timm: a folder that timm loads, or "
     "FILE.safetensors of weights alone; onnx: a file for ONNX runtimes, uint8 "
     "pixels in; stablehlo: a program for JAX on any device, in a folder with "
-    "its weights, or FILE.stablehlo with them inside",
+    "its weights, or FILE.stablehlo with them inside"
   )
-  add(
-    *("-o", "--output"),
-    required=True,
-    metavar="PATH",
-    help="a file, or a new folder",
-  )
-  add(
-    "--images",
-    nargs="+",
-    default=(),
-    metavar="IMAGE",
-    help="files to compare on, in place of random images",
-  )
+  add("--to", choices=tuple(_NEEDS), default="npz", help=text)
+  text = "a file, or a new folder"
+  add("-o", "--output", required=True, metavar="PATH", help=text)
+  text = "files to compare on, in place of random images"
+  add("--images", nargs="+", default=(), metavar="IMAGE", help=text)
   add(
     "--platforms",
     type=flags.some_of(("cpu", "cuda", "rocm", "tpu")),
@@ -95,114 +85,190 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
   """Does what the command line says."""
-  form: Any = {
-    "npz": export,
-    "timm": export_timm,
-    "onnx": export_onnx,
-    "stablehlo": export_stablehlo,
-  }[args.to]
-  more = {"platforms": args.platforms} if args.to == "stablehlo" else {}
-  with export.place(args.output, form.SUFFIX, form.MEMBERS) as place:
-    export.load(*form.PACKAGES)
-    runtime.start(args.platform)
-    model = trained.load(
-      args.checkpoint, args.image_size, args.resize, args.dtype, args.averaged
-    )
-    images = args.images or random_images(model.image_size)
-    written = form.write(model, place, **more)
-    table = ""
-    if not written.missing:
-      table = f"\n{verify(model, written, images)}\n"
-    size = sum(f.stat().st_size for f in place.written())
-    place.commit()
+  needed, checkers = _NEEDS[args.to]
+  if missing := _missing(needed):
+    raise UserError(missing)
+  form: Any = _npz()
+  if args.to != "npz":
+    form = importlib.import_module(f"mixer.export_{args.to}")
+  path = pathlib.Path(args.output).expanduser()
+  with _aside(path, form) as (target, place):
+    model = trained.of_flags(args, args.averaged)
+    more = ()
+    if args.to == "stablehlo":
+      more = (args.platforms,)
+    else:
+      _refuse_variant(model)
+    with files.writing(path):
+      form.write(model, target, *more)
+    missing, table = _missing(checkers), ""
+    here = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    if more and here not in args.platforms:
+      missing = f"the program is for {','.join(args.platforms)}, not for {here}"
+    if not missing:
+      table = _verify(model, form, target, args.images)
+    placed = place()
+  size = sum(file.stat().st_size for file in placed)
   count = sum(x.size for x in jax.tree.leaves(model.params))
+  loading = textwrap.dedent(form.loading(model, path))
   print(
     f"{args.output}: {count:,} parameters of {model.origin}; "
-    f"{size / 1e6:,.1f} MB\n{table}"
+    f"{size / 1e6:,.1f} MB in {', '.join(file.name for file in placed)}\n\n"
+    f"{table}To load it:\n{textwrap.indent(loading, '  ')}",
+    flush=True,
   )
-  for note in written.notes:
-    whole: Any = dict(break_long_words=False, break_on_hyphens=False)
-    print(textwrap.fill(note, 80, **whole), end="\n\n")
-  print("To load it:\n")
-  print(textwrap.indent(written.loading, "  "))
-  sys.stdout.flush()
-  if written.missing:
-    print(f"\nNOT VERIFIED: {written.missing}.", file=sys.stderr)
+  if missing:
+    print(f"\nNOT VERIFIED: {missing}.", file=sys.stderr)
 
 
-def verify(
-  model: trained.Trained, written: export.Written, images: Sequence[Any]
+def _missing(packages: Sequence[str]) -> str:
+  """How to get packages that can't be imported; "" if they all can."""
+  try:
+    for name in packages:
+      importlib.import_module(name)
+  except Exception as e:  # Of two that don't fit each other, RuntimeError.
+    names = " ".join(packages)
+    return f"it needs {names} ({first_line(e)}): pip install {names}"
+  return ""
+
+
+def _refuse_variant(model: trained.Trained) -> None:
+  """Refuses all but the model of the paper's section 2."""
+  permute, mixing = model.module.permute, model.module.mixing
+  if permute or mixing != block.TokenMixing():
+    raise UserError(
+      f"{model.source} is another model than the paper's: {mixing}, permute="
+      f"{permute!r}. Only --to=stablehlo holds such."
+    )
+
+
+def _npz() -> Any:
+  """The format of the released files, with metadata beside it."""
+
+  def write(model: trained.Trained, target: pathlib.Path) -> None:
+    weights.save(model.params, target)
+    trained.write_beside(target, model)
+
+  def loading(model: trained.Trained, path: pathlib.Path) -> str:
+    return f"\nimport mixer\n\nmodel = mixer.load({str(path)!r})"
+
+  found: Any = dict(SUFFIX=".npz", MEMBERS=(), BOUND=0.0)
+  return types.SimpleNamespace(write=write, loading=loading, **found)
+
+
+@contextlib.contextmanager
+def _aside(
+  path: pathlib.Path, form: Any
+) -> Iterator[tuple[pathlib.Path, Callable[[], list[pathlib.Path]]]]:
+  """Where to write to at first, and a function that puts it in place.
+
+  What is not put in place is removed. Of a link the target changes.
+  """
+  members = form.MEMBERS
+  is_folder = bool(members) and path.suffix != form.SUFFIX
+  fits = path.suffix == form.SUFFIX and not path.is_dir()
+  if is_folder:
+    fits = not path.exists() or (
+      path.is_dir() and {f.name for f in path.iterdir()} <= {*members}
+    )
+  if not fits or (files.in_place(path) and not is_folder):
+    folder = f", or of a new folder for {' and '.join(members)}"
+    raise UserError(
+      f"{path} can't be written: expected the name of a file that ends in "
+      f"{form.SUFFIX}{folder if members else ''}."
+    )
+  aside = path.resolve().parent / f".{path.name}.{secrets.token_hex(4)}"
+  target = aside if is_folder else aside / path.name
+  last = members[-1] if is_folder else path.name
+
+  def place() -> list[pathlib.Path]:
+    with files.writing(path):
+      folder = path if is_folder else path.parent
+      folder.mkdir(exist_ok=True)
+      # Without the last file the others are nothing.
+      written = sorted(aside.iterdir(), key=lambda f: (f.name == last, f))
+      for file in written:
+        with open(file, "rb") as f:
+          os.fsync(f.fileno())
+      main = pathlib.Path(os.path.realpath(folder / last))
+      if len(written) > 1:  # Else an old one goes with new ones for a moment.
+        main.unlink(missing_ok=True)
+        files.sync_folder(main.parent)
+      placed = [folder / file.name for file in written]
+      for file, to in zip(written, placed, strict=True):
+        file.replace(os.path.realpath(to))
+    files.sync_folder(folder)
+    return placed
+
+  try:
+    with files.writing(path):
+      aside.mkdir(parents=True)
+    yield target, place
+  except UserError as e:
+    message = str(e).replace(str(target), str(path))
+    raise UserError(message, lines=True) from e
+  finally:
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def runner(
+  model: trained.Trained, dtype: str = ""
+) -> Callable[[np.ndarray], _Outputs]:
+  """Runs the model on one device: with a `dtype` as exactly as it can."""
+  module = model.module.clone(dtype=jnp.dtype(dtype)) if dtype else model.module
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  functions = train_step.Inference(module, model.loss, model.num_classes, mesh)
+  params = jax.device_put(model.params, sharding.replicated(mesh))
+  by_name = {"features": functions.features}
+  if model.num_classes:
+    by_name["logits"] = functions.logits
+
+  def run(batch: np.ndarray) -> _Outputs:
+    masked = {"image": batch, "mask": np.ones(len(batch), bool)}
+    with jax.default_matmul_precision("highest" if dtype else None):
+      return {k: np.asarray(f(params, masked)[0]) for k, f in by_name.items()}
+
+  return run
+
+
+def _verify(
+  model: trained.Trained, form: Any, target: pathlib.Path, images: Sequence[Any]
 ) -> str:
   """Runs what was written beside the model; a table of the differences."""
-  assert written.run and written.metadata
-  found, wanted = vars(written.metadata), vars(model.metadata)
-  if wrong := [k for k in wanted if k != "dtype" and found[k] != wanted[k]]:
-    raise UserError(
-      "what was written doesn't say what was written to it: "
-      f"{', '.join(wrong)} differ. Write it to another disk."
-    )
-  batches = _batches(images, model)
-  dtype = "float32" if written.bound else ""
-  ours = export.outputs(export.runner(model, dtype), batches)
-  theirs = export.outputs(written.run, batches)
-  sizes = [str(len(batch)) for batch in batches]
-  bound = f"{written.bound:.0e}" if written.bound else "equal bits"
-  lines = [
-    f"compared on {sum(map(len, batches))} images, in batches of "
-    f"{', '.join(sizes[:-1])} and {sizes[-1]}: mixer and {written.against}",
-    f"{'':10}{'absolute':>12}{'relative':>12}{'bound':>12}",
-  ]
-  wrong = []
-  for name, wanted in ours.items():
-    absolute, relative = _difference(wanted, theirs[name])
-    lines.append(f"{name:10}{absolute:12.1e}{relative:12.1e}{bound:>12}")
-    if not relative <= written.bound:  # NaN isn't.
-      wrong.append(f"{name} differ by {relative:.1e}")
-  if wrong:
-    raise UserError(
-      f"what was exported of {model.source} computes something else in "
-      f"{written.against}: {', '.join(wrong)}, relative to their largest "
-      f"magnitude, where {bound} is allowed. Nothing was kept. Take another "
-      "version of that package, or report it."
-    )
-  if "logits" in ours:
-    best = (x["logits"].argmax(axis=-1) for x in (ours, theirs))
-    lines.append(
-      f"{'top-1':10}{np.equal(*best).sum()} of {sum(map(len, batches))} agree"
-    )
-  if dtype and jnp.dtype(model.module.dtype) == jnp.bfloat16:
-    name, wanted = list(ours.items())[-1]
-    _, apart = _difference(
-      wanted, export.outputs(export.runner(model), batches)[name]
-    )
-    lines += [
-      "Both in float32, in which the export computes; in the model's own",
-      f"bfloat16 {name} are {apart:.1e} (relative) from that.",
-    ]
-  return "\n".join(lines)
+  found: dict[str, Any] = {}
+  if form.SUFFIX == ".npz":
+    found["run"] = runner(trained.load(str(target)))
+  else:  # By the lines that users get.
+    exec(textwrap.dedent(form.loading(model, target)), found)
+  own = runner(model, "float32" if form.BOUND else "")
+  batches = _batches(images or random_images(model.image_size), model)
+  ours, theirs = ([f(batch) for batch in batches] for f in (own, found["run"]))
+  bound = f"{form.BOUND:.0e}" if form.BOUND else "equal bits"
+  table = (
+    f"compared on {sum(map(len, batches))} images with what was written\n"
+    f"{'':10}{'absolute':>12}{'relative':>12}{'bound':>12}\n"
+  )
+  for name in ours[0]:
+    a, b = (np.concatenate([x[name] for x in each]) for each in (ours, theirs))
+    absolute = float(np.abs(a.astype(np.float64) - b).max())
+    relative = absolute / (float(np.abs(a).max()) or 1.0)
+    table += f"{name:10}{absolute:12.1e}{relative:12.1e}{bound:>12}\n"
+    if not relative <= form.BOUND:  # NaN isn't.
+      raise UserError(
+        f"what was written of {model.source} computes something else: {name} "
+        f"differ by {relative:.1e} of their largest magnitude, where {bound} "
+        "is allowed. Nothing was kept. Take another version of the package "
+        "that runs it, or report this."
+      )
+  return f"{table}\n"
 
 
-def _difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
-  """The largest one; the same as a share of the largest magnitude of ours."""
-  if ours.shape != theirs.shape:
-    return np.inf, np.inf
-  absolute = float(np.abs(ours.astype(np.float64) - theirs).max())
-  return absolute, absolute / (float(np.abs(ours).max()) or 1.0)
-
-
-def random_images(size: tuple[int, int], seed: int = 0) -> list[np.ndarray]:
-  """Six images uint8 `[H, W, 3]`: noise, smooth, flat; of several shapes."""
-  rng = np.random.default_rng(seed)
-  h, w = size
-
-  def noise(height: int, width: int) -> np.ndarray:
-    return rng.integers(0, 256, (height, width, 3), np.uint8)
-
-  flat = [np.full((h, w, 3), value, np.uint8) for value in (0, 255)]
-  smooth = [
-    preprocess.resize(noise(4, 4), sides) for sides in ((h, 3 * w), (2 * h, w))
-  ]
-  return [noise(h, w), *flat, *smooth, noise(h + 1, 2 * w)]
+def random_images(size: tuple[int, int]) -> list[np.ndarray]:
+  """Images uint8 `[H, W, 3]`: noise, of another shape, and flat."""
+  rng, (h, w) = np.random.default_rng(0), size
+  shapes = (h, w, 3), (h + 1, 2 * w, 3)
+  noise = [rng.integers(0, 256, shape, np.uint8) for shape in shapes]
+  return [*noise, *(np.full((h, w, 3), value, np.uint8) for value in (0, 255))]
 
 
 def _batches(images: Sequence[Any], model: trained.Trained) -> list[np.ndarray]:
@@ -213,7 +279,7 @@ def _batches(images: Sequence[Any], model: trained.Trained) -> list[np.ndarray]:
       fitted.append(predictor.fit(image, model))
     except ValueError as e:
       raise UserError(f"{image} can't be used: {e}.") from e
-  rest = fitted[1:] or (fitted[0], fitted[0])
+  rest = fitted[1:] or [*fitted, *fitted]
   starts = range(0, len(rest), _BATCH)
   cut = [np.stack(rest[start : start + _BATCH]) for start in starts]
   return [fitted[0][None], *cut]

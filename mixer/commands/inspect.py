@@ -27,9 +27,15 @@ from mixer.errors import UserError
 with epy.lazy_imports():
   import numpy as np
 
-  from mixer import checkpoints, metrics, released, runtime, weights
+  from mixer import (
+    checkpoints,
+    metrics,
+    released,
+    runtime,
+    trained,
+    weights,
+  )
   from mixer import config as config_lib
-  from mixer import metadata as metadata_lib
   from mixer.insight import kernels
 
 _METADATA = ("config", "resolved", "class_names", "environment", "history")
@@ -55,7 +61,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def describe(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
   """What is known of a checkpoint or file, as JSON; its weights by name."""
   facts: dict[str, Any] = {}
-  if released.kind(path) == "checkpoint":
+  if (file := released.resolve(path)) is None:
     count, different = checkpoints.verify(path)
     params, info = checkpoints.load_params(path, averaged=False, verify=False)
     workdir, step = checkpoints.locate(path)
@@ -69,13 +75,12 @@ def describe(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
       average, _ = checkpoints.load_params(path, verify=False)
       facts["sha256_ema"] = digest(average)
   else:
-    params, file = released.load(path), released.resolve(path)
+    params = released.load(path)
     with open(file, "rb") as f:
       sha256 = hashlib.file_digest(f, "sha256").hexdigest()
     facts |= {"path": str(file), "file_sha256": sha256}
-    num_classes = len(params.get("head", {}).get("bias", ()))
-    if known := metadata_lib.read_beside(file, num_classes):
-      facts["class_names"] = known.class_ids
+    if known := trained.read_beside(file):
+      facts["class_names"] = known["class_ids"]
   flat = weights.flatten(params)
   modules = {
     name: {
