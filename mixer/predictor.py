@@ -88,7 +88,7 @@ class Features:
   values: np.ndarray  # float32 [C]; NaN where there is a problem.
 
 
-def load(path: str, batch_size: int | None, **how: Any) -> "Predictor":
+def load(path: str, batch_size: int | None = None, **how: Any) -> "Predictor":
   """`mixer.load`; `how` is of `trained.load`."""
   _refuse_fork()
   runtime.start_as_library()

@@ -236,7 +236,7 @@ def test_one_screen_lists_the_commands(capsys):
 
 def test_choices_and_sizes():
   choices = {a.dest: a.choices for a in cli.parser("predict")._actions}
-  assert choices["resize"] == resolution.METHODS
+  assert choices["resize"] == tuple(resolution.METHODS)
   assert flags.image_size("448") == 448
   assert flags.image_size("224x448") == (224, 448)
   for text in ("0", "x3", "3x", "2.5"):
