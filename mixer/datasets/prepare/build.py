@@ -3,10 +3,9 @@
 One pass over the source, in its order, in chunks that are committed one by one
 to a hidden folder beside the data set's: shards, and 00000.json and so on, each
 written when all that it names is on the disk. What none of them names goes at
-the next start, which continues after the last one. So however a preparation is
-stopped, the result is the same, byte for byte. In the end the splits that need
-it are put in the order of their images' hashes, and a rename puts the whole
-where readers look.
+the next start, which continues after the last one: the same bytes result,
+however a preparation is stopped. In the end splits are shuffled that need it,
+and a rename puts the whole where readers look.
 """
 
 import concurrent.futures
@@ -54,19 +53,19 @@ _OPEN_FILES = 128  # Each costs some 100 kB, and there is a limit to them.
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """How a source of images becomes a data set."""
+  """How a source of images becomes a data set: see the command's flags."""
 
   hold_out: holdout.HoldOut = dataclasses.field(default_factory=dict)
   shuffle: bool = False  # Puts `train` in the order of the images' hashes.
   seed: int = 0
-  upright: bool = False  # Turns images as their EXIF orientation says.
+  upright: bool = False
   white_ground: bool = False  # Puts what is transparent on white ground.
-  short_side: int = 0  # To which longer ones are reduced; 0 keeps all bytes.
-  quality: int = 95  # Of JPEG, where images are encoded anew.
-  mislabelled: str = "keep"  # Or skip, or fail.
+  short_side: int = 0
+  quality: int = 95
+  mislabelled: str = "keep"
   # These two change nothing in what is written.
-  bad: str = "skip"  # Or fail.
-  max_bad: float = 0.1  # The share of files left out that stops it.
+  bad: str = "skip"
+  max_bad: float = 0.1
 
   def identity(self) -> dict[str, Any]:
     """What of it decides what is written, as JSON gives it back."""
@@ -112,32 +111,32 @@ def sync(path: pathlib.Path) -> None:
 
 
 class _Shard:
-  """One ArrayRecord file in the making."""
+  """One ArrayRecord file in the making, and in `entry` what it is."""
 
   def __init__(self, path: pathlib.Path, split: str):
-    self._path, self._split = path, split
-    self.keys: list[str] = []  # Of the records, if these are to be shuffled.
-    self.images = self.bytes = 0
+    self._path = path
+    self.entry: dict[str, Any] = {"file": path.name, "split": split}
+    # Keys of the records, if these are to be shuffled.
+    self.entry |= {"images": 0, "bytes": 0, "keys": []}
     self._writer = array_record_module.ArrayRecordWriter(str(path), WRITER)
 
-  def write(self, record: bytes) -> None:
+  def write(self, record: bytes) -> bool:
+    """Returns whether the shard is full."""
     self._writer.write(record)
-    self.images += 1
-    self.bytes += len(record)
+    self.entry["images"] += 1
+    self.entry["bytes"] += len(record)
+    return _is_full(self.entry["images"], self.entry["bytes"])
 
   def close(self) -> dict[str, Any]:
-    """Returns when the file is whole and on the disk, with what it is."""
+    """Returns the entry when the file is whole and on the disk."""
     self._writer.close()
     sync(self._path)
-    digest = stored.file_digest(self._path)  # While it is in memory.
-    return {
-      "file": self._path.name,
-      "split": self._split,
-      "images": self.images,
-      "bytes": self.bytes,
-      "sha256": digest,
-      "keys": self.keys,
-    }
+    # While it is in memory.
+    return self.entry | {"sha256": stored.file_digest(self._path)}
+
+
+def _is_full(images: int, size: int) -> bool:
+  return images >= CHUNK_IMAGES or size >= CHUNK_BYTES
 
 
 class _Work:
@@ -162,71 +161,58 @@ class _Work:
       "classes": files.json_sha256([*self.labels]),
       **options.identity(),
     }
-    self.shards: list[dict[str, Any]] = []  # Committed.
-    self.writers: dict[str, _Shard] = {}  # Of the chunk, by split.
-    self.members = self.done = self._entries = self.new_bytes = 0
-    self.ended = False  # The source is read to its end.
-    self.problems: list[list[str]] = []  # Kind, file, sentence.
-    self.rows: list[tuple[str, int, str]] = []  # Digest, label, split.
-    self._new = 0, 0, 0  # Of members, problems and rows, the chunk's first.
+    self.entries: list[dict[str, Any]] = []  # Committed.
     while self._entry().exists():
       what = "a journal of preparation, or begin anew with --restart"
       entry = files.read_json(self._entry(), what)
       then = entry.get("identity", {})
-      differs = [k for k, v in self.identity.items() if then.get(k) != v]
-      if differs:
+      if differs := [k for k, v in self.identity.items() if then.get(k) != v]:
         raise UserError(
-          f"{folder} has what an earlier preparation had done when it was "
-          f"stopped, and it differs in {', '.join(differs)}. Give the source "
-          "and the options of that time, or --restart to begin anew."
+          f"the preparation that was stopped in {folder} differs in "
+          f"{', '.join(differs)}. Give its source and options, or --restart to "
+          "begin anew."
         )
-      self.problems += entry["problems"]
-      self.rows += entry["rows"]
-      self._take(entry)
+      self.entries.append(entry)
+    self.members = sum(entry["members"] for entry in self.entries)
     self.counts = Counter[str]()  # Images by split.
-    for shard in self.shards:
+    for shard in self.all("shards"):
       self.counts[shard["split"]] += shard["images"]
+    self._begin()
     (folder / "shards").mkdir(parents=True, exist_ok=True)
-    named = {shard["file"] for shard in self.shards}
+    named = {shard["file"] for shard in self.all("shards")}
     for path in (folder / "shards").iterdir():
       if path.name not in named:
         path.unlink()
 
-  def _entry(self) -> pathlib.Path:
-    return self.folder / f"{self._entries:05}.json"
+  def all(self, key: str) -> list[Any]:
+    """Of all entries together."""
+    return [row for entry in self.entries for row in entry[key]]
 
-  def _take(self, entry: dict[str, Any]) -> None:
-    self._entries += 1
-    self.members, self.done = entry["members"], entry["done"]
-    self.ended = entry["ended"]
-    self.shards += entry["shards"]
-    self._new = self.members, len(self.problems), len(self.rows)
-    self.writers, self.new_bytes = {}, 0
+  def _begin(self) -> None:
+    # Of a problem the kind, file and sentence; of a row digest, label, split.
+    self.chunk: dict[str, Any] = {"members": 0, "problems": [], "rows": []}
+    self.writers: dict[str, _Shard] = {}  # By split.
+    self.new_bytes = 0
+
+  def _entry(self) -> pathlib.Path:
+    return self.folder / f"{len(self.entries):05}.json"
 
   def shard(self, split: str, number: int = 0) -> _Shard:
     """A new one of the chunk."""
     # Numbers come first, so that no name of a split is mistaken.
-    name = f"{self._entries:05}-{number:05}-{split}.array_record"
+    name = f"{len(self.entries):05}-{number:05}-{split}.array_record"
     return _Shard(self.folder / "shards" / name, split)
 
   def commit(self, ended: bool) -> None:
     """Makes what is written count, if it is enough or all."""
-    images = self.members - self._new[0]
-    if not ended and images < CHUNK_IMAGES and self.new_bytes < CHUNK_BYTES:
-      return
-    entry = {
-      "identity": self.identity,
-      "members": self.members,
-      "done": self.done,
-      "ended": ended,
-      "shards": [writer.close() for writer in self.writers.values()],
-      "problems": self.problems[self._new[1] :],
-      "rows": self.rows[self._new[2] :],
-    }
-    files.sync_folder(self.folder / "shards")
-    with files.atomic_write(self._entry(), "w") as f:
-      json.dump(entry, f)
-    self._take(entry)
+    if ended or _is_full(self.chunk["members"], self.new_bytes):
+      shards = [writer.close() for writer in self.writers.values()]
+      entry = {"identity": self.identity, "ended": ended, "shards": shards}
+      files.sync_folder(self.folder / "shards")
+      with files.atomic_write(self._entry(), "w") as f:
+        json.dump(self.chunk | entry, f)
+      self.entries.append(self.chunk | entry)
+      self._begin()
 
 
 _Inspected = tuple[Member, int, inspection.Inspected, bytes]
@@ -273,60 +259,64 @@ def _read(work: _Work, progress: Progress) -> None:
   """The pass over the source, from where it was committed."""
   source, options, spec = work.source, work.options, work.spec
   images = spec.releases[work.info.get("configName", "")][0]
+  by_class = source.class_sizes is not None
   shuffled = {"train"} if options.shuffle else set[str]()
   if source.class_sizes is not None:
     place = holdout.by_class(options.hold_out, source.class_sizes, work.labels)
   else:
     place = holdout.by_hash(options.hold_out, images)
     shuffled |= {*options.hold_out}
-  for key, label, split in work.rows:
+  for key, label, split in work.all("rows"):
     place(bytes.fromhex(key), label, split)
   policies = {"": "keep", "dark": "keep", "mislabelled": options.mislabelled}
-  total = source.total or images
   with contextlib.closing(_inspected(work)) as results:  # Ends the threads.
-    for member, work.done, found, key in results:
+    for member, done, found, key in results:
       work.members += 1
+      work.chunk["members"] += 1
       work.new_bytes += len(member.data)
       policy = policies.get(found.kind, options.bad)
-      if found.kind:
-        work.problems.append([found.kind, member.name, found.problem])
+      problems = [(found.kind, found.problem)] if found.kind else []
       if policy == "keep":
         label = work.labels[member.class_name]
         split, odd = place(key, label, member.split)
-        work.problems += [[kind, member.name, what] for kind, what in odd]
-        if source.class_sizes is not None:
-          work.rows.append((key.hex(), label, split))
+        problems += odd
+        if by_class:
+          work.chunk["rows"].append((key.hex(), label, split))
         if split not in work.writers:
           work.writers[split] = work.shard(split)
-        name = member.name.encode()
+        shard, name = work.writers[split], member.name.encode()
         if split in shuffled and not member.split:
-          work.writers[split].keys.append((key + name).hex())
+          shard.entry["keys"].append((key + name).hex())
         features = {"image": found.data, "file_name": name}
         features |= {spec.label: (label,), **dict(member.more)}
-        work.writers[split].write(stored.encode(features))
+        shard.write(stored.encode(features))
         work.counts[split] += 1
-      elif policy == "fail" or work.members >= _JUDGED_AFTER:
+      work.chunk["problems"] += [(k, member.name, what) for k, what in problems]
+      if policy == "fail" or (
+        policy == "skip" and work.members >= _JUDGED_AFTER
+      ):
         _judge(work, 0 if policy == "fail" else options.max_bad)
-      progress.show("preparing", work.done, total, work.counts.total())
+      total = source.total or images
+      progress.show("preparing", done, total, work.counts.total())
       work.commit(ended=False)
   _judge(work, options.max_bad)
+  work.commit(ended=True)
   lacking = [split for split in options.hold_out if not work.counts[split]]
   source.warn("splits have no image, of so few", lacking)
-  trained = {label for _, label, split in work.rows if split == "train"}
-  rest = {label for _, label, _ in work.rows} - trained
+  trained = {label for _, label, split in work.all("rows") if split == "train"}
+  rest = {label for _, label, _ in work.all("rows")} - trained
   names = [name for name, label in work.labels.items() if label in rest]
   source.warn("classes have images, but none in train", names)
   for warning in source.warnings:
     progress.say(f"warning: {warning}.")
-  work.commit(ended=True)
 
 
 def _judge(work: _Work, most: float) -> None:
   """Stops where it isn't some bad files, but a bad source."""
   left_out = work.members - work.counts.total()
   if left_out > most * work.members or not work.counts:
-    nothing = ["empty", "the source", "no image"]
-    kind, name, what = work.problems[-1] if work.problems else nothing
+    rows = [*work.all("problems"), *work.chunk["problems"]]
+    kind, name, what = rows[-1] if rows else ("empty", "all", "no image")
     raise UserError(
       f"{left_out:,} of {work.members:,} files can't be used, such as {name} "
       f"({kind}: {what}). Get a whole copy, mend these files, or go on without "
@@ -336,11 +326,10 @@ def _judge(work: _Work, most: float) -> None:
 
 def _check_room(work: _Work) -> None:
   """Refuses at once what would fill the disk after hours."""
-  # What is shuffled is there twice in the end. How small resized images get
-  # isn't known.
+  # Twice what is shuffled. How small resized images get isn't known.
   need = (1 + work.options.shuffle) * work.source.total_bytes
   need *= not work.options.short_side
-  need -= sum(shard["bytes"] for shard in work.shards)
+  need -= sum(shard["bytes"] for shard in work.all("shards"))
   free = shutil.disk_usage(work.folder).free
   if free < 1.02 * need:  # ArrayRecord's own bytes.
     raise UserError(
@@ -352,10 +341,7 @@ def _check_room(work: _Work) -> None:
 def _shuffled(
   work: _Work, shards: list[dict[str, Any]], progress: Progress
 ) -> list[dict[str, Any]]:
-  """Shards of the same records in the order of their keys.
-
-  So any slice of a split is a fair sample.
-  """
+  """Shards of the same records by their keys: any slice is a fair sample."""
   places = [
     (key, shard["file"], i)
     for shard in shards
@@ -372,9 +358,8 @@ def _shuffled(
   writer = None
   for done, (_, file, i) in enumerate(sorted(places), 1):
     writer = writer or work.shard(shards[0]["split"], len(found))
-    writer.write(reader(file).read([i])[0])
+    is_full = writer.write(reader(file).read([i])[0])
     progress.show("shuffling", done, len(places), done)
-    is_full = writer.images >= CHUNK_IMAGES or writer.bytes >= CHUNK_BYTES
     if is_full or done == len(places):
       found.append(writer.close())
       writer = None
@@ -395,7 +380,7 @@ def prepare(
   """
   with disk(beside(final)):
     work = _Work(source, beside(final), info, spec, options)
-    if not work.ended:
+    if not (work.entries and work.entries[-1]["ended"]):
       _check_room(work)
       _read(work, progress)
     # Nobody takes a folder of that name for a data set.
@@ -404,7 +389,9 @@ def prepare(
     splits, digests = {}, {}
     # `train` first, then by name: the same whatever came first.
     for split in sorted(work.counts, key=lambda name: (name != "train", name)):
-      shards = [shard for shard in work.shards if shard["split"] == split]
+      shards = [
+        shard for shard in work.all("shards") if shard["split"] == split
+      ]
       if any(shard["keys"] for shard in shards):
         shards = _shuffled(work, shards, progress)
       size = sum(shard["bytes"] for shard in shards)
@@ -417,14 +404,14 @@ def prepare(
         digests[path.name] = shard["sha256"]
     _describe(work, data, splits)
     stored.seal(data, digests)
-    rows = [["kind", "file", "what"], *work.problems]
+    rows = [["kind", "file", "what"], *work.all("problems")]
     lines = ("\t".join(map(errors.printable, row)) + "\n" for row in rows)
     (data / REPORT).write_text("".join(lines), "utf-8")
     record = {
       "from": source.description,
       "identity": work.identity,
       "left_out": work.members - work.counts.total(),
-      "problems": Counter(kind for kind, *_ in work.problems),
+      "problems": Counter(kind for kind, *_ in work.all("problems")),
     }
     (data / PREPARATION).write_text(json.dumps(record, indent=2) + "\n")
     for path in data.iterdir():
