@@ -44,26 +44,24 @@ def hold_out(text: str) -> dict[str, int | float]:
   try:
     for item in () if text == "none" else text.split(","):
       split, _, amount = item.strip().rpartition("=")
-      share = amount.endswith("%")
+      split, share = split or "validation", amount.endswith("%")
       value = float(amount[:-1]) / 100 if share else int(amount)
-      split = split or "validation"
       if value <= 0 or not split.isidentifier() or split in (*parts, "train"):
         raise ValueError
       parts[split] = value
-    kinds = {type(value) for value in parts.values()}
-    if len(kinds) > 1 or (kinds == {float} and sum(parts.values()) >= 1):
-      raise ValueError
+    if text != "none" and {*map(type, parts.values())} != {int}:
+      if sum(parts.values()) >= 1:  # A number among shares, too.
+        raise ValueError
   except ValueError:
     raise argparse.ArgumentTypeError(
-      f"{text} is none: give other splits than train numbers of images, or "
-      "shares of less than 100% together, such as 10%, 5000 or "
-      "validation=5000,test=5000"
+      f"{text} is none: give other splits than train numbers, or shares of "
+      "less than 100% together, as in 10%, 5000 or validation=500,test=500"
     ) from None
   return parts
 
 
-# Flags for files of the user's, which are fields of `build.Options` where there
-# are such: how they are read, and their help.
+# Flags for files of the user's, most of them fields of `journal.Options`: how
+# they are read, and their help.
 _OWN: dict[str, tuple[dict[str, Any], str]] = {
   "name": ({}, "of the set that `folder` makes"),
   "classes": ({"type": _path}, "a file with the classes, one a line"),
@@ -71,25 +69,19 @@ _OWN: dict[str, tuple[dict[str, Any], str]] = {
     {"type": flags.number(int, 0, 10**5), "dest": "short_side"},
     "make images with a longer short side so small; 0: keep every byte",
   ),
-  "quality": (
-    {"type": flags.number(int, 1, 100)},
-    "of JPEG, where images are encoded anew; 95",
-  ),
+  "quality": ({"type": flags.number(int, 1, 100)}, "of JPEG encoding; 95"),
   "upright": (
     {"action": argparse.BooleanOptionalAction},
     "turn images as their EXIF orientation says (folder does)",
   ),
-  "bad": (
-    {"choices": ("skip", "fail")},
-    "what becomes of files that don't decode; skip",
-  ),
+  "bad": ({"choices": ("skip", "fail")}, "files that don't decode; skip"),
   "max_bad": (
     {"type": flags.number(float, 0, 1)},
     "stop where more than this share of the files is left out; 0.1",
   ),
   "mislabelled": (
     {"choices": ("keep", "skip", "fail")},
-    "what becomes of a PNG that is called .jpg, and the like; keep",
+    "a PNG that is called .jpg, and the like; keep",
   ),
   "accept_truncated": (
     {"action": "store_const", "const": True},
@@ -98,8 +90,7 @@ _OWN: dict[str, tuple[dict[str, Any], str]] = {
   "hold_out": (
     {"type": hold_out},
     "10%%, 5000, or validation=10%%,test=5%%, or none: of the images that the "
-    "source gives no split; of a folder exactly, and of each class; of "
-    "archives to within chance",
+    "source gives no split",
   ),
   "seed": ({"type": flags.number(int, 0, 2**63 - 1)}, "of that draw; 0"),
 }
@@ -113,10 +104,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   text = "what you have of it: archives, a folder; may be given more than once"
   add("--source", action="append", type=_path, default=[], help=text)
   add("--data_dir", default="", help="where data sets are; TFDS's own default")
-  text = (
-    "discard what a stopped preparation has done; prepare anew what is there, "
-    "which stays until then"
-  )
+  text = "discard what is prepared in part; prepare anew what is whole"
   add("--restart", action="store_true", help=text)
   title = "for files of yours (folder, imagenet21k and others, see --list)"
   add = parser.add_argument_group(title).add_argument
@@ -142,7 +130,7 @@ def main(args: argparse.Namespace) -> int | None:
 
 
 def _list() -> None:
-  from mixer.datasets import catalog, vtab
+  from mixer.datasets import catalog
 
   for name, entry in catalog.ENTRIES.items():
     how = "is made here"
@@ -150,13 +138,11 @@ def _list() -> None:
       how = f"is downloaded, {entry.downloads / 1e9:.2g} GB; needs TensorFlow"
     if entry.by_hand:
       how = f"--source={entry.by_hand}"
-    if tasks := vtab.tasks_of(name):
-      how += f"; read as {' or '.join(tasks)}"
     print(f"{name:<32}{entry.what}\n{'':<32}{how}")
   print(
-    "\nAny other set that TFDS knows is prepared by its name as well, and what "
-    "TFDS has\nwritten as TFRecord is converted: --source=ITS_FOLDER. "
-    f"TensorFlow is needed for\npreparing only: {catalog.TENSORFLOW}."
+    "Any other set that TFDS knows is prepared by its name, and what TFDS has "
+    "written as\nTFRecord by --source=ITS_FOLDER. TensorFlow is needed for "
+    f"preparing only:\n{catalog.TENSORFLOW}."
   )
 
 
@@ -215,7 +201,7 @@ def _own(args: argparse.Namespace, root: pathlib.Path) -> tuple[str, Any]:
   """Prepares a set from images that the user has; its name and folder."""
   from mixer import files, runtime
   from mixer.datasets import catalog, stored
-  from mixer.datasets.prepare import build, sets
+  from mixer.datasets.prepare import build, journal, sets
   from mixer.progress import Progress
 
   base, release, version = catalog.split_name(args.set)
@@ -238,21 +224,21 @@ def _own(args: argparse.Namespace, root: pathlib.Path) -> tuple[str, Any]:
   folder = root / name / spec.version
   info = {"name": args.name or base, "description": entry.what}
   info |= {"configName": release} if release else {}
-  fields = [field.name for field in dataclasses.fields(build.Options)]
+  fields = [field.name for field in dataclasses.fields(journal.Options)]
   given = {k: v for k, v in vars(args).items() if k in fields and v is not None}
   if (folder / stored.INFO).exists() and not args.restart:
-    if build.beside(folder).exists():  # A kill came after the end.
+    if journal.beside(folder).exists():  # A kill came after the end.
       with stored.lock(info["name"], root):
-        build.clean(folder)
+        journal.clean(folder)
     stored.read(folder).check()
     record = files.read_json(folder / build.PREPARATION, "its record")
-    now, then = build.Options(**given).identity(), record["identity"]
+    now, then = journal.Options(**given).identity(), record["identity"]
     differs = [k for k in given if k in now and now[k] != then.get(k)]
     before = f"data set {name} was prepared before"
     if differs:
       raise UserError(
-        f"{before}, and differs in {', '.join(differs)}. It is left as it is, "
-        f"in {folder}; --restart prepares it anew."
+        f"{before}, and differs in {', '.join(differs)}; it stays in {folder} "
+        "as it is. --restart prepares it anew."
       )
     print(f"{before}; --restart prepares it anew")
     return name, folder
@@ -267,10 +253,10 @@ def _own(args: argparse.Namespace, root: pathlib.Path) -> tuple[str, Any]:
     source = sets.open_source(request)
     progress.say(f"preparing {name} in {root} from {source.description}")
     defaults = dict(spec.options)
-    if source.has_splits:
+    if not any((source.class_sizes or {"": 1}).values()):  # All have a split.
       defaults.pop("hold_out", None)
     if args.restart:
-      build.clean(folder)
+      journal.clean(folder)
     runtime.keep_freed_memory()  # Resizing takes half the time.
     source.find_classes(
       lambda done: progress.show("looking for the classes", done, source.total)
@@ -278,7 +264,7 @@ def _own(args: argparse.Namespace, root: pathlib.Path) -> tuple[str, Any]:
     count, published = len(source.classes or ()), spec.releases[release][1]
     if published and count != published:
       source.warnings.append(f"there are {count:,} classes, not {published:,}")
-    options = build.Options(**defaults | given)
+    options = journal.Options(**defaults | given)
     build.prepare(source, folder, info, spec, options, progress)
   record = files.read_json(folder / build.PREPARATION, "its record")
   kinds = [f"{n:,} {kind}" for kind, n in sorted(record["problems"].items())]
@@ -303,8 +289,8 @@ def _summary(args: argparse.Namespace, name: str, folder: pathlib.Path) -> None:
     print(f"  its features are {', '.join(sorted(found.features))}")
     return
   names = found.class_names(label.pop())
-  few = ", ".join(names if len(names) <= 6 else [*names[:3], "...", names[-1]])
-  print(errors.printable(f"  {len(names):,} classes: {few}"))
+  few = names if len(names) <= 6 else [*names[:3], "...", names[-1]]
+  print(errors.printable(f"  {len(names):,} classes: {', '.join(few)}"))
   height, width = found.image_size or (224, 224)
   if recipe := _RECIPES.get(catalog.base_name(name)):
     words = [f"--config=configs/{recipe}", f"--config.data.name={name}"]

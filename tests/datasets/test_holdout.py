@@ -1,4 +1,4 @@
-"""Which images are held out: `mixer.datasets.prepare.holdout`."""
+"""Which images are held out: `mixer.datasets.prepare.build`."""
 
 import collections
 import math
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixer.datasets.prepare import holdout
+from mixer.datasets.prepare import build
 from mixer.errors import UserError
 
 HOLD_OUTS = st.sampled_from(
@@ -25,7 +25,7 @@ def draw(files, hold_out):
   sizes = collections.Counter({str(k): 0 for k in range(5)})
   sizes.update(str(label) for label, _ in files)
   labels = {name: k for k, name in enumerate(sizes)}
-  place, out = holdout.by_class(hold_out, sizes, labels), []
+  place, out = build.by_class(hold_out, sizes, labels), []
   for label, content in files:
     if content:
       split, odd = place(bytes([content]), label, "")
@@ -87,29 +87,29 @@ def test_of_different_images_it_is_exact(sizes, hold_out):
 
 
 def test_numbers_are_in_proportion():
-  shares = holdout.shares({"a": 30, "b": 10, "c": 1}, {"v": 4})
+  shares = build.shares({"a": 30, "b": 10, "c": 1}, {"v": 4})
   assert shares == {"v": {"a": 3, "b": 1, "c": 0}}
 
 
 def test_of_archives_the_number_is_met_to_within_chance():
   images, wanted = 100_000, {"test": 2_000, "validation": 0.03}
-  drawn = holdout.by_hash(wanted, images)
+  drawn = build.by_hash(wanted, images)
   got = collections.Counter()
   first = {}
   for k in range(images):
-    key = holdout.digest(b"%d" % k, 0)
+    key = build.digest(b"%d" % k, 0)
     first[k], odd = drawn(key, 0, "")
     got[first[k]] += 1
     assert not odd
   for split, number in (("test", 2_000), ("validation", 3_000)):
     assert abs(got[split] - number) < 4 * math.sqrt(number)
   # With more held out nothing changes sides, and another seed draws others.
-  more = holdout.by_hash(wanted | {"c": 0.5}, images)
+  more = build.by_hash(wanted | {"c": 0.5}, images)
   other = 0
   for k in range(1000):
-    split, _ = more(holdout.digest(b"%d" % k, 0), 0, "")
+    split, _ = more(build.digest(b"%d" % k, 0), 0, "")
     assert split in (first[k], "c")
-    other += drawn(holdout.digest(b"%d" % k, 1), 0, "")[0] != first[k]
+    other += drawn(build.digest(b"%d" % k, 1), 0, "")[0] != first[k]
   assert other > 50
   assert drawn(b"", 0, "own") == ("own", [])
   with pytest.raises(UserError, match="the source has one of its own"):

@@ -102,7 +102,8 @@ def _read(path, name, accept):
   source.warnings.clear()
   found, told = {}, False
   for member, _ in source.members():
-    told = told or bool(member.error) or member.name in found
+    told = told or bool(member.error) or not member.class_name
+    told = told or member.name in found
     if not member.error:
       found[member.name] = member.data
     member.name.encode()

@@ -1,239 +1,174 @@
 """From a source of images to a TFDS data set in ArrayRecord files.
 
-One pass over the source, in its order, in chunks that are committed one by one
-to a hidden folder beside the data set's: shards, and 00000.json and so on, each
-written when all that it names is on the disk. What none of them names goes at
-the next start, which continues after the last one: the same bytes result,
-however a preparation is stopped. In the end splits are shuffled that need it,
-and a rename puts the whole where readers look.
+One pass over the source, in its order, which draws the splits; then splits are
+shuffled that need it, and a rename puts the whole where readers look.
 """
 
 import concurrent.futures
 import contextlib
-import dataclasses
-import errno
-import functools
+import hashlib
 import itertools
 import json
 import os
 import pathlib
 import shutil
 from collections import Counter, deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
-
-from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from mixer import errors, files, inspection
 from mixer.datasets import stored
-from mixer.datasets.prepare import holdout
+from mixer.datasets.prepare import journal
+from mixer.datasets.prepare.journal import Options, Work
 from mixer.datasets.prepare.sets import Spec
 from mixer.datasets.prepare.sources import Member, Source
-from mixer.errors import UserError, first_line
+from mixer.errors import UserError
 from mixer.progress import Progress
 
-# Raise it with a change of what is written: a preparation of another number
-# isn't continued.
-FORMAT = 4
 REPORT = "report.tsv"
 PREPARATION = "preparation.json"
 # Files after which their share of bad ones says something about the source; of
 # a smaller one it is judged at the end.
 _JUDGED_AFTER = 1000
 _IN_FLIGHT_BYTES = 128 << 20  # Of images that wait for a thread, or for us.
-# TFDS wants groups of one record. JPEG and PNG don't compress: left as they
-# are, the same records take no more room and are read 1.15 times as fast.
-WRITER = "group_size:1,uncompressed"
-# Work is committed after so many images, or bytes of them. Readers hold every
-# shard open, and 1,024 open files is a common limit: ImageNet-21k makes some
-# 400 shards of this size.
-CHUNK_IMAGES, CHUNK_BYTES = 32_768, 4 << 30
-_OPEN_FILES = 128  # Each costs some 100 kB, and there is a limit to them.
+HoldOut = Mapping[str, int | float]  # Split -> number or share of the images.
+# Takes the digest of an image, its label, and the split that its source names,
+# or ""; gives its split, and kind and sentence of what is odd about it.
+Place = Callable[[bytes, int, str], tuple[str, list[tuple[str, str]]]]
+_IN_TWO = {"class": "in two classes", "split": "in two splits"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-  """How a source of images becomes a data set: see the command's flags."""
-
-  hold_out: holdout.HoldOut = dataclasses.field(default_factory=dict)
-  shuffle: bool = False  # Puts `train` in the order of the images' hashes.
-  seed: int = 0
-  upright: bool = False
-  white_ground: bool = False  # Puts what is transparent on white ground.
-  short_side: int = 0
-  quality: int = 95
-  mislabelled: str = "keep"
-  # These two change nothing in what is written.
-  bad: str = "skip"
-  max_bad: float = 0.1
-
-  def identity(self) -> dict[str, Any]:
-    """What of it decides what is written, as JSON gives it back."""
-    found = dataclasses.asdict(self)
-    # The splits are drawn in this order.
-    found["hold_out"] = [list(item) for item in self.hold_out.items()]
-    return {k: v for k, v in found.items() if k not in ("bad", "max_bad")}
+def digest(data: bytes, seed: int) -> bytes:
+  """The 128-bit keyed hash of an image's bytes."""
+  key = seed.to_bytes(16, "little", signed=True)
+  return hashlib.blake2b(data, digest_size=16, key=key).digest()
 
 
-def beside(final: pathlib.Path, suffix: str = "") -> pathlib.Path:
-  """A hidden folder beside a data set's; without a suffix, of its making."""
-  return final.with_name(f"{stored.PREPARING}{final.name}{suffix}")
+def by_hash(hold_out: HoldOut, images: int) -> Place:
+  """Holds out, of so many images (0: unknown), those with a hash below a bound.
+
+  That takes one pass, depends neither on the order of an archive nor on its
+  form, and puts equal images on the same side. Their number is up to chance: k
+  becomes k +- sqrt(k).
+  """
+  bounds: dict[str, int] = {}
+  share = 0.0
+  for split, wanted in hold_out.items():
+    if isinstance(wanted, int) and wanted >= images:
+      raise UserError(
+        f"--hold_out asks for {wanted:,} images as {split}, of {images:,} (0: "
+        f"unknown); ask for a share, as in --hold_out={split}=1%."
+      )
+    share += wanted / images if isinstance(wanted, int) else wanted
+    bounds[split] = int(share * 2**128)  # Exact.
+
+  def place(key: bytes, label: int, split: str):
+    if split in bounds:
+      raise UserError(
+        f"--hold_out draws a split {split}, and the source has one of its own; "
+        "leave it out of --hold_out."
+      )
+    number = int.from_bytes(key, "big")
+    drawn = [s for s, bound in bounds.items() if number < bound]
+    return split or (drawn or ["train"])[0], []
+
+  return place
 
 
-def clean(final: pathlib.Path) -> None:
-  """Removes what a preparation has left beside a data set that is whole."""
-  old = beside(final, "-replaced")
-  if old.exists() and not final.exists():
-    old.rename(final)  # A kill came in between.
-  for folder in (beside(final), old):
-    shutil.rmtree(folder, ignore_errors=True)
+def by_class(
+  hold_out: HoldOut, sizes: Mapping[str, int], labels: Mapping[str, int]
+) -> Place:
+  """Divides each class's images, in an order of chance; `sizes` by class.
+
+  The first goes to `train`, the next to the held-out splits until they have
+  their share, and the rest to `train`. So a class with a usable image has one
+  in `train`, whatever files turn out bad, and one of two different images or
+  more has a held-out one. An image that came before goes where it went then.
+  """
+  names, wanted = [*labels], shares(sizes, hold_out)
+  counts = Counter[tuple[str, str]]()  # By class and split.
+  seen: dict[bytes, tuple[str, str]] = {}
+
+  def place(key: bytes, label: int, split: str):
+    name = names[label]
+    if not split:
+      split = seen[key][1] if key in seen else draw(name)
+    before = seen.setdefault(key, (name, split))
+    counts[name, split] += 1
+    odd = []
+    for what, then, now in zip(_IN_TWO, before, (name, split), strict=True):
+      if then != now:
+        same = f"has the same bytes as an image before it of the {what} {then}"
+        odd.append((_IN_TWO[what], same))
+    return split, odd
+
+  def draw(name: str) -> str:
+    if counts[name, "train"]:
+      for split in hold_out:
+        if counts[name, split] < wanted[split][name]:
+          return split
+    return "train"
+
+  return place
 
 
-@contextlib.contextmanager
-def disk(path: pathlib.Path) -> Iterator[None]:
-  """Makes sentences of the disk's refusals, and of ArrayRecord's."""
-  try:
-    yield
-  # ArrayRecord raises RuntimeErrors, with the system's words in them.
-  except (OSError, RuntimeError) as e:
-    full = any(os.strerror(n) in str(e) for n in (errno.ENOSPC, errno.EDQUOT))
-    why = "the disk is full" if full else first_line(e)
+def shares(
+  sizes: Mapping[str, int], hold_out: HoldOut
+) -> dict[str, dict[str, int]]:
+  """Split -> class -> images that it gets, of so many files of each class.
+
+  A share is met class by class, by one image at least; a number exactly, in
+  proportion, by largest remainders. Each class keeps an image for `train`.
+  """
+  spare = {name: max(0, size - 1) for name, size in sizes.items()}
+  if hold_out and not any(sizes.values()):
     raise UserError(
-      f"{path} can't be written: {why}. Mend that and give the same command "
-      "again: it continues after the last images that were committed."
-    ) from e
-
-
-def sync(path: pathlib.Path) -> None:
-  """Waits until a file's content is on the disk."""
-  with open(path, "rb") as f:
-    os.fsync(f.fileno())
-
-
-class _Shard:
-  """One ArrayRecord file in the making, and in `entry` what it is."""
-
-  def __init__(self, path: pathlib.Path, split: str):
-    self._path = path
-    self.entry: dict[str, Any] = {"file": path.name, "split": split}
-    # Keys of the records, if these are to be shuffled.
-    self.entry |= {"images": 0, "bytes": 0, "keys": []}
-    self._writer = array_record_module.ArrayRecordWriter(str(path), WRITER)
-
-  def write(self, record: bytes) -> bool:
-    """Returns whether the shard is full."""
-    self._writer.write(record)
-    self.entry["images"] += 1
-    self.entry["bytes"] += len(record)
-    return _is_full(self.entry["images"], self.entry["bytes"])
-
-  def close(self) -> dict[str, Any]:
-    """Returns the entry when the file is whole and on the disk."""
-    self._writer.close()
-    sync(self._path)
-    # While it is in memory.
-    return self.entry | {"sha256": stored.file_digest(self._path)}
-
-
-def _is_full(images: int, size: int) -> bool:
-  return images >= CHUNK_IMAGES or size >= CHUNK_BYTES
-
-
-class _Work:
-  """A preparation: what is to be done, what is committed, the chunk at work."""
-
-  def __init__(
-    self,
-    source: Source,
-    folder: pathlib.Path,
-    info: dict[str, Any],
-    spec: Spec,
-    options: Options,
-  ):
-    """Takes in what an earlier process has committed."""
-    self.source, self.folder, self.options = source, folder, options
-    self.spec, self.info = spec, {**info, "version": spec.version}
-    self.labels = {name: i for i, name in enumerate(source.classes or ())}
-    self.identity = {
-      "format": FORMAT,
-      "data set": f"{info['name']}:{spec.version}",
-      "source": source.fingerprint,
-      "classes": files.json_sha256([*self.labels]),
-      **options.identity(),
-    }
-    self.entries: list[dict[str, Any]] = []  # Committed.
-    while self._entry().exists():
-      what = "a journal of preparation, or begin anew with --restart"
-      entry = files.read_json(self._entry(), what)
-      then = entry.get("identity", {})
-      if differs := [k for k, v in self.identity.items() if then.get(k) != v]:
-        raise UserError(
-          f"the preparation that was stopped in {folder} differs in "
-          f"{', '.join(differs)}. Give its source and options, or --restart to "
-          "begin anew."
-        )
-      self.entries.append(entry)
-    self.members = sum(entry["members"] for entry in self.entries)
-    self.counts = Counter[str]()  # Images by split.
-    for shard in self.all("shards"):
-      self.counts[shard["split"]] += shard["images"]
-    self._begin()
-    (folder / "shards").mkdir(parents=True, exist_ok=True)
-    named = {shard["file"] for shard in self.all("shards")}
-    for path in (folder / "shards").iterdir():
-      if path.name not in named:
-        path.unlink()
-
-  def all(self, key: str) -> list[Any]:
-    """Of all entries together."""
-    return [row for entry in self.entries for row in entry[key]]
-
-  def _begin(self) -> None:
-    # Of a problem the kind, file and sentence; of a row digest, label, split.
-    self.chunk: dict[str, Any] = {"members": 0, "problems": [], "rows": []}
-    self.writers: dict[str, _Shard] = {}  # By split.
-    self.new_bytes = 0
-
-  def _entry(self) -> pathlib.Path:
-    return self.folder / f"{len(self.entries):05}.json"
-
-  def shard(self, split: str, number: int = 0) -> _Shard:
-    """A new one of the chunk."""
-    # Numbers come first, so that no name of a split is mistaken.
-    name = f"{len(self.entries):05}-{number:05}-{split}.array_record"
-    return _Shard(self.folder / "shards" / name, split)
-
-  def commit(self, ended: bool) -> None:
-    """Makes what is written count, if it is enough or all."""
-    if ended or _is_full(self.chunk["members"], self.new_bytes):
-      shards = [writer.close() for writer in self.writers.values()]
-      entry = {"identity": self.identity, "ended": ended, "shards": shards}
-      files.sync_folder(self.folder / "shards")
-      with files.atomic_write(self._entry(), "w") as f:
-        json.dump(self.chunk | entry, f)
-      self.entries.append(self.chunk | entry)
-      self._begin()
+      f"--hold_out asks for {', '.join(hold_out)}, and the source names the "
+      "split of every image; leave it out."
+    )
+  drawn = {}
+  for split, wanted in hold_out.items():
+    total = sum(spare.values())
+    if isinstance(wanted, float):
+      parts = {
+        name: min(left, max(1, round(wanted * sizes[name])))
+        for name, left in spare.items()
+      }
+    elif wanted > total:
+      raise UserError(
+        f"--hold_out asks for {wanted:,} images as {split}, and {total:,} can "
+        "be spared: each class keeps one for train. Ask for fewer."
+      )
+    else:
+      parts = {name: wanted * left // total for name, left in spare.items()}
+      rests = {name: wanted * left % total for name, left in spare.items()}
+      by_rest = sorted(rests, key=lambda name: (-rests[name], name))
+      for name in by_rest[: wanted - sum(parts.values())]:
+        parts[name] += 1
+    drawn[split] = parts
+    spare = {name: left - parts[name] for name, left in spare.items()}
+  return drawn
 
 
 _Inspected = tuple[Member, int, inspection.Inspected, bytes]
 
 
-def _inspect(work: _Work, member: Member, done: int) -> _Inspected:
+def _inspect(work: Work, member: Member, done: int) -> _Inspected:
   """A member with the work done, its image to store, and its bytes' digest."""
   error = member.error
   if not error and member.class_name not in work.labels:
-    error = f"its class {member.class_name} is none of the {len(work.labels):,}"
+    error = f"its class {member.class_name!r} is none of {len(work.labels):,}"
   if error:
     return member, done, inspection.Inspected(b"", "unreadable", error), b""
   ways = ("upright", "white_ground", "short_side", "quality")
   ways = {way: getattr(work.options, way) for way in ways}
   found = inspection.inspect(member.data, member.name, **ways)
-  key = holdout.digest(member.data, work.options.seed)
+  key = digest(member.data, work.options.seed)
   # The pixels are overwritten by the next image of the thread.
   return member, done, found._replace(pixels=None), key
 
 
-def _inspected(work: _Work) -> Generator[_Inspected]:
+def _inspected(work: Work) -> Generator[_Inspected]:
   """Inspects images in threads; results in order, memory bounded."""
   waiting: deque[tuple[int, concurrent.futures.Future]] = deque()
   total, cores = 0, len(os.sched_getaffinity(0))
@@ -255,16 +190,15 @@ def _inspected(work: _Work) -> Generator[_Inspected]:
       pool.shutdown(cancel_futures=True)
 
 
-def _read(work: _Work, progress: Progress) -> None:
+def _read(work: Work, progress: Progress) -> None:
   """The pass over the source, from where it was committed."""
   source, options, spec = work.source, work.options, work.spec
   images = spec.releases[work.info.get("configName", "")][0]
-  by_class = source.class_sizes is not None
   shuffled = {"train"} if options.shuffle else set[str]()
   if source.class_sizes is not None:
-    place = holdout.by_class(options.hold_out, source.class_sizes, work.labels)
+    place = by_class(options.hold_out, source.class_sizes, work.labels)
   else:
-    place = holdout.by_hash(options.hold_out, images)
+    place = by_hash(options.hold_out, images)
     shuffled |= {*options.hold_out}
   for key, label, split in work.all("rows"):
     place(bytes.fromhex(key), label, split)
@@ -280,7 +214,7 @@ def _read(work: _Work, progress: Progress) -> None:
         label = work.labels[member.class_name]
         split, odd = place(key, label, member.split)
         problems += odd
-        if by_class:
+        if source.class_sizes is not None:
           work.chunk["rows"].append((key.hex(), label, split))
         if split not in work.writers:
           work.writers[split] = work.shard(split)
@@ -311,7 +245,7 @@ def _read(work: _Work, progress: Progress) -> None:
     progress.say(f"warning: {warning}.")
 
 
-def _judge(work: _Work, most: float) -> None:
+def _judge(work: Work, most: float) -> None:
   """Stops where it isn't some bad files, but a bad source."""
   left_out = work.members - work.counts.total()
   if left_out > most * work.members or not work.counts:
@@ -324,7 +258,7 @@ def _judge(work: _Work, most: float) -> None:
     )
 
 
-def _check_room(work: _Work) -> None:
+def _check_room(work: Work) -> None:
   """Refuses at once what would fill the disk after hours."""
   # Twice what is shuffled. How small resized images get isn't known.
   need = (1 + work.options.shuffle) * work.source.total_bytes
@@ -336,34 +270,6 @@ def _check_room(work: _Work) -> None:
       f"{work.folder} has {free / 1e9:.3f} GB free, and the data set takes up "
       f"to {need / 1e9:.3f} GB more. Make room, or name another --data_dir=DIR."
     )
-
-
-def _shuffled(
-  work: _Work, shards: list[dict[str, Any]], progress: Progress
-) -> list[dict[str, Any]]:
-  """Shards of the same records by their keys: any slice is a fair sample."""
-  places = [
-    (key, shard["file"], i)
-    for shard in shards
-    for i, key in enumerate(shard["keys"])
-  ]
-
-  @functools.lru_cache(_OPEN_FILES)
-  def reader(file: str) -> Any:
-    path = str(work.folder / "shards" / file)
-    how = "readahead_buffer_size:0"
-    return array_record_module.ArrayRecordReader(path, how)
-
-  found: list[dict[str, Any]] = []
-  writer = None
-  for done, (_, file, i) in enumerate(sorted(places), 1):
-    writer = writer or work.shard(shards[0]["split"], len(found))
-    is_full = writer.write(reader(file).read([i])[0])
-    progress.show("shuffling", done, len(places), done)
-    if is_full or done == len(places):
-      found.append(writer.close())
-      writer = None
-  return found
 
 
 def prepare(
@@ -378,8 +284,8 @@ def prepare(
 
   `info` is what TFDS wants to know: `name`, `description`, any `configName`.
   """
-  with disk(beside(final)):
-    work = _Work(source, beside(final), info, spec, options)
+  with journal.disk(journal.beside(final)):
+    work = Work(source, journal.beside(final), info, spec, options)
     if not (work.entries and work.entries[-1]["ended"]):
       _check_room(work)
       _read(work, progress)
@@ -393,7 +299,7 @@ def prepare(
         shard for shard in work.all("shards") if shard["split"] == split
       ]
       if any(shard["keys"] for shard in shards):
-        shards = _shuffled(work, shards, progress)
+        shards = journal.shuffled(work, shards, progress)
       size = sum(shard["bytes"] for shard in shards)
       splits[split] = [shard["images"] for shard in shards], size
       for i, shard in enumerate(shards):
@@ -402,7 +308,7 @@ def prepare(
         if not path.exists():
           (work.folder / "shards" / shard["file"]).rename(path)
         digests[path.name] = shard["sha256"]
-    _describe(work, data, splits)
+    journal.describe(work, data, splits)
     stored.seal(data, digests)
     rows = [["kind", "file", "what"], *work.all("problems")]
     lines = ("\t".join(map(errors.printable, row)) + "\n" for row in rows)
@@ -415,41 +321,10 @@ def prepare(
     }
     (data / PREPARATION).write_text(json.dumps(record, indent=2) + "\n")
     for path in data.iterdir():
-      sync(path)
+      journal.sync(path)
     files.sync_folder(data)
     if final.exists():  # The old one stays until here.
-      os.rename(final, beside(final, "-replaced"))
+      os.rename(final, journal.beside(final, "-replaced"))
     os.rename(data, final)
     files.sync_folder(final.parent)
-    clean(final)
-
-
-def _describe(work: _Work, data: pathlib.Path, splits: dict[str, Any]) -> None:
-  """Writes what TFDS wants to know of a data set."""
-  spec, names = work.spec, [*work.labels]
-
-  def feature(python: str, key: str, content: Any) -> dict[str, Any]:
-    kind = f"tensorflow_datasets.core.features.{python}"
-    return {"pythonClassName": kind, key: content}
-
-  side = -1 if work.options.short_side else spec.side or -1
-  shape = [str(side), str(side), "1" if spec.side else "3"]
-  image: dict[str, Any] = {"dtype": "uint8", "shape": {"dimensions": shape}}
-  image |= {"encodingFormat": "png"} if side > 0 else {}
-  count = {"numClasses": str(len(names))}
-  label = feature("class_label_feature.ClassLabel", "classLabel", count)
-  features = {
-    "image": feature("image_feature.Image", "image", image),
-    spec.label: label,
-    "file_name": feature("text_feature.Text", "text", {}),
-  }
-  keys = ["image", spec.label]
-  if spec.label == "original_label":
-    keys[1] = "real_label"
-    content = {"feature": label, "length": "-1"}
-    python = "sequence_feature.Sequence"
-    features["real_label"] = feature(python, "sequence", content)
-  items = [{"featureKey": key} for key in keys]
-  info = work.info | {"supervisedKeys": {"tuple": {"items": items}}}
-  labels = dict.fromkeys([spec.label, keys[1]], names)
-  stored.write(data, info, features, labels, splits)
+    journal.clean(final)

@@ -53,47 +53,39 @@ class Request:
       f"{what}. For {self.base}, --source has to name {entry.by_hand}{where}."
     )
 
-  def classes(self, listed: str) -> Sequence[str] | None:
+  def classes(self, listed: str = "") -> Sequence[str] | None:
     """Those of the user's file, else of a list that we have, else None."""
     if self.class_file is not None:
       return sources.read_classes(self.class_file, self.base != "folder")
     return wordnet.classes(listed) if listed in wordnet.LISTS else None
 
   def archives(
-    self,
-    layout: tars.Layout,
-    listed: str,
-    of_labels: Sequence[Path] = (),
-    most: int = 1,
+    self, layout: tars.Layout, listed: str, labels: Sequence[Path] = ()
   ) -> Source:
-    """Its folder, or `most` archives at most, or any number of CLASS.tar."""
-    found = []
+    """Its folder, an archive, or any number of CLASS.tar or ILSVRC's."""
+    found: set[Path] = set()
     for path in self.paths:
       inside = sources.inside(path)[1] if path.is_dir() else []
       inside = [file for file in inside if _ARCHIVE.fullmatch(file.name)]
-      found += inside or [path]
+      found |= {*inside} or {path}
     # In this order whatever order they were named in.
-    found = sorted({*found} - {*of_labels}, key=lambda path: path.name)
-    classes, wnids = (
-      self.classes(listed),
-      [sources.wnid_of_tar(f.name) for f in found],
-    )
-    if classes is None and all(wnids):
-      classes = sorted({*wnids})
-    if not 0 < len(found) <= most and not all(wnids):
-      raise self.unfit(f"it has {len(found)} archives: {sources.some(found)}")
-    mark, truncated = sources.fingerprint(of_labels), self.accept_truncated
-    what = f"images of {self.base}"
-    return tars.source(found, layout, what, classes, truncated, mark)
+    paths = sorted(found - {*labels}, key=lambda path: path.name)
+    names = [path.name for path in paths]
+    classes, wnids = self.classes(listed), [*map(sources.wnid_of_tar, names)]
+    if all(wnids):
+      classes = classes or sorted({*wnids})
+    elif len(names) > 1 and not all(n.startswith("ILSVRC") for n in names):
+      raise self.unfit(f"it has {len(names)} archives: {sources.some(names)}")
+    more = self.accept_truncated, sources.fingerprint(labels)
+    return tars.source(paths, layout, f"images of {self.base}", classes, *more)
 
 
 def _folder(request: Request) -> Source:
   """Images of the user's own, in one folder a class."""
   if len(request.paths) > 1:
     raise request.unfit(f"--source is given {len(request.paths)} times")
-  return sources.own_folders(
-    request.paths[0], request.classes(""), request.seed
-  )
+  (path,) = request.paths
+  return sources.own_folders(path, request.classes(), request.seed)
 
 
 def _imagenet21k(request: Request) -> Source:
@@ -107,26 +99,18 @@ def _imagenet21k(request: Request) -> Source:
     split = sources.SPLITS.get(split, "")
     wnid = sources.wnid_of_tar(file) or folder
     if not sources.is_wnid(wnid) or (split != "") != processed:
-      return _misplaced(path)
-    name = f"{split}/{folder}/{file}".lstrip("/")
-    return Member(sources.readable(name), wnid, split)
+      return Member(str(path), "")
+    return Member(f"{split}/{folder}/{file}".lstrip("/"), wnid, split)
 
   return request.archives(layout, request.release + "_p" * processed)
-
-
-def _misplaced(path: PurePosixPath) -> Member:
-  error = "its place or name is not that of an image of the data set"
-  return Member(sources.readable(str(path)), "", error=error)
 
 
 def _imagenet2012(request: Request) -> Source:
   """CLASS.tar, validation images by number, or train/CLASS and val/CLASS."""
   # Found without the seconds that importing TFDS takes.
   spec: Any = importlib.util.find_spec("tensorflow_datasets")
-  text = (
-    Path(spec.origin).parent / "datasets/imagenet2012/validation_labels.txt"
-  )
-  labels = text.read_text().split()
+  labels = Path(spec.origin).with_name("datasets") / "imagenet2012"
+  labels = (labels / "validation_labels.txt").read_text().split()
   real, listed = None, list[Path]()
   if request.base == "imagenet2012_real":
     listed = [f for p in request.paths for f in (*p.glob("*.json"), p)]
@@ -139,17 +123,16 @@ def _imagenet2012(request: Request) -> Source:
     wnid, match = sources.wnid_of_tar(file), _VALIDATION.fullmatch(file)
     if wnid or split == "train":
       # Images without a split are `train`, and are shuffled.
-      name = sources.readable(f"{folder}/{file}")
-      return None if real else Member(name, wnid or folder)
+      return None if real else Member(f"{folder}/{file}", wnid or folder)
     if split == "validation" and sources.is_wnid(folder):
-      return Member(sources.readable(f"{split}/{folder}/{file}"), folder, split)
+      return Member(f"{split}/{folder}/{file}", folder, split)
     number = int(match[1]) if match else 0
     if not 1 <= number <= len(labels):
-      return _misplaced(path)
+      return Member(str(path), "")
     more = (("real_label", tuple(real[number - 1])),) if real else ()
     return Member(file, labels[number - 1], "validation", more=more)
 
-  return request.archives(layout, "imagenet1k", listed, most=2)
+  return request.archives(layout, "imagenet1k", listed)
 
 
 def _real_labels(request: Request, listed: list[Path]) -> list[list[int]]:
@@ -173,9 +156,8 @@ def _imagenet_v2(request: Request) -> Source:
   def layout(path: PurePosixPath) -> Member:
     folder = path.parent.name
     if not re.fullmatch("[0-9]{1,3}", folder):
-      return _misplaced(path)
-    name = sources.readable(f"{folder}/{path.name}")
-    return Member(name, classes[int(folder)], "test")
+      return Member(str(path), "")
+    return Member(f"{folder}/{path.name}", classes[int(folder)], "test")
 
   return request.archives(layout, "imagenet1k")
 
@@ -191,7 +173,7 @@ CLASSES = {
     "Sneaker", "Bag", "Ankle boot",
   ),
 }  # fmt: skip
-# How the labels of `train` begin: the files of both sets have the same names.
+# How labels of `train` begin: both have the same names of files.
 _BEGIN = {"mnist": [5, 0, 4, 1], "fashion_mnist": [9, 0, 0, 3]}
 _MOST_BYTES = 1 << 30
 
@@ -209,16 +191,10 @@ def _idx(request: Request) -> Source:
       paths.append(found[0])
       arrays[split, axes] = _read_idx(found[0], axes)
     images, labels = arrays[split, 3], arrays[split, 1]
-    other = _BEGIN.keys() - {name}
-    if (
-      images.shape != (len(labels), SIDE, SIDE)
-      or labels.max(initial=0) > 9
-      or (split == "train" and [*labels[:4]] in [_BEGIN[k] for k in other])
-    ):
-      raise UserError(
-        f"{folder} holds the files of another set than {name}, with the same "
-        "names. Name another folder, or prepare it as what it is."
-      )
+    is_other = [*labels[:4]] in [v for k, v in _BEGIN.items() if k != name]
+    shape = len(labels), SIDE, SIDE
+    if is_other or images.shape != shape or labels.max(initial=0) > 9:
+      raise request.unfit(f"{folder} holds the files of another set")
 
   def read(start: int) -> Iterator[tuple[Member, int]]:
     number = 0
@@ -232,10 +208,9 @@ def _idx(request: Request) -> Source:
         file = f"{split}/{i:05}.png"
         yield Member(file, CLASSES[name][label], split, png.getvalue()), number
 
-  count = sum(len(arrays[split, 1]) for split in ("train", "test"))
-  mark = sources.fingerprint(paths)
-  what, size = f"idx files ({folder})", count * SIDE**2
-  return Source(what, mark, read, count, size, CLASSES[name])
+  count = len(arrays["train", 1]) + len(arrays["test", 1])
+  mark, what = sources.fingerprint(paths), f"idx files ({folder})"
+  return Source(what, mark, read, count, count * SIDE**2, CLASSES[name])
 
 
 def _read_idx(path: Path, axes: int) -> np.ndarray:
@@ -263,54 +238,45 @@ class Spec:
   """A data set: where its images come from, and what it is."""
 
   open: Callable[[Request], Source]
+  takes: Sequence[str]  # Further flags.
+  version: str = "1.0.0"  # TFDS's, of the sets that it knows.
   # Config -> its images without a split, by which numbers to hold out become
   # shares, and its classes; 0 if unknown. The first is the default.
   releases: Mapping[str, tuple[int, int]] = dataclasses.field(
     default_factory=lambda: {"": (0, 0)}
   )
-  version: str = "1.0.0"  # TFDS's, of the sets that it knows.
-  takes: Sequence[str] = ("accept_truncated",)  # Further flags.
-  # Of `build.Options`, where the user gives no other.
+  # Of `journal.Options`, where the user gives no other.
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   # What a record calls the number of its class; ReaL's `real_label` is beside.
   label: str = "label"
   side: int = 0  # Of gray images that all have one size, 0 for others.
 
 
+_TARS = ("accept_truncated",)
+_WHOLE = {"winter21": (13_153_500, 19_167), "fall11": (14_197_122, 21_841)}
+_SUBSET = {"winter21": (0, 10_450), "fall11": (0, 11_221)}
 _V2 = ("matched-frequency", "threshold-0.7", "topimages")
+# Drawn from all images, as in the reference (Kolesnikov et al. 2020).
+_DRAWN = {"hold_out": {"test": 25_600, "validation": 25_600}}
+_OWN = {"hold_out": {"validation": 0.1}, "upright": True, "white_ground": True}
 SETS = {
   "imagenet21k": Spec(
-    _imagenet21k,
-    {"winter21": (13_153_500, 19_167), "fall11": (14_197_122, 21_841)},
-    takes=("accept_truncated", "classes"),
-    # Drawn from all images, as in the reference (Kolesnikov et al. 2020).
-    options={"hold_out": {"test": 25_600, "validation": 25_600}},
+    _imagenet21k, (*_TARS, "classes"), releases=_WHOLE, options=_DRAWN
   ),
-  "imagenet21k_p": Spec(
-    _imagenet21k,
-    {"winter21": (0, 10_450), "fall11": (0, 11_221)},
-    takes=("accept_truncated", "classes"),
-  ),
+  "imagenet21k_p": Spec(_imagenet21k, (*_TARS, "classes"), releases=_SUBSET),
+  # TFDS's is shuffled, and recipes choose by slices of it.
   "imagenet2012": Spec(
     _imagenet2012,
-    {"": (1_281_167, 1000)},
+    _TARS,
     "5.1.0",
-    # TFDS's is shuffled, and recipes choose by slices of it.
-    options={"shuffle": True},
+    {"": (1_281_167, 1000)},
+    {"shuffle": True},
   ),
-  "imagenet2012_real": Spec(_imagenet2012, label="original_label"),
-  "imagenet_v2": Spec(_imagenet_v2, dict.fromkeys(_V2, (0, 1000)), "3.0.0"),
-  "mnist": Spec(_idx, version="3.0.1", takes=(), side=SIDE),
-  "fashion_mnist": Spec(_idx, version="3.0.1", takes=(), side=SIDE),
-  "folder": Spec(
-    _folder,
-    takes=("name", "classes"),
-    options={
-      "hold_out": {"validation": 0.1},
-      "upright": True,
-      "white_ground": True,
-    },
-  ),
+  "imagenet2012_real": Spec(_imagenet2012, _TARS, label="original_label"),
+  "imagenet_v2": Spec(_imagenet_v2, _TARS, "3.0.0", dict.fromkeys(_V2, (0, 0))),
+  "mnist": Spec(_idx, (), "3.0.1", side=SIDE),
+  "fashion_mnist": Spec(_idx, (), "3.0.1", side=SIDE),
+  "folder": Spec(_folder, ("name", "classes"), options=_OWN),
 }
 
 

@@ -62,7 +62,6 @@ class Source:
   total: int = 0  # 0 if unknown, with the number of members as work.
   total_bytes: int = 0  # Of the images; 0 if unknown.
   classes: Collection[str] | None = None  # In the order of labels.
-  has_splits: bool = False  # It says the split of every image.
   # Class -> files whose split is to be drawn, by class; None: drawn by hash.
   class_sizes: dict[str, int] | None = None
   # Suffix -> files that are no image by their names, found by `read`.
@@ -148,7 +147,6 @@ def own_folders(
     len(listed),
     total_bytes,
     classes,
-    has_splits="" not in splits,
     class_sizes=sizes,
     passed_over=passed_over,
   )

@@ -31,8 +31,8 @@ _UNPACK: dict[bytes, Callable[..., Any]] = {
   b"BZh": bz2.open,
   b"\xfd7zXZ\0": lzma.open,
 }
-# Says of the path of an image which member it is, without its bytes. A member
-# that is a tar itself has the images of its class.
+# Says of the path of an image which member it is, without its bytes; it has no
+# class if it is out of place. A member that is a tar has images of its class.
 Layout = Callable[[PurePosixPath], Member | None]
 _Fill = Callable[[Member, Callable[[], bytes]], Member]
 
@@ -158,10 +158,10 @@ def _members(
       continue
     if (member := layout(path)) is None:
       continue
-    if size > images.MAX_BYTES and not is_tar:
-      problem = f"{size:,} bytes, more than {images.MAX_BYTES:,}"
-    member = member._replace(error=member.error or problem)
-    if member.error or not is_tar:
+    if not (is_tar and member.class_name and not problem):
+      if size > images.MAX_BYTES:
+        problem = f"{size:,} bytes, more than {images.MAX_BYTES:,}"
+      member = member._replace(error=problem)
       yield fill(member, functools.partial(stream.read, size))
       continue
     inner, after = _of_class(member.class_name), stream.position + size
@@ -176,7 +176,7 @@ def _of_class(class_name: str) -> Layout:
   """The layout of a tar of one class."""
 
   def layout(path: PurePosixPath) -> Member:
-    return Member(f"{class_name}/{sources.readable(path.name)}", class_name)
+    return Member(f"{class_name}/{path.name}", class_name)
 
   return layout
 
@@ -200,6 +200,7 @@ def source(
     numbers, done = itertools.count(), 0
 
     def fill(member: Member, data: Callable[[], bytes]) -> Member:
+      member = member._replace(name=sources.readable(member.name))
       return member if next(numbers) < start else member.read(data)
 
     for path in paths:

@@ -18,7 +18,7 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 
 from mixer import files
 from mixer.datasets import catalog, stored
-from mixer.datasets.prepare import build
+from mixer.datasets.prepare import journal
 from mixer.errors import UserError, first_line
 from mixer.progress import Progress
 
@@ -135,7 +135,7 @@ def convert(
     )
   final.mkdir(parents=True, exist_ok=True)
   done = 0
-  with build.disk(final):
+  with journal.disk(final):
     for split, lengths in old.splits.items():
       new = old.files(split, "array_record", final)
       for path, target, records in zip(
@@ -164,7 +164,7 @@ def convert(
 def _convert(source: pathlib.Path, target: pathlib.Path, records: int) -> None:
   # TFDS takes files of that prefix away after preparing anything here.
   half = target.with_name(stored.UNFINISHED + target.name)
-  writer = array_record_module.ArrayRecordWriter(str(half), build.WRITER)
+  writer = array_record_module.ArrayRecordWriter(str(half), journal.WRITER)
   count = 0
   with contextlib.closing(writer):
     for record in read_tfrecord(source):
@@ -172,7 +172,7 @@ def _convert(source: pathlib.Path, target: pathlib.Path, records: int) -> None:
       count += 1
   if count != records:
     raise _damaged(source, f"it has {count} records, not {records}")
-  build.sync(half)
+  journal.sync(half)
   half.rename(target)
 
 
