@@ -85,9 +85,8 @@ class Slice:
   @property
   def num_hosts(self) -> int:
     """Processes; a v5e or v6e slice of up to 8 chips has one."""
-    if self.name in ("v5e-8", "v6e-8"):
-      return 1
-    return math.ceil(self.num_devices / self.chip.host_devices)
+    whole = self.name in ("v5e-8", "v6e-8")
+    return 1 if whole else -(-self.num_devices // self.chip.host_devices)
 
   @property
   def host_cores(self) -> float:
@@ -117,56 +116,56 @@ class Slice:
       return 2 * size * (length - 1) / length / bandwidth if length > 1 else 0.0
 
     if self.grid:
-      links = sum(2 if self._is_ring(n) else 1 for n in self.grid if n > 1)
+      # Rings are whole cubes of 4 x 4 x 4, or the longest axis of a pod.
+      cubes = all(n % 4 == 0 for n in self.grid)
+      longest = 32 if self.chip.name == "v3" else 16
+      links = sum(
+        2 if (cubes if len(self.grid) == 3 else n == longest) else 1
+        for n in self.grid
+        if n > 1
+      )
       return ring(self.num_chips, size, links * self.chip.link)
     here = min(self.num_devices, self.chip.host_devices)
     inside = ring(here, size, self.chip.link)
     return inside + ring(self.num_hosts, size / here, self.chip.network)
 
-  def _is_ring(self, length: int) -> bool:
-    """Whether an axis of the grid is wired from its end to its start."""
-    if self.chip.name in ("v4", "v5p"):
-      return all(n % 4 == 0 for n in self.grid)  # Whole cubes of 4 x 4 x 4.
-    return length == {"v3": 32}.get(self.chip.name, 16)
-
   @property
   def compiler(self) -> str:
     """The name and version of its compiler; UserError if there is none."""
-    if self.chip.name in ("v4", "a100", "h200"):
-      raise UserError(
-        f"there is no compiling for {self.chip.name}: libtpu describes a v4 as "
-        "two devices, and of GPUs only the H100 is described here; take "
-        "--hardware=h100-8 or a v5e, v5p or v6e slice."
-      )
-    package, extra = (
+    name, extra = (
       ("libtpu", "tpu") if self.grid else ("jax-cuda13-plugin", "gpu")
     )
     try:
-      version = importlib.metadata.version(package)
+      # To libtpu a v4 is two devices, and of GPUs the H100 is described here.
+      if self.chip.name in ("v4", "a100", "h200"):
+        raise UserError(
+          f"there is no compiling for {self.chip.name}; take --hardware=h100-8 "
+          "or a v5e, v5p or v6e slice."
+        )
+      version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError as e:
       raise UserError(
         f"the compiler for {self.name} isn't installed: `pip install -e "
         f'".[{extra}]"`, or make setup-{extra}, brings it; it needs no device.'
       ) from e
-    return f"{package} {version}, jax {importlib.metadata.version('jax')}"
+    return f"{name} {version}, jax {importlib.metadata.version('jax')}"
 
   def describe_devices(self) -> list[Any]:
     """Its devices, which needn't exist, for the compiler."""
     from jax.experimental import topologies
 
-    words: dict[str, Any]
-    if self.grid:
-      grid = "x".join(map(str, self.grid))
-      words = {"platform": "tpu", "topology_name": f"{self.chip.name}:{grid}"}
-      if self.num_hosts == 1 and self.num_chips != 4:  # One host has all.
-        words["chips_per_host_bounds"] = (*self.grid, 1, 1)[:3]
-    else:
+    grid, words = "x".join(map(str, self.grid)), {}
+    if not self.grid:
+      here = min(self.num_devices, self.chip.host_devices)
       # XLA's own description of an H100 SXM, a GpuTargetConfigProto as text.
       target = pathlib.Path(__file__).parent / "h100.txt"
-      here = min(self.num_devices, self.chip.host_devices)
-      words = {"platform": "cuda", "topology_name": "h100"}
-      words["target_config"] = target.read_text("utf-8")
-      words["topology"] = f"1x{self.num_hosts}x{here}"
+      words |= {"platform": "cuda", "topology_name": "h100"}
+      words |= {"target_config": target.read_text("utf-8")}
+      words |= {"topology": f"1x{self.num_hosts}x{here}"}
+    else:
+      words |= {"platform": "tpu", "topology_name": f"{self.chip.name}:{grid}"}
+      if self.num_hosts == 1 and self.num_chips != 4:  # One host has all.
+        words["chips_per_host_bounds"] = (*self.grid, 1, 1)[:3]
     return list(topologies.get_topology_desc(**words).devices)
 
 
@@ -178,18 +177,17 @@ def peak(device_kind: str) -> float | None:
   return None
 
 
-def _slices() -> Iterator[Slice]:
-  for chip in CHIPS:
-    for text in _GRIDS.get(chip.name, ()):
-      grid = tuple(map(int, text.split("x")))
-      n = math.prod(grid)
-      named = 2 * n if chip.name in _COUNTS_CORES else n
-      yield Slice(f"{chip.name}-{named}", chip, n, grid)
-    for n in () if chip.name in _GRIDS else (1, 2, 4, *range(8, 1025, 8)):
-      yield Slice(f"{chip.name}-{n}", chip, n)
+def _slices(chip: Chip) -> Iterator[Slice]:
+  for text in _GRIDS.get(chip.name, ()):
+    grid = tuple(map(int, text.split("x")))
+    chips = math.prod(grid)
+    count = chips * (2 if chip.name in _COUNTS_CORES else 1)
+    yield Slice(f"{chip.name}-{count}", chip, chips, grid)
+  for n in () if chip.name in _GRIDS else (1, 2, 4, *range(8, 1025, 8)):
+    yield Slice(f"{chip.name}-{n}", chip, n)
 
 
-SLICES = {found.name: found for found in _slices()}
+SLICES = {found.name: found for chip in CHIPS for found in _slices(chip)}
 
 
 def parse(name: str) -> Slice:

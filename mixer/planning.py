@@ -6,7 +6,6 @@ whose numbers of memory are what a run will meet.
 """
 
 import math
-import re
 import time
 from typing import Any
 
@@ -17,8 +16,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from mixer import config as config_lib
 from mixer import durations, hardware, optim, sharding, train_step
-from mixer import model as model_lib
-from mixer.errors import UserError, first_line
+from mixer.errors import UserError, first_line, is_memory
 
 # Shares of the data sheets' numbers that a well-made program reaches.
 MATMUL_SHARE = 0.7
@@ -58,11 +56,10 @@ def predict(
   cores: float | None = None,
   core_rate: float | None = None,
 ) -> dict[str, float]:
-  """The numbers of a plan by name, for a config that is valid for the slice.
+  """The numbers of a plan by name; bytes are of one device.
 
   `examples` are of the training split; `cores` of each host and the images/s of
-  one are, by default, as usual for the slice and as measured. Memory,
-  communication and traffic are bytes of one device.
+  one are, by default, as usual for the slice and as measured.
   """
   c, n, chip = config, target.num_devices, target.chip
   steps, f = durations.plan(c, examples), c.sharding.fsdp
@@ -86,7 +83,7 @@ def predict(
     "operations an update": train_step.update_flop(model, c) * c.batch_size,
   }
 
-  kept = width * _kept(c, blocks, target)
+  kept = width * _kept(c.model.remat, blocks, target)
   kept += 6 * pixels * (2 + width / 2) + 12 * num_classes
   memory = {
     "weights": _bytes_here(state.params),
@@ -147,9 +144,7 @@ def _bytes_here(tree: Any) -> int:
   )
 
 
-def _blocks(
-  model: model_lib.MlpMixer, size: tuple[int, int]
-) -> list[tuple[int, int]]:
+def _blocks(model: Any, size: tuple[int, int]) -> list[tuple[int, int]]:
   """(narrow, wide) elements of each block and image: S C, and T C + S F."""
   s = math.prod(side // model.patch_size for side in size)
   c, t, f = model.hidden_dim, model.tokens_mlp_dim, model.channels_mlp_dim
@@ -161,16 +156,14 @@ def _blocks(
   return found
 
 
-def _kept(
-  config: config_lib.Config, blocks: Any, target: hardware.Slice
-) -> int:
+def _kept(remat: str, blocks: list[Any], target: hardware.Slice) -> int:
   """Elements of an image's activations that are alive at once."""
   several = not target.grid and target.num_devices > 1
   n, w = _KEPT["tpu" if target.grid else "gpus" if several else "gpu"]
   kept = [n * narrow + w * wide for narrow, wide in blocks]
   if several:
     return sum(kept)
-  n, w = _REMAT_KEPT.get(config.model.remat, (n, w))
+  n, w = _REMAT_KEPT.get(remat, (n, w))
   again = sum(n * narrow + w * wide for narrow, wide in blocks)
   return min(sum(kept), again + max(kept))
 
@@ -223,40 +216,32 @@ def abstract_batch(
 
 
 def compile_step(
-  config: config_lib.Config,
-  target: hardware.Slice,
-  examples: int,
-  num_classes: int,
+  config: config_lib.Config, target: hardware.Slice, steps: Any, classes: int
 ) -> dict[str, Any]:
-  """Compiles the training step for a slice.
+  """What the compiler for a slice says of the training step.
 
-  Returns:
-    `compiler`, `fits`, `reason` (why not); if it was compiled, its `seconds`
-    and bytes of `arguments`, `temporaries`, `peak` of all, and `traffic`, which
-    is None for GPUs.
+  Whether it `fits` a device's memory, and the `reason` if not; bytes of its
+  `arguments`, `temporaries`, `peak` of all, and `traffic` (TPUs only).
   """
   found: dict[str, Any] = {"compiler": target.compiler}
-  steps, start = durations.plan(config, examples), time.perf_counter()
+  start, limit = time.perf_counter(), target.program_memory
   try:
     devices = target.describe_devices()
     mesh = sharding.make_mesh(devices, fsdp=config.sharding.fsdp)
     options = {} if target.grid else _GPU_OPTIONS
-    lowered = lower(config, steps, num_classes, mesh)
+    lowered = lower(config, steps, classes, mesh)
     compiled = lowered.compile(compiler_options=options)
   except (RuntimeError, ValueError) as e:
-    used = re.search(r"Used [\d.]+\w+ of [\d.]+\w+ hbm", str(e))
-    if not used and "RESOURCE_EXHAUSTED" not in str(e):
-      why = first_line(e)
+    why = first_line(e)[:200]
+    if not is_memory(e):
       raise UserError(f"the compiler for {target.name} failed: {why}.") from e
-    reason = used[0] if used else first_line(e)[:200]
-    return found | {"fits": False, "reason": reason}
+    return found | {"fits": False, "reason": why}
   memory = compiled.memory_analysis()
   costs = compiled.cost_analysis() if target.grid else None
-  peak, most = memory.peak_memory_in_bytes, target.program_memory
-  used = f"Used {peak / 2**30:.2f}G of {most / 2**30:.2f}G"
+  fits = (peak := memory.peak_memory_in_bytes) <= limit
   return found | {
-    "fits": peak <= most,
-    "reason": used if peak > most else "",
+    "fits": fits,
+    "reason": "" if fits else f"{peak:,} of {limit:,} bytes",
     "arguments": memory.argument_size_in_bytes,
     "temporaries": memory.temp_size_in_bytes,
     "peak": peak,

@@ -1,9 +1,12 @@
 """`mixer plan`: slices, formulas, compilers, and what is printed."""
 
-import importlib
 import json
 import math
 import os
+import subprocess
+import sys
+from importlib import metadata
+from unittest import mock
 
 import jax
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import finetune, mixer_i1k, mixer_jft, smoke
-from mixer import cli, durations, hardware, planning, sharding
+from mixer import cli, hardware, planning
 from mixer.commands import plan
 from mixer.errors import UserError
 from tests.conftest import ROOT
@@ -20,11 +23,8 @@ from tests.conftest import ROOT
 @pytest.fixture
 def run(monkeypatch, capsys):
   """Gives the command; returns its exit code and output."""
-  for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
-    monkeypatch.setenv(name, "1")
-  monkeypatch.setenv("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
-  monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
-  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  for name, value in plan.ENVIRONMENT.items():
+    monkeypatch.setenv(name, value)
 
   def start(*words: str, config: str = "mixer_b16_i21k"):
     try:
@@ -56,35 +56,24 @@ def test_what_is_printed(run, tmp_path):
   ):
     assert part in out
   assert not any(tmp_path.iterdir())
-  code, out, _ = run(
-    *("--hardware=h100-8", "--examples=1000000", "--classes=1000", "--json"),
-    *("--config.total=10 epochs", "--config.schedule.warmup=5%"),
-  )
+  words = "--hardware=h100-8", "--examples=1000000", "--classes=1000"
+  words += "--config.total=10 epochs", "--config.schedule.warmup=5%"
+  code, out, _ = run(*words, "--json")
   found = json.loads(out)
   assert code == 0 and found["numbers"]["updates"] == 2441
-  assert found["bottleneck"] in ("matmuls", "memory", "links", "input")
-  assert found["fits"] in (True, False) and found["compiled"] is None
-
-
-@pytest.mark.parametrize(
-  ("words", "what"),
-  [
+  assert found["bottleneck"] == "memory" and found["fits"] is True
+  for words, what in (
     ((), "--hardware"),
     (("--hardware=v5e-8", "x"), "'x' is no flag"),
     (("--hardware=v5e-8", "--price=-1"), "price"),
     (("--hardware=v5e-7",), "--hardware=v5e-7 is no slice"),
     (("--hardware=v5e-256", "--config.batch_size=96"), "batch_size"),
-    (
-      ("--hardware=v5e-64", "--config.sharding.fsdp=3"),
-      "doesn't divide the 64",
-    ),
+    (("--hardware=v5e-64", "--config.sharding.fsdp=3"), "divide the 64"),
     (("--hardware=v5e-8", "--config.data.name=mine"), "--examples=N --classes"),
     (("--hardware=v4-8", "--compile"), "no compiling for v4"),
-  ],
-)
-def test_what_is_wrong_is_said(run, words, what):
-  code, _, err = run(*words)
-  assert code == 1 and err.startswith("error: ") and what in err
+  ):
+    code, _, err = run(*words)
+    assert code == 1 and err.startswith("error: ") and what in err
 
 
 def test_sizes_of_data_sets(tmp_path, monkeypatch):
@@ -114,9 +103,8 @@ def test_sizes_of_data_sets(tmp_path, monkeypatch):
 # Hardware.
 
 
-@pytest.mark.parametrize(
-  ("kind", "flops"),
-  [  # As JAX names devices.
+def test_peaks():
+  for kind, flops in (  # As JAX names devices.
     ("TPU v3", 61.5e12),
     ("TPU v5 lite", 197e12),
     ("TPU v5", 459e12),
@@ -125,10 +113,8 @@ def test_sizes_of_data_sets(tmp_path, monkeypatch):
     ("NVIDIA L4", 121e12),
     ("NVIDIA L40S", None),
     ("cpu", None),
-  ],
-)
-def test_peaks(kind, flops):
-  assert hardware.peak(kind) == flops
+  ):
+    assert hardware.peak(kind) == flops
 
 
 def test_names_of_slices():
@@ -146,9 +132,9 @@ def test_names_of_slices():
     assert listed.get(name, "") in str(caught.value)
 
 
-@pytest.mark.parametrize(
-  ("name", "chips", "devices", "hosts", "seconds"),
-  [  # Google's tables; DGX for GPUs. Seconds to sum a gigabyte, by hand.
+def test_slices():
+  # Google's tables; DGX for GPUs. Seconds to sum a gigabyte, by hand.
+  for name, *counts, seconds in (
     ("v5e-1", 1, 1, 1, 0.0),
     # A line of 2 and one of 4: a link each.
     ("v5e-8", 8, 8, 1, 2 * 7 / 8 / 100),
@@ -159,13 +145,10 @@ def test_names_of_slices():
     ("v3-8", 4, 8, 1, 2 * 3 / 4 / 166),
     ("h100-8", 8, 8, 1, 2 * 7 / 8 / 450),
     ("h100-16", 16, 16, 2, 2 * 7 / 8 / 450 + 2 * (1 / 8) * (1 / 2) / 50),
-  ],
-)
-def test_slices(name, chips, devices, hosts, seconds):
-  found = hardware.parse(name)
-  counts = (found.num_chips, found.num_devices, found.num_hosts)
-  assert counts == (chips, devices, hosts)
-  assert found.all_reduce_seconds(1e9) == pytest.approx(seconds)
+  ):
+    found = hardware.parse(name)
+    assert counts == [found.num_chips, found.num_devices, found.num_hosts]
+    assert found.all_reduce_seconds(1e9) == pytest.approx(seconds)
 
 
 # Formulas: against compiled code, closed forms, and laws.
@@ -174,19 +157,6 @@ def test_slices(name, chips, devices, hosts, seconds):
 def predict(config, name="v5e-64", examples=1_281_167, classes=1000, **more):
   target = hardware.parse(name)
   return planning.predict(config, target, examples, classes, **more)
-
-
-@pytest.mark.slow
-def test_against_a_compiled_step_that_is_split():
-  config = smoke.get_config()
-  config.sharding.min_size, config.sharding.fsdp = 256, 4
-  # The compiler rounds every argument up; counters and biases are tiny.
-  mesh = sharding.make_mesh(fsdp=4)
-  lowered = planning.lower(config, durations.plan(config, 1400), 10, mesh)
-  memory = lowered.compile().memory_analysis()
-  found = predict(config, "v5e-8", 1400, 10)
-  arguments = found["weights"] + found["optimizer, average"] + found["images"]
-  assert arguments == pytest.approx(memory.argument_size_in_bytes, rel=0.02)
 
 
 def test_numbers_of_b16_by_hand():
@@ -269,18 +239,16 @@ def test_what_is_split_over_devices():
 def test_what_compilers_for_gpus_do():
   """They scatter no sums of parts, and recompute for a single GPU only."""
   config = mixer_i1k.get_config()
-  gpu, tpu = predict(config, "h100-8"), predict(config, "v5e-8")
-  config.optimizer.accumulate = 4
-  sent = predict(config, "h100-8")["communication"]
-  assert sent == pytest.approx(1.5 * gpu["communication"])
-  assert predict(config, "v5e-8")["communication"] == tpu["communication"]
-  config.optimizer.accumulate, config.model.remat = 1, "block"
-  assert predict(config, "h100-8")["activations"] == gpu["activations"]
+  gpu = predict(config, "h100-8")
+  config.optimizer.accumulate, config.model.remat = 4, "block"
+  found = predict(config, "h100-8")
+  assert found["communication"] == pytest.approx(1.5 * gpu["communication"])
+  assert found["activations"] == pytest.approx(gpu["activations"] / 4)
   config.batch_size = 512
-  assert predict(config, "h100-1")["activations"] < gpu["activations"] / 4
+  assert predict(config, "h100-1")["activations"] < gpu["activations"] / 16
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(
   st.sampled_from(["S/32", "B/16"]),
   st.sampled_from(["v5e-8", "v6e-16", "v5p-64", "h100-16"]),
@@ -309,7 +277,7 @@ def test_what_it_comes_to(monkeypatch):
   config.batch_size = 8192
   first, second, *_ = plan.verdict(predict(config, "v5e-8"), config, target)
   assert first.startswith("Predicted not to fit: ")
-  assert second.startswith("--config.model.remat=block would take ")
+  assert second.startswith("--config.model.remat=block would fit, ")
   assert config.model.remat == "none"
   config.batch_size = 2**17
   found = predict(config, "v5e-8", 10**8)
@@ -332,34 +300,27 @@ def test_what_a_compiler_says(run, monkeypatch):
   """The one for the eight virtual devices, in place of a slice's."""
   part, compiler = hardware.Slice, property(lambda _: "CPU 1.0")
   monkeypatch.setattr(part, "describe_devices", lambda _: jax.devices())
-  monkeypatch.setattr(part, "compiler", compiler)
-  code, out, _ = run("--hardware=v5e-8", "--compile", config="smoke")
-  assert code == 0 and "CPU 1.0:\n  arguments" in out and "It fits." in out
-  # Of the formulas' and the compiler's, which rounds every argument up.
-  (line,) = (x for x in out.splitlines() if x.startswith("  arguments"))
-  assert float(line.split()[-1][:-1]) == pytest.approx(1, abs=0.02)
-
-  def fail(text):
-    raise jax.errors.JaxRuntimeError(text)
-
-  for text, end in (
-    ("RESOURCE_EXHAUSTED: ...Used 20.1G of 15.75G hbm. Exceeded", 0),
-    ("no such topology\nand so on", 1),
-  ):
-    monkeypatch.setattr(part, "describe_devices", lambda _, x=text: fail(x))
-    code, out, err = run("--hardware=v5e-8", "--compile", config="smoke")
-    said = ("no fit: Used 20.1G of 15.75G hbm.", "v5e-8 failed: no such topo")
-    assert code == end and said[end] in out + err
-
-
-def test_a_compiler_that_is_missing(monkeypatch):
-  def missing(_):
-    raise importlib.metadata.PackageNotFoundError
-
-  monkeypatch.setattr(hardware.importlib.metadata, "version", missing)
+  with monkeypatch.context() as patch:
+    patch.setattr(part, "compiler", compiler)
+    words = "--config.sharding.fsdp=4", "--config.sharding.min_size=256"
+    code, out, _ = run("--hardware=v5e-8", "--compile", *words, config="smoke")
+    assert code == 0 and "CPU 1.0:\n  arguments" in out and "It fits." in out
+    # Of the formulas' and the compiler's, which rounds every argument up.
+    (line,) = (x for x in out.splitlines() if x.startswith("  arguments"))
+    assert float(line.split()[-1][:-1]) == pytest.approx(1, abs=0.02)
+    for text, end, what in (
+      ("RESOURCE_EXHAUSTED: Used 20.1G of 15.75G", 0, "It does not fit: RES"),
+      ("no such topology\nand so on", 1, "v5e-8 failed: no such topology."),
+    ):
+      error = jax.errors.JaxRuntimeError(text)
+      patch.setattr(part, "describe_devices", mock.Mock(side_effect=error))
+      code, out, err = run("--hardware=v5e-8", "--compile", config="smoke")
+      assert code == end and what in out + err
+  missing = mock.Mock(side_effect=metadata.PackageNotFoundError)
+  monkeypatch.setattr(metadata, "version", missing)
   for name, extra in (("v5e-8", "tpu"), ("h100-8", "gpu")):
-    with pytest.raises(UserError, match=rf'pip install -e "\.\[{extra}\]"'):
-      _ = hardware.parse(name).compiler
+    code, _, err = run(f"--hardware={name}", "--compile")
+    assert code == 1 and f'pip install -e ".[{extra}]"' in err
 
 
 # Recipe -> the slices that its docstring names.
@@ -380,25 +341,25 @@ TOO_LARGE = (("mixer_i21k:L/16", "h100-8"), ("mixer_jft:H/14", "h100-8"))
 @pytest.mark.parametrize(
   ("name", "where"), [(n, s) for n, slices in RECIPES.items() for s in slices]
 )
-def test_recipes_fit_where_they_say(run, name, where):
-  target = hardware.parse(where)
+def test_recipes_fit_where_they_say(name, where):
   try:
-    _ = target.compiler
+    _ = hardware.parse(where).compiler
   except UserError as e:
     pytest.skip(str(e))
   file, _, argument = name.partition(":")
-  command = f"{os.sys.executable} -m mixer plan --compile --json"
-  with os.popen(
-    f"XLA_FLAGS= {command} --hardware={where} --config=configs/{file}.py"
-    + f":{argument}" * bool(argument)
-  ) as out:
-    found = json.loads(out.read())["compiled"]
-  assert found["fits"] == ((name, where) not in TOO_LARGE), found
-  if found["fits"]:
-    module = importlib.import_module(f"configs.{file}")
-    config = module.get_config(*filter(None, [argument]))
-    size = plan.data_size(config, None, None)[:2]
-    predicted = planning.predict(config, target, *size)
-    temporaries = predicted["activations"] + predicted["gradients"]
-    arguments = predicted["memory"] - temporaries
-    assert found["arguments"] == pytest.approx(arguments, rel=0.02)
+  recipe = f"configs/{file}.py" + f":{argument}" * bool(argument)
+  words = ("plan", "--compile", "--json", f"--hardware={where}")
+  done = subprocess.run(
+    [sys.executable, "-m", "mixer", *words, f"--config={recipe}"],
+    env=os.environ | {"XLA_FLAGS": ""},
+    stdout=subprocess.PIPE,
+    check=True,
+    cwd=ROOT,
+  )
+  found = json.loads(done.stdout)
+  compiled, numbers = found["compiled"], found["numbers"]
+  assert compiled["fits"] == ((name, where) not in TOO_LARGE), compiled
+  if compiled["fits"]:
+    temporaries = numbers["activations"] + numbers["gradients"]
+    arguments = numbers["memory"] - temporaries
+    assert compiled["arguments"] == pytest.approx(arguments, rel=0.02)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from typing import Any
 
 from etils import epy
 
@@ -29,22 +28,20 @@ with epy.lazy_imports():
 
   import input_pipeline
   from mixer import config as config_lib
-  from mixer import hardware, planning, validation
+  from mixer import durations, hardware, planning, validation
   from mixer.datasets import catalog
   from mixer.datasets import split as split_lib
 
 _SHORTEN = {
   "matmuls": "more or faster chips",
-  "memory": "larger patches, more images a device, a chip with more bandwidth "
-  "or --config.model.remat=none",
+  "memory": "larger patches, more images a device or --config.model.remat=none",
   "links": "a larger batch, fewer devices, --config.sharding.reduce_dtype="
   "bfloat16, or on more than 16 TPU chips --config.sharding.zero1=False",
-  "input": "more cores of the hosts (--cores says how many), more hosts, or "
-  "`mixer prepare ... --resize=256`",
+  "input": "more cores (--cores), or `mixer prepare ... --resize=256`",
 }
 # What the compilers read when JAX starts, in a process that computes nothing:
 # no server of metadata to ask, no devices to take, no driver to check.
-_ENVIRONMENT = {
+ENVIRONMENT = {
   "JAX_PLATFORMS": "cpu",
   "TPU_SKIP_MDS_QUERY": "1",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -52,12 +49,11 @@ _ENVIRONMENT = {
   "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 _UNITS = {
-  **dict.fromkeys(("weights", "optimizer, average", "images"), "B"),
-  **dict.fromkeys(("activations", "gradients", "memory"), "B"),
-  **dict.fromkeys(("communication", "memory traffic"), "B"),
-  **dict.fromkeys(("time of the run", "chip-hours"), "h"),
   **{"batch": "images", "images to decode": "images/s", "cost": "dollars"},
-  "operations an update": "FLOP",
+  **{"operations an update": "FLOP", "optimizer, average": "B"},
+  **dict.fromkeys(("weights", "images", "activations", "gradients"), "B"),
+  **dict.fromkeys(("memory", "communication", "memory traffic"), "B"),
+  **dict.fromkeys(("time of the run", "chip-hours"), "h"),
 }
 
 
@@ -81,19 +77,20 @@ def main(args: argparse.Namespace) -> None:
   config, target = args.config, hardware.parse(args.hardware)
   if args.compile:
     _ = target.compiler  # First: there may be none.
-  for name, value in _ENVIRONMENT.items():
+  for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
   jax.config.update("jax_platforms", "cpu")
   validation.validate(config, target.num_devices)
   examples, classes, source = data_size(config, args.examples, args.classes)
-  size = examples, classes
-  plan = planning.predict(config, target, *size, args.cores, args.core_rate)
+  more = args.cores, args.core_rate
+  plan = planning.predict(config, target, examples, classes, *more)
   sentences = verdict(plan, config, target)
   if args.price is not None:
     plan["cost"] = plan["chip-hours"] * args.price
   compiled = None
   if args.compile:
-    compiled = planning.compile_step(config, target, *size)
+    steps = durations.plan(config, examples)
+    compiled = planning.compile_step(config, target, steps, classes)
   if args.json:
     values = {
       "numbers": plan,
@@ -119,9 +116,22 @@ def main(args: argparse.Namespace) -> None:
     print(
       f"{name:<26}{number(value, unit):>18}  {notes.get(name, '')}".rstrip()
     )
-  if compiled:
-    print(f"\n{compiled_text(compiled, plan)}")
   print("", *sentences, sep="\n")
+  if compiled:
+    rest = plan["activations"] + plan["gradients"]
+    formulas = {
+      "arguments": plan["memory"] - rest,
+      "temporaries": rest,
+      "peak": plan["memory"],
+      "traffic": plan["memory traffic"],
+    }
+    print(f"\n{compiled['compiler']}:")
+    for name, formula in formulas.items():
+      if value := compiled.get(name):
+        ratio = f"(formula / compiler {formula / value:.2f})"
+        print(f"  {name:<24}{number(value, 'B'):>18}  {ratio}")
+    why = compiled["reason"]
+    print("  It fits." if compiled["fits"] else f"  It does not fit: {why}.")
 
 
 def data_size(
@@ -169,26 +179,17 @@ def verdict(
   plan: dict[str, float], config: config_lib.Config, target: hardware.Slice
 ) -> list[str]:
   """Whether it fits, what the bottleneck is, and what mends either."""
-  fits = plan["memory"] <= target.program_memory
-  have = f"{plan['memory'] / 2**30:.2f} of {target.program_memory / 2**30:.2f}"
-  found = [
-    f"Predicted {'' if fits else 'not '}to fit: {have} GiB of each device's "
-    "memory."
-  ]
-  if not fits:
-    found.append(_mend_memory(plan, config, target))
+  fits, limit = plan["memory"] <= target.program_memory, target.program_memory
+  have = f"{plan['memory'] / 2**30:.2f} of {limit / 2**30:.2f} GiB"
+  how = "to fit" if fits else "not to fit"
   slowest = planning.bottleneck(plan)
-  found.append(f"The bottleneck is {slowest}: {_SHORTEN[slowest]} shorten it.")
-  if plan["cores"] > target.host_cores:
-    found.append(
-      f"To keep up each host needs {plan['cores']:.0f} cores, and usually has "
-      f"{target.host_cores:g}."
-    )
-  found.append(
+  return [
+    f"Predicted {how}: {have} of each device's memory.",
+    *([] if fits else [_mend_memory(plan, config, target)]),
+    f"The bottleneck is {slowest}: {_SHORTEN[slowest]} shorten it.",
     "All of this is predicted, without start, evaluation and saving; "
-    "docs/scaling.md says how far off such predictions have been."
-  )
-  return found
+    "docs/scaling.md says how far off such predictions have been.",
+  ]
 
 
 def _mend_memory(
@@ -196,39 +197,18 @@ def _mend_memory(
 ) -> str:
   """The first change, of those that leave the update what it is, that fits."""
   size = int(plan["training examples"]), int(plan["classes"])
-  remat, accumulate = config.model.remat, config.optimizer.accumulate
-  each = int(plan["batch"] / plan["devices"])
-  parts = [a for a in (2, 4, 8, 16) if each % a == 0]
-  tried = [(r, a) for r in (remat, "block") for a in parts]
-  for choice in (("block", accumulate), *tried):
-    now = {"model.remat": remat, "optimizer.accumulate": accumulate}
-    keys = dict(zip(now, choice, strict=True))
+  now = config.optimizer.accumulate
+  for accumulate in (now, *(a for a in (2, 4, 8, 16) if a > now)):
+    keys = {"model.remat": "block", "optimizer.accumulate": accumulate}
     other = planning.predict(config_lib.changed(config, keys), target, *size)
-    if other["memory"] <= target.program_memory:
-      words = [f"--config.{k}={v}" for k, v in keys.items() if now[k] != v]
+    whole = plan["batch"] / plan["devices"] % accumulate == 0
+    if whole and other["memory"] <= target.program_memory:
+      words = config_lib.override("model.remat", "block")
+      if accumulate != now:
+        words += f" {config_lib.override('optimizer.accumulate', accumulate)}"
       longer = other["time of an update"] / plan["time of an update"]
-      return (
-        f"{' '.join(words)} would take {other['memory'] / 2**30:.2f} GiB and "
-        f"{longer:.2f} times as long."
-      )
+      return f"{words} would fit, and take {longer:.2f} times as long."
   return (
-    "Neither recomputation nor accumulation mends it: take more or larger "
-    "chips, or split the weights by --config.sharding.fsdp=N."
+    "Take more or larger chips, or split the weights by "
+    "--config.sharding.fsdp=N."
   )
-
-
-def compiled_text(compiled: dict[str, Any], plan: dict[str, float]) -> str:
-  """A compiler's numbers beside those of the formulas."""
-  temporaries = plan["activations"] + plan["gradients"]
-  lines = [f"{compiled['compiler']}:"]
-  for name, formula in (
-    ("arguments", plan["memory"] - temporaries),
-    ("temporaries", temporaries),
-    ("peak", plan["memory"]),
-    ("traffic", plan["memory traffic"]),
-  ):
-    if value := compiled.get(name):
-      shown = f"{number(value, 'B'):>18}  (formula / compiler"
-      lines.append(f"  {name:<24}{shown} {formula / value:.2f})")
-  fits = "It fits." if compiled["fits"] else f"no fit: {compiled['reason']}."
-  return "\n".join([*lines, f"  {fits}"])

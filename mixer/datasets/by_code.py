@@ -8,6 +8,7 @@ threads ask at once. For a split that it doesn't have it raises ValueError.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib
 import operator
@@ -20,31 +21,27 @@ import numpy as np
 
 from mixer.errors import UserError, first_line
 
-# The version in "cifar10:3.0.2" is no name of a function.
-_NAME = re.compile(r"([^\W\d][\w.]*):([^\W\d]\w*)")
+# Not "cifar10:3.0.2", which has a version.
+NAME = re.compile(r"([^\W\d][\w.]*):([^\W\d]\w*)")
 _SAMPLES = 16  # Examples that tell a data set from another one.
 
 
-def is_one(name: str) -> bool:
-  """Whether a data set's name is that of a function."""
-  return _NAME.fullmatch(name) is not None
-
-
+@dataclasses.dataclass(frozen=True)
 class Source:
   """Examples with a check of each; what `split.Split` reads."""
 
-  def __init__(self, where: str, examples: Any):
-    self._where, self._examples = where, examples
+  where: str
+  examples: Any
 
   def __len__(self) -> int:
-    return len(self._examples)
+    return len(self.examples)
 
   def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
     return [self._example(int(i)) for i in indices]
 
   def _example(self, i: int) -> dict[str, Any]:
-    with _user_code(f"{self._where}, example {i}"):
-      found = self._examples[i]
+    with _user_code(f"{self.where}, example {i}"):
+      found = self.examples[i]
       record = {**found, "label": operator.index(found["label"])}
       if not isinstance(record["image"], bytes | np.ndarray):
         raise TypeError("`image` is neither bytes nor a uint8 array [H, W, 3]")
@@ -52,11 +49,9 @@ class Source:
 
   def digest(self) -> str:
     """Of some examples, evenly spaced."""
-    digest = hashlib.sha256()
-    last = len(self) - 1
-    count = min(_SAMPLES, len(self))
+    digest, count = hashlib.sha256(), min(_SAMPLES, len(self))
     for k in range(count):
-      record = self._example(k * last // max(1, count - 1))
+      record = self._example(k * (len(self) - 1) // max(1, count - 1))
       image = record["image"]
       digest.update(f"{record['label']} {np.shape(image)} ".encode())
       digest.update(image if isinstance(image, bytes) else image.tobytes())
@@ -81,7 +76,7 @@ def open_source(
 
 @contextlib.contextmanager
 def _user_code(where: str) -> Iterator[None]:
-  """Makes a UserError of one in the user's own code, with its place."""
+  """Makes a UserError of an error in the user's code, with its place."""
   try:
     yield
   except UserError:

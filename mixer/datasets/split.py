@@ -65,28 +65,28 @@ class Split:
     try:
       found = self.source.__getitems__(indices) if indices else []
     except (OSError, RuntimeError, ValueError) as e:  # Of ArrayRecord.
-      raise UserError(
-        f"data set {self.name}, split {self.expression}: its files can't be "
-        f"read: {first_line(e)}. Check the disk, or prepare the data set anew."
+      raise self._error(
+        f": its files can't be read: {first_line(e)}. Check the disk, or "
+        "prepare the data set anew."
       ) from e
+    known = range(len(self.class_names))
     for i, record in zip(indices, found, strict=True):
       for label in (record["label"], *record.get("valid_labels", ())):
-        if not 0 <= label < len(self.class_names):
-          raise UserError(
-            f"{self._place(i)} has label {label}, outside the "
-            f"{len(self.class_names)} classes; take a split with labels, or "
-            "prepare the data set anew."
+        if label not in known:
+          raise self._error(
+            f", record {i} has label {label}, outside the {len(known)} "
+            "classes; take a split with labels, or prepare the data set anew."
           )
     return [r | {"index": i} for i, r in zip(indices, found, strict=True)]
 
-  def _place(self, index: int) -> str:
-    return f"data set {self.name}, split {self.expression}, record {index}"
+  def _error(self, what: str) -> UserError:
+    return UserError(f"data set {self.name}, split {self.expression}{what}")
 
   def decode_error(self, index: int, error: Exception) -> UserError:
     """The error for a record whose image can't be decoded."""
-    return UserError(
-      f"{self._place(index)} can't be decoded: {error}. Prepare the data set "
-      "anew without that image, or choose a split that leaves it out."
+    return self._error(
+      f", record {index} can't be decoded: {error}. Prepare the data set anew "
+      "without that image, or choose a split that leaves it out."
     )
 
   def _all(self, key: str) -> list[Any]:
@@ -106,8 +106,9 @@ class Split:
     Those of ImageNet with the ReaL labels (`imagenet2012_real`); an example
     with none is left out of that score. None for any other set.
     """
-    found = self._all("valid_labels") if "valid_labels" in self[0] else None
-    return None if found is None else tuple(found)
+    return (
+      tuple(self._all("valid_labels")) if "valid_labels" in self[0] else None
+    )
 
   def per_class(
     self, count: int, seed: int, key: str = "data.examples_per_class"
@@ -117,17 +118,15 @@ class Split:
     A larger count with the same seed contains the smaller one's examples. `key`
     of the config says how many, for the UserError where a class has too few.
     """
-    rng = np.random.default_rng((seed, _SUBSET))
-    chosen = []
+    rng, chosen = np.random.default_rng((seed, _SUBSET)), []
     for k, class_name in enumerate(self.class_names):
-      (own,) = np.nonzero(self.labels == k)
+      own = rng.permutation(np.flatnonzero(self.labels == k))[:count]
       if len(own) < count:
-        raise UserError(
-          f"data set {self.name}, split {self.expression} has {len(own)} "
-          f"examples of class {class_name!r} and {count} are asked for; ask "
-          f"for fewer, by --config.{key}=N."
+        raise self._error(
+          f" has {len(own)} examples of class {class_name!r} and {count} are "
+          f"asked for; ask for fewer, by --config.{key}=N."
         )
-      chosen.append(rng.permutation(own)[:count])
+      chosen.append(own)
     picked = np.sort(np.concatenate(chosen))
     return dataclasses.replace(self, indices=self.records[picked])
 
@@ -153,22 +152,18 @@ class _Examples:
       raise ValueError(f"record {i} is no example with an image") from e
     for name in _FILE_NAMES:
       if name in feature and (value := feature[name].bytes_list.value):
-        file_name = value[0].decode("utf-8", "surrogateescape")
-        return record | {"file_name": file_name}
+        record["file_name"] = value[0].decode("utf-8", "surrogateescape")
+        break
     return record
 
 
 def _parse(feature: Any) -> dict[str, Any]:
   """Of a set with `image` and `label`, or of ImageNet with the ReaL labels."""
   real = "original_label" in feature and "label" not in feature
-  label = feature["original_label" if real else "label"]
-  found = {
-    "image": feature["image"].bytes_list.value[0],
-    "label": label.int64_list.value[0],
-  }
+  label = feature["original_label" if real else "label"].int64_list.value[0]
+  found = {"image": feature["image"].bytes_list.value[0], "label": label}
   if real:
-    labels = feature["real_label"].int64_list.value
-    found["valid_labels"] = frozenset(labels)
+    found["valid_labels"] = frozenset(feature["real_label"].int64_list.value)
   return found
 
 
@@ -185,13 +180,11 @@ def open_split(name: str, expression: str, data_dir: str) -> Split:
   Raises:
     UserError: not prepared, damaged, not for classification, no such split.
   """
-  if by_code.is_one(name):
+  if by_code.NAME.fullmatch(name):
     return _open_by_code(name, expression, data_dir)
   task = vtab.find(name) if name.startswith(vtab.PREFIX) else None
-  base, root = (
-    task.data_set if task else name,
-    stored.resolve_data_dir(data_dir),
-  )
+  base = task.data_set if task else name
+  root = stored.resolve_data_dir(data_dir)
   if base in catalog.SHIPPED:
     from mixer.datasets import shipped
 
@@ -259,10 +252,9 @@ def _open_by_code(name: str, expression: str, data_dir: str) -> Split:
       expression = "validation"
   split = expression.partition("[")[0]
   source, class_names = by_code.open_source(name, split, data_dir)
-  sizes = {split: len(source)}
   taken = parts(name, expression, {split: (len(source),)})
   indices = np.concatenate([np.arange(a, b) for _, a, b in taken])
-  identity = _identity(class_names, sizes, source.digest())
+  identity = _identity(class_names, {split: len(source)}, source.digest())
   return Split(name, expression, source, class_names, indices, identity)
 
 

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from array_record.python import array_record_data_source
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from mixer import files
 from mixer.datasets import catalog
@@ -35,8 +35,8 @@ MANIFEST = "manifest.json"
 UNFINISHED = "incomplete."
 PREPARING = ".preparing-"
 _LIMIT = 16 << 20  # Bytes of a small file.
-# The end of a shard has the places of its records. ArrayRecord notices damage
-# before that when it reads.
+# The end of a shard, which has the places of its records: ArrayRecord notices
+# damage before that when it reads.
 _TAIL = 1 << 16
 
 
@@ -125,17 +125,17 @@ class Stored:
     if not path.exists():
       return tuple(map(str, range(min(count, 10**6))))
     data = files.read_bytes(path, "the names of classes, one a line", _LIMIT)
-    lines = map(str.strip, data.decode("utf-8", "replace").split("\n"))
-    names = tuple(filter(None, lines))
+    lines = data.decode("utf-8", "replace").split("\n")
+    names = tuple(filter(None, map(str.strip, lines)))
     if not len(names) == len({*names}) == count:
       raise _damaged(self.folder, f"{path.name} has not {count} names")
     return names
 
   @functools.cached_property
-  def manifest(self) -> dict[str, dict[str, Any]] | None:
-    """`bytes` and `sha256` of each file, `end` of shards; None without one."""
+  def manifest(self) -> dict[str, dict[str, Any]]:
+    """`bytes` and `sha256` of each file, `end` of shards; {} without one."""
     if not (self.folder / MANIFEST).exists():
-      return None
+      return {}
     content = read_json(self.folder / MANIFEST)
     if content.get("sha256") != files.json_sha256(content.get("files")):
       raise _damaged(self.folder, f"{MANIFEST} has changed")
@@ -145,13 +145,11 @@ class Stored:
   def fingerprint(self) -> str:
     """Tells what was prepared from anything else; "" without a manifest."""
     listed = self.manifest
-    if listed is None:
-      return ""
     digests = {
       split: [listed.get(p.name, {}).get("sha256") for p in self.files(split)]
       for split in self.splits
     }
-    return files.json_sha256(digests)[:32]
+    return files.json_sha256(digests)[:32] if listed else ""
 
   def check(self, splits: Iterable[str] | None = None) -> None:
     """Refuses a set, or shards of some splits, that have changed.
@@ -159,21 +157,21 @@ class Stored:
     With a manifest, the content of the small files is compared, and the size
     and end of the shards; without, the numbers of records in the shards.
     """
-    names = self.splits if splits is None else splits
-    shards = {
-      path: count
-      for name in names
-      for path, count in zip(self.files(name), self.splits[name], strict=True)
-    }
-    listed, small = self.manifest, {*_small_files(self.folder)}
-    if listed is not None:
-      small |= {self.folder / k for k, v in listed.items() if "end" not in v}
+    listed, small, shards = self.manifest, set(), {}
+    for split in self.splits if splits is None else splits:
+      shards |= zip(self.files(split), self.splits[split], strict=True)
+    if listed:
+      small = {self.folder / k for k, v in listed.items() if "end" not in v}
+      small.update(_small_files(self.folder))
 
     def is_whole(path: pathlib.Path) -> bool:
-      if listed is None:
-        return path in small or _num_records(path) == shards[path]
-      entry = _entry(path)
-      return bool(entry) and entry.items() <= listed.get(path.name, {}).items()
+      if listed:
+        entry, known = _entry(path), listed.get(path.name, {})
+        return bool(entry) and entry.items() <= known.items()
+      try:
+        return len(ArrayRecordDataSource(str(path))) == shards[path]
+      except (OSError, RuntimeError, ValueError):
+        return False
 
     paths = [*sorted(small), *shards]
     for path, whole in zip(paths, _each(is_whole, paths), strict=True):
@@ -184,16 +182,14 @@ class Stored:
 def read(folder: pathlib.Path) -> Stored:
   """What a folder says of its data set; UserError where it doesn't."""
   info, content = read_json(folder / INFO), read_json(folder / FEATURES)
+  formats = info.get("fileFormat") or "tfrecord"
   try:
     return Stored(
       folder,
       str(info["name"]),
       str(info.get("configName", "")),
       str(info.get("version", "")),
-      (
-        info.get("fileFormat") or "tfrecord",
-        *info.get("alternativeFileFormats", []),
-      ),
+      (formats, *info.get("alternativeFileFormats", [])),
       {
         split["name"]: tuple(map(int, split["shardLengths"]))
         for split in info.get("splits", [])
@@ -209,17 +205,15 @@ def read(folder: pathlib.Path) -> Stored:
 def versions(place: pathlib.Path, name: str) -> list[pathlib.Path]:
   """The folders of a set's versions, oldest first.
 
-  Args:
-    place: a data_dir, a set's folder, a config's, or a version's.
-    name: with config and version, if only those; the latter as "1.*.*", too.
+  `place` is a data_dir, a set's folder, a config's, or a version's. A config or
+  version in `name`, the latter also as "1.*.*", is the only one wanted.
   """
   base, config, version = catalog.split_name(name)
   wanted = re.escape(version).replace(r"\*", "[0-9]+") or r"\d+\.\d+\.\d+"
   below, found = place if place.name == base else place / base, {}
   # Not all that is below: it may be a folder of a million images.
-  for folder in (
-    *(place, *place.glob("*/"), *below.glob("*/"), *below.glob("*/*/")),
-  ):
+  near = place, *place.glob("*/"), *below.glob("*/"), *below.glob("*/*/")
+  for folder in near:
     *_, above, parent, last = "", "", *folder.absolute().parts
     if re.fullmatch(wanted, last) and (folder / INFO).exists():
       info = read_json(folder / INFO)
@@ -321,14 +315,6 @@ def file_digest(path: pathlib.Path) -> str:
   """SHA-256 of a file."""
   with open(path, "rb") as f:
     return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _num_records(path: pathlib.Path) -> int:
-  """The number of a shard's records; -1 if it can't be read."""
-  try:
-    return len(array_record_data_source.ArrayRecordDataSource(str(path)))
-  except (OSError, RuntimeError, ValueError):
-    return -1
 
 
 def _example_class() -> Any:

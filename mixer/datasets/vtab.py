@@ -52,8 +52,7 @@ class Task:
     found |= {"train800val200": found["train"], "test": self.test}
     if split not in found:
       raise UserError(
-        f"the tasks of VTAB-1k have the splits {', '.join(SPLITS)}, and no "
-        f"{split!r}; name one of these."
+        f"the tasks of VTAB-1k have no split {split!r}; take one of {SPLITS}."
       )
     return found[split]
 
@@ -85,11 +84,12 @@ def find(name: str) -> Task:
 
 def tasks_of(data_set: str) -> tuple[str, ...]:
   """The tasks made of a TFDS data set; without a config, of any."""
-  return tuple(
-    name
-    for name, task in TASKS.items()
-    if data_set in (task.data_set, task.data_set.split("/")[0])
-  )
+  names = {k: (t.data_set, t.data_set.split("/")[0]) for k, t in TASKS.items()}
+  return tuple(task for task, known in names.items() if data_set in known)
+
+
+# Of CLEVR's depths.
+_EDGES = (8, 8.5, 9, 9.5, 10)
 
 
 def _bin(value: float, *edges: float) -> int:
@@ -129,46 +129,44 @@ def _smallnorb(feature: str, degrees: range) -> Task:
 
 
 _CLEVR = ("clevr", ("train", 90), "validation")
-_EDGES = (8, 8.5, 9, 9.5, 10)
 TASKS = {
-  PREFIX + name: task
-  for name, task in {
-    # Natural images.
-    "caltech101": Task("caltech101", ("train", 90)),
-    "cifar100": Task("cifar100", ("train", 90)),
-    "dtd": Task("dtd"),
-    "flowers": Task("oxford_flowers102"),
-    "pets": Task("oxford_iiit_pet", ("train", 80)),
-    "sun397": Task("sun397/tfds"),
-    "svhn": Task("svhn_cropped", ("train", 90)),
-    # Specialized ones.
-    "patch_camelyon": Task("patch_camelyon"),
-    "eurosat": Task("eurosat/rgb", ("train", 60), "train[80%:]"),
-    "resisc45": Task("resisc45", ("train", 60), "train[80%:]"),
-    "retinopathy": Task("diabetic_retinopathy_detection/btgraham-300"),
-    # Structured ones.
-    "clevr_count": Task(
-      *_CLEVR,
-      ("objects/size",),
-      lambda numbers: len(numbers["objects/size"]) - 3,  # 3 to 10 objects.
-      tuple(f"{n} objects" for n in range(3, 11)),
-    ),
-    "clevr_distance": Task(
-      *_CLEVR,
-      ("objects/pixel_coords",),
-      _clevr_distance,
-      (*(f"up to {edge}" for edge in _EDGES), "farther"),
-    ),
-    "dmlab": Task("dmlab"),
-    "dsprites_orientation": _dsprites("label_orientation", "orientation", 40),
-    "dsprites_position": _dsprites("label_x_position", "x", 32),
-    "kitti_distance": Task(
-      "kitti",
-      features=("objects/type", "objects/location"),
-      label=_kitti_distance,
-      names=("up to 8 m", "up to 20 m", "farther", "no vehicle"),
-    ),
-    "smallnorb_azimuth": _smallnorb("label_azimuth", range(0, 360, 20)),
-    "smallnorb_elevation": _smallnorb("label_elevation", range(30, 75, 5)),
-  }.items()
+  # Natural images.
+  "vtab/caltech101": Task("caltech101", ("train", 90)),
+  "vtab/cifar100": Task("cifar100", ("train", 90)),
+  "vtab/dtd": Task("dtd"),
+  "vtab/flowers": Task("oxford_flowers102"),
+  "vtab/pets": Task("oxford_iiit_pet", ("train", 80)),
+  "vtab/sun397": Task("sun397/tfds"),
+  "vtab/svhn": Task("svhn_cropped", ("train", 90)),
+  # Specialized ones.
+  "vtab/patch_camelyon": Task("patch_camelyon"),
+  "vtab/eurosat": Task("eurosat/rgb", ("train", 60), "train[80%:]"),
+  "vtab/resisc45": Task("resisc45", ("train", 60), "train[80%:]"),
+  "vtab/retinopathy": Task("diabetic_retinopathy_detection/btgraham-300"),
+  # Structured ones.
+  "vtab/clevr_count": Task(
+    *_CLEVR,
+    ("objects/size",),
+    lambda numbers: len(numbers["objects/size"]) - 3,  # 3 to 10 objects.
+    tuple(f"{n} objects" for n in range(3, 11)),
+  ),
+  "vtab/clevr_distance": Task(
+    *_CLEVR,
+    ("objects/pixel_coords",),
+    _clevr_distance,
+    (*(f"up to {edge}" for edge in _EDGES), "farther"),
+  ),
+  "vtab/dmlab": Task("dmlab"),
+  "vtab/dsprites_orientation": _dsprites(
+    "label_orientation", "orientation", 40
+  ),
+  "vtab/dsprites_position": _dsprites("label_x_position", "x", 32),
+  "vtab/kitti_distance": Task(
+    "kitti",
+    features=("objects/type", "objects/location"),
+    label=_kitti_distance,
+    names=("up to 8 m", "up to 20 m", "farther", "no vehicle"),
+  ),
+  "vtab/smallnorb_azimuth": _smallnorb("label_azimuth", range(0, 360, 20)),
+  "vtab/smallnorb_elevation": _smallnorb("label_elevation", range(30, 75, 5)),
 }

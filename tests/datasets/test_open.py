@@ -6,13 +6,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 from array_record.python import array_record_module
 from hypothesis import given
 from hypothesis import strategies as st
-from tensorflow_datasets.core import naming, splits
+from tensorflow_datasets.core import splits
 
 from mixer.datasets import split, stored
 from mixer.errors import UserError
@@ -117,24 +118,24 @@ def test_it_is_read_without_tfds(older):
   subprocess.run(words, cwd=ROOT, check=True)
 
 
-@pytest.mark.parametrize(
-  ("name", "old", "new"),
-  [
+def test_changed_files_of_a_sealed_set_are_named(older):
+  stored.seal(older)
+  for name, old, new in (
     ("label.labels.txt", "cat", "dog"),
     ("dataset_info.json", '"cifar10"', '"cifar10" '),
     ("features.json", "numClasses", "numclasses"),
     ("manifest.json", '"sha256": "', '"sha256": "0'),
-  ],
-)
-def test_a_changed_small_file_is_named(older, name, old, new):
-  stored.seal(older)
-  edit(older / name, old, new)
-  message = refused(older)
-  assert f"{older} is not as it was prepared: {name} has changed" in message
-  assert message.endswith(f"on purpose, remove {stored.MANIFEST} there.")
-  (older / name).unlink()
-  if name != stored.MANIFEST:
-    assert name in (message := refused(older)) or "not prepared" in message
+  ):
+    content = (older / name).read_bytes()
+    edit(older / name, old, new)
+    message = refused(older)
+    assert f"{older} is not as it was prepared: {name} has changed" in message
+    assert message.endswith(f"on purpose, remove {stored.MANIFEST} there.")
+    if name != stored.MANIFEST:
+      (older / name).unlink()
+      assert name in (message := refused(older)) or "not prepared" in message
+    (older / name).write_bytes(content)
+  assert len(read(older)) == 12
 
 
 def test_damaged_shards_are_named(either):
@@ -172,15 +173,12 @@ def test_what_small_files_say_is_not_believed(older):
   assert command[3:] == ["prepare", "cifar10", f"--data_dir={older.parents[1]}"]
 
 
-def test_class_names_without_a_manifest(older):
+def test_class_names_and_records_without_a_manifest(older):
   path = older / "label.labels.txt"
   edit(path, "cat\n", "dog\n")
   assert "label.labels.txt has not 10 names" in refused(older)
   path.unlink()
   assert read(older).class_names == tuple("0123456789")
-
-
-def test_a_record_that_is_none_is_named(older):
   (path,) = older.glob("*test*")
   path.unlink()
   writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
@@ -218,9 +216,9 @@ def test_names_with_versions_and_configs(older):
   assert split.find("cifar10", root) == root / "cifar10" / "two" / "3.0.2"
 
 
-@pytest.mark.parametrize(
-  ("name", "way"),
-  [
+def test_what_is_not_prepared_says_how_to(tmp_path):
+  root = tmp_path / "nosuch"
+  for name, way in (
     ("imagenet2012:5.1.0", "prepare imagenet2012:5.1.0 --source=PATH --data_"),
     ("imagenet2012", "a folder with ILSVRC2012_img_train.tar and"),
     ("cifar10", "`python -m mixer prepare cifar10 --data_dir="),
@@ -228,14 +226,11 @@ def test_names_with_versions_and_configs(older):
     ("nosuch/config", "prepare folder --name=nosuch --source=PATH"),
     ("cifar_10", "Did you mean cifar10 or"),
     ("No Name!", "--name='No Name!' --source=PATH"),
-  ],
-)
-def test_what_is_not_prepared_says_how_to(tmp_path, name, way):
-  root = tmp_path / "nosuch"
-  message = refusal(name, "train", root)
-  assert message.startswith(f"data set {name} is not prepared in {root}. ")
-  assert way in message
-  assert "name the place by --config.data.data_dir=DIR" in message
+  ):
+    message = refusal(name, "train", root)
+    assert message.startswith(f"data set {name} is not prepared in {root}. ")
+    assert way in message
+    assert "name the place by --config.data.data_dir=DIR" in message
   assert not root.exists()  # Nothing is made for it.
 
 
@@ -277,26 +272,15 @@ _SHARDS = st.lists(st.integers(1, 20), min_size=1, max_size=4)
 
 def by_tfds(text, lengths):
   """What is taken, by name of split and number of example."""
-  infos = [
-    splits.SplitInfo(
-      name=name,
-      shard_lengths=counts,
-      num_bytes=0,
-      filename_template=naming.ShardedFileTemplate(
-        data_dir=pathlib.Path("/d"),  # pyright: ignore[reportArgumentType]
-        dataset_name="set",
-        filetype_suffix="array_record",
-      ),
-    )
+  infos = {
+    name: types.SimpleNamespace(num_examples=sum(counts), shard_lengths=counts)
     for name, counts in lengths.items()
+  }
+  return [
+    (one.splitname, i)
+    for one in splits.AbstractSplit.from_spec(text).to_absolute(infos)
+    for i in range(sum(lengths[one.splitname]))[one.from_ : one.to]
   ]
-  found = []
-  for one in splits.SplitDict(infos)[text].file_instructions:
-    name, number = one.basename().split("set-")[1].split(".array_record-")
-    before = sum(lengths[name][: int(number.split("-of-")[0])])
-    start = before + one.skip
-    found += [(name, i) for i in range(start, start + one.take)]
-  return found
 
 
 @given(
@@ -379,13 +363,3 @@ def test_per_class_draws_as_many_of_each(labels, seed, data):
   assert {*places(part.per_class(small, seed + 1))} <= {*found}
   with pytest.raises(UserError, match=f"{most + 1} are asked for; ask for few"):
     whole.per_class(most + 1, seed)
-
-
-def test_every_record_has_the_same_chance():
-  whole = make(np.arange(30) % 3)
-  draws = [places(whole.per_class(2, seed)) for seed in range(400)]
-  drawn = collections.Counter(i for draw in draws for i in draw)
-  # 80 times each is expected, with a standard deviation of 8.
-  assert all(40 < drawn[i] < 120 for i in range(30))
-  # Not the same places within each class.
-  assert any(len({i // 3 for i in draw}) > 4 for draw in draws)
