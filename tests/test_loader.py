@@ -1,4 +1,4 @@
-"""Batches are whole, in order, few at a time, and their time is told."""
+"""Batches are whole, in order, few at a time, and their time is measured."""
 
 import itertools
 import threading
@@ -15,8 +15,7 @@ class Squares:
 
   def __init__(self, seconds=0.0, bad=None):
     self.seconds, self.bad = seconds, bad
-    self.made = []
-    self.threads = set()
+    self.made, self.threads = [], set()
 
   def __call__(self, items, images):
     for i, image in zip(items, images, strict=True):
@@ -29,13 +28,11 @@ class Squares:
     return [i * i for i in items]
 
 
-def endless(length):
-  return (range(n * length, (n + 1) * length) for n in itertools.count())
-
-
-def load(make, items, length, threads=2, prefetch=2):
+def load(make, length, items=None, threads=2, prefetch=2):
+  endless = (range(n * length, (n + 1) * length) for n in itertools.count())
+  shape = length, 2, 3
   return loader.Loader(
-    items, make, lambda *both: both, (length, 2, 3), threads, prefetch
+    items or endless, make, lambda *both: both, shape, threads, prefetch
   )
 
 
@@ -46,7 +43,7 @@ def test_batches_have_their_items_in_order(threads, length):
   # The last two are not full: their images are black.
   items = [range(k, k + length) for k in (4, 999, 0)]
   items += [range(5, 5 + length // 2), range(0)]
-  batches = load(make, iter(items), length, threads)
+  batches = load(make, length, iter(items), threads)
   for wanted, (images, rows) in zip(items, batches, strict=True):
     assert images.shape == (length, 2, 3, 3) and images.dtype == np.uint8
     black = [0] * (length - len(wanted))
@@ -55,31 +52,25 @@ def test_batches_have_their_items_in_order(threads, length):
   assert sorted(make.made) == sorted(i for some in items for i in some)
 
 
-def test_threads_share_a_batch():
-  make = Squares(seconds=0.01)
-  next(load(make, endless(64), 64, threads=4, prefetch=1))
-  assert len(make.threads) == 4
-
-
 @pytest.mark.parametrize("prefetch", [1, 3])
 def test_no_more_are_made_ahead_than_asked_for(prefetch):
-  make = Squares()
-  batches = load(make, endless(10), 10, prefetch=prefetch)
+  make = Squares(seconds=0.001)
+  batches = load(make, 64, threads=4, prefetch=prefetch)
   for taken in range(1, 4):
     next(batches)
-    time.sleep(0.2)  # It would go on if it could.
-    assert len(make.made) == 10 * (taken + prefetch)
+    time.sleep(0.3)  # It would go on if it could.
+    assert len(make.made) == 64 * (taken + prefetch)
+  assert len(make.threads) == 4  # They share a batch.
 
 
 def test_an_error_comes_out_of_next_and_what_waits_is_dropped():
-  make = Squares(bad=25)
-  batches = load(make, endless(10), 10)
+  batches = load(Squares(bad=25), 10)
   next(batches)
   next(batches)
   with pytest.raises(ValueError, match="example 25 is bad"):
     next(batches)
   make = Squares(seconds=0.01)
-  batches = load(make, endless(50), 50, threads=1)
+  batches = load(make, 50, threads=1)
   next(batches)
   del batches
   time.sleep(0.3)
@@ -89,7 +80,7 @@ def test_an_error_comes_out_of_next_and_what_waits_is_dropped():
 
 
 def test_timing_tells_a_slow_loader_from_a_slow_consumer():
-  batches = load(Squares(seconds=0.01), endless(10), 10, 1, prefetch=1)
+  batches = load(Squares(seconds=0.01), 10, threads=1, prefetch=1)
   for _ in range(4):
     next(batches)
   slow = batches.timing()
