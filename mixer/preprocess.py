@@ -20,7 +20,6 @@ from mixer import errors, images, jpeg, randaugment
 Size = int | Sequence[int]
 # Pixels that are resized together: float32 takes memory.
 _BLOCK = 1 << 17
-_Taps = tuple[np.ndarray, np.ndarray, np.float32]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +117,7 @@ def evaluation(
   pixels = images.Opened(image).pixels()
   if not short_side:
     return resize(pixels, crop)
-  whole = _short_size(pixels, short_side)
-  start = (whole[0] - crop[0]) // 2, (whole[1] - crop[1]) // 2
-  return _area_resize(pixels, whole, start, crop)
+  return resize_short(pixels, short_side, crop)
 
 
 def crop_box(
@@ -190,83 +187,69 @@ def affine(
   return np.array(Image.fromarray(image).transform((width, height), *how))
 
 
-def resize_short(image: np.ndarray, short_side: int) -> np.ndarray:
-  """Resizes the shorter side to `short_side` and keeps the aspect ratio.
+def resize_short(
+  image: np.ndarray, short_side: int, crop: tuple[int, int] | None = None
+) -> np.ndarray:
+  """Resizes the shorter side, keeps the aspect ratio; only the middle `crop`.
 
   Each pixel is the mean of the area that it covers in the original, parts of
   pixels included, cut off to a whole number: to the bit what
   `tf.image.resize(method="area")` and a cast give, the paper's evaluation.
   """
-  whole = _short_size(image, short_side)
-  return _area_resize(image, whole, (0, 0), whole)
-
-
-def _short_size(image: np.ndarray, short_side: int) -> tuple[int, int]:
-  """(height, width) by big_vision's resize_small, in float32."""
   height, width = image.shape[:2]
+  # In float32, as big_vision's resize_small.
   ratio = np.float32(short_side) / np.float32(min(height, width))
-  return round(float(height * ratio)), round(float(width * ratio))
-
-
-def _area_resize(
-  image: np.ndarray,
-  whole: tuple[int, int],
-  start: tuple[int, int],
-  part: tuple[int, int],
-) -> np.ndarray:
-  """The `part` at `start` (top, left) of an image resized to `whole`."""
-  (top, left), (height, width) = start, part
-  if whole == image.shape[:2]:
-    return image[top : top + height, left : left + width].copy()
-  result = np.empty((height, width, 3), np.uint8)
-  column, weight, across = _taps(image.shape[1], whole[1], left, width)
-  image, column = (
-    image[:, column.min() : column.max() + 1],
-    column - column[0, 0],
-  )
-  step = max(1, _BLOCK // width)
-  for y in range(0, height, step):
-    count = min(step, height - y)
-    row, row_weight, down = _taps(image.shape[0], whole[0], top + y, count)
-    first = row[0, 0]
+  whole = round(float(height * ratio)), round(float(width * ratio))
+  tall, wide = crop or whole
+  top, left = (whole[0] - tall) // 2, (whole[1] - wide) // 2
+  if whole == (height, width):
+    return image[top : top + tall, left : left + wide].copy()
+  result = np.empty((tall, wide, 3), np.uint8)
+  columns, weights, across = _covered(width, whole[1], left, wide)
+  image = image[:, columns[0, 0] : columns.max() + 1]
+  columns -= columns[0, 0]
+  step = max(1, _BLOCK // wide)
+  for y in range(0, tall, step):
+    count = min(step, tall - y)
+    rows, row_weights, down = _covered(height, whole[0], top + y, count)
     # Columns first, as TensorFlow does, and both by whole lines of memory.
-    lines = cv2.transpose(image[first : row.max() + 1])
-    lines = cv2.transpose(_weighted_sum(lines, column, weight))
-    sums = _weighted_sum(lines, row - first, row_weight)
+    lines = cv2.transpose(image[rows[0, 0] : rows.max() + 1])
+    lines = cv2.transpose(_weighted_sums(lines, columns, weights))
+    sums = _weighted_sums(lines, rows - rows[0, 0], row_weights)
     result[y : y + step] = sums * (np.float32(1) / (down * across))
   return result
 
 
-def _weighted_sum(
-  image: np.ndarray, index: np.ndarray, weight: np.ndarray
-) -> np.ndarray:
-  """Weighted sums of lines: [H, W, 3] to float32 [N, W, 3]."""
-  result = np.zeros((len(index), *image.shape[1:]), np.float32)
-  for k in range(index.shape[1]):
-    result += image[index[:, k]] * weight[:, k, None, None]
-  return result
-
-
-def _taps(size: int, new_size: int, start: int, count: int) -> _Taps:
+def _covered(
+  size: int, new_size: int, start: int, count: int
+) -> tuple[np.ndarray, np.ndarray, np.float32]:
   """Which of `size` pixels each of `count` new pixels covers, and how much.
 
   Gives indices of pixels [count, K], the length of each that is covered, and
   that of a new pixel; step by step as TensorFlow's ResizeArea, for the same
   bits: where a mean is a whole number they decide on the cast.
   """
-  # Beyond, float32 doesn't tell neighbours apart.
-  real = np.float32 if new_size < 1 << 24 else np.float64
-  scale = real(size) / real(new_size)
-  new = np.arange(start, start + count)
-  low, high = new.astype(real) * scale, (new + 1).astype(real) * scale
+  scale = np.float32(size) / np.float32(new_size)
+  new = np.arange(start, start + count).astype(np.float32)
+  low, high = new * scale, (new + 1) * scale
   first, end = np.floor(low).astype(int), np.ceil(high).astype(int)
   index = first[:, None] + np.arange((end - first).max())
-  old, low, high = index.astype(real), low[:, None], high[:, None]
-  whole = np.where(old + 1 > high, high - old, real(1))
+  old, low, high = index.astype(np.float32), low[:, None], high[:, None]
+  whole = np.where(old + 1 > high, high - old, np.float32(1))
   partly = np.where(old + 1 > high, scale, old + 1 - low)
   weight = np.where(old < low, partly, whole)
   weight[index >= end[:, None]] = 0
-  return index.clip(max=size - 1), weight.astype(np.float32), np.float32(scale)
+  return index.clip(max=size - 1), weight, scale
+
+
+def _weighted_sums(
+  image: np.ndarray, index: np.ndarray, weight: np.ndarray
+) -> np.ndarray:
+  """Sums of lines: [H, W, 3] to float32 [N, W, 3]."""
+  result = np.zeros((len(index), *image.shape[1:]), np.float32)
+  for k in range(index.shape[1]):
+    result += image[index[:, k]] * weight[:, k, None, None]
+  return result
 
 
 def _pair(size: Size) -> tuple[int, int]:

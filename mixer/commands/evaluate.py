@@ -77,7 +77,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   add("--same_classes", action="store_true", help=text)
   add("-o", "--output", default="", metavar="DIR", help="runs/evaluate/...")
   text = "list every example: file, label, prediction, score; .csv or .parquet"
-  add("--examples", type=_table, metavar="FILE", help=text)
+  add("--examples", type=pathlib.Path, metavar="FILE", help=text)
   few = parser.add_argument_group("few-shot").add_argument
   few("--fewshot", action="store_true", help="ridge regression on features")
   few("--train_split", default="train", help="labelled examples come from it")
@@ -88,15 +88,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def _shots(value: str) -> tuple[int, ...]:
   return tuple(flags.positive(part) for part in value.split(","))
-
-
-def _table(value: str) -> pathlib.Path:
-  path = pathlib.Path(value).expanduser()
-  if path.suffix.lower() not in (".csv", ".parquet"):
-    raise argparse.ArgumentTypeError(
-      f"{value!r} ends in neither .csv nor .parquet"
-    )
-  return path
 
 
 def main(args: argparse.Namespace) -> None:
@@ -223,7 +214,7 @@ def _write_examples(
 ) -> None:
   """Writes the table of examples as they come."""
   columns = "index file label prediction score"
-  if path.suffix.lower() == ".csv":
+  if path.suffix.lower() != ".parquet":
     return _csv(path, columns, rows)
   # Here, as it takes a while that others needn't wait.
   import pyarrow
@@ -237,10 +228,12 @@ def _write_examples(
     pyarrow.parquet.ParquetWriter(f, schema) as writer,
   ):
     while some := [*itertools.islice(rows, _ROWS)]:
-      index, file, *others = map(list, zip(*some, strict=True))
+      index, file, *others = zip(*some, strict=True)
       # Arrow's strings are UTF-8, names of files needn't be.
-      values = index, [*map(errors.printable, file)], *others
-      arrays = list(map(pyarrow.array, values, types))
+      values = index, map(errors.printable, file), *others
+      arrays = [
+        pyarrow.array(list(v), t) for v, t in zip(values, types, strict=True)
+      ]
       writer.write(pyarrow.record_batch(arrays, schema=schema))
 
 
