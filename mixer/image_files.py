@@ -4,7 +4,7 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mixer.errors import UserError
@@ -69,14 +69,13 @@ def is_image(name: str, passed_over: Counter[str] | None = None) -> bool:
 def find(
   folder: str,
   passed_over: Counter[str] | None = None,
-  hidden: list[str] | None = None,
   _above: tuple[str, ...] = (),
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
   """Finds the image files below a folder, in the order of names.
 
   Yields the path below `folder`, with "/", and the entry. Symbolic links are
   followed, except to a folder that contains this one. `passed_over` is as in
-  `is_image`; `hidden` gets what `hidden_in` finds in all these folders.
+  `is_image`.
   """
   try:
     here = os.path.realpath(folder)
@@ -87,24 +86,16 @@ def find(
   above = _above or tuple(map(str, Path(here).parents))
   if here in above:
     return
-  if hidden is not None:
-    hidden += hidden_in(entries)
   for entry in entries:
     if is_hidden(entry.name):
       continue
     if _is_folder(entry):
-      for way, image in find(entry.path, passed_over, hidden, (*above, here)):
+      for way, image in find(entry.path, passed_over, (*above, here)):
         yield f"{entry.name}/{way}", image
     # A broken link is an image that can't be read, not nothing.
     elif is_image(entry.name, passed_over):
       if entry.is_symlink() or entry.is_file():
         yield entry.name, entry
-
-
-def hidden_in(entries: Iterable[os.DirEntry[str]]) -> list[str]:
-  """Paths of hidden folders and image files, without "._a.jpg" of macOS."""
-  dotted = [e for e in entries if re.match(r"\.(?!_)", e.name)]
-  return [e.path for e in dotted if _is_folder(e) or named(e.name)]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -3,7 +3,6 @@
 import io
 import itertools
 import os
-import tracemalloc
 import types
 
 import numpy as np
@@ -134,13 +133,10 @@ def test_odd_files(tmp_path, caplog):
   os.mkfifo(tmp_path / "pipe.jpg")
   with open(tmp_path / "huge.jpg", "wb") as f:
     f.truncate(20 << 30)
-  tracemalloc.start()
   with pytest.raises(ValueError, match="no regular file"):
     predictor.fit(tmp_path / "pipe.jpg", model())
-  with pytest.raises(ValueError, match="21,474,836,480 bytes"):
+  with pytest.raises(ValueError, match="more than 268,435,456 bytes"):
     predictor.fit(tmp_path / "huge.jpg", model())
-  assert tracemalloc.get_traced_memory()[1] < 1e6
-  tracemalloc.stop()
   Image.fromarray(np.full((30, 30), 99, np.uint16)).save(tmp_path / "a.png")
   assert not predictor.fit(tmp_path / "a.png", model()).any()
   (message,) = caplog.messages
