@@ -42,11 +42,7 @@ _Work = Callable[[argparse.Namespace], int | None]
 
 
 def main(words: Sequence[str] | None = None) -> int:
-  """Runs the process's command line, or `words`; returns the exit code.
-
-  Raises:
-    SystemExit: after --help, or a sentence on what is wrong with the flags.
-  """
+  """Runs the process's command line, or `words`; returns the exit code."""
   name, *rest = (sys.argv[1:] if words is None else words) or ["--help"]
   if name in ("-h", "--help", "help"):
     lines = [f"  {name:<11}{what}" for name, what in COMMANDS.items()]
@@ -79,9 +75,8 @@ def parser(name: str, description: str | None = None) -> flags.Parser:
 def train(args: argparse.Namespace, work: Callable[..., object]) -> None:
   """Starts JAX and, with several processes, meets the others; then works.
 
-  Args:
-    args: with the flags of `flags.add_run`.
-    work: takes the config, the workdir and the keys that may change.
+  `args` has the flags of `flags.add_run`; `work` takes the config, the workdir
+  and the keys that may change.
   """
   from mixer import distributed
   from mixer import workdir as workdir_lib
@@ -103,11 +98,9 @@ def train(args: argparse.Namespace, work: Callable[..., object]) -> None:
 
 
 def run(work: _Work, args: argparse.Namespace | None = None) -> int:
-  """Does a command's work, and prints what stops it; returns the exit code.
+  """Does `work(args)`, which returns an exit code or None; returns the code.
 
-  Args:
-    work: takes `args`; returns the exit code, None for 0.
-    args: the command's flags.
+  What stops it is printed as a sentence.
   """
   with errors.safe_output() as out:
     try:
@@ -154,10 +147,8 @@ def _run(work: _Work, args: argparse.Namespace) -> int:
       )
     elif not distributed.several():
       raise
-    else:
-      traceback.print_exc()
-    if message:
-      stop.say(f"error: {message}", sys.stderr)
+    error = f"error: {message}" if message else traceback.format_exc()
+    stop.say(error, sys.stderr)
     distributed.end_failed(e, message or f"{type(e).__name__}: {e}")
     if isinstance(e, UserError) and e.at_once:
       stop.exit_at_once(stop.FAILED)

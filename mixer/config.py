@@ -29,21 +29,15 @@ class Key:
 
   default: Any
   meaning: str
-  choices: tuple[str, ...] = ()
   least: float = 0
   below: float = 0
   free: bool = False
+  choices: tuple[str, ...] = ()
 
 
 def _choice(meaning: str, *choices: str, free: bool = False) -> Key:
   """The first choice is the default."""
-  return Key(choices[0], meaning, choices, free=free)
-
-
-def _number(
-  default: float, least: float, below: float, meaning: str, free: bool = False
-) -> Key:
-  return Key(default, meaning, (), least, below, free)
+  return Key(choices[0], meaning, 0, 0, free, choices)
 
 
 _FLOAT = 3.4e38  # Beyond it float32 has only infinity.
@@ -53,27 +47,25 @@ _MANY = 10**9
 # Durations are strings: "300 epochs", "10000 steps", "1281167 examples" or, of
 # the whole run, "5%".
 KEYS: dict[str, Key] = {
-  "seed": _number(0, 0, _SEED, "seed of all random numbers"),
-  "batch_size": _number(4096, 1, 10**7, "examples per update, on all devices"),
+  "seed": Key(0, "seed of all random numbers", 0, _SEED),
+  "batch_size": Key(4096, "examples per update, on all devices", 1, 10**7),
   "total": Key("300 epochs", "length of training"),
-  "image_size": _number(224, 1, 10**4, "pixels: side, or height"),
-  "image_width": _number(0, 0, 10**4, "pixels; 0: square images"),
-  "init_from": Key(
-    "", "initial weights, as of `mixer predict --checkpoint`; empty: random"
-  ),
+  "image_size": Key(224, "pixels: side, or height", 1, 10**4),
+  "image_width": Key(0, "pixels; 0: square images", 0, 10**4),
+  "init_from": Key("", "initial weights, as --checkpoint; empty: random"),
   "init_head": _choice("a new head, or the weights' own", "new", "keep"),
   "init_resize": _choice(
     "how weights of another resolution are fitted; empty: as suits the size",
     *("", "tiles", "interleaved", "resample"),
   ),
   "model.variant": Key("B/16", "S, B, L or H, and the patch size in pixels"),
-  "model.num_blocks": _number(0, 0, 1000, "0: as in the variant"),
-  "model.hidden_dim": _number(0, 0, 10**5, "C, channels; 0: as in the variant"),
-  "model.tokens_mlp_dim": _number(0, 0, 10**5, "D_S; 0: as in the variant"),
-  "model.channels_mlp_dim": _number(0, 0, 10**6, "D_C; 0: as in the variant"),
-  "model.dropout": _number(0.0, 0, 1, "dropout rate inside the MLPs"),
-  "model.stochastic_depth": _number(0.0, 0, 1, "rate at the last block"),
-  "model.head_bias": _number(0.0, -1000, 1000, "initial bias of the head"),
+  "model.num_blocks": Key(0, "0: as in the variant", 0, 1000),
+  "model.hidden_dim": Key(0, "C, channels; 0: as in the variant", 0, 10**5),
+  "model.tokens_mlp_dim": Key(0, "D_S; 0: as in the variant", 0, 10**5),
+  "model.channels_mlp_dim": Key(0, "D_C; 0: as in the variant", 0, 10**6),
+  "model.dropout": Key(0.0, "dropout rate inside the MLPs", 0, 1),
+  "model.stochastic_depth": Key(0.0, "rate at the last block", 0, 1),
+  "model.head_bias": Key(0.0, "initial bias of the head", -1000, 1000),
   "model.dtype": _choice("of activations and matmuls", "bfloat16", "float32"),
   "model.layout": _choice(
     "of activations, [S, B, C] or [B, S, C]; empty: as suits the devices",
@@ -86,52 +78,48 @@ KEYS: dict[str, Key] = {
     free=True,
   ),
   # Appendix A.1 of the paper: docs/experiments.md.
-  "model.token_mixing": _choice(
-    "one MLP, or one a channel", "shared", "untied"
-  ),
-  "model.token_groups": _number(1, 1, 10**5, "channels that a token MLP sees"),
+  "model.token_mixing": _choice("for all channels", "shared", "untied"),
+  "model.token_groups": Key(1, "channels that a token MLP sees", 1, 10**5),
   "model.group_projection": Key(False, "group learned views of all channels"),
   "model.pyramid_blocks": Key((), "blocks, from 0, that reduce the tokens"),
   "model.pyramid_tokens": Key((), "number of tokens after each of those"),
   "data.name": Key("imagenet21k", "a prepared set, or module:function"),
-  "data.data_dir": Key(
-    "", "data sets; empty: ~/tensorflow_datasets", free=True
-  ),
+  "data.data_dir": Key("", "empty: ~/tensorflow_datasets", free=True),
   "data.train_split": Key("train", "TFDS split expression, as train[:98%]"),
   "data.eval_split": Key("validation", "likewise; auto: test or validation"),
-  "data.examples_per_class": _number(0, 0, _MANY, "to train on; 0: all"),
-  "data.subset_seed": _number(0, 0, _SEED, "seed of their selection"),
+  "data.examples_per_class": Key(0, "to train on; 0: all", 0, _MANY),
+  "data.subset_seed": Key(0, "seed of their selection", 0, _SEED),
   "data.crop": _choice("of training; resize: none", "inception", "resize"),
-  "data.crop_area_min": _number(0.05, 0, 1, "smallest share of the area"),
+  "data.crop_area_min": Key(0.05, "smallest share of the area", 0, 1),
   "data.flip": Key(True, "flip every second image left to right"),
-  "data.randaugment_layers": _number(0, 0, 100, "operations an image; 0: none"),
-  "data.randaugment_magnitude": _number(10, 0, 31, "their strength"),
+  "data.randaugment_layers": Key(0, "operations an image; 0: none", 0, 100),
+  "data.randaugment_magnitude": Key(10, "their strength", 0, 31),
   # Section 3.4 of the paper.
   "data.permute": _choice(
     "a fixed permutation of all images; empty: none", "", "patches", "pixels"
   ),
-  "data.permute_seed": _number(0, 0, _SEED, "seed of the permutation"),
-  "data.affine_degrees": _number(0.0, 0, 181, "random rotation, up to +- this"),
-  "data.affine_scale": _number(0.0, 0, 1, "random scale, up to 1 +- this"),
-  "data.affine_translate": _number(0.0, 0, 1, "random shift, share of a side"),
-  "data.eval_short_side": _number(256, 0, 10**5, "of resizing; 0: no crop"),
-  "data.threads": _number(16, 1, 1000, "decoding threads", free=True),
-  "data.prefetch_batches": _number(2, 1, 1000, "batches made ahead", free=True),
+  "data.permute_seed": Key(0, "seed of the permutation", 0, _SEED),
+  "data.affine_degrees": Key(0.0, "random rotation, up to +- this", 0, 181),
+  "data.affine_scale": Key(0.0, "random scale, up to 1 +- this", 0, 1),
+  "data.affine_translate": Key(0.0, "random shift, share of a side", 0, 1),
+  "data.eval_short_side": Key(256, "resize to it; 0: no crop", 0, 10**5),
+  "data.threads": Key(16, "decoding threads", 1, 1000, True),
+  "data.prefetch_batches": Key(2, "batches made ahead", 1, 1000, True),
   "loss.name": _choice("cross-entropy", "softmax", "sigmoid"),
-  "loss.label_smoothing": _number(0.0, 0, 1, "share given to all classes"),
-  "loss.mixup": _number(0.0, 0, 1000, "p of Beta(p, p); 0: no mixup"),
+  "loss.label_smoothing": Key(0.0, "share given to all classes", 0, 1),
+  "loss.mixup": Key(0.0, "p of Beta(p, p); 0: no mixup", 0, 1000),
   "optimizer.name": Key("adamw", "or sgd, or any of optax and optax.contrib"),
   "optimizer.args": Key({}, "more of its arguments, as \"{'nesterov': True}\""),
-  "optimizer.learning_rate": _number(1e-3, 0, _FLOAT, "the highest"),
-  "optimizer.weight_decay": _number(0.0, 0, _FLOAT, "times the rate; kernels"),
-  "optimizer.b1": _number(0.9, 0, 1, "Adam's"),
-  "optimizer.b2": _number(0.999, 0, 1, "Adam's"),
-  "optimizer.eps": _number(1e-8, 0, _FLOAT, "Adam's"),
-  "optimizer.momentum": _number(0.9, 0, 1, "SGD's"),
-  "optimizer.clip_norm": _number(1.0, 0, _FLOAT, "of the gradient; 0: any"),
-  "optimizer.ema_decay": _number(0.0, 0, 1, "of averaged weights; 0: none"),
-  "optimizer.accumulate": _number(1, 1, 10**7, "micro-batches per update"),
-  "optimizer.sam_rho": _number(0.0, 0, _FLOAT, "radius of SAM; 0: without it"),
+  "optimizer.learning_rate": Key(1e-3, "the highest", 0, _FLOAT),
+  "optimizer.weight_decay": Key(0.0, "times the rate; kernels", 0, _FLOAT),
+  "optimizer.b1": Key(0.9, "Adam's", 0, 1),
+  "optimizer.b2": Key(0.999, "Adam's", 0, 1),
+  "optimizer.eps": Key(1e-8, "Adam's", 0, _FLOAT),
+  "optimizer.momentum": Key(0.9, "SGD's", 0, 1),
+  "optimizer.clip_norm": Key(1.0, "of the gradient; 0: any", 0, _FLOAT),
+  "optimizer.ema_decay": Key(0.0, "of averaged weights; 0: none", 0, 1),
+  "optimizer.accumulate": Key(1, "micro-batches per update", 1, 10**7),
+  "optimizer.sam_rho": Key(0.0, "radius of SAM; 0: without it", 0, _FLOAT),
   "optimizer.train": _choice("all weights, or a linear probe", "all", "head"),
   "optimizer.lr_factors": Key(
     (),
@@ -143,11 +131,11 @@ KEYS: dict[str, Key] = {
   "sweep.learning_rates": Key((), "those that `mixer sweep` tries", free=True),
   "sweep.train_split": Key("", "what their runs train on", free=True),
   "sweep.eval_split": Key("", "their accuracy on it decides", free=True),
-  "steps_per_dispatch": _number(1, 1, 10**4, "updates sent at once", True),
+  "steps_per_dispatch": Key(1, "updates sent at once", 1, 10**4, True),
   "log_every": Key("50 steps", "interval of metrics; 0: never", free=True),
   "eval_every": Key("1 epochs", "of evaluations; 0: at the end", free=True),
   "checkpoint_every": Key("1 epochs", "likewise of checkpoints", free=True),
-  "keep_checkpoints": _number(3, 1, _MANY, "newest checkpoints to keep", True),
+  "keep_checkpoints": Key(3, "newest checkpoints to keep", 1, _MANY, True),
   "keep_every": Key("", "keep those at its multiples as well", free=True),
   "keep_best": _choice(
     "save and keep the best by this metric as well; commands then take it",
@@ -156,18 +144,18 @@ KEYS: dict[str, Key] = {
   ),
   "report": Key(True, "write report.html at the end", free=True),
   "sharding.zero1": Key(True, "split optimizer state (ZeRO-1)", free=True),
-  "sharding.fsdp": _number(1, 1, 10**6, "devices to a copy of weights", True),
-  "sharding.min_size": _number(65_536, 1, 10**18, "elements to split", True),
+  "sharding.fsdp": Key(1, "devices to a copy of weights", 1, 10**6, True),
+  "sharding.min_size": Key(65_536, "smallest to split", 1, 10**18, True),
   "sharding.reduce_dtype": _choice("of gradients", "float32", "bfloat16"),
   "nonfinite": _choice("at a NaN or infinity", "stop", "skip", free=True),
-  "nonfinite_limit": _number(10, 1, _MANY, "most skipped in a row", True),
-  "hang_seconds": _number(1800, 0, _MANY, "end a hanging run; 0: never", True),
+  "nonfinite_limit": Key(10, "most skipped in a row", 1, _MANY, True),
+  "hang_seconds": Key(1800, "end a hanging run; 0: never", 0, _MANY, True),
   "fewshot.name": Key("", "data set; empty: no few-shot evaluation"),
   "fewshot.train_split": Key("train", "labelled examples are from it"),
   "fewshot.eval_split": Key("test", "accuracy is on it"),
   "fewshot.shots": Key((1, 5, 10, 25), "labelled examples per class"),
-  "fewshot.seeds": _number(3, 1, 1000, "draws of them, averaged"),
-  "fewshot.l2": _number(1024.0, 0, _FLOAT, "weight of the ridge"),
+  "fewshot.seeds": Key(3, "draws of them, averaged", 1, 1000),
+  "fewshot.l2": Key(1024.0, "weight of the ridge", 0, _FLOAT),
 }
 # Those that a resumed run may change.
 FREE_KEYS = tuple(name for name, key in KEYS.items() if key.free)
@@ -261,28 +249,13 @@ def unknown(key: str) -> str:
   )
 
 
-# What people call keys that have other names here.
-_SYNONYMS = {
-  "bs": "batch_size",
-  "dataset": "data.name",
-  "epochs": "total",
-  "lr": "optimizer.learning_rate",
-  "patch_size": "model.variant",
-  "pretrained": "init_from",
-  "resolution": "image_size",
-  "size": "image_size",
-  "steps": "total",
-  "wd": "optimizer.weight_decay",
-}
-
-
 def near(key: str) -> str:
   """The existing key that another name most likely means; "" if none."""
   key = key.lower().replace("-", "_")
   names = {name.rpartition(".")[2]: name for name in reversed(KEYS)}
-  names |= {name: name for name in KEYS} | _SYNONYMS
+  names |= {"lr": "optimizer.learning_rate", "epochs": "total"}
+  names |= {name: name for name in KEYS}
   for text in (key.rpartition(".")[2], key):
-    found = difflib.get_close_matches(text, names, 1)
-    if found:
-      return names[found[0]]
+    for found in difflib.get_close_matches(text, names, 1):
+      return names[found]
   return ""

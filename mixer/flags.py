@@ -28,19 +28,16 @@ class Parser(argparse.ArgumentParser):
   """Reads a command line; what is wrong with it ends the process."""
 
   def __init__(self, prog: str, description: str | None):
+    raw = argparse.RawDescriptionHelpFormatter
     super().__init__(
-      prog=prog,
-      description=description,
-      allow_abbrev=False,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
+      prog, None, description, formatter_class=raw, allow_abbrev=False
     )
 
   def read(self, words: Sequence[str]) -> argparse.Namespace:
-    """Parses flags in any order; loads the config, if one is named.
-
-    Raises:
-      SystemExit: after --help, or a sentence on what is wrong.
-    """
+    """Parses flags in any order; loads the config, if one is named."""
+    for word in words:
+      if word.endswith("=--"):  # Of which argparse makes no value at all.
+        self.error(f"{word}: -- is no value")
     args, unknown = self.parse_known_intermixed_args(words)
     if unknown:
       self.error(self._unknown(unknown[0].partition("=")[0]))
@@ -55,15 +52,14 @@ class Parser(argparse.ArgumentParser):
 
   def _unknown(self, name: str) -> str:
     """A sentence on a word that is no flag, naming the nearest."""
-    known = self._option_string_actions
     if not name.startswith("-"):
       return f"{name!r} is no flag; flags start with --"
-    has_keys, key = "--config" in known, name.lstrip("-")
-    if has_keys and key.startswith(_PREFIX):
+    known, key = self._option_string_actions, name.lstrip("-")
+    if "--config" in known and key.startswith(_PREFIX):
       return config_lib.unknown(key.removeprefix(_PREFIX))
     own = [flag for flag in known if not flag.startswith("--config.")]
     near = difflib.get_close_matches(name, own, n=1, cutoff=0.75)
-    if not near and has_keys and (key := config_lib.near(key)):
+    if not near and "--config" in known and (key := config_lib.near(key)):
       near = [config_lib.override(key, config_lib.KEYS[key].default)]
     meant = f"; did you mean {near[0]}?" if near else ""
     return f"there is no flag {name}{meant}"
@@ -110,13 +106,11 @@ def some_of(names: Sequence[str]) -> Callable[[str], list[str]]:
 
 def image_size(value: str) -> int | tuple[int, int]:
   """Reads 448, or 224x448 for height and width."""
-  match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", value, re.ASCII)
-  if not match:
-    raise argparse.ArgumentTypeError(
-      f"{value!r} is no size in pixels, such as 448, or 224x448 for height and "
-      "width"
-    )
-  return (int(match[1]), int(match[2])) if match[2] else int(match[1])
+  if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", value, re.ASCII):
+    what = "no size in pixels, such as 448 or 224x448 (height and width)"
+    raise argparse.ArgumentTypeError(f"{value!r} is {what}")
+  height, _, width = value.partition("x")
+  return (int(height), int(width)) if width else int(height)
 
 
 def add_platform(parser: argparse._ActionsContainer) -> None:
@@ -156,9 +150,8 @@ def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
 def add_config(parser: argparse.ArgumentParser, beside: str) -> None:
   """Adds --config=FILE and --config.KEY=VALUE; `beside` is for the usage."""
   parser.usage = f"%(prog)s --config=FILE {beside} [--config.KEY=VALUE] ..."
-  text = "the recipe; --config.KEY=VALUE overrides a key"
-  add = parser.add_argument
-  add("--config", required=True, metavar="FILE[:WORDS]", help=text)
+  text, name = "the recipe; --config.KEY=VALUE overrides a key", "FILE[:WORDS]"
+  parser.add_argument("--config", required=True, metavar=name, help=text)
   group = parser.add_argument_group("keys of the config, with their defaults")
   for name, key in config_lib.KEYS.items():
     choices = " or ".join(filter(None, key.choices))

@@ -73,7 +73,6 @@ def test_overrides(read):
     ("seed.x", "seed"),
     ("batch-size", "batch_size"),
     ("optimizer.lr", "optimizer.learning_rate"),
-    ("wd", "optimizer.weight_decay"),
     ("optim.warmup_steps", "schedule.warmup"),
     ("num_epochs", "total"),
     ("mixup_alpha", "loss.mixup"),

@@ -1,4 +1,4 @@
-"""What the documents tell readers to type works.
+"""What the documents tell readers to type works, and what they say is so.
 
 Every command is looked at here: flags are parsed, configs loaded and validated,
 files that are named exist. tests/test_documents_run.py runs them.
@@ -11,33 +11,29 @@ import re
 import shlex
 import subprocess
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from mixer import cli, validation
 from mixer import config as config_lib
+from mixer import model as model_lib
 from tests import documents
 from tests.conftest import ROOT
 
 COMMANDS = documents.commands()
-MESSAGES = documents.messages()
 # Programs that aren't ours: a shell has to understand the line, and
 # tests/test_documents_run.py says what becomes of it.
 FOREIGN = {
-  *("apt", "apt-get", "dpkg", "unzip", "ssh-add"),  # Of a system.
-  *("gcloud", "kubectl", "sky"),  # Of a cloud.
-  *("find", "jq"),
+  *("apt", "apt-get", "dpkg", "unzip", "ssh-add", "find", "jq"),
+  *("gcloud", "kubectl", "sky"),
 }
-# Of other programs, as sentences name them.
+# Of other programs, as sentences name them: gcsfuse, gcloud, git, tar, pip.
 FOREIGN_FLAGS = {
-  *("file-cache-max-size-mb", "cache-dir"),  # gcsfuse
-  *("target-size-policy-mode", "service-account"),  # gcloud
-  *("helpfull", "helpshort"),  # absl
-  *("short", "sparse", "force-reinstall"),  # git, tar, pip
+  *("file-cache-max-size-mb", "cache-dir", "target-size-policy-mode"),
+  *("service-account", "short", "sparse", "force-reinstall", "help"),
   "xla_cpu_experimental_ynn_fusion_type",
-  "help",
 }
 
 
@@ -86,106 +82,23 @@ def reads(name: str, words: Sequence[str]) -> Any:
 def flags_of(name: str) -> set[str]:
   """Names of all flags of a program, without dashes."""
   if name in ("train.py", *cli.COMMANDS):
-    said = cli.parser(name).format_help()
+    text = cli.parser(name).format_help()
+  elif name == "tpu_vm":
+    text = (ROOT / "launch/tpu_vm.sh").read_text()
   else:  # A module, as `benchmarks.step`.
-    path = ROOT.joinpath(*name.split("."))
-    places = path.with_suffix(".py"), path / "__main__.py"
-    places += (ROOT / name.partition(".")[0] / "__init__.py",)
-    said = "".join(p.read_text() for p in places if p.exists())
-  return {*re.findall(r"(?<![\w-])--(\w[\w.-]*)", said), "help"}
+    last = name.removeprefix("benchmarks").strip(".") or "__main__"
+    places = (ROOT / f"benchmarks/{file}.py" for file in (last, "__init__"))
+    text = "".join(p.read_text() for p in places)
+  return {*re.findall(r"(?<![\w-])--(\w[\w.-]*)", text), "help"}
 
 
 @functools.cache
 def all_flags() -> set[str]:
   """Of all our commands, and those of others that sentences name."""
-  usage = (ROOT / "launch/tpu_vm.sh").read_text()
   modules = [f"benchmarks.{p.stem}" for p in ROOT.glob("benchmarks/*.py")]
-  return FOREIGN_FLAGS.union(
-    re.findall(r"(?m)^  --([\w-]+)", usage),
-    *map(flags_of, ("train.py", *cli.COMMANDS, *modules)),
-  )
-
-
-def only_flags(words: list[str]) -> None:
-  """Flags that are named without their command."""
-  for word in words:
-    name, given, _ = word.removeprefix("--").partition("=")
-    key = name.removeprefix("config.")
-    if name == "config" or (key != name and given and key != "KEY"):
-      reads("train.py", [word])
-    elif key != name:
-      assert key in {"KEY", *config_lib.KEYS}, f"the config has no key {key}"
-    elif word.startswith("--"):
-      assert name in all_flags(), (
-        f"no command here has a flag --{name}; if it is another program's, "
-        "name it in FOREIGN_FLAGS of tests/test_documents.py"
-      )
-
-
-def python(words: list[str]) -> None:
-  match words:
-    case ["-m", "mixer", *rest]:
-      mixer(rest)
-    case ["-m", module, *rest] if re.match(r"benchmarks|mixer\.", module):
-      if module not in documents.ANY_OF_A_KIND:
-        for word in rest:
-          flag = word.removeprefix("--").partition("=")[0].replace("no-", "")
-          assert not word.startswith("--") or flag in flags_of(module), word
-    case ["-m", "pip", *rest]:
-      pip(rest)
-    case ["-m", "pytest", *paths]:
-      there(paths)
-    case ["train.py", *rest]:
-      reads("train.py", rest)
-    case ["-X", "importtime"]:
-      pass
-    case _:
-      raise AssertionError("no test knows what Python is to run here")
-
-
-def mixer(words: list[str]) -> None:
-  name, *rest = words
-  if name not in ("NAME", "COMMAND", "--help"):
-    reads(name, rest)
-
-
-def pip(words: list[str]) -> None:
-  project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-  extras = project["project"]["optional-dependencies"]
-  assert words[0] in ("install", "download")
-  for word in words:
-    extra = re.fullmatch(r"\.\[(\w+)\]", word)
-    assert not extra or extra[1] in extras, f"there is no extra {word}"
-    there([word] * word.endswith(".txt"))
-
-
-def dry(*words: str) -> None:
-  done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-  assert done.returncode == 0, done.stderr
-
-
-def make(words: list[str]) -> None:
-  dry("make", "-n", *words)
-  for word in words:
-    if word.startswith("setup-"):
-      there([f"requirements-{word.removeprefix('setup-')}.txt"])
-
-
-def tpu_vm(words: list[str]) -> None:
-  command, *rest = words
-  if rest:
-    dry("launch/tpu_vm.sh", command, "--dry-run", *rest)
-  else:  # Named, without what it needs.
-    usage = (ROOT / "launch/tpu_vm.sh").read_text()
-    assert re.search(rf"(?m)^  {command}  |{command}\)", usage)
-  if "--" in rest:
-    reads("train.py", rest[rest.index("--") + 1 :])
-
-
-def sbatch(words: list[str]) -> None:
-  (script,) = (w for w in words if w.endswith(".sbatch"))
-  there([script])
-  reads("train.py", words[words.index(script) + 1 :])
+  programs = ("train.py", "tpu_vm", *cli.COMMANDS, *modules)
+  keys = {"config", *(f"config.{k}" for k in ("KEY", "data", *config_lib.KEYS))}
+  return FOREIGN_FLAGS.union(keys, *map(flags_of, programs))
 
 
 def there(paths: Sequence[str]) -> None:
@@ -193,16 +106,9 @@ def there(paths: Sequence[str]) -> None:
     assert (ROOT / path).exists(), f"there is no {path}"
 
 
-PROGRAMS: dict[str, Callable[[list[str]], None]] = {
-  "python": python,
-  ".venv/bin/python": python,
-  "train.py": lambda words: reads("train.py", words),
-  "mixer": mixer,
-  "make": make,
-  "pip": pip,
-  "launch/tpu_vm.sh": tpu_vm,
-  "sbatch": sbatch,
-}
+def dry(*words: str) -> None:
+  done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
 
 
 def check(command: documents.Command) -> None:
@@ -211,22 +117,60 @@ def check(command: documents.Command) -> None:
     compile(command.text, command.path, "exec")
     return
   subprocess.run(["bash", "-n"], input=command.text, text=True, check=True)
-  if command.text.startswith("for "):
-    return  # A shell's own loop: it has to understand it.
-  for words in simple_commands(command.text):
-    program, *rest = words
-    if program.startswith("--"):
-      only_flags(words)
-      continue
-    if program.startswith("benchmarks."):
-      program, rest = "python", ["-m", *words]
-    there([w for w in rest if re.match(r"launch/|configs/", w)])
-    if program not in FOREIGN:
-      assert program in PROGRAMS, (
-        f"no test knows the program {program}: give it a function in PROGRAMS "
-        "of tests/test_documents.py, or name it in FOREIGN"
-      )
-      PROGRAMS[program](rest)
+  if not command.text.startswith("for "):  # A shell's own loop.
+    for words in simple_commands(command.text):
+      there([w for w in words[1:] if re.match(r"launch/|configs/", w)])
+      check_words(words)
+
+
+def check_words(words: list[str]) -> None:
+  match [words[0].removeprefix(".venv/bin/"), *words[1:]]:
+    case [flag, *_] if flag.startswith("--"):  # Without their command.
+      for word in words:
+        name, given, _ = word.removeprefix("--").partition("=")
+        if name == "config" or (name.startswith("config.") and given):
+          reads("train.py", [word] if name != "config.KEY" else [])
+        elif word.startswith("--"):
+          assert name in all_flags(), f"no command here has a flag --{name}"
+    case ["python", "-m", "mixer", name, *rest] | ["mixer", name, *rest]:
+      if name not in ("NAME", "COMMAND", "--help"):
+        reads(name, rest)
+    case ["python", "train.py", *rest] | ["train.py", *rest]:
+      reads("train.py", rest)
+    case ["sbatch", *rest]:
+      script = next(i for i, w in enumerate(rest) if w.endswith(".sbatch"))
+      there([rest[script]])
+      reads("train.py", rest[script + 1 :])
+    case ["python", "-m", "pip", *rest] | ["pip", *rest]:
+      extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+      assert rest[0] in ("install", "download")
+      for extra in re.findall(r"\.\[(\w+)\]", " ".join(rest)):
+        assert extra in extras["optional-dependencies"], "there is no extra"
+      there([w for w in rest if w.endswith(".txt")])
+    case ["python", "-m", "pytest", *paths]:
+      there(paths)
+    case ["python", "-m", module, *rest] | [module, *rest] if module.startswith(
+      "benchmarks"
+    ):
+      if module not in documents.ANY_OF_A_KIND:
+        named = re.findall(r"--(?:no-)?([\w.-]+)", " ".join(rest))
+        assert {*named} <= flags_of(module)
+    case ["python", "-X", "importtime"]:
+      pass
+    case ["make", *rest]:
+      dry("make", "-n", *rest)
+      setups = re.findall(r"setup-(\w+)", " ".join(rest))
+      there([f"requirements-{name}.txt" for name in setups])
+    case ["launch/tpu_vm.sh", name, *rest]:
+      if rest:
+        dry("launch/tpu_vm.sh", name, "--dry-run", *rest)
+      else:  # Named, without what it needs.
+        usage = (ROOT / "launch/tpu_vm.sh").read_text()
+        assert re.search(rf"(?m)^  {name}  |{name}\)", usage), name
+      if "--" in rest:
+        reads("train.py", rest[rest.index("--") + 1 :])
+    case [program, *_]:
+      assert program in FOREIGN, f"no test knows the program {program}"
 
 
 def complaints(commands: Sequence[documents.Command]) -> list[str]:
@@ -247,14 +191,14 @@ def test_commands_are_understood(path):
 
 
 def test_flags_and_targets_in_messages():
-  found = []
-  for message in MESSAGES:
-    program, _, target = message.text.partition(" ")
-    name = program.removeprefix("--").removeprefix("config.").rstrip(".")
-    if target:
-      found += complaints([message])
-    elif name not in {*all_flags(), *config_lib.KEYS, "KEY", "config"}:
-      found.append(str(message))
+  messages = documents.messages()
+  makes = [m for m in messages if m.text.startswith("make ")]
+  found = complaints(makes) + [
+    str(m)
+    for m in messages
+    if m not in makes
+    and m.text.removeprefix("--").rstrip(".") not in all_flags()
+  ]
   assert not found, "\n".join(found)
 
 
@@ -262,7 +206,7 @@ def test_flags_and_targets_in_messages():
   ("text", "complaint"),
   [
     ("find . | frobnicate", "no test knows the program frobnicate"),
-    ("python other.py x", "no test knows what Python is to run"),
+    ("python other.py x", "no test knows the program python"),
     ("python -m mixer prepare --sorce=DIR", "no flag --sorce; did you"),
     ("python train.py --config=configs/nosuch.py", "No such file"),
     ("python train.py --config.batch_size=0", "batch_size"),
@@ -280,9 +224,8 @@ def test_what_does_not_work_is_found(text, complaint):
     check(documents.Command("x.md", text))
 
 
-@pytest.mark.parametrize(
-  ("path", "text"),
-  [
+def test_all_places_are_read():
+  for path, text in (
     ("README.md", ".venv/bin/python -m mixer inspect runs/smoke"),  # Fenced.
     ("docs/experiments.md", '--config.total="300 steps"'),  # In a sentence.
     ("docs/results.md", "python -m mixer prepare fashion_mnist --source=DIR"),
@@ -291,8 +234,51 @@ def test_what_does_not_work_is_found(text, complaint):
       "python -m benchmarks.prepare [--images=6000] [--side=400] [--rounds=3]",
     ),
     ("requirements.txt", "make setup"),  # A comment.
-  ],
-)
-def test_all_places_are_read(path, text):
-  assert documents.Command(path, text) in COMMANDS
+  ):
+    assert documents.Command(path, text) in COMMANDS
   assert any(c.python for c in COMMANDS)
+
+
+@pytest.mark.parametrize("page", documents.PAGES, ids=lambda p: p.name)
+def test_files_that_pages_name_are_there(page):
+  text = page.read_text()
+  for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+    assert (page.parent / link).exists(), link
+  there(
+    re.findall(r"`((?:configs|docs|mixer|tests)/[a-z\d_/.]+\.(?:py|md))", text)
+  )
+
+
+def test_the_models_in_the_readme_are_those_of_the_code():
+  text = (ROOT / "README.md").read_text()
+  rows = {}
+  for line in re.findall(r"(?m)^\|(.*)\|$", text):
+    name, *cells = (c.strip() for c in line.split("|"))
+    rows[name] = cells
+  assert sorted(rows[""]) == sorted(model_lib.VARIANTS)
+  for i, name in enumerate(rows[""]):
+    m = model_lib.build(name, 1000)
+    flop = model_lib.training_flop(m, 224) / 1e9
+    assert {row: cells[i] for row, cells in rows.items() if row in _MODEL} == {
+      "blocks": str(m.num_blocks),
+      "channels C": str(m.hidden_dim),
+      "token MLP D_S": str(m.tokens_mlp_dim),
+      "channel MLP D_C": str(m.channels_mlp_dim),
+      "tokens at 224 px": str((224 // m.patch_size) ** 2),
+      "training GFLOP an image": f"{flop:.1f}",
+    }
+
+
+_MODEL = (
+  *("blocks", "channels C", "token MLP D_S", "channel MLP D_C"),
+  *("tokens at 224 px", "training GFLOP an image"),
+)
+
+
+def test_the_code_in_the_data_page_runs(capsys):
+  text = (ROOT / "docs" / "data.md").read_text()
+  (code,) = re.findall(r"```python\n(from mixer.*?)```", text, re.DOTALL)
+  found = {}
+  exec(code, found)
+  assert found["columns"].shape == (10450,)
+  assert "dog" in capsys.readouterr().out

@@ -50,13 +50,6 @@ def kept(tmp_path_factory) -> Iterator[reader.Kept]:
   shutil.rmtree(root)  # Gigabytes.
 
 
-@pytest.fixture
-def home(tmp_path) -> Iterator[pathlib.Path]:
-  """A reader's folder."""
-  yield tmp_path / "reader"
-  shutil.rmtree(tmp_path)
-
-
 def left_out(command: documents.Command) -> bool:
   text = command.text
   return not command.python and (
@@ -105,7 +98,7 @@ _TYPED: set[str] = set()
 class Session:
   """A reader of one document; `complaints` are what went wrong."""
 
-  def __init__(self, path: str, root, kept: reader.Kept):
+  def __init__(self, path: str, root: pathlib.Path, kept: reader.Kept):
     self.path = path
     self.reader = reader.Reader(root, kept)
     self.complaints: list[str] = []
@@ -114,39 +107,37 @@ class Session:
   def do(self, text: str) -> None:
     text = documents.as_typed(text)
     # Of code in a sentence.
-    text = re.sub(r"^(train\.py|mixer) ", r"python -m \1 ", text)
-    text = text.replace("-m train.py ", "train.py ", 1)
-    stops = [
-      sentence
-      for path, pattern, sentence in _STOPS
-      if path in ("", self.path) and re.search(pattern, text)
-    ]
-    missing = _MISSING.get(stops[-1] if stops else "")
+    text = re.sub(r"^mixer ", "python -m mixer ", text)
+    text = re.sub(r"^train\.py ", "python train.py ", text)
+    stop = ""
+    for path, pattern, sentence in _STOPS:
+      if path in ("", self.path) and re.search(pattern, text):
+        stop = sentence
+    missing = _MISSING.get(stop)
     if missing and importlib.util.find_spec(missing):
       return
     for name in data_sets(text):
       self.reader.give_set(name)
     self.reader.give_runs(text)
     done = self.reader.type(text, additions(text))
-    said = done.stdout + done.stderr
-    print(f"$ {text}\n{said}", flush=True)
+    output = done.stdout + done.stderr
+    print(f"$ {text}\n{output}", flush=True)
     if (
-      bool(done.returncode) != bool(stops)
-      or "Traceback" in said
-      or (stops and not re.search(stops[-1], said))
+      bool(done.returncode) != bool(stop)
+      or "Traceback" in output
+      or not re.search(stop, output)
     ):
       self.complaints.append(
-        f"$ {text}\n{said[-2000:]}\nexit code {done.returncode}, but expected "
-        f"{stops[-1] if stops else 0}"
+        f"$ {text}\n{output[-2000:]}\nexit code {done.returncode}, expected "
+        f"{stop or 0}"
       )
     # What a sentence names is looked at; it has its reader's own values.
-    named = [
-      documents.Command(f"$ {text}", code)
-      for code in re.findall(r"`((?:python|make|pip) [^`]+)`", said)
-    ]
-    self.complaints += test_documents.complaints(named)
+    named = re.findall(r"`((?:python|make|pip) [^`]+)`", output)
+    self.complaints += test_documents.complaints(
+      [documents.Command(f"$ {text}", code) for code in named]
+    )
     _, _, loading = done.stdout.partition("To load it:\n\n")
-    if loading and "NOT VERIFIED" not in said:  # What loads it isn't here.
+    if loading and "NOT VERIFIED" not in output:  # What loads it isn't here.
       self.do_python(textwrap.dedent(loading))
     # What is printed to be typed next, without its comment.
     self.printed += re.findall(
@@ -163,15 +154,14 @@ class Session:
         self.do(text)
 
   def do_python(self, text: str) -> None:
-    side = re.search(r"\[B, (\d+), \d+, 3\]", text)
+    match = re.search(r"\[B, (\d+), \d+, 3\]", text)
+    side = match[1] if match else 8
     self.reader.give_weights(text)
     (self.reader.root / "snippet.py").write_text(
       "import numpy as np, PIL.Image\n"
-      f"images = np.zeros((1, {side[1] if side else 8}, "
-      f"{side[1] if side else 8}, 3), np.float32)\n"
+      f"images = np.zeros((1, {side}, {side}, 3), np.float32)\n"
       "pil_image = PIL.Image.open('a.jpg')\n"
-      "array = np.asarray(pil_image)\n"
-      f"{text}"
+      f"array = np.asarray(pil_image)\n{text}"
     )
     self.do("python snippet.py")
 
@@ -186,18 +176,15 @@ _BEFORE = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "path",
-  sorted({c.path for c in COMMANDS if not left_out(c)}),
+  "path", sorted({c.path for c in COMMANDS if not left_out(c)})
 )
-def test_what_is_shown_works(path, kept, home):
-  session = Session(path, home, kept)
+def test_what_is_shown_works(path, kept, tmp_path):
+  session = Session(path, tmp_path / "reader", kept)
   if path in _BEFORE:
     session.do(_BEFORE[path])
   for command in COMMANDS:
     if command.path == path and not left_out(command):
-      if command.python:
-        session.do_python(command.text)
-      else:
-        session.do(command.text)
+      (session.do_python if command.python else session.do)(command.text)
   session.do_printed()
+  shutil.rmtree(tmp_path)
   assert not session.complaints, "\n\n".join(session.complaints)

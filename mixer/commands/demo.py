@@ -57,19 +57,12 @@ def main(args: argparse.Namespace) -> int:
 
 def demo(workdir: pathlib.Path) -> list[str]:
   """Runs everything; returns what is not as it should be."""
-  start = time.perf_counter()
-  where = f"--config.data.data_dir={workdir / 'data'}"
+  start, place = time.perf_counter(), workdir / "pretrain"
+  print(f"1. Pre-training on glyphs, in {place}:", flush=True)
+  before = _train(recipes.get_config(), place)
   print(
-    "1. Pre-training on glyphs:\n$ python train.py --config=configs/demo.py "
-    f"--workdir={workdir / 'pretrain'} {where}",
-    flush=True,
-  )
-  before = _train(recipes.get_config(), workdir / "pretrain")
-  print(
-    "\n2. Fine-tuning on digits, and training from scratch:\n$ python train.py "
-    f"--config=configs/demo.py:digits --workdir={workdir / 'finetune_all_0'} "
-    f"{where} --config.init_from={workdir / 'pretrain'} ...\n"
-    "  (kind, labels a class, draw of labels; accuracy on the test split)",
+    "\n2. Fine-tuning on digits, and training from scratch (labels a class, "
+    "draw of labels; accuracy on the test split):",
     flush=True,
   )
   results = {

@@ -22,40 +22,40 @@ SHOWN = r"e\x1b[2J\r\nFORGED \u202ec\x9b\udcff.png"
 ASCII = ("b\u00e4r.png", r"b\xe4r.png")
 
 
-def shell(command, **environment):
-  python = f"'{sys.executable}'"
-  return subprocess.run(
-    ["sh", "-c", command.replace("python", python)],
+@pytest.mark.parametrize(
+  ("where", "code", "message"),
+  [
+    (
+      ">/dev/full",
+      1,
+      "error: stdout can't be written: No space left on device",
+    ),
+    ("2>/dev/full", 0, ""),
+    (">&- 2>&-", 0, ""),
+  ],
+)
+def test_results_that_go_nowhere(tmp_path, where, code, message):
+  path = tmp_path / "w.npz"
+  trained_files.npz(path, 10)
+  done = subprocess.run(
+    ["sh", "-c", f"'{sys.executable}' -m mixer inspect {path} {where}"],
     cwd=conftest.ROOT,
-    env=os.environ | environment,
     capture_output=True,
     text=True,
   )
-
-
-@pytest.mark.parametrize(
-  ("where", "code", "said"),
-  [
-    (">/dev/full", 1, "error: stdout can't be written: "),
-    ("2>/dev/full", 0, ""),
-  ],
-)
-def test_results_that_go_nowhere(tmp_path, where, code, said):
-  path = tmp_path / "w.npz"
-  trained_files.npz(path, 10)
-  done = shell(f"python -m mixer inspect {path} {where}")
   assert done.returncode == code
-  assert done.stderr.startswith(said)
-  assert ("sha256" in done.stdout) == (not code)
+  assert done.stderr.startswith(message)
+  assert ("sha256" in done.stdout) == (where == "2>/dev/full")
 
 
 class Captured(io.TextIOWrapper):
   def __init__(self, encoding):
-    super().__init__(io.BytesIO(), encoding)
+    self.bytes = io.BytesIO()
+    super().__init__(self.bytes, encoding)
 
   def text(self):
     self.flush()
-    return self.buffer.getvalue().decode(self.encoding)
+    return harmless(self.bytes.getvalue().decode(self.encoding))
 
 
 @pytest.fixture(params=["utf-8", "ascii"])
@@ -89,30 +89,25 @@ def test_predict(streams, tmp_path):
   for name in (EVIL, ASCII[0]):
     image(tmp_path / "photos" / name)
   (tmp_path / "photos" / f"0{EVIL}").touch()
-  args = [f"--checkpoint={tmp_path / 'w.npz'}", str(tmp_path / "photos")]
-  said = streams()
-  assert cli.main(["predict", *args, "--top=1"]) == 1
-  out, err = (harmless(s.text()) for s in said)
-  shown = ASCII[said[0].encoding == "ascii"]
-  assert SHOWN in out and shown in out
-  assert re.search(rf"(?m)^error: .*0{re.escape(SHOWN)}: .*0 bytes", err)
+  args = ["predict", f"--checkpoint={tmp_path / 'w.npz'}", "--top=1"]
+  args.append(str(tmp_path / "photos"))
+  out, err = streams()
+  assert cli.main(args) == 1
+  shown = ASCII[out.encoding == "ascii"]
+  assert SHOWN in out.text() and shown in out.text()
+  error = rf"(?m)^error: .*0{re.escape(SHOWN)}: .*0 bytes"
+  assert re.search(error, err.text())
   # Data are for programs.
-  assert (
-    cli.main(["predict", *args, "--top=1", f"--output={tmp_path / 'a.csv'}"])
-    == 1
-  )
+  assert cli.main([*args, f"--output={tmp_path / 'a.csv'}"]) == 1
   text = (tmp_path / "a.csv").read_bytes().decode("utf-8", "surrogateescape")
   rows = csv.DictReader(io.StringIO(text, newline=""))
-  assert {os.path.basename(r["path"]) for r in rows} == {
-    *(EVIL, f"0{EVIL}", ASCII[0])
-  }
+  names = {os.path.basename(r["path"]) for r in rows}
+  assert names == {EVIL, f"0{EVIL}", ASCII[0]}
 
 
-@pytest.mark.parametrize("name", ["predict", "prepare"])
-def test_a_file_that_looks_like_a_flag(name, capsys):
-  words = ["--checkpoint=c"] if name == "predict" else []
+def test_a_file_that_looks_like_a_flag(capsys):
   with pytest.raises(SystemExit):
-    cli.main([name, *words, f"-{EVIL}".replace(" ", "_")])
+    cli.main(["predict", "--checkpoint=c", f"-{EVIL}".replace(" ", "_")])
   shown = f"-{SHOWN}".replace(" ", "_")
   assert shown in harmless(capsys.readouterr().err)
 
@@ -123,16 +118,15 @@ def test_prepare(streams, tmp_path):
     for name in (f"c{EVIL}", ASCII[0]):
       image(photos / name / f"{number}{EVIL}", 10 * number + len(name))
   (photos / ASCII[0] / f"x{EVIL}").touch()
-  args = ["folder", "--name=evil", f"--source={photos}", "--workers=0"]
-  args += [f"--data_dir={tmp_path / 'data'}"]
-  said = streams()
-  assert cli.main(["prepare", *args, "--bad=fail"]) == 1
-  assert cli.main(["prepare", *args, "--max_bad=1", "--restart"]) == 0
-  out, err = (harmless(s.text()) for s in said)
-  assert ASCII[said[0].encoding == "ascii"] in out
-  assert "2 classes: " in out
-  assert r"FORGED \u202ec" in err
-  (listed,) = re.findall("listed in (.*)", out)
+  args = ["prepare", "folder", "--name=evil", f"--source={photos}"]
+  args += [f"--data_dir={tmp_path / 'data'}", "--workers=0"]
+  out, err = streams()
+  assert cli.main([*args, "--bad=fail"]) == 1
+  assert cli.main([*args, "--max_bad=1", "--restart"]) == 0
+  assert ASCII[out.encoding == "ascii"] in out.text()
+  assert "2 classes: " in out.text()
+  assert r"FORGED \u202ec" in err.text()
+  (listed,) = re.findall("listed in (.*)", out.text())
   assert len(pathlib.Path(listed).read_text("utf-8").splitlines()) == 2
 
 
@@ -151,15 +145,12 @@ def evil_run(tmp_path_factory, data_dir):
 
 @pytest.mark.usefixtures("untouched")
 def test_names_of_a_checkpoint(streams, evil_run):
-  tmp_path = evil_run
-  said = streams()
-  assert cli.main(["inspect", str(tmp_path)]) == 0
-  assert (
-    cli.main(["evaluate", f"--checkpoint={tmp_path}", "--batch_size=8"]) == 1
-  )
-  out, err = (harmless(s.text()) for s in said)
-  assert SHOWN in out
-  assert err.splitlines()[-1].startswith("error: the checkpoint ")
+  out, err = streams()
+  assert cli.main(["inspect", str(evil_run)]) == 0
+  args = [f"--checkpoint={evil_run}", "--batch_size=8"]
+  assert cli.main(["evaluate", *args]) == 1
+  assert SHOWN in out.text()
+  assert err.text().splitlines()[-1].startswith("error: the checkpoint ")
 
 
 @pytest.mark.slow
@@ -172,16 +163,17 @@ def test_names_in_figures(capsys, tmp_path, evil_run):
   assert "saliency.png" in harmless(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("name", ["tokens_block0.png", "confusion.csv"])
+@pytest.mark.parametrize(
+  ("name", "words"),
+  [
+    ("tokens_block0.png", ["visualize", "--figures=tokens"]),
+    ("confusion.csv", ["evaluate", "--batch_size=8"]),
+  ],
+)
 @pytest.mark.usefixtures("untouched")
-def test_a_full_disk(name, tmp_path, monkeypatch, capsys, digits_run):
-  folder = tmp_path / "out"
-  folder.mkdir()
-  (folder / name).symlink_to("/dev/full")
-  args = [f"--checkpoint={digits_run}", f"--output={folder}"]
-  if name == "tokens_block0.png":
-    assert cli.main(["visualize", *args, "--figures=tokens"]) == 1
-  else:
-    assert cli.main(["evaluate", *args, "--batch_size=8"]) == 1
+def test_a_full_disk(name, words, tmp_path, capsys, digits_run):
+  (tmp_path / name).symlink_to("/dev/full")
+  args = [*words, f"--checkpoint={digits_run}", f"--output={tmp_path}"]
+  assert cli.main(args) == 1
   err = capsys.readouterr().err.splitlines()[-1]
-  assert err.startswith(f"error: {folder / name} can't be written: No space")
+  assert err.startswith(f"error: {tmp_path / name} can't be written: No space")
