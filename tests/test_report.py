@@ -13,16 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from configs import smoke
-from mixer import (
-  __version__,
-  block,
-  metrics,
-  model,
-  reporter,
-  sharding,
-  workdir,
-)
+from mixer import __version__, block, metrics, model, reporter, sharding
 from mixer import config as config_lib
+from mixer import workdir as workdir_lib
 from mixer.errors import UserError
 from mixer.insight import kernels
 from mixer.report import collect, predictions
@@ -49,7 +42,7 @@ def make_run(path, config, records=RECORDS):
   path.mkdir(exist_ok=True)
   resolved = {"total": 20, "train_examples": 1400, "eval_examples": 397}
   resolved |= {"num_classes": 10}
-  workdir.write_config(path, config_lib.to_json(config), resolved)
+  workdir_lib.write_config(path, config_lib.to_json(config), resolved)
   with open(path / metrics.FILE, "w") as f:
     for i, record in enumerate(records):
       f.write(metrics._line(i, record) + "\n")
@@ -185,10 +178,8 @@ def test_predictions_against_numpy(case):
   ]
   # The matrix: a part of the whole one, and nobody is lost.
   chosen = got["confusion"]["classes"]
-  assert chosen == sorted(set(chosen))
-  assert chosen == list(range(k)) if k <= 30 else len(chosen) <= 30
+  assert chosen == (list(range(k)) if k <= 30 else sorted(set(chosen))[:30])
   counts = np.array(got["confusion"]["counts"], int)
-  counts = counts.reshape(len(chosen), len(chosen))
   np.testing.assert_array_equal(counts, full[np.ix_(chosen, chosen)])
   totals = counts.sum(axis=1) + got["confusion"]["elsewhere"]
   assert totals.tolist() == [(label == i).sum() for i in chosen]
@@ -239,7 +230,7 @@ def test_predictions_against_numpy(case):
   assert found["ece"] == (pytest.approx(ece, abs=1e-12) if bins else None)
 
 
-def test_many_classes_and_few_names():
+def test_many_classes():
   k, n = 21_843, 3_000
   rng = np.random.default_rng(1)
   label = rng.integers(0, k, n).astype(np.int32)
@@ -254,9 +245,8 @@ def test_many_classes_and_few_names():
   got = gathered(rows, k, [1, 2_000])["predictions"]
   assert got["pairs"][:2] == [[17, 20_000, 60], [20_000, 17, 20]]
   assert {17, 20_000} <= set(got["confusion"]["classes"])
-  assert len(got["by_class"]) == 100
-  assert got["by_class"][0][0] == 17  # None right, and the most examples.
-  assert got["classes"] == [f"c{c}" for c in range(k)]
+  # Of the table the worst: none right, and the most examples.
+  assert len(got["by_class"]) == 100 and got["by_class"][0][0] == 17
   # A score that is rounded above 1 is in the last bin.
   ((_, last, count, _, _),) = got["calibration"]["bins"]
   assert (last, count) == (1, n)
@@ -375,18 +365,14 @@ def test_a_run_that_has_only_begun(tmp_path):
 
 
 def test_long_metrics_are_thinned(tmp_path):
-  records = []
-  for step in range(1, 40_000):
-    records.append({"step": step, "train/loss": step / 7})
-    if step % 1000 == 0:
-      records.append({"step": step, "eval/accuracy": step / 40_000})
-  make_run(tmp_path, smoke.get_config(), records)
-  got = collect.read(tmp_path, "x")
-  steps, values = got["curves"]["train/loss"]
+  records = [{"step": n, "train/loss": n / 7} for n in range(1, 40_000)]
+  make_run(tmp_path, smoke.get_config(), [*records, {"step": 9, "some": 1}])
+  curves = collect.read(tmp_path, "x")["curves"]
+  steps, values = curves["train/loss"]
   assert len(steps) == 20_000 and steps[::19_999] == [1, 39_999]
   assert max(np.diff(steps)) <= 3
   assert values == [step / 7 for step in steps]
-  assert got["curves"]["eval/accuracy"][0] == [*range(1000, 40_000, 1000)]
+  assert curves["some"] == [[9], [1]]
 
 
 def kept(step):
@@ -419,7 +405,7 @@ def test_an_object_store(monkeypatch):
   with object_store.Server() as server:
     for key, value in server.environment.items():
       monkeypatch.setenv(key, value)
-    run = workdir.path(f"gs://{object_store.BUCKET}/run")
+    run = workdir_lib.path(f"gs://{object_store.BUCKET}/run")
     assert collect.kept(run) == (None, [])
     collect.keep(run, kept(1))
     assert collect.kept(run) == ({"format": 2, **kept(1)}, [])

@@ -30,7 +30,10 @@ CONTRASTS = """() => {
   };
   const behind = (node) => {
     for (let at = node; at; at = at.parentElement) {
-      const colour = rgba(getComputedStyle(at).backgroundColor);
+      const style = getComputedStyle(at);
+      const fill = at.matches(".card ol li")
+        ? style.backgroundImage.match(/rgb[^)]*./)[0] : style.backgroundColor;
+      const colour = rgba(fill);
       if (colour[3] === 255) return colour;
     }
     return [255, 255, 255];
@@ -40,38 +43,27 @@ CONTRASTS = """() => {
     const own = [...node.childNodes].some((child) =>
       child.nodeType === 3 && child.textContent.trim());
     if (!own || !node.checkVisibility() || node.closest("script")) continue;
-    const style = getComputedStyle(node);
-    const text = rgba(style.color);
-    const fill = node.closest(".card ol li");
-    const back = fill ? rgba(getComputedStyle(fill)
-      .backgroundImage.match(/rgb[^)]*./)[0]) : behind(node);
-    const [a, b] = [luminance(text), luminance(back)].sort((p, q) => q - p);
+    const [a, b] = [rgba(getComputedStyle(node).color), behind(node)]
+      .map(luminance).sort((p, q) => q - p);
     found.push([node.textContent.slice(0, 40), (a + 0.05) / (b + 0.05)]);
   }
   return found;
 }"""
 
 
-def missing(what):
-  """Skips, but not where everything has to be tested."""
-  sentence = f"{what}: the report's page is not tested."
-  if os.environ.get("CI") == "true":
-    pytest.fail(sentence)
-  pytest.skip(sentence)
-
-
 @pytest.fixture(scope="module")
 def browser():
   """Chromium without a window, shared by all tests of the page."""
+  missing = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
   try:
     from playwright import sync_api
   except ImportError:
-    missing("playwright is not installed (pip install playwright)")
+    missing("the report's page is not tested: pip install playwright")
   names = ("chromium-headless-shell", "chromium", "google-chrome")
   known = [os.environ.get("CHROMIUM"), *map(shutil.which, names)]
   path = next(filter(None, known), None)
   if path is None:
-    missing("there is no Chromium (set CHROMIUM to its path)")
+    missing("the report's page is not tested: set CHROMIUM to its path")
   with sync_api.sync_playwright() as playwright:
     running = playwright.chromium.launch(
       executable_path=path, args=["--no-sandbox"]
@@ -107,13 +99,6 @@ def show(browser, tmp_path: pathlib.Path):
   assert set(loaded) == {file.as_uri()}
 
 
-def predictions(classes, seed=0, names=None):
-  """What the collector makes of random predictions."""
-  rows = test_report.random_rows(seed, classes, 30 * classes + 100, 0, 0)
-  found = test_report.gathered(rows, classes)["predictions"]
-  return found | {"classes": names or found["classes"]}
-
-
 def make_run(name="runs/a", count=30, seed=0, classes=10, names=None):
   """A run with everything that a report knows, as of `collect.read`."""
   rng = np.random.default_rng(seed)
@@ -128,6 +113,8 @@ def make_run(name="runs/a", count=30, seed=0, classes=10, names=None):
     "my/own": [steps, [step / 3 for step in steps]],
   }
   curves["train/loss"][1][count // 2] = None
+  rows = test_report.random_rows(seed, classes, 30 * classes + 100, 0, 0)
+  found = test_report.gathered(rows, classes)["predictions"]
   return {
     "name": name,
     "finals": [["Accuracy", "62.50%", "at step 30; best 75.00% at 20"]],
@@ -136,7 +123,7 @@ def make_run(name="runs/a", count=30, seed=0, classes=10, names=None):
     "environment": [["versions.jax", "0.11.0"]],
     "batch_size": 32 * (seed + 1),
     "curves": curves,
-    "predictions": predictions(classes, seed, names),
+    "predictions": found | {"classes": names or found["classes"]},
     "weights": list(test_report.drawn()[1].values())[:1],
     "notes": [],
   }
@@ -187,16 +174,12 @@ def curve(run, metric):
   return dict(zip(*run["curves"][metric], strict=True))
 
 
-def cells(rows):
-  """Of rows, also those out of sight."""
-  return rows.evaluate_all(
+def table(page, name):
+  """The rows of a table, also those out of sight."""
+  region = page.get_by_role("region", name=name, exact=True)
+  return region.locator("tbody tr").evaluate_all(
     "rows => rows.map((r) => [...r.children].map((c) => c.textContent))"
   )
-
-
-def table(page, name):
-  region = page.get_by_role("region", name=name, exact=True)
-  return cells(region.locator("tbody tr"))
 
 
 @pytest.mark.parametrize("kind", ["one", "four", "nasty"])
@@ -233,47 +216,28 @@ def test_it_fits_a_phone_and_shows_names_as_they_are(show, kind):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out(show, scheme):
+def test_text_stands_out_also_on_paper(show, scheme):
+  papers = {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 22, 26)"}
+  paper = "getComputedStyle(document.body).backgroundColor"
+  strokes = {"light": "rgb(0, 114, 178)", "dark": "rgb(86, 180, 233)"}
+  stroke = "n => n.chart.series[1]._stroke"
   runs = [make_run("a", 20), make_run("b", 20, 1, classes=30)]
   page = show(runs, color_scheme=scheme)
-  charts(page, "Loss")
-  for summary in page.locator("summary").all():
-    if not summary.evaluate("n => n.parentElement.open"):
-      summary.click()
-  found = page.evaluate(CONTRASTS)
-  assert len(found) > 500
-  assert [pair for pair in found if pair[1] < 4.5] == []
-
-
-def test_colours_and_print(show):
-  page = show([make_run("a"), make_run("b", 20, 1)], color_scheme="light")
   (plot,) = charts(page, "Loss")
-  paper = "getComputedStyle(document.body).backgroundColor"
-  stroke = "n => n.chart.series[1]._stroke"
-  assert page.evaluate(paper) == "rgb(255, 255, 255)"
-  assert plot.evaluate(stroke) == "rgb(0, 114, 178)"
-  page.get_by_label("Colours").select_option("Dark")
-  assert page.evaluate(paper) == "rgb(20, 22, 26)"
-  assert plot.evaluate(stroke) == "rgb(86, 180, 233)"
-  page.emulate_media(media="print")
-  assert page.evaluate(paper) == "rgb(255, 255, 255)"
+  for wanted in ("light", "dark", "Auto"):
+    page.get_by_label("Colours").select_option(wanted)
+    wanted = scheme if wanted == "Auto" else wanted
+    assert page.evaluate(paper) == papers[wanted]
+    assert plot.evaluate(stroke) == strokes[wanted]
   page.evaluate("dispatchEvent(new Event('beforeprint'))")
   assert page.locator("details:not([open], .records)").count() == 0
   assert page.locator(".chart canvas").count() == page.locator(".chart").count()
   assert page.locator(".card:visible").count() == 2 * 48
-
-
-def test_settings(show):
-  runs = [make_run("a"), make_run("b", seed=1)]
-  runs[1]["settings"].append(["extra", "null"])
-  page = show(runs)
-  assert table(page, "Differences") == [
-    ["seed", "0", "1"],
-    ["extra", "–", "null"],
-  ]
-  page.locator("summary", has_text="Configuration").click()
-  names = [row[0] for row in table(page, "Configuration")]
-  assert names == ["loss.name", "seed", "extra"]
+  found = page.evaluate(CONTRASTS)
+  assert len(found) > 500
+  assert [pair for pair in found if pair[1] < 4.5] == []
+  page.emulate_media(media="print")
+  assert page.evaluate(paper) == papers["light"]
 
 
 def test_curves_and_tables_have_every_record(show):
@@ -316,10 +280,8 @@ def test_pointing_zooming_and_hiding_runs(show):
   wait_for_values(page, loss)
   # Of each curve the record that is nearest.
   shown = loss.locator(".u-value").all_inner_texts()
-  wanted = [
-    curve(runs[0], "train/loss")[110], curve(runs[0], "eval/loss")[120],
-    curve(runs[1], "train/loss")[110], curve(runs[1], "eval/loss")[120],
-  ]  # fmt: skip
+  nearest = {"train/loss": 110, "eval/loss": 120}
+  wanted = [curve(r, name)[at] for r in runs for name, at in nearest.items()]
   assert shown == ["110", *(f"{v:.6g}" for v in wanted)]
   page.mouse.down()
   page.mouse.move(box["x"] + box["width"] * 2 / 3, box["y"] + 80)
@@ -333,10 +295,9 @@ def test_pointing_zooming_and_hiding_runs(show):
   page.get_by_label("Runs shown").get_by_text("runs/1").click()
   assert len(curves(norm)) == 1 and len(curves(loss)) == 2
   page.get_by_label("Runs shown").get_by_text("runs/1").click()
-  page.get_by_label("Horizontal axis").select_option("images")
-  assert axis(norm) == [10 * 32, 310 * 64]
-  page.get_by_label("Horizontal axis").select_option("hours")
-  assert axis(norm) == [0.1, 3.1]
+  for name, ends in (("images", [10 * 32, 310 * 64]), ("hours", [0.1, 3.1])):
+    page.get_by_label("Horizontal axis").select_option(name)
+    assert axis(norm) == ends
 
 
 def test_smoothing_and_logarithms(show):
@@ -365,10 +326,8 @@ def test_predictions_are_those_recorded(show):
   data, page = run["predictions"], show([run])
   names, matrix = data["classes"], data["confusion"]
   wanted = zip(matrix["counts"], matrix["elsewhere"], strict=True)
-  rows = [
-    [int(c.strip() or 0) for c in r[1:]]
-    for r in table(page, "Confusion matrix")
-  ]
+  rows = [row[1:] for row in table(page, "Confusion matrix")]
+  rows = [[int(count.strip() or 0) for count in row] for row in rows]
   assert rows == [[*row, other] for row, other in wanted]
   cell = page.locator(".matrix tbody tr").nth(1).locator("td span").nth(2)
   label, taken = (names[matrix["classes"][k]] for k in (1, 2))
@@ -393,9 +352,10 @@ def test_predictions_are_those_recorded(show):
   shares = [float(row[3].rstrip("%")) for row in shown]
   expected = [100 * right / n for _, n, right in classes]
   assert shares == pytest.approx(expected, abs=0.06)
-  # Cards: a file's name alone, what was predicted, 12 at first.
+  # Cards: a file's name alone, and what was predicted.
   cards = page.locator(".block", has_text="Worst mistakes").locator(".card")
-  k = [bool(e["file"]) for e in data["worst"][:12]].index(True)
+  assert cards.count() == 24
+  k = [bool(e["file"]) for e in data["worst"]].index(True)
   worst, text = data["worst"][k], cards.nth(k).inner_text()
   assert f"{worst['index']}.png" in text and "x1b" not in text
   assert f"loss {worst['loss']:.4g}" in text
@@ -403,27 +363,29 @@ def test_predictions_are_those_recorded(show):
     assert names[label] in text and f"{100 * score:.1f}%" in text
   style = "n => getComputedStyle(n).imageRendering"
   assert cards.first.locator("img").evaluate(style) == "pixelated"
-  shown = [card.is_visible() for card in cards.all()]
-  assert shown == [True] * 12 + [False] * 12
-  page.get_by_text("Worst mistakes: 12 more").click()
-  assert all(card.is_visible() for card in cards.all())
   stem, width = page.get_by_alt_text("Stem"), run["weights"][0]["width"]
   assert stem.evaluate("n => n.clientWidth") == 400 // width * width
 
 
-def test_what_is_missing_is_left_out(show):
+def test_settings_that_differ_and_what_is_missing(show):
   runs = [make_run(name, seed=i) for i, name in enumerate("abc")]
-  runs[1]["predictions"] = None
+  runs[0]["weights"] = runs[1]["predictions"] = None
   runs[2]["predictions"] |= {
     "worst": [], "pairs": [], "mean_loss": None, "accuracy": 0.875,
     "accuracy_top5": None, "calibration": {"ece": None, "bins": []},
   }  # fmt: skip
-  runs[0]["weights"] = None
+  runs[1]["settings"].append(["extra", "null"])
   page = show(runs)
   parts = page.locator("#predictions > details")
   assert parts.locator("> summary").all_inner_texts() == ["a", "c"]
   parts.nth(1).locator("> summary").click()
-  assert parts.nth(1).get_by_text("None in this split.").is_visible()
-  big = parts.nth(1).locator(".big").all_inner_texts()
-  assert big == ["87.50%", "–", "–", "–"]
+  text = "accuracy 87.50%, top-5 –, mean loss –."
+  assert parts.nth(1).get_by_text(text).is_visible()
   assert page.locator("#weights > details").count() == 2
+  assert table(page, "Differences") == [
+    ["seed", "0", "1", "2"],
+    ["extra", "–", "null", "–"],
+  ]
+  page.locator("summary", has_text="Configuration").click()
+  names = [row[0] for row in table(page, "Configuration")]
+  assert names == ["loss.name", "seed", "extra"]

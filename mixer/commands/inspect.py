@@ -64,37 +64,38 @@ def describe(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
   if (file := released.resolve(path)) is None:
     count, different = checkpoints.verify(path)
     params, info = checkpoints.load_params(path, averaged=False, verify=False)
-    workdir, step = checkpoints.locate(path)
-    facts |= {"path": info["path"], "step": step, "metrics": {}}
+    facts |= {"step": info["step"], "metrics": {}}
     facts |= {name: info.get(name) for name in _METADATA}
-    for record in metrics.read(workdir):
-      if record["step"] <= step:
+    for record in metrics.read(checkpoints.locate(path)[0]):
+      if record["step"] <= info["step"]:
         facts["metrics"] |= record
     facts |= {"digests": count, "not_as_saved": different}
     if info["averaged"]:
-      average, _ = checkpoints.load_params(path, verify=False)
-      facts["sha256_ema"] = digest(average)
+      facts["sha256_ema"] = digest(
+        checkpoints.load_params(path, verify=False)[0]
+      )
+    file = info["path"]
   else:
     params = released.load(path)
     with open(file, "rb") as f:
-      sha256 = hashlib.file_digest(f, "sha256").hexdigest()
-    facts |= {"path": str(file), "file_sha256": sha256}
+      facts["file_sha256"] = hashlib.file_digest(f, "sha256").hexdigest()
     if known := trained.read_beside(file):
       facts["class_names"] = known["class_ids"]
   flat = weights.flatten(params)
+  norm = np.linalg.norm
   modules = {
     name: {
       "parameters": x.size,
-      "norm": float(np.linalg.norm(x)),
+      "norm": float(norm(x)),
       "largest": float(np.abs(x).max(initial=0)),
     }
     for name, x in _modules(flat).items()
   }
   about = {
-    "path": facts["path"],
+    "path": str(file),
     "model": kernels.model_name(params),
     "parameters": sum(x.size for x in flat.values()),
-    "norm": float(np.linalg.norm([x["norm"] for x in modules.values()])),
+    "norm": float(norm([x["norm"] for x in modules.values()])),
     "finite": not weights.not_finite(params),
     "sha256": digest(params),
     "modules": modules,
@@ -123,11 +124,9 @@ def _modules(flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """`stem`, `MixerBlock_3/token_mixing` and so on, each as one vector."""
   leaves: dict[str, list[Any]] = {}
   for name, leaf in flat.items():
-    leaves.setdefault("/".join(name.split("/")[:-1][:2]), []).append(leaf)
-  return {
-    module: np.concatenate([np.ravel(x).astype(np.float64) for x in own])
-    for module, own in leaves.items()
-  }
+    module = "/".join(name.split("/")[:-1][:2])
+    leaves.setdefault(module, []).append(np.ravel(leaf).astype(np.float64))
+  return {module: np.concatenate(own) for module, own in leaves.items()}
 
 
 def compare(first: Any, second: Any) -> dict[str, Any]:
@@ -136,28 +135,25 @@ def compare(first: Any, second: Any) -> dict[str, Any]:
   `modules`, of parameters that both have: `relative` |b - a| / |a|, the
   `cosine` of a and b, the `largest` change, and the share that `changed`.
   """
-  (about, a), (_, b) = first, second
+  (about, a), (other, b) = first, second
   same = [k for k in a if k in b and a[k].shape == b[k].shape]
   ours, theirs = (_modules({k: x[k] for k in same}) for x in (a, b))
   modules = {}
   for name, x in ours.items():
-    y, norm = theirs[name], np.linalg.norm
-    own, other = float(norm(x)), float(norm(y))
+    y = theirs[name]
+    own, own_y, apart = (float(np.linalg.norm(v)) for v in (x, y, y - x))
     modules[name] = {
-      "relative": float(norm(y - x)) / own if own else None,
-      "cosine": float(x @ y) / (own * other) if own and other else None,
+      "relative": apart / own if own else None,
+      "cosine": float(x @ y) / (own * own_y) if own and own_y else None,
       "largest": float(np.abs(y - x).max(initial=0)),
       "changed": float(np.mean(x != y)),
     }
-  facts = [config_lib.flatten(about) for about, _ in (first, second)]
+  a, b = config_lib.flatten(about), config_lib.flatten(other)
+  pairs = {key: [a.get(key), b.get(key)] for key in a | b}
   return {
-    "same_weights": about["sha256"] == second[0]["sha256"],
+    "same_weights": about["sha256"] == other["sha256"],
     "modules": modules,
-    "differences": {
-      key: [x.get(key) for x in facts]
-      for key in dict.fromkeys([*facts[0], *facts[1]])
-      if facts[0].get(key) != facts[1].get(key)
-    },
+    "differences": {k: v for k, v in pairs.items() if v[0] != v[1]},
   }
 
 
@@ -175,25 +171,21 @@ def _print(about: Mapping[str, Any]) -> None:
     print(f"  {', '.join(words)}")
 
 
-def _table(name: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
-  """Prints columns, the first to the left, the others to the right."""
-  columns = list(next(iter(rows.values()), {}))
-  lines = [[name, *columns]]
-  lines += [[k, *(_short(row[c]) for c in columns)] for k, row in rows.items()]
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  for first, *rest in lines:
-    cells = [f"{c:>{w}}" for c, w in zip(rest, widths[1:], strict=True)]
-    print("  ".join([f"{first:<{widths[0]}}", *cells]))
+def _list(rows: Mapping[str, Mapping[str, Any]]) -> None:
+  """Prints a line for each module or parameter."""
+  for name, row in rows.items():
+    cells = (f"{key} {_short(value)}" for key, value in row.items())
+    print(f"{name:<48}{', '.join(cells)}")
 
 
 def _short(value: Any) -> str:
   if isinstance(value, list | tuple):
     more = f", ... ({len(value):,} in all)" if len(value) > 5 else ""
     return ", ".join(map(_short, value[:5])) + more or "(none)"
-  if isinstance(value, int) and not isinstance(value, bool):
-    return f"{value:,}"
   if isinstance(value, float | np.floating):
     return f"{value:.6g}"
+  if isinstance(value, int) and not isinstance(value, bool):
+    return f"{value:,}"
   return "(none)" if value is None else errors.printable(value)
 
 
@@ -210,20 +202,17 @@ def main(args: argparse.Namespace) -> None:
     if found["same_weights"]:
       print("The weights are the same to the bit.")
     else:
-      print("Weights, |b - a| / |a| and so on by module:")
-      _table("module", found["modules"])
+      print("Weights; relative is |b - a| / |a|:")
+      _list(found["modules"])
     for key, (a, b) in found["differences"].items():
       if not key.startswith(_NOISE):
         print(f"{key}: {_short(a)} -> {_short(b)}")
   else:
     _print(facts)
     if args.parameters:
-      rows = {
-        k: {"shape": list(x.shape), "mean": np.mean(x), "std": np.std(x)}
-        for k, x in flat.items()
-      }
-      _table("parameter", rows)
-      _table("module", facts["modules"])
+      for k, x in flat.items():
+        _list({k: {"shape": x.shape, "mean": np.mean(x), "std": np.std(x)}})
+      _list(facts["modules"])
   for about, _ in both:
     if changed := about.get("not_as_saved"):
       raise UserError(

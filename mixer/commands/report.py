@@ -1,16 +1,14 @@
-r"""Makes a page about a run, or one that compares several.
+"""Makes a page about a run, or one that compares several.
 
   python -m mixer report runs/smoke
   python -m mixer report runs/sweep/* -o sweep.html
   python -m mixer report runs/smoke --evaluate --data_dir=/data
 
-Training leaves such a page, report.html, in its workdir; this makes it anew,
-also while a run is under way, or one for several runs in the current folder:
-curves, confusions, the worst mistakes, weights, config, in one file that loads
-nothing. What needs the model and its data is kept in the workdir's report.json.
-Where that is missing, or older than the newest checkpoint, this evaluates the
-checkpoint, if its data is prepared here. --no-evaluate and --platform=cpu leave
-the accelerator to a run.
+Makes the report.html that training leaves in its workdir anew, also while a run
+is under way; of several runs in the current folder. What needs the model and
+its data is kept in the workdir's report.json: where that is missing, or older
+than the newest checkpoint, this evaluates the checkpoint, if its data is
+prepared here. --platform=cpu leaves the accelerator to a run.
 """
 
 from __future__ import annotations
@@ -65,23 +63,22 @@ def _open(name: str) -> epath.Path:
   return path
 
 
-def _due(path: epath.Path, wanted: bool | None) -> int | None:
-  """The step of the checkpoint to evaluate: as asked for, else if it's due."""
+def _evaluate(
+  path: epath.Path, args: argparse.Namespace
+) -> dict[str, Any] | None:
+  """New content for `report.json` of the newest checkpoint, if it is due."""
   steps, (kept, _) = checkpoints.committed(path), collect.kept(path)
-  if not steps or wanted is False:
+  if not steps or args.evaluate is False:
     return None
-  fresh = kept and kept["step"] >= steps[-1]
-  return None if fresh and not wanted else steps[-1]
-
-
-def _evaluate(path: epath.Path, step: int, data_dir: str) -> dict[str, Any]:
-  """The content of `report.json` for a checkpoint."""
-  model = trained.load(os.fspath(path / "checkpoints" / str(step)))
+  if kept and kept["step"] >= steps[-1] and not args.evaluate:
+    return None
+  runtime.start(args.platform)  # Only now, as a run may have the accelerator.
+  model = trained.load(os.fspath(path / "checkpoints" / str(steps[-1])))
   config = model.config
   assert config is not None  # Of a run it has one.
-  data, name = config.data, config.data.name
-  split = split_lib.open_split(name, data.eval_split, data_dir or data.data_dir)
-  columns = evaluate.match(model, split.class_names, name)
+  data, folder = config.data, args.data_dir or config.data.data_dir
+  split = split_lib.open_split(data.name, data.eval_split, folder)
+  columns = evaluate.match(model, split.class_names, data.name)
   mesh, count = sharding.make_mesh(), len(split.class_names)
   functions = train_step.Inference(
     model.module, model.loss, count, mesh, columns=columns
@@ -93,7 +90,7 @@ def _evaluate(path: epath.Path, step: int, data_dir: str) -> dict[str, Any]:
   with progress.Progress() as shown:
     stage, total = f"evaluating {path.name}", len(split)
     _, content = predictions.gather(
-      *(step, functions, params, batches, mesh, split, config),
+      *(steps[-1], functions, params, batches, mesh, split, config),
       lambda: shown.show(stage, next(done), total),
     )
   return content
@@ -106,24 +103,19 @@ def main(args: argparse.Namespace) -> None:
   if args.output:
     target = workdir.path(args.output)
     files.make_parent(target)
-  due = {path: _due(path, args.evaluate) for path in paths}
-  # Without anything to compute, an accelerator stays free.
-  idle = all(step is None for step in due.values())
-  runtime.start("cpu" if idle and not args.platform else args.platform)
   # Of the folders' names, those that all have go without saying.
   folders = zip(*(path.parts[:-1] for path in paths), strict=False)
   common = len([*itertools.takewhile(lambda x: len({*x}) == 1, folders)])
   runs = []
-  for path, step in due.items():
+  for path in paths:
     content, notes = None, []
-    if step is not None:
-      try:
-        content = _evaluate(path, step, args.data_dir)
+    try:
+      if content := _evaluate(path, args):
         collect.keep(path, content)
-      except (UserError, jax.errors.JaxRuntimeError, MemoryError) as e:
-        what = "kept" if content else "evaluated"
-        why = cli.own_flags(errors.first_line(e), args)
-        notes.append(f"Checkpoint {step:,} is not {what}: {why}.")
+    except (UserError, jax.errors.JaxRuntimeError, MemoryError) as e:
+      why = cli.own_flags(errors.first_line(e), args)
+      what = "kept" if content else "evaluated"
+      notes.append(f"The newest checkpoint is not {what}: {why}.")
     name = "/".join(path.parts[common:])
     run = collect.read(path, name, content)
     run["notes"] += notes

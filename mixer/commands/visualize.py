@@ -13,7 +13,6 @@ left out and why. The exit code is 1 if an image can't be read.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import pathlib
 import sys
 from typing import Any
@@ -56,36 +55,34 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   add("--data_dir", default="", help=flags.DATA_DIR)
 
 
-def _images(args: argparse.Namespace, model: Any) -> tuple[Any, list[str]]:
-  """Images of the command line, else of the run's data set; and problems."""
-  problems: list[str] = []
+def _images(
+  args: argparse.Namespace, model: Any
+) -> tuple[np.ndarray, list[str], list[str]]:
+  """Images of the command line, else of the run; labels; and problems."""
+  problems, sources = [], []
   if args.images:
     paths, empty = image_files.expand(args.images)
-    problems += [f"{name}: there is no image in it." for name in empty]
+    problems = [f"{name}: there is no image in it." for name in empty]
     chosen = [paths[i] for i in kernels.evenly(len(paths), args.examples)]
-    parts = [pathlib.Path(path).absolute().parts[-2:] for path in chosen]
-    found = [(path, *part) for path, part in zip(chosen, parts, strict=True)]
+    sources = [(x, pathlib.Path(x).absolute().parent.name) for x in chosen]
   elif model.config:
     data = model.config.data
     folder = args.data_dir or data.data_dir
     split = split_lib.open_split(data.name, data.eval_split, folder)
     classes = trained.names_for_people(split.class_names)
     places = kernels.evenly(len(split), args.examples).tolist()
-    found = [
-      (r["image"], classes[r["label"]], f"{data.eval_split} {r['index']}")
-      for r in split.read(places)
-    ]
+    sources = [(r["image"], classes[r["label"]]) for r in split.read(places)]
   else:
     raise UserError("name some with --images.")
-  images, names, labels = [], [], []
-  for source, label, name in found:
+  images, labels = [], []
+  for source, label in sources:
     try:
       images.append(predictor.fit(source, model))
-      names.append(f"{label}/{name}")
       labels.append(label)
     except ValueError as e:
-      problems.append(f"{label}/{name} can't be used: {e}")
-  return figures.Images(np.array(images), names, labels), problems
+      name = source if isinstance(source, str) else f"an image of {label}"
+      problems.append(f"{name} can't be used: {e}")
+  return np.array(images), labels, problems
 
 
 def main(args: argparse.Namespace) -> int:
@@ -96,30 +93,25 @@ def main(args: argparse.Namespace) -> int:
       raise UserError("the checkpoint is missing: name it first.")
     args.checkpoint, *words = words
   args.images = words + args.images
-  if args.embedding == "umap" and importlib.util.find_spec("umap") is None:
-    raise UserError(
-      "--embedding=umap needs a package: python -m pip install umap-learn."
-    )
   folder = pathlib.Path(args.output).expanduser()
   with files.writing(folder, "Name another folder with -o."):
     folder.mkdir(parents=True, exist_ok=True)
   model = trained.of_flags(args)
   print(f"checkpoint    {model.origin}", flush=True)
-  shown, problems, why, made = None, [], "", 0
+  images, labels, problems, why, made = (), (), [], ".", 0
   if any(FIGURES[name] for name in args.figures):
     try:
-      shown, problems = _images(args, model)
+      images, labels, problems = _images(args, model)
     except UserError as e:
-      why = f" {e}"
+      why = f": {e}"
   for problem in problems:
     print(errors.printable(f"error: {problem}"), file=sys.stderr)
-  count = len(shown.images) if shown else 0
-  print(f"images        {count:,}\nwritten to    {folder}")
+  print(f"images        {len(images):,}\nwritten to    {folder}")
   for kind in args.figures:
     try:
-      if count < FIGURES[kind]:
-        raise UserError(f"it needs {FIGURES[kind]} images at least.{why}")
-      for name, figure in getattr(figures, kind)(model, shown, args):
+      if len(images) < FIGURES[kind]:
+        raise UserError(f"it needs {FIGURES[kind]} images at least{why}")
+      for name, figure in getattr(figures, kind)(model, images, labels, args):
         figures.save(figure, folder, name)
         what = figure.get_suptitle().splitlines()[0]
         print(f"  {f'{name}.png, .svg':<28}  {what}", flush=True)

@@ -9,6 +9,7 @@ import numpy as np
 
 from mixer import model as model_lib
 from mixer import trained
+from mixer.errors import UserError
 
 _BUDGET = 2e9  # Bytes that the activations of a batch may take, about.
 _NOISE = 0.15  # Of SmoothGrad, as a share of the span of the inputs.
@@ -21,10 +22,11 @@ def layers(
   """Tokens `[B, S, C]` after the stem and every block, of x `[B, H, W, 3]`."""
   module = module.clone(layout="batch_major")
   names = ["stem", *(f"MixerBlock_{i}" for i in range(module.num_blocks))]
-  state = module.apply(
-    *({"params": params}, x),
+  _, state = module.apply(
+    {"params": params},
+    x,
     capture_intermediates=lambda inner, method: inner.name in names,
-  )[1]
+  )
   found: Any = state["intermediates"]
   stem, *blocks = (found[name]["__call__"][0] for name in names)
   return [stem.reshape(stem.shape[0], -1, stem.shape[-1]), *blocks]
@@ -82,8 +84,10 @@ def plane(features: np.ndarray, method: str) -> tuple[np.ndarray, list[str]]:
     near = min(30.0, last / 3)
     mapper: Any = manifold.TSNE(perplexity=near, init="pca", **alone)
   else:
-    import umap  # pyright: ignore[reportMissingImports]
-
+    try:
+      import umap  # pyright: ignore[reportMissingImports]
+    except ImportError as e:
+      raise UserError("install it: python -m pip install umap-learn.") from e
     mapper = umap.UMAP(n_neighbors=min(15, last), **alone)
   with threadpoolctl.threadpool_limits(1):
     points = mapper.fit_transform(x).astype(np.float64)
@@ -157,7 +161,7 @@ def cka(hsics: np.ndarray) -> np.ndarray:
   """HSIC, of one batch or averaged over several, -> linear CKA `[L, L]`."""
   own = np.sqrt(np.maximum(np.diagonal(hsics), 0))
   scale = np.outer(own, own)
-  return np.where(scale > 0, hsics / np.where(scale > 0, scale, 1), np.nan)
+  return hsics / np.where(scale > 0, scale, np.nan)
 
 
 def similarity(
@@ -172,29 +176,27 @@ def similarity(
   # The estimator of HSIC divides by n - 3.
   size = len(images) // min(batches, len(images) // 4)
 
+  def gram(x_BSC: jax.Array) -> jax.Array:
+    x = x_BSC.reshape(size, -1)
+    x = x - x.mean(axis=0)  # CKA ignores it; else products cancel to rounding.
+    return jnp.matmul(x, x.T, precision="highest")
+
   @jax.jit
   def compare(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     x = model_lib.scale(images, model.module.dtype)
     found = [x.astype(jnp.float32) for x in layers(model.module, params, x)]
     unit = [x / jnp.maximum(_length(x)[..., None], 1e-12) for x in found]
     rows = [jnp.stack([jnp.vdot(a, b) for b in unit]) for a in unit]
-    grams = jnp.stack([_gram(x_BSC) for x_BSC in found])
+    grams = jnp.stack([gram(x_BSC) for x_BSC in found])
     return grams, jnp.stack(rows) / (size * found[0].shape[1])
 
   params, hsics, cosines = jax.device_put(model.params), [], []
   for start in range(0, len(images) - size + 1, size):
-    part = images[start : start + size]
-    grams, cosine = jax.device_get(compare(params, part))
-    hsics.append(hsic(grams.astype(np.float64)))
-    cosines.append(cosine.astype(np.float64))
+    found = compare(params, images[start : start + size])
+    grams, cosine = (np.asarray(x, np.float64) for x in found)
+    hsics.append(hsic(grams))
+    cosines.append(cosine)
   return cka(np.mean(hsics, axis=0)), np.mean(cosines, axis=0)
-
-
-def _gram(x_BSC: jax.Array) -> jax.Array:
-  """Inner products of examples without their mean, which CKA ignores."""
-  x = x_BSC.reshape(x_BSC.shape[0], -1)
-  x = x - x.mean(axis=0)  # Else they cancel to rounding.
-  return jnp.matmul(x, x.T, precision="highest")
 
 
 def windows(size: Sequence[int], patch_size: int) -> tuple[int, np.ndarray]:
@@ -222,6 +224,8 @@ def saliency(
   """
   module, size = model.module, min(batch_size(model), 32)
 
+  activate = jax.nn.softmax if model.loss == "softmax" else jax.nn.sigmoid
+
   def logits(params: Any, x: jax.Array) -> jax.Array:
     return model_lib.apply(module, params, x.astype(module.dtype))
 
@@ -231,11 +235,9 @@ def saliency(
     return jax.grad(lambda x: logits(params, x)[:, label].sum())(x + noise)
 
   @jax.jit
-  def covered(state: Any, masks: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def covered(state: Any, masks: jax.Array) -> jax.Array:
     params, x = state
-    out = logits(params, jnp.where(masks[..., None], jnp.float32(0), x))
-    softmax = model.loss == "softmax"
-    return out, jax.nn.softmax(out) if softmax else jax.nn.sigmoid(out)
+    return logits(params, jnp.where(masks[..., None], jnp.float32(0), x))
 
   params, found = jax.device_put(model.params), []
   _, masks = windows(images.shape[1:3], module.patch_size)
@@ -243,14 +245,13 @@ def saliency(
   rng = np.random.Generator(np.random.Philox(key=[0, 0]))
   for image in images:
     x = (image.astype(np.float32) / 127.5 - 1).astype(np.float32)
-    out, scores = in_batches(covered, (params, x), with_none, size)
+    out = in_batches(covered, (params, x), with_none, size)
     label = int(out[0].argmax())
-    score, *after = scores[:, label].astype(np.float64)
+    score, *after = np.asarray(activate(out), np.float64)[:, label]
     fall = np.tensordot(score - np.array(after), masks, 1) / masks.sum(axis=0)
-    noise = np.zeros((1, *x.shape), np.float32)
-    if smooth:
-      scale = _NOISE * float(x.max() - x.min())
-      noise = rng.normal(0, scale, (smooth, *x.shape)).astype(np.float32)
+    scale = _NOISE * float(x.max() - x.min()) if smooth else 0
+    noise = rng.normal(0, scale, (max(smooth, 1), *x.shape))
+    noise = noise.astype(np.float32)
     slope = in_batches(slopes, (params, x, label), noise, size)
     slope = np.abs(slope.mean(axis=0, dtype=np.float64)).max(axis=-1)
     found.append((label, float(score), slope, fall))

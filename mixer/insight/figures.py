@@ -1,16 +1,16 @@
 """Figures of a trained Mixer: of its weights, and of what it does with images.
 
-Each public function but `save` is a figure of `mixer visualize`: of a model,
-images and flags it yields names of files and figures, whose first line says
-what they show.
+Each function but `save` is a figure of `mixer visualize`: of a model, images
+uint8 `[N, H, W, 3]`, their labels and flags it yields names of files and
+figures, whose first line says what they show.
 """
 
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from matplotlib import colors, rcParams, style
+from matplotlib import colors, rcParams
 from matplotlib.figure import Figure
 
 from mixer import errors, files, trained
@@ -26,7 +26,7 @@ _LOOK: Any = {
   "svg.hashsalt": "mixer",  # The same ids in an SVG each time.
   "text.parse_math": False,  # Names of files and classes may hold a $.
 }
-rcParams.update(style.library["tableau-colorblind10"] | _LOOK)
+rcParams.update(_LOOK)
 _PAGE, _TILE = (
   1800,
   110,
@@ -36,14 +36,6 @@ _DEPTHS, _FIELD_IMAGES = 8, 16  # Of the receptive field.
 _GROUPS = 10  # Of images with a colour of their own.
 
 Drawn = Iterator[tuple[str, Figure]]
-
-
-class Images(NamedTuple):
-  """Images to look at a model with, and their classes or folders."""
-
-  images: np.ndarray  # uint8 `[N, H, W, 3]`, as the model takes them.
-  names: Sequence[str]
-  labels: Sequence[str]
 
 
 def save(figure: Figure, folder: pathlib.Path, name: str) -> None:
@@ -65,7 +57,7 @@ def _figure(
   return figure
 
 
-def _short(name: str, most: int) -> str:
+def _short(name: str, most: int = 24) -> str:
   """A name, or its end, which says more than its beginning."""
   name = errors.printable(name)
   return name if len(name) <= most else f"...{name[-most:]}"
@@ -157,13 +149,15 @@ def distance(model: trained.Trained, *args: Any) -> Drawn:
   yield "distance", figure
 
 
-def receptive_field(model: trained.Trained, shown: Images, *args: Any) -> Drawn:
+def receptive_field(
+  model: trained.Trained, images: np.ndarray, *args: Any
+) -> Drawn:
   """What the central token depends on, by depth."""
   p, (_, places) = model.module.patch_size, _grid(model)
   pyramid = [i for i, _ in model.module.mixing.pyramid]
   last = min(pyramid, default=model.module.num_blocks)
   depths = kernels.evenly(last + 1, _DEPTHS).tolist()
-  images = shown.images[kernels.evenly(len(shown.images), _FIELD_IMAGES)]
+  images = images[kernels.evenly(len(images), _FIELD_IMAGES)]
   fields = activations.receptive_fields(model, images, depths, places)
   columns = -(-len(depths) // 2)
   even = activations.radius(np.ones_like(fields[0]), p)
@@ -181,17 +175,17 @@ def receptive_field(model: trained.Trained, shown: Images, *args: Any) -> Drawn:
     after = f"after block {depth}" if depth else "stem"
     axes.set_title(f"{after}: {activations.radius(field, p):.1f} px")
     if not depth:
-      label = "gradient of the central token / its largest"
-      figure.colorbar(drawn, ax=panels, location="bottom", label=label)
+      bar = figure.colorbar(drawn, ax=panels, location="bottom", format="%g")
+      bar.set_label("gradient of the central token / its largest")
   yield "receptive_field", figure
 
 
-def similarity(model: trained.Trained, shown: Images, *args: Any) -> Drawn:
+def similarity(model: trained.Trained, images: np.ndarray, *args: Any) -> Drawn:
   """Of the tokens after each block to those after each other one."""
   if model.module.mixing.pyramid:
     raise UserError("the blocks of a pyramid have different numbers of tokens.")
-  cka, cosine = activations.similarity(model, shown.images)
-  title = f"Similarity of layers, over {len(shown.images)} images"
+  cka, cosine = activations.similarity(model, images)
+  title = f"Similarity of layers, over {len(images)} images"
   figure = _figure(model, 9, 4.3, title, "by blocks passed; 0 is the stem")
   left, right = figure.subplots(1, 2)
   look: Any = {"vmax": 1, "origin": "lower"}
@@ -199,26 +193,29 @@ def similarity(model: trained.Trained, shown: Images, *args: Any) -> Drawn:
   figure.colorbar(drawn, ax=left, label="linear CKA of images' tokens")
   drawn = right.imshow(cosine, vmin=-1, cmap="RdBu_r", **look)
   figure.colorbar(drawn, ax=right, label="mean cosine of tokens")
+  for axes in (left, right):
+    axes.locator_params(integer=True)
   yield "similarity", figure
 
 
-def saliency(model: trained.Trained, shown: Images, flags: Any) -> Drawn:
+def saliency(
+  model: trained.Trained, images: np.ndarray, labels: Sequence[str], flags: Any
+) -> Drawn:
   """Which pixels the class with the highest logit rests on."""
   if not model.num_classes:
     raise UserError("the checkpoint has no head: take one with classes.")
-  chosen = kernels.evenly(len(shown.images), flags.explain).tolist()
-  found = activations.saliency(model, shown.images[chosen], flags.smooth)
+  chosen = kernels.evenly(len(images), flags.explain).tolist()
+  found = activations.saliency(model, images[chosen], flags.smooth)
   tall = 1.8 * model.image_size[0] / model.image_size[1] + 0.35
   title = "Which pixels the prediction rests on"
   figure = _figure(model, 7, len(chosen) * tall + 1, title)
   side, _ = activations.windows(model.image_size, model.module.patch_size)
   panels = figure.subplots(len(chosen), 3, squeeze=False)
   for i, row, one in zip(chosen, panels, found, strict=True):
-    (label, score, slope, fall), image = one, shown.images[i]
-    name = str(shown.names[i])
-    predicted = f"{_short(_class_names(model)[label], 22)}, {score:.1%}"
+    (label, score, slope, fall), image = one, images[i]
+    predicted = f"predicted: {_short(_class_names(model)[label])}, {score:.1%}"
     titles = (
-      f"{_short(name, 30)}\npredicted: {predicted}",
+      f"{_short(str(labels[i]))}\n{predicted}",
       f"gradient, mean of {flags.smooth}" if flags.smooth else "gradient",
       f"covered, {side} px window",
     )
@@ -236,25 +233,27 @@ def saliency(model: trained.Trained, shown: Images, flags: Any) -> Drawn:
   yield "saliency", figure
 
 
-def embedding(model: trained.Trained, shown: Images, flags: Any) -> Drawn:
+def embedding(
+  model: trained.Trained, images: np.ndarray, labels: Sequence[str], flags: Any
+) -> Drawn:
   """Images by what enters the head, in a plane."""
-  features = activations.features(model, shown.images)
-  labels, kind = np.array(shown.labels), None
-  if len({*shown.labels}) == 1 and model.num_classes:
+  features = activations.features(model, images)
+  groups, kind = np.array(labels), None
+  if len({*labels}) == 1 and model.num_classes:
     head, kind = model.params["head"], "predicted class"
     logits = features @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
-    labels = np.array(_class_names(model))[logits.argmax(axis=-1)]
-  values, counts = np.unique(labels, return_counts=True)
+    groups = np.array(_class_names(model))[logits.argmax(axis=-1)]
+  values, counts = np.unique(groups, return_counts=True)
   common = sorted(values[np.argsort(-counts, kind="stable")][:_GROUPS])
   for method in dict.fromkeys(("pca", flags.embedding)):
     points, axis_labels = activations.plane(features, method)
-    title = f"Features of {len(labels)} images (what enters the head): {method}"
+    title = f"Features of {len(images)} images (what enters the head): {method}"
     figure = _figure(model, 7.6, 5.2, title)
     axes = figure.subplots()
-    axes.plot(*points[~np.isin(labels, common)].T, ".", color="#D0D0D0")
+    axes.plot(*points[~np.isin(groups, common)].T, ".", color="#D0D0D0")
     for i, value in enumerate(common):
-      look: Any = {"color": f"C{i}", "label": _short(value, 24)}
-      axes.plot(*points[labels == value].T, "o", **look)
+      look: Any = {"color": f"C{i}", "label": _short(value)}
+      axes.plot(*points[groups == value].T, "o", **look)
     axes.set(xlabel=axis_labels[0], ylabel=axis_labels[1])
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), title=kind)
     yield f"embedding_{method}", figure

@@ -1,7 +1,6 @@
 """Collects what the page shows of a run from its workdir; writes the page.
 
-`WORKDIR/report.json` keeps what it took the model and the data to find: the
-predictions and the figures of the weights of one step.
+`WORKDIR/report.json` keeps predictions and figures of the weights of one step.
 """
 
 import html
@@ -63,20 +62,15 @@ def text(runs: Sequence[dict[str, Any]]) -> str:
   encoded = json.dumps(data, allow_nan=False, separators=(",", ":"))
   for character in "<>&":  # Nothing in it can end its element.
     encoded = encoded.replace(character, f"\\u{ord(character):04x}")
+  parts = {"data": encoded, "title": html.escape(f"{title}: report")}
   folder = importlib.resources.files("mixer.report")
 
-  def source(*names: str) -> str:
-    return "\n".join((folder / name).read_text("utf-8") for name in names)
+  def part(name: str) -> str:
+    return parts.get(name) or (folder / name).read_text("utf-8")
 
-  values = {
-    "uplot_css": source("vendor/uPlot.min.css"),
-    "js": source("vendor/uPlot.iife.min.js", "page.js", "charts.js"),
-    "data": encoded,
-    "title": html.escape(f"{title}: report"),
-  }
-  # In one pass, as the data may contain {{js}}.
-  page = source("page.html")
-  return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], page)
+  # In one pass, as the data may contain {{page.js}}.
+  page = part("page.html")
+  return re.sub(r"\{\{(.+?)\}\}", lambda match: part(match[1]), page)
 
 
 def keep(workdir: epath.PathLike, content: dict[str, Any]) -> None:

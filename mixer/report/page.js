@@ -1,8 +1,6 @@
 // The page and its parts. Text goes in as text nodes only: names of runs and
 // classes are not to be trusted.
 
-const CARDS = 12;  // Examples in sight; the others are folded.
-
 function el(tag, attributes, ...children) {
   const node = document.createElement(tag);
   for (const [key, value] of Object.entries(attributes || {})) {
@@ -14,16 +12,15 @@ function el(tag, attributes, ...children) {
 }
 
 function checkbox(label, on, action, attributes) {
-  const box = el("input", { type: "checkbox", checked: on ? "" : null,
-    onchange: () => action(box.checked), ...attributes });
-  return el("label", null, box, label);
+  return el("label", null, el("input", { type: "checkbox", ...attributes,
+    checked: on ? "" : null, onchange: (event) => action(event.target.checked),
+  }), label);
 }
 
 function choice(label, options, action) {
-  const node = el("select", { "aria-label": label,
-    onchange: () => action(node.value) },
+  return el("select", { "aria-label": label,
+    onchange: (event) => action(event.target.value) },
   options.map(([value, text]) => el("option", { value }, text)));
-  return node;
 }
 
 function section(id, title, ...children) {
@@ -79,16 +76,6 @@ function bar(share) {
     percent(share)];
 }
 
-function tile(text, aside) {
-  return [el("span", { class: "big" }, text), el("small", null, aside)];
-}
-
-function tiles(items) {
-  return el("dl", { class: "tiles" }, items.map(([label, text, aside]) =>
-    el("div", null, el("dt", null, label),
-      el("dd", null, tile(text, aside || "")))));
-}
-
 // [label, value of each run] of lists of [label, value], in their order.
 function aligned(lists) {
   const maps = lists.map((list) => new Map(list));
@@ -99,8 +86,8 @@ function aligned(lists) {
 
 function overview(runs, version) {
   const several = runs.length > 1;
-  const finals = ({ finals }) => finals.map(([label, text, aside]) =>
-    [label, tile(text, aside)]);
+  const finals = (run) => run.finals.map(([label, text, aside]) =>
+    [label, [el("span", { class: "big" }, text), el("small", null, aside)]]);
   const notes = runs.flatMap((run) => run.notes.map((note) =>
     el("li", null, several ? [named(run), " "] : null, note)));
   return el("header", null,
@@ -112,7 +99,9 @@ function overview(runs, version) {
           redraw();
         })),
     el("h1", null, several ? `${runs.length} runs` : runs[0].name),
-    several ? null : tiles(runs[0].finals),
+    several ? null : el("dl", { class: "tiles" }, finals(runs[0]).map(
+      ([label, tile]) => el("div", null, el("dt", null, label),
+        el("dd", null, tile)))),
     table("Facts", several ? ["", ...runs.map(named)] : null,
       aligned(runs.map((run) => several ? [...finals(run), ...run.facts]
         : run.facts)), "facts"),
@@ -146,18 +135,16 @@ function byRun(id, title, runs, make) {
 
 function predictions(p) {
   const name = (label) => String(p.classes[label] ?? label);
-  const { ece, bins } = p.calibration;
   const classes = p.by_class.map(([label, examples, correct]) =>
     [label, examples, correct, examples ? correct / examples : 2]);
   classes.sort((a, b) => a[3] - b[3]);
   return [
-    el("p", { class: "quiet" }, `The split “${p.split}” with the weights of `
-      + `step ${whole(p.step)}: ${whole(p.examples)} examples.`),
-    tiles([["Accuracy", percent(p.accuracy, 2)],
-      ["Top-5 accuracy", percent(p.accuracy_top5, 2)],
-      ["Mean loss", number(p.mean_loss, 4)],
-      ["Calibration error", percent(ece, 2)]]),
-    gallery("Worst mistakes", "Wrong, highest loss first.", p.worst, name),
+    el("p", null, `The split “${p.split}” with the weights of step `
+      + `${whole(p.step)}: ${whole(p.examples)} examples, accuracy `
+      + `${percent(p.accuracy, 2)}, top-5 ${percent(p.accuracy_top5, 2)}, mean `
+      + `loss ${number(p.mean_loss, 4)}.`),
+    block("Worst mistakes", "Wrong, highest loss first.",
+      cards(p.worst, name)),
     confusion(p, name),
     el("div", { class: "halves" },
       block("Most frequent confusions", null,
@@ -169,22 +156,19 @@ function predictions(p) {
           classes.map(([label, examples, correct, share]) =>
             [clipped(name(label)), whole(examples), whole(correct),
               examples ? bar(share) : "–"]))),
-      block("Calibration", null,
+      block("Calibration",
+        `Expected calibration error ${percent(p.calibration.ece, 2)}.`,
         table("Calibration", ["score", "examples", "mean score", "accuracy"],
-          bins.map(([low, high, count, score, accuracy]) =>
+          p.calibration.bins.map(([low, high, count, score, accuracy]) =>
             [`${low.toFixed(3)}–${high.toFixed(3)}`, whole(count), bar(score),
               bar(accuracy)])))),
-    gallery("Samples", "Spread evenly over the split.", p.samples, name),
+    folded("Samples, spread evenly over the split", cards(p.samples, name)),
   ];
 }
 
-function gallery(title, note, examples, name) {
-  const cards = examples.map((example) => card(example, name));
-  const rest = cards.splice(CARDS);
-  return block(title, cards.length ? note : "None in this split.",
-    el("ul", { class: "cards" }, cards),
-    rest.length ? folded(`${title}: ${rest.length} more`,
-      el("ul", { class: "cards" }, rest)) : null);
+function cards(examples, name) {
+  return el("ul", { class: "cards" },
+    examples.map((example) => card(example, name)));
 }
 
 function card(example, name) {

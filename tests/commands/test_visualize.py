@@ -1,6 +1,7 @@
 """`python -m mixer visualize`, as a user calls it."""
 
 import re
+import sys
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -39,31 +40,19 @@ def command(tmp_path, capfd):
     out = tmp_path / "out"
     assert cli.main(["visualize", *map(str, words), "-o", str(out)]) == code
     said = capfd.readouterr()
-    names = sorted(p.name for p in out.iterdir())
     listed = re.findall(r"(?m)^  (\w+)\.png, \.svg +\S", said.out)
     both = [f"{name}.{end}" for name in listed for end in ("png", "svg")]
-    assert names == sorted(both)
+    assert {p.name for p in out.iterdir()} >= {*both}
     return said, listed
 
   return go
 
 
 @pytest.mark.slow
-def test_everything_from_a_run(digits_run, command):
-  words = ["--examples=8", "--explain=2", "--smooth=2", "--image_size=16x24"]
-  said, files = command(digits_run, *words)
-  assert set(files) == {
-    *("tokens_block0", "tokens_block1", "embedding_pca"),
-    *set(visualize.FIGURES) - {"embedding"},
-  }
-  assert re.search("images +8\n", said.out) and not said.err
-  assert "left out" not in said.out
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
   "change, left_out",
   [
+    ({}, set()),
     ({"model.token_mixing": "untied"}, {"tokens"}),
     ({"model.token_groups": 2}, {"tokens"}),
     ({"data.permute": "patches"}, set()),
@@ -78,7 +67,7 @@ def test_everything_from_a_run(digits_run, command):
     ),
   ],
 )
-def test_what_can_be_made_of_other_models(
+def test_what_can_be_made_of_each_model(
   tmp_path, photos, command, change, left_out
 ):
   config = smoke.get_config()
@@ -86,18 +75,19 @@ def test_what_can_be_made_of_other_models(
     config.update_from_flattened_dict(change)
   trained_files.save(tmp_path / "run", config)
   words = [photos, "--explain=1", "--smooth=1"]
-  said, files = command(tmp_path / "run", *words, code=1)
+  size = [] if change else ["--image_size=16x24"]
+  said, files = command(tmp_path / "run", *words, *size, code=1)
   assert {*re.findall(r"(?m)^left out: (\w+): ", said.out)} == left_out
   kinds = {name.removesuffix("_pca") for name in files}
   assert kinds >= set(visualize.FIGURES) - left_out
   # Of a pyramid what comes before its first step.
-  assert ("tokens_block0" in files) == ("tokens" in files)
-  assert ("tokens" in files) == (
-    "model.num_blocks" in change or "tokens" not in left_out
-  )
+  some = "model.num_blocks" in change or "tokens" not in left_out
+  assert ("tokens_block0" in files) == ("tokens" in files) == some
 
 
-def test_files_are_sharp_and_repeat(digits_run, photos, tmp_path, command):
+def test_files_are_sharp_and_repeat(
+  digits_run, photos, tmp_path, command, monkeypatch
+):
   words = [digits_run, "--figures=stem,embedding", photos]
   said, files = command(*words, code=1)
   assert files == ["stem", "embedding_pca"]
@@ -120,46 +110,43 @@ def test_files_are_sharp_and_repeat(digits_run, photos, tmp_path, command):
     np.array_equal(drawn[y : y + height, x : x + width], large)
     for y, x in np.argwhere((drawn == large[0, 0]).all(-1))[:50]
   )
+  # Without images, those of the run's data set.
+  monkeypatch.setitem(sys.modules, "umap", None)
+  words = ["--figures=embedding", "--examples=8", "--embedding=umap"]
+  said, files = command(digits_run, *words)
+  assert files == ["embedding_pca"] and re.search("images +8\n", said.out)
+  assert "embedding: install it: python -m pip install umap-learn" in said.out
 
 
 def test_weights_alone_few_images_and_no_head(tmp_path, photos, command):
-  trained_files.npz(tmp_path / "body.npz", 0)
+  body, bad = tmp_path / "body.npz", tmp_path / "bad.png"
+  trained_files.npz(body, 0)
   one = ["--images", photos / "cats" / "0.png"]
-  kinds = "--figures=stem,saliency,similarity"
-  said, files = command(tmp_path / "body.npz", *one, kinds)
+  said, files = command(body, *one, "--figures=stem,saliency,similarity")
   assert files == ["stem"]
   assert "saliency: the checkpoint has no head" in said.out
   assert "similarity: it needs 4 images at least." in said.out
-  said, files = command(tmp_path / "body.npz", "--figures=stem,saliency")
+  said, files = command(body, "--figures=stem,saliency")
   assert said.out.splitlines()[-1] == (
-    "left out: saliency: it needs 1 images at least. name some with --images."
+    "left out: saliency: it needs 1 images at least: name some with --images."
   )
-  (tmp_path / "bad.png").write_bytes(b"")
-  bad = ["--images", tmp_path / "bad.png", "--figures=embedding"]
-  for name in tmp_path.glob("out/*"):
-    name.unlink()
-  said, _ = command(tmp_path / "body.npz", *bad, code=1)
+  bad.write_bytes(b"")
+  said, _ = command(body, "--images", bad, "--figures=embedding", code=1)
   last = said.err.splitlines()[-1]
   assert last == "error: no figure could be made; see above."
-
-
-def test_a_data_set_that_is_not_there(tmp_path, command):
   config = smoke.get_config()
-  config.data.name = "imagenet2012"
-  config.data.data_dir = str(tmp_path / "data")
+  config.data.name, config.data.data_dir = "imagenet2012", str(tmp_path / "no")
   trained_files.save(tmp_path / "run", config)
   said, files = command(tmp_path / "run", "--figures=stem,embedding")
   assert files == ["stem"]
-  assert "embedding: it needs 5 images at least. data set imag" in said.out
+  assert "embedding: it needs 5 images at least: data set imag" in said.out
 
 
 def test_mistakes_are_told_first(tmp_path, capfd, monkeypatch):
   (tmp_path / "file").write_text("mine")
   monkeypatch.setattr(model_lib, "from_config", None)  # Nothing is loaded.
-  monkeypatch.setattr(visualize.importlib.util, "find_spec", lambda name: None)
   for words, said in (
     (["nowhere", "-o", str(tmp_path / "file")], "can't be written"),
-    (["x", "-o", "out", "--embedding=umap"], "pip install umap-learn"),
     (["-o", "out"], "the checkpoint is missing"),
   ):
     assert cli.main(["visualize", *words]) == 1
@@ -167,23 +154,16 @@ def test_mistakes_are_told_first(tmp_path, capfd, monkeypatch):
   for words, said in (
     (["run"], "required: -o"),
     (["run", "-o", "out", "--figures=tokens,heads"], "expected some of to"),
-    (["run", "-o", "out", "--examples=0"], "no whole number from 1"),
   ):
     with pytest.raises(SystemExit):
       cli.main(["visualize", *words])
     assert said in capfd.readouterr().err
-
-
-def test_the_checkpoint_is_a_flag_or_the_first_word(monkeypatch):
-  seen = []
-  monkeypatch.setattr(visualize.files, "writing", lambda *_: 1 / 0)
+  # The checkpoint is a flag or the first word.
   for words in (
-    ["run", "-o", "out", "a.jpg", "b"],
-    ["run", "--images", "a.jpg", "b", "-o", "out"],
-    ["--checkpoint=run", "-o", "out", "a.jpg", "b"],
+    ["run", "-o", str(tmp_path / "file"), "a.jpg", "b"],
+    ["--checkpoint=run", "-o", str(tmp_path / "file"), "a.jpg", "b"],
   ):
     args = cli.parser("visualize").read(words)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(visualize.UserError, match="can't be written"):
       visualize.main(args)
-    seen.append((args.checkpoint, args.images))
-  assert seen == 3 * [("run", ["a.jpg", "b"])]
+    assert (args.checkpoint, args.images) == ("run", ["a.jpg", "b"])
