@@ -1,13 +1,11 @@
-"""Accelerators by name: data sheets, how slices are wired, their compilers.
+"""Accelerators by name: data sheets, and how slices are wired.
 
 Slices have the names of Google's accelerator types: v5e and v6e count chips;
 v3, v4 and v5p count TensorCores, two a chip: v5p-64 has 32 chips. Names of GPUs
-count GPUs, as in h100-8. XLA's compilers for TPUs (libtpu, of `jax[tpu]`) and
-NVIDIA GPUs (`jax[cuda13]`) need no device, only its description.
+count GPUs, as in h100-8.
 """
 
 import dataclasses
-import importlib.metadata
 import math
 import pathlib
 import re
@@ -96,11 +94,9 @@ class Slice:
 
   @property
   def program_memory(self) -> int:
-    """Bytes of a device's memory that a program can have.
-
-    Of a TPU's, XLA keeps a part to itself: 16 GiB leave 15.75. Of a GPU's, JAX
-    takes 75 % (XLA_PYTHON_CLIENT_MEM_FRACTION).
-    """
+    """Bytes of a device's memory that a program can have."""
+    # Of a TPU's, XLA keeps a part to itself: 16 GiB leave 15.75. Of a GPU's,
+    # JAX takes 75 % (XLA_PYTHON_CLIENT_MEM_FRACTION).
     memory = self.chip.memory
     return round(memory - 2**28 if self.grid else memory * 0.75)
 
@@ -117,55 +113,37 @@ class Slice:
 
     if self.grid:
       # Rings are whole cubes of 4 x 4 x 4, or the longest axis of a pod.
-      cubes = all(n % 4 == 0 for n in self.grid)
-      longest = 32 if self.chip.name == "v3" else 16
-      links = sum(
-        2 if (cubes if len(self.grid) == 3 else n == longest) else 1
-        for n in self.grid
-        if n > 1
-      )
+      rings = {32 if self.chip.name == "v3" else 16}
+      if len(self.grid) == 3:
+        rings = {*self.grid} if all(n % 4 == 0 for n in self.grid) else {}
+      links = sum(2 if n in rings else 1 for n in self.grid if n > 1)
       return ring(self.num_chips, size, links * self.chip.link)
     here = min(self.num_devices, self.chip.host_devices)
     inside = ring(here, size, self.chip.link)
     return inside + ring(self.num_hosts, size / here, self.chip.network)
 
-  @property
-  def compiler(self) -> str:
-    """The name and version of its compiler; UserError if there is none."""
-    name, extra = (
-      ("libtpu", "tpu") if self.grid else ("jax-cuda13-plugin", "gpu")
-    )
-    try:
-      # To libtpu a v4 is two devices, and of GPUs the H100 is described here.
-      if self.chip.name in ("v4", "a100", "h200"):
-        raise UserError(
-          f"there is no compiling for {self.chip.name}; take --hardware=h100-8 "
-          "or a v5e, v5p or v6e slice."
-        )
-      version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError as e:
-      raise UserError(
-        f"the compiler for {self.name} isn't installed: `pip install -e "
-        f'".[{extra}]"`, or make setup-{extra}, brings it; it needs no device.'
-      ) from e
-    return f"{name} {version}, jax {importlib.metadata.version('jax')}"
-
   def describe_devices(self) -> list[Any]:
     """Its devices, which needn't exist, for the compiler."""
     from jax.experimental import topologies
 
-    grid, words = "x".join(map(str, self.grid)), {}
+    if self.chip.name in ("v4", "a100", "h200"):
+      raise ValueError(
+        "a v4 is two devices to it, and of GPUs it knows the H100"
+      )
+    grid = "x".join(map(str, self.grid))
+    words: Any = {
+      "platform": "tpu",
+      "topology_name": f"{self.chip.name}:{grid}",
+    }
+    if self.num_hosts == 1 and self.num_chips != 4:  # One host has all.
+      words["chips_per_host_bounds"] = (*self.grid, 1, 1)[:3]
     if not self.grid:
       here = min(self.num_devices, self.chip.host_devices)
       # XLA's own description of an H100 SXM, a GpuTargetConfigProto as text.
       target = pathlib.Path(__file__).parent / "h100.txt"
-      words |= {"platform": "cuda", "topology_name": "h100"}
-      words |= {"target_config": target.read_text("utf-8")}
-      words |= {"topology": f"1x{self.num_hosts}x{here}"}
-    else:
-      words |= {"platform": "tpu", "topology_name": f"{self.chip.name}:{grid}"}
-      if self.num_hosts == 1 and self.num_chips != 4:  # One host has all.
-        words["chips_per_host_bounds"] = (*self.grid, 1, 1)[:3]
+      words = {"platform": "cuda", "topology_name": "h100"}
+      words["target_config"] = target.read_text("utf-8")
+      words["topology"] = f"1x{self.num_hosts}x{here}"
     return list(topologies.get_topology_desc(**words).devices)
 
 

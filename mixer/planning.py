@@ -5,6 +5,7 @@ data sheets in `hardware`; `compile_step` asks XLA's compiler for the slice,
 whose numbers of memory are what a run will meet.
 """
 
+import importlib.metadata
 import math
 import time
 from typing import Any
@@ -26,24 +27,17 @@ _LINK_SHARE = 0.8
 # JPEGs, with RandAugment and without (docs/recipes.md: half of two cores).
 _CORE_RATE = {True: 1_000.0, False: 1_200.0}
 # How many arrays as large as a block's activations are kept for the backward
-# pass, of those of width C and of those of widths T and F. Fitted to what the
-# compilers reserve: that for TPUs computes GELU and LayerNorm anew, that for
-# GPUs keeps their results too, and on several delays the kernels' gradients and
-# keeps what these need.
+# pass, of those of width C and of those of widths T and F; fitted to what the
+# compilers reserve.
 _KEPT = {"tpu": (2, 1), "gpu": (4, 2), "gpus": (6, 2)}
 _REMAT_KEPT = {"pre_activations": (2, 1), "block": (1, 0)}
-# How often the activations of a block go through memory, counted in those of
-# width C and in those of widths T and F: fitted to what the TPU's compiler
-# counts for the recipes.
+# How often the activations of a block go through memory, likewise.
 _NARROW, _WIDE = 24, 17
 # On more chips libtpu sums arrays of a Mixer's size on all of them where it
 # could scatter or gather them.
 _SCATTERS = 16
 # Without a GPU nothing can be timed, so no kernel can be chosen by its time.
-_GPU_OPTIONS = {
-  "xla_gpu_autotune_level": 0,
-  "xla_gpu_enable_triton_gemm": False,
-}
+_NO_TIMING = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 # The parts of a step; it takes as long as the longest, if they overlap.
 TIMES = ("matmuls", "memory", "links", "input")
 
@@ -203,15 +197,14 @@ def lower(
   return trainer.train_step.lower(trainer.abstract, batch)
 
 
-def abstract_batch(
-  config: config_lib.Config, mesh: Mesh
-) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(config: config_lib.Config, mesh: Mesh) -> dict[str, Any]:
   """A batch as `train_step` takes it, without its values."""
-  size, split = config_lib.image_size(config), sharding.batch(mesh)
-  b = config.batch_size
+  b, size = config.batch_size, config_lib.image_size(config)
+  kinds = {"image": ((b, *size, 3), jnp.uint8), "label": ((b,), jnp.int32)}
+  split = sharding.batch(mesh)
   return {
-    "image": jax.ShapeDtypeStruct((b, *size, 3), jnp.uint8, sharding=split),
-    "label": jax.ShapeDtypeStruct((b,), jnp.int32, sharding=split),
+    name: jax.ShapeDtypeStruct(*kind, sharding=split)
+    for name, kind in kinds.items()
   }
 
 
@@ -223,23 +216,29 @@ def compile_step(
   Whether it `fits` a device's memory, and the `reason` if not; bytes of its
   `arguments`, `temporaries`, `peak` of all, and `traffic` (TPUs only).
   """
-  found: dict[str, Any] = {"compiler": target.compiler}
   start, limit = time.perf_counter(), target.program_memory
+  package = "libtpu" if target.grid else "jax-cuda13-plugin"
+  compiler = ""
   try:
+    compiler = f"{package} {importlib.metadata.version(package)}"
     devices = target.describe_devices()
     mesh = sharding.make_mesh(devices, fsdp=config.sharding.fsdp)
-    options = {} if target.grid else _GPU_OPTIONS
+    options = {} if target.grid else _NO_TIMING
     lowered = lower(config, steps, classes, mesh)
     compiled = lowered.compile(compiler_options=options)
-  except (RuntimeError, ValueError) as e:
-    why = first_line(e)[:200]
+  except (ImportError, RuntimeError, ValueError) as e:
+    why, extra = first_line(e)[:200], "tpu" if target.grid else "gpu"
     if not is_memory(e):
-      raise UserError(f"the compiler for {target.name} failed: {why}.") from e
-    return found | {"fits": False, "reason": why}
+      raise UserError(
+        f"the compiler for {target.name} failed: {why}. `pip install -e "
+        f'".[{extra}]"`, or make setup-{extra}, brings it; it needs no device.'
+      ) from e
+    return {"compiler": compiler, "fits": False, "reason": why}
   memory = compiled.memory_analysis()
   costs = compiled.cost_analysis() if target.grid else None
   fits = (peak := memory.peak_memory_in_bytes) <= limit
-  return found | {
+  return {
+    "compiler": compiler,
     "fits": fits,
     "reason": "" if fits else f"{peak:,} of {limit:,} bytes",
     "arguments": memory.argument_size_in_bytes,

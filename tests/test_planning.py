@@ -70,7 +70,6 @@ def test_what_is_printed(run, tmp_path):
     (("--hardware=v5e-256", "--config.batch_size=96"), "batch_size"),
     (("--hardware=v5e-64", "--config.sharding.fsdp=3"), "divide the 64"),
     (("--hardware=v5e-8", "--config.data.name=mine"), "--examples=N --classes"),
-    (("--hardware=v4-8", "--compile"), "no compiling for v4"),
   ):
     code, _, err = run(*words)
     assert code == 1 and err.startswith("error: ") and what in err
@@ -298,28 +297,35 @@ def test_what_it_comes_to(monkeypatch):
 
 def test_what_a_compiler_says(run, monkeypatch):
   """The one for the eight virtual devices, in place of a slice's."""
-  part, compiler = hardware.Slice, property(lambda _: "CPU 1.0")
-  monkeypatch.setattr(part, "describe_devices", lambda _: jax.devices())
+  part, version = hardware.Slice, "importlib.metadata.version"
   with monkeypatch.context() as patch:
-    patch.setattr(part, "compiler", compiler)
+    patch.setattr(version, lambda _: "1.0")
+    for name, what in (("v4-8", "two devices"), ("a100-8", "the H100")):
+      code, _, err = run(f"--hardware={name}", "--compile", config="smoke")
+      assert code == 1 and what in err
+    patch.setattr(part, "describe_devices", lambda _: jax.devices())
     words = "--config.sharding.fsdp=4", "--config.sharding.min_size=256"
     code, out, _ = run("--hardware=v5e-8", "--compile", *words, config="smoke")
-    assert code == 0 and "CPU 1.0:\n  arguments" in out and "It fits." in out
+    assert code == 0 and "libtpu 1.0:\n  arguments" in out and "It fits." in out
     # Of the formulas' and the compiler's, which rounds every argument up.
     (line,) = (x for x in out.splitlines() if x.startswith("  arguments"))
     assert float(line.split()[-1][:-1]) == pytest.approx(1, abs=0.02)
     for text, end, what in (
       ("RESOURCE_EXHAUSTED: Used 20.1G of 15.75G", 0, "It does not fit: RES"),
-      ("no such topology\nand so on", 1, "v5e-8 failed: no such topology."),
+      (
+        "no such topology\nand so on",
+        1,
+        "v5e-8 failed: no such topology. `pip",
+      ),
     ):
       error = jax.errors.JaxRuntimeError(text)
       patch.setattr(part, "describe_devices", mock.Mock(side_effect=error))
       code, out, err = run("--hardware=v5e-8", "--compile", config="smoke")
       assert code == end and what in out + err
-  missing = mock.Mock(side_effect=metadata.PackageNotFoundError)
-  monkeypatch.setattr(metadata, "version", missing)
+  missing = mock.Mock(side_effect=metadata.PackageNotFoundError("x"))
+  monkeypatch.setattr(version, missing)
   for name, extra in (("v5e-8", "tpu"), ("h100-8", "gpu")):
-    code, _, err = run(f"--hardware={name}", "--compile")
+    code, _, err = run(f"--hardware={name}", "--compile", config="smoke")
     assert code == 1 and f'pip install -e ".[{extra}]"' in err
 
 
@@ -342,9 +348,10 @@ TOO_LARGE = (("mixer_i21k:L/16", "h100-8"), ("mixer_jft:H/14", "h100-8"))
   ("name", "where"), [(n, s) for n, slices in RECIPES.items() for s in slices]
 )
 def test_recipes_fit_where_they_say(name, where):
+  tpu = hardware.parse(where).grid
   try:
-    _ = hardware.parse(where).compiler
-  except UserError as e:
+    metadata.version("libtpu" if tpu else "jax-cuda13-plugin")
+  except metadata.PackageNotFoundError as e:
     pytest.skip(str(e))
   file, _, argument = name.partition(":")
   recipe = f"configs/{file}.py" + f":{argument}" * bool(argument)

@@ -75,8 +75,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
   """Prints the numbers and what they come to."""
   config, target = args.config, hardware.parse(args.hardware)
-  if args.compile:
-    _ = target.compiler  # First: there may be none.
   for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
   jax.config.update("jax_platforms", "cpu")
@@ -148,16 +146,15 @@ def data_size(
     split = input_pipeline.open_splits(config)[0]
     found, source = (len(split), len(split.class_names)), "as prepared"
   except UserError as e:
-    if name not in catalog.SIZES:
+    known = {**catalog.ENTRIES, "jft_300m": catalog.JFT_300M}.get(name)
+    if not known or not known.train:
       raise UserError(
         f"{e} Or say how large it is by --examples=N --classes=K."
       ) from e
-    num, total = catalog.SIZES[name]
-    parts = split_lib.parts(name, d.train_split, {"train": [total]})
+    parts = split_lib.parts(name, d.train_split, {"train": [known.train]})
     total = sum(stop - start for _, start, stop in parts)
-    if d.examples_per_class:
-      total = min(total, d.examples_per_class * num)
-    found, source = (total, num), "as published"
+    few = d.examples_per_class * known.classes or total
+    found, source = (min(total, few), known.classes), "as published"
   return examples or found[0], classes or found[1], source
 
 

@@ -36,6 +36,8 @@ class Entry(NamedTuple):
 
   what: str
   downloads: int = 0  # Bytes that TFDS fetches, by its own checksums.
+  classes: int = 0  # For plans where it isn't prepared; 0: not known here.
+  train: int = 0  # Examples of that split, by the set's own publication.
   by_hand: str = ""  # What --source has to name; "" if TFDS fetches all.
   where: str = ""  # To get that.
   files: tuple[str, ...] = ()  # That the folder of --source must have.
@@ -48,17 +50,18 @@ _IDX = "a folder with its four idx files, such as train-images-idx3-ubyte.gz"
 _RETINAS = ("train", "test", "sample", "trainLabels.csv")
 
 ENTRIES = {
-  "digits": Entry("1,797 handwritten digits, 8 x 8; shipped"),
-  "glyphs": Entry("40,800 rendered characters, 32 x 32; shipped"),
-  "imagenet21k": Entry(
+  "digits": Entry("1,797 handwritten digits, 8 x 8; shipped", 0, 10, 1_400),
+  "glyphs": Entry("40,800 characters, 32 x 32; shipped", 0, 102, 36_720),
+  "imagenet21k": Entry(  # Sizes of winter 2021, less what we hold out.
     "ImageNet-21k, as released in winter 2021 or fall 2011",
-    by_hand=f"winter21_whole.tar.gz, fall11_whole.tar{_UNPACKED}",
-    where=_ILSVRC,
+    *(0, 19_167, 13_153_500 - 51_200),
+    f"winter21_whole.tar.gz, fall11_whole.tar{_UNPACKED}",
+    _ILSVRC,
   ),
-  "imagenet21k_p": Entry(
-    "ImageNet-21K-P, the processed subset",
-    by_hand=f"imagenet21k_resized.tar.gz{_UNPACKED}",
-    where=_ILSVRC,
+  "imagenet21k_p": Entry(  # Sizes: arXiv 2104.10972.
+    *("ImageNet-21K-P, the processed subset", 0, 10_450, 11_060_223),
+    f"imagenet21k_resized.tar.gz{_UNPACKED}",
+    _ILSVRC,
   ),
   "folder": Entry(
     "images of your own, in one folder a class",
@@ -66,44 +69,46 @@ ENTRIES = {
   ),
   "imagenet2012": Entry(
     "ImageNet-1k: 1,281,167 + 50,000 images, 1,000 classes",
-    *(0, f"a folder with {' and '.join(_TARS)}", _ILSVRC, _TARS),
+    *(0, 1_000, 1_281_167, f"a folder with {' and '.join(_TARS)}"),
+    *(_ILSVRC, _TARS),
   ),
   "imagenet2012_real": Entry(
     "ImageNet-1k's validation images with the ReaL labels",
-    *(388_478, f"a folder with {_TARS[1]} and real.json"),
+    *(388_478, 0, 0, f"a folder with {_TARS[1]} and real.json"),
     f"{_ILSVRC}, and github.com/google-research/reassessed-imagenet",
     _TARS[1:],
   ),
   "imagenet_v2": Entry(
     "ImageNet-V2: 10,000 new test images for ImageNet-1k",
-    *(1_264_079_360, f"imagenetv2-matched-frequency.tar.gz{_UNPACKED}"),
+    *(1_264_079_360, 0, 0, f"imagenetv2-matched-frequency.tar.gz{_UNPACKED}"),
     "huggingface.co/datasets/vaishaal/ImageNetV2",
   ),
   "fashion_mnist": Entry(
     "70,000 images of clothes 28 x 28, gray, 10 classes",
-    *(30_878_645, _IDX),
+    *(30_878_645, 10, 60_000, _IDX),
     "github.com/zalandoresearch/fashion-mnist, or Debian's package "
     "dataset-fashion-mnist, in /usr/share/datasets/fashion-mnist",
   ),
   "mnist": Entry(
     "70,000 handwritten digits 28 x 28, gray, 10 classes",
-    *(11_594_722, _IDX, "github.com/cvdfoundation/mnist"),
+    *(11_594_722, 10, 60_000, _IDX, "github.com/cvdfoundation/mnist"),
   ),
   "resisc45": Entry(
     "aerial images, 45 classes (VTAB)",
-    *(0, "a folder with NWPU-RESISC45/, unpacked from its .rar"),
-    *("https://1drv.ms/u/s!AmgKYzARBl5ca3HNaHIlzp_IXjs", ("NWPU-RESISC45",)),
+    by_hand="a folder with NWPU-RESISC45/, unpacked from its .rar",
+    where="https://1drv.ms/u/s!AmgKYzARBl5ca3HNaHIlzp_IXjs",
+    files=("NWPU-RESISC45",),
   ),
   "diabetic_retinopathy_detection": Entry(
-    *("retinas, 5 classes (VTAB)", 1_181_257),
+    *("retinas, 5 classes (VTAB)", 1_181_257, 0, 0),
     "a folder with train/, test/, sample/ (unpacked) and trainLabels.csv",
     "https://www.kaggle.com/c/diabetic-retinopathy-detection/data",
     _RETINAS,
   ),
-  "cifar10": Entry("60,000 images 32 x 32, 10 classes", 170_052_171),
-  "cifar100": Entry("60,000 images 32 x 32, 100 classes (VTAB)", 168_513_733),
-  "oxford_iiit_pet": Entry("Oxford pets, 37 breeds (VTAB)", 811_092_049),
-  "oxford_flowers102": Entry("flowers, 102 classes (VTAB)", 344_878_000),
+  "cifar10": Entry("images 32 x 32, 10 classes", 170_052_171, 10, 50_000),
+  "cifar100": Entry("images 32 x 32 (VTAB)", 168_513_733, 100, 50_000),
+  "oxford_iiit_pet": Entry("37 breeds (VTAB)", 811_092_049, 37, 3_680),
+  "oxford_flowers102": Entry("flowers (VTAB)", 344_878_000, 102, 1_020),
   "caltech101": Entry("objects, 102 classes (VTAB)", 137_414_764),
   "dtd": Entry("textures, 47 classes (VTAB)", 625_239_812),
   "sun397": Entry("scenes, 397 classes (VTAB)", 39_095_590_629),
@@ -116,24 +121,7 @@ ENTRIES = {
   "smallnorb": Entry("toys (VTAB: azimuth, elevation)", 262_778_180),
   "kitti": Entry("streets (VTAB: distance of a vehicle)", 12_575_610_564),
 }
-
-# name -> (classes, examples to train on), for plans made where a set isn't
-# prepared. ImageNet-21k: the release of winter 2021, less what we hold out;
-# 21K-P: arXiv 2104.10972; JFT-300M: arXiv 2010.11929; others: their own pages.
-SIZES = {
-  "imagenet21k": (19_167, 13_153_500 - 51_200),
-  "imagenet21k_p": (10_450, 11_060_223),
-  "imagenet2012": (1_000, 1_281_167),
-  "jft_300m": (18_291, 300_000_000),
-  "cifar10": (10, 50_000),
-  "cifar100": (100, 50_000),
-  "oxford_iiit_pet": (37, 3_680),
-  "oxford_flowers102": (102, 1_020),
-  "mnist": (10, 60_000),
-  "fashion_mnist": (10, 60_000),
-  "digits": (10, 1_400),
-  "glyphs": (102, 36_720),
-}
+JFT_300M = Entry("Google's own", 0, 18_291, 300_000_000)  # arXiv 2010.11929.
 
 
 def split_name(name: str) -> tuple[str, str, str]:

@@ -23,7 +23,6 @@ def test_what_is_listed():
   assert set(OF_TFDS) == of_vtab | others
   assert {*sets.SETS} == {*catalog.OWN}
   assert {*catalog.ALSO_TFDS} <= catalog.tfds_names()
-  assert {*catalog.SIZES} - {"jft_300m"} <= {*catalog.ENTRIES}
 
 
 @pytest.mark.parametrize("name", OF_TFDS)

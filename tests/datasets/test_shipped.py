@@ -87,7 +87,10 @@ def test_glyphs_of_a_few(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_the_whole_of_glyphs(tmp_path):
   distinct = set()
-  for name, size in (("train", catalog.SIZES["glyphs"][1]), ("test", 4_080)):
+  for name, size in (
+    ("train", catalog.ENTRIES["glyphs"].train),
+    ("test", 4_080),
+  ):
     part = opened("glyphs", name, tmp_path)
     count = collections.Counter(part.labels.tolist())
     assert len(part) == size and len({*count.values()}) == 1
