@@ -49,11 +49,7 @@ class Inputs:
 
 
 def open_inputs(config: config_lib.Config) -> Inputs:
-  """Refuses what can be refused before anything is allocated; opens the data.
-
-  Raises:
-    UserError: names the key and a valid value, or the split that is missing.
-  """
+  """Opens the data; a UserError names what can't work, before it is tried."""
   validation.validate(config, jax.device_count())
   train, evaluation = open_splits(config)
   return Inputs(
@@ -66,11 +62,7 @@ def open_inputs(config: config_lib.Config) -> Inputs:
 
 
 def open_splits(config: config_lib.Config) -> tuple[Split, Split]:
-  """The training and the evaluation examples that the config names.
-
-  Raises:
-    UserError: see `mixer.datasets.split.open_split`; or their classes differ.
-  """
+  """The training and the evaluation examples that the config names."""
   d = config.data
   train = split_lib.open_split(d.name, d.train_split, d.data_dir)
   if d.examples_per_class:
@@ -119,21 +111,14 @@ def train_batches(
 ) -> loader.Loader[loader.Batch]:
   """This host's parts of the global batches `start_step`, `start_step` + 1...
 
-  Args:
-    split: training examples.
-    config: the run's.
-    start_step: updates done; update N consumes batch N - 1.
-
-  Returns:
-    An iterator without end over `image` uint8 `[B / P, H, W, 3]`, `label`
-    int32 `[B / P]`, of P hosts. Its `next` raises UserError if a record can't
-    be decoded.
+  Update N consumes batch N - 1. Gives `image` uint8 `[B / P, H, W, 3]`, `label`
+  int32 `[B / P]`, of P hosts, without end; `next` raises UserError if a record
+  can't be decoded.
   """
   hosts, order = jax.process_count(), _order(split, config)
   length, size = config.batch_size // hosts, config_lib.image_size(config)
-  _, *fields = dataclasses.fields(preprocess.TrainOptions)
-  named = {f.name: config.data[f.name] for f in fields}
-  options = preprocess.TrainOptions(size, **named)
+  _, *fields = (f.name for f in dataclasses.fields(preprocess.TrainOptions))
+  options = preprocess.TrainOptions(size, *(config.data[k] for k in fields))
   seed = _seed(config, _AUGMENT)
 
   def make(places: range, images: np.ndarray) -> list[int]:
@@ -165,11 +150,6 @@ def eval_batches(
   split: Split, config: config_lib.Config
 ) -> loader.Loader[loader.Batch]:
   """`evaluate.batches` with the config's image size and batch size."""
-  return evaluate.batches(
-    split,
-    config_lib.image_size(config),
-    config.data.eval_short_side,
-    config.batch_size,
-    config.data.threads,
-    config.data.prefetch_batches,
-  )
+  data, size = config.data, config_lib.image_size(config)
+  work = config.batch_size, data.threads, data.prefetch_batches
+  return evaluate.batches(split, size, data.eval_short_side, *work)

@@ -1,8 +1,7 @@
 """Exact evaluation of a whole split: predictions, features, metrics.
 
-Everything works on one process and on many: each host brings its own part of
-the batches and gets the whole result, example by example; whatever is counted
-is counted from these.
+Each host brings its own part of the batches and gets the whole result, example
+by example; whatever is counted is counted from these.
 """
 
 import dataclasses
@@ -35,10 +34,9 @@ def batches(
 ) -> loader.Loader[loader.Batch]:
   """This host's parts of batches that hold every example exactly once.
 
-  The last batch is filled up with black images whose `mask` is False, so that
-  all P hosts see equally many batches: `image` uint8 `[B / P, H, W, 3]`,
-  `label` int32, `mask` bool `[B / P]`. See `preprocess.evaluation` for the
-  sizes. `next` raises UserError if a record can't be decoded.
+  `image` uint8 `[B / P, H, W, 3]`, `label` int32, `mask` bool `[B / P]`; the
+  last batch is filled up with black images whose `mask` is False, so that all P
+  hosts see equally many. `next` raises UserError if a record can't be decoded.
   """
   length = batch_size // jax.process_count()
   start, places = jax.process_index() * length, range(len(split))
@@ -139,9 +137,8 @@ class ConfusionCounts:
     # [K, K], rows true, columns predicted; without NaNs.
     shape = num_classes, num_classes
     self.confusion: Any = scipy.sparse.csr_array(shape, dtype=np.int64)
-    self._top5 = self._not_numbers = 0
+    self._loss, self._top5, self._not_numbers = 0.0, 0, 0
     self._real_examples = self._real_correct = 0
-    self._loss = 0.0
 
   def add(self, rows: Mapping[str, np.ndarray]) -> None:
     """Counts the next examples of the split."""
@@ -156,11 +153,10 @@ class ConfusionCounts:
     self._loss += float(rows["loss"].sum(dtype=np.float64))
     sound = first != NO_CLASS
     self._not_numbers += int((~sound).sum())
-    ones = np.ones(sound.sum(), np.int64)
     # Duplicates are summed on the way to rows.
-    found = (ones, (label[sound], first[sound]))
+    cells = np.ones(sound.sum(), np.int64), (label[sound], first[sound])
     shape = self.confusion.shape
-    self.confusion += scipy.sparse.coo_array(found, shape=shape).tocsr()
+    self.confusion += scipy.sparse.coo_array(cells, shape=shape).tocsr()
 
   def metrics(self) -> dict[str, float]:
     """Of the examples so far, at least one.
@@ -199,15 +195,13 @@ def match(
 ) -> np.ndarray | None:
   """Finds a `Trained` model's output of each class, by name or WordNet id.
 
-  int32 `[K]`, -1 for a class that has none; None: class k is output k. `same`
-  says that it is so, whatever the names. Raises UserError if they don't match.
+  int32 `[K]`, -1 for a class without one; None: class k is output k, which
+  `same` says whatever the names. Raises UserError if they don't match.
   """
   count, head = model.num_classes, tuple(model.class_ids or ())
   if count and (count == len(classes) if same else head == tuple(classes)):
     return None
-  place: dict[str, int] = {}
-  if not same:
-    place = {name: k for k, name in enumerate(head)}
+  place: dict[str, int] = {n: k for k, n in enumerate(head) if not same}
   columns = np.array([place.get(name, -1) for name in classes], np.int32)
   lacking = [repr(c) for c in classes if c not in place]
   if len(lacking) > int(_MAY_LACK * len(classes)):

@@ -111,20 +111,19 @@ def expand(names: Sequence[str]) -> tuple[list[str], list[str]]:
   Also those of the folders and patterns in which there is none. Raises
   UserError if there is none at all, or a folder can't be listed.
   """
-  found: list[str] = []
-  empty = []
-  for name in names:
-    path = os.path.expanduser(name)
-    own = [path]
+
+  def named_by(path: str) -> list[str]:
     if os.path.isdir(path):
-      own = [entry.path for _, entry in find(path)]
-    elif glob.has_magic(path) and not os.path.exists(path):
-      own = sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
-    found += own
-    empty += [] if own else [name]
+      return [entry.path for _, entry in find(path)]
+    if glob.has_magic(path) and not os.path.exists(path):
+      return sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
+    return [path]
+
+  each = {name: named_by(os.path.expanduser(name)) for name in names}
+  found = dict.fromkeys(path for own in each.values() for path in own)
   if names and not found:
     raise UserError(
       f"there is no image in {', '.join(names)}: expected files, folders with "
       "images such as .jpg or .png, or patterns such as 'photos/*.jpg'."
     )
-  return list(dict.fromkeys(found)), empty
+  return list(found), [name for name, own in each.items() if not own]

@@ -61,20 +61,15 @@ def read(path: str | os.PathLike[str]) -> bytes:
 
 
 class Opened:
-  """An image of known size; a JPEG is decoded on demand.
+  """An image of known size; a JPEG is decoded on demand. Raises ImageError.
 
-  All methods may raise ImageError.
+  With `white` what is transparent comes on white ground; else the colour stored
+  beneath shows, as in the published runs.
   """
 
-  height: int
-  width: int
-
   def __init__(self, image: bytes | np.ndarray, white: bool = False):
-    """Takes a file's bytes, or pixels as `of_array`.
-
-    With `white` what is transparent comes on white ground; else the colour
-    stored beneath shows, as in the published runs.
-    """
+    """Takes a file's bytes, or pixels as `of_array`."""
+    self.height, self.width = 0, 0
     self.format = ""  # By the content of a file.
     self.sampling = "444"  # Of a JPEG's colours, as in `jpeg.encode`.
     self.grey = False  # Its three channels are equal.

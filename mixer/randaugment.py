@@ -92,8 +92,9 @@ def _factor(m: float) -> float:
   return m / 10 * 1.8 + 0.1
 
 
-def _away_from(grey: int, m: float) -> np.ndarray:
-  """The table of Brightness and Contrast."""
+def _away_from(pixels: int, m: float) -> np.ndarray:
+  """The table of Contrast and, of no pixels, Brightness."""
+  grey = min(pixels // 256, 255)
   values = (grey + _factor(m) * (_LEVELS - grey)).clip(0, 255)
   return np.trunc(values + 1e-6)  # A hair more, lest 0.1 * 10 be 0.
 
@@ -149,39 +150,34 @@ def _cutout(
   return image
 
 
-def _either(rng: np.random.Generator, value: float) -> float:
+def _either(rng: np.random.Generator, m: float, at_10: float) -> float:
+  value = m / 10 * at_10
   return value if rng.random() < 0.5 else -value
 
 
 # (image, rng, magnitude) -> image; drawn by position. Matrices as `_nearest`
 # takes them: shears and shifts are to the left and up, or the other way.
 OPERATIONS: dict[str, _Operation] = {
-  "AutoContrast": lambda i, rng, m: _by_histogram(i, _stretched),
-  "Equalize": lambda i, rng, m: _by_histogram(i, _equalized),
-  "Invert": lambda i, rng, m: cv2.bitwise_not(i),
-  "Rotate": lambda i, rng, m: _rotate(i, _either(rng, m / 10 * 30)),
-  "Posterize": lambda i, rng, m: _look_up(i, _posterized(m)),
-  "Solarize": lambda i, rng, m: _look_up(i, _solarized(m)),
-  "Color": lambda i, rng, m: _blend(_grey(i), i, m),
-  "Contrast": lambda i, rng, m: _look_up(
-    i, _away_from(min(i.shape[0] * i.shape[1] // 256, 255), m)
+  "AutoContrast": lambda x, rng, m: _by_histogram(x, _stretched),
+  "Equalize": lambda x, rng, m: _by_histogram(x, _equalized),
+  "Invert": lambda x, rng, m: cv2.bitwise_not(x),
+  "Rotate": lambda x, rng, m: _rotate(x, _either(rng, m, 30)),
+  "Posterize": lambda x, rng, m: _look_up(x, _posterized(m)),
+  "Solarize": lambda x, rng, m: _look_up(x, _solarized(m)),
+  "Color": lambda x, rng, m: _blend(_grey(x), x, m),
+  "Contrast": lambda x, rng, m: _look_up(x, _away_from(x[..., 0].size, m)),
+  "Brightness": lambda x, rng, m: _look_up(x, _away_from(0, m)),
+  "Sharpness": lambda x, rng, m: _blend(_smoothed(x), x, m),
+  "ShearX": lambda x, rng, m: _nearest(x, 1, _either(rng, m, 0.3), 0, 0, 1, 0),
+  "ShearY": lambda x, rng, m: _nearest(x, 1, 0, 0, _either(rng, m, 0.3), 1, 0),
+  "TranslateX": lambda x, rng, m: _nearest(
+    x, 1, 0, _either(rng, m, 100), 0, 1, 0
   ),
-  "Brightness": lambda i, rng, m: _look_up(i, _away_from(0, m)),
-  "Sharpness": lambda i, rng, m: _blend(_smoothed(i), i, m),
-  "ShearX": lambda i, rng, m: _nearest(
-    i, 1, _either(rng, m / 10 * 0.3), 0, 0, 1, 0
+  "TranslateY": lambda x, rng, m: _nearest(
+    x, 1, 0, 0, 0, 1, _either(rng, m, 100)
   ),
-  "ShearY": lambda i, rng, m: _nearest(
-    i, 1, 0, 0, _either(rng, m / 10 * 0.3), 1, 0
-  ),
-  "TranslateX": lambda i, rng, m: _nearest(
-    i, 1, 0, _either(rng, m / 10 * 100), 0, 1, 0
-  ),
-  "TranslateY": lambda i, rng, m: _nearest(
-    i, 1, 0, 0, 0, 1, _either(rng, m / 10 * 100)
-  ),
-  "Cutout": lambda i, rng, m: _cutout(i, rng, int(m / 10 * 40)),
-  "SolarizeAdd": lambda i, rng, m: _look_up(i, _brightened(m)),
+  "Cutout": lambda x, rng, m: _cutout(x, rng, int(m / 10 * 40)),
+  "SolarizeAdd": lambda x, rng, m: _look_up(x, _brightened(m)),
 }
 _OPERATIONS = tuple(OPERATIONS.values())
 

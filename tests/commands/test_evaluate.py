@@ -102,41 +102,30 @@ def chosen(logits):
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory):
   """Sets as TFDS has them, of noise; two models, which are sometimes right."""
-  root = tmp_path_factory.mktemp("imagenet")
-  rng = np.random.default_rng(5)
-  trained_files.npz(
-    root / "i1k.npz", 1_000, classes=wordnet.classes("imagenet1k")
-  )
-  trained_files.npz(
-    root / "i21k.npz", 21_843, -9, classes=wordnet.classes("head")
-  )
-  images = [
-    tfds_writer.png(rng.integers(0, 256, (9, 12, 3), np.uint8))
-    for _ in range(24)
+  root, rng = tmp_path_factory.mktemp("imagenet"), np.random.default_rng(5)
+  records = [
+    {"image": tfds_writer.png(image), "file_name": f"{i}.jpg"}
+    for i, image in enumerate(rng.integers(0, 256, (24, 9, 12, 3), np.uint8))
   ]
-  records = [{"image": image} for image in images]
-  guesses, others = (
-    chosen(by_numpy(root / name, Records(records))).argmax(axis=-1)
-    for name in ("i1k.npz", "i21k.npz")
-  )
-  teddy = wordnet.classes("imagenet1k").index("n04399382")
-  labels = [teddy, *rng.integers(0, 1000, 23).tolist()]
-  labels[1::2], labels[2::4] = guesses[1::2].tolist(), others[2::4].tolist()
-  valid = [
-    rng.integers(0, 1000, rng.integers(0, 3)).tolist() for _ in range(24)
-  ]
-  for i in range(0, 24, 3):
-    valid[i] = [int(guesses[i]), int(guesses[i] + 1) % 1000]
-  valid[4] = []
-  named = [r | {"file_name": f"{i}.jpg"} for i, r in enumerate(records)]
-  plain = [r | {"label": k} for r, k in zip(named, labels, strict=True)]
+  labels, classes = np.zeros(24, int), wordnet.classes("imagenet1k")
+  labels[0] = classes.index("n04399382")  # The teddy bear.
+  for start, count, bias, names in (
+    (2, 21_843, -9, wordnet.classes("head")),
+    (1, 1_000, 0, classes),
+  ):
+    path = root / f"{count}.npz"
+    trained_files.npz(path, count, bias, classes=names)
+    guesses = chosen(by_numpy(path, Records(records))).argmax(axis=-1)
+    labels[start::2] = guesses[start::2]
+  valid = [([], [5], [int(k), 9])[i % 3] for i, k in enumerate(guesses)]
+  plain = [r | {"label": k} for r, k in zip(records, labels, strict=True)]
   real = [
     r | {"original_label": k, "real_label": v}
-    for r, k, v in zip(named, labels, valid, strict=True)
+    for r, k, v in zip(records, labels, valid, strict=True)
   ]
   splits = {"validation": (24,)}
   tfds_writer.write(root, "imagenet2012_real", real, splits)
-  tfds_writer.write(root, "imagenet2012", plain, splits | {"train": (24,)})
+  tfds_writer.write(root, "imagenet2012", plain, splits)
   return root, labels, valid
 
 
@@ -147,57 +136,45 @@ class Records(list):
     return self
 
 
-@pytest.mark.parametrize("name", ["i1k", "i21k"])
-def test_released_heads_on_real_labels(imagenet, command, name):
+def test_a_released_head_on_real_labels(imagenet, command, tmp_path):
   root, labels, valid = imagenet
-  path = root / f"{name}.npz"
-  data = "imagenet2012_real" if name == "i1k" else "imagenet2012"
+  data, listing = "imagenet2012_real", tmp_path / "all.parquet"
+  out, got = command(
+    f"--checkpoint={root}/1000.npz", f"--data={data}", f"--data_dir={root}",
+    f"--examples={listing}", "--batch_size=16",
+  )  # fmt: skip
+  split = split_lib.open_split(data, "validation", str(root))
+  logits = by_numpy(root / "1000.npz", split)
+  guesses, m = check(got["metrics"], logits, labels), got["metrics"]
+  right = [g in v for g, v in zip(guesses, valid, strict=True) if v]
+  assert m["real_accuracy"] == np.mean(right) > 0
+  assert m["real_examples"] == len(right) < 24
+  assert f"ReaL          {np.mean(right):.2%}\n" in out
+  assert got["classes_matched"] == "as they are"
+  found = pyarrow.parquet.read_table(listing).to_pydict()
+  classes = np.array(wordnet.classes("imagenet1k"))
+  scores = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+  np.testing.assert_allclose(found.pop("score"), scores.max(-1), rtol=1e-3)
+  assert found == {
+    "index": list(range(24)),
+    "file": [f"{i}.jpg" for i in range(24)],
+    "label": classes[labels].tolist(),
+    "prediction": classes[guesses].tolist(),
+  }
+
+
+def test_the_released_21k_head_on_imagenet_1k(imagenet, command):
+  root, labels, _ = imagenet
+  path, data = root / "21843.npz", "imagenet2012"
   out, got = command(
     f"--checkpoint={path}", f"--data={data}", f"--data_dir={root}"
   )
   split = split_lib.open_split(data, "validation", str(root))
-  logits = chosen(by_numpy(path, split))
-  guesses, m = check(got["metrics"], logits, labels), got["metrics"]
-  if name == "i1k":
-    right = [g in v for g, v in zip(guesses, valid, strict=True) if v]
-    assert m["real_accuracy"] == np.mean(right) > 0
-    assert m["real_examples"] == len(right) < 24
-    assert f"ReaL          {np.mean(right):.2%}\n" in out
-    assert got["classes_matched"] == "as they are"
-  else:
-    assert "loss" not in m and "\nloss" not in out
-    assert got["loss"] == "sigmoid"
-    assert "1,000 of the 21,843 outputs; no output, so wrong" in out
-    assert "loss: n04399382\n" in out
-
-
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_every_example_is_listed(imagenet, command, tmp_path, suffix):
-  root, labels, _ = imagenet
-  path = tmp_path / f"all.{suffix}"
-  _, got = command(
-    f"--checkpoint={root}/i1k.npz", f"--data_dir={root}", "--data=imagenet2012",
-    f"--examples={path}", "--batch_size=16",
-  )  # fmt: skip
-  if suffix == "csv":
-    rows = [dict(zip(COLUMNS, row, strict=True)) for row in read(path)[1:]]
-  else:
-    rows = pyarrow.parquet.read_table(path).to_pylist()
-    assert tuple(rows[0]) == COLUMNS
-  classes = wordnet.classes("imagenet1k")
-  assert [int(row["index"]) for row in rows] == list(range(24))
-  assert [row["file"] for row in rows] == [f"{i}.jpg" for i in range(24)]
-  assert [row["label"] for row in rows] == [classes[k] for k in labels]
-  split = split_lib.open_split("imagenet2012", "validation", str(root))
-  logits = by_numpy(root / "i1k.npz", split)
-  best = check(got["metrics"], logits, labels)
-  assert [row["prediction"] for row in rows] == [classes[k] for k in best]
-  p = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
-  scores = [float(row["score"]) for row in rows]
-  np.testing.assert_allclose(scores, p.max(axis=-1), rtol=1e-3)
-
-
-COLUMNS = ("index", "file", "label", "prediction", "score")
+  check(got["metrics"], chosen(by_numpy(path, split)), labels)
+  assert "loss" not in got["metrics"] and "\nloss" not in out
+  assert got["loss"] == "sigmoid"
+  assert "1,000 of the 21,843 outputs; no output, so wrong" in out
+  assert "loss: n04399382\n" in out
 
 
 def test_few_shots_are_those_of_the_features(digits_run, command, data_dir):
@@ -230,7 +207,7 @@ def test_few_shots_are_those_of_the_features(digits_run, command, data_dir):
   ],
 )
 def test_mistakes(imagenet, command, data_dir, flags, words):
-  path = imagenet[0] / "i1k.npz"
+  path = imagenet[0] / "1000.npz"
   where = [f"--checkpoint={path}", f"--data_dir={data_dir}"]
   err, _ = command(*where, "--split=test", *flags, code=1)
   for word in words:
@@ -296,7 +273,8 @@ def test_files_about_the_classes(command, tmp_path, monkeypatch, many):
     f"--checkpoint={tmp_path}/w.npz", f"--data=odd_{many}:load",
     "--same_classes", f"--examples={tmp_path}/all.csv",
   )  # fmt: skip
-  rows = read(tmp_path / "all.csv")[1:]
+  header, *rows = read(tmp_path / "all.csv")
+  assert header == "index file label prediction score".split()
   predicted = [names.index(row[3]) for row in rows]
   assert [row[2] for row in rows] == [names[k] for k in labels]
   pairs = collections.Counter(zip(labels, predicted, strict=True))
