@@ -22,18 +22,18 @@ def choose(words: str, recipe: str, choices: Sequence[str]) -> None:
 
 def parse(words: str, recipe: str, example: str) -> dict[str, str]:
   """Reads "model=B/16,dataset=birds,size=96" -> {"model": "B/16", ...}."""
-  pairs = (word.partition("=") for word in words.split(",") if word)
-  given = {key: value for key, _, value in pairs}
-  size = given.get("size", "1")
-  if (
-    not {*given} <= {"model", "dataset", "size"}
-    or not all(given.values())
-    or not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})?", size, re.ASCII)
-  ):
-    raise UserError(
-      f"{config_lib.shown(words)} behind {recipe}: should be some of model=, "
-      f"dataset= and size=PIXELS or HEIGHTxWIDTH, as in {recipe}:{example}."
+  given = {}
+  for word in filter(None, words.split(",")):
+    match = re.fullmatch(
+      r"(model|dataset|size)=((?<!size=).+|[1-9]\d{0,4}(?:x[1-9]\d{0,4})?)",
+      word,
     )
+    if not match:
+      raise UserError(
+        f"{config_lib.shown(word)} behind {recipe}: should be model=, dataset= "
+        f"or size=PIXELS or HEIGHTxWIDTH, as in {recipe}:{example}."
+      )
+    given[match[1]] = match[2]
   return given
 
 

@@ -43,13 +43,10 @@ def get_config(which: str = "glyphs") -> config_lib.Config:
     c.total = "300 steps"
     c.data.name = "digits"
     c.data.crop = "resize"
-    c.data.affine_degrees = 10.0
-    c.data.affine_scale = 0.1
-    c.data.affine_translate = 0.1
+    c.data.update(affine_degrees=10.0, affine_scale=0.1, affine_translate=0.1)
     c.optimizer.learning_rate = 1e-3
     c.log_every = "10 steps"
-    c.eval_every = "100%"
-    c.checkpoint_every = "100%"
+    c.eval_every = c.checkpoint_every = "100%"
     c.fewshot.name = ""
     c.report = False  # Of one run; the demo makes many, and a picture of all.
   return c

@@ -38,16 +38,13 @@ def get_config(which: str = "") -> config_lib.Config:
   c.schedule.decay = "cosine"
 
   c.log_every = "100 steps"
-  c.eval_every = "2 epochs"
-  c.checkpoint_every = "2 epochs"
+  c.eval_every = c.checkpoint_every = "2 epochs"
 
   if which == "glyphs":
     c.total = "4 epochs"
     c.data.name = "glyphs"
     c.data.flip = False
-    c.data.affine_degrees = 10.0
-    c.data.affine_scale = 0.1
-    c.data.affine_translate = 0.1
+    c.data.update(affine_degrees=10.0, affine_scale=0.1, affine_translate=0.1)
   if which == "gpu":
     c.batch_size = 512
     c.total = "200 epochs"
@@ -59,6 +56,5 @@ def get_config(which: str = "") -> config_lib.Config:
     c.data.randaugment_magnitude = 5
     c.loss.mixup = 0.2
     c.optimizer.ema_decay = 0.999
-    c.eval_every = "20 epochs"
-    c.checkpoint_every = "20 epochs"
+    c.eval_every = c.checkpoint_every = "20 epochs"
   return c

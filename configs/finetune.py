@@ -83,8 +83,7 @@ def get_config(words: str = "") -> config_lib.Config:
   c.schedule.warmup = f"{min(500, steps // 5)} steps"
   c.schedule.decay = "cosine"
 
-  c.eval_every = "10%"
-  c.checkpoint_every = "10%"
+  c.eval_every = c.checkpoint_every = "10%"
   return c
 
 

@@ -61,18 +61,14 @@ def get_config(words: str = "") -> config_lib.Config:
   c.sweep.train_split = "train[:90%]"
   c.sweep.eval_split = "train[90%:]"
 
-  c.eval_every = "5%"
-  c.checkpoint_every = "5%"
+  c.eval_every = c.checkpoint_every = "5%"
   return c
 
 
 def _patch(height: int, width: int) -> int:
   """The largest patch up to 16 pixels with at least 7 to each side."""
-  for patch in range(min(16, height // 7, width // 7), 0, -1):
-    if not height % patch and not width % patch:
-      break
-  else:
-    patch = 1
+  sizes = range(min(16, height // 7, width // 7), 0, -1)
+  patch = next((p for p in sizes if not height % p and not width % p), 1)
   if height * width > _MOST_TOKENS * patch**2:
     raise UserError(
       f"size={height}x{width} behind configs/scratch.py: no patch of up to 16 "

@@ -238,15 +238,8 @@ def override(key: str, value: Any) -> str:
 
 def unknown(key: str) -> str:
   """A sentence on a key that doesn't exist."""
-  inside = [k for k in KEYS if k.startswith(f"{key}.")]
-  if inside:
-    example = override(inside[0], KEYS[inside[0]].default)
-    return f"{key} is a group of keys; set one of them, as in {example}."
   meant = f"did you mean {near(key)!r}? " if near(key) else ""
-  return (
-    f"the config has no key {shown(key)}; {meant}mixer/config.py lists them "
-    "all."
-  )
+  return f"the config has no key {shown(key)}; {meant}mixer/config.py has all."
 
 
 def near(key: str) -> str:

@@ -102,20 +102,18 @@ class Output:
 @contextlib.contextmanager
 def safe_output() -> Iterator[Output]:
   """Sends stdout and stderr through `Output`; yields stdout."""
-  before = sys.stdout, sys.stderr
   if isinstance(sys.stdout, Output):
     yield sys.stdout
     return
   occupy()
-  streams = (
-    Output(before[0] or open(1, "w", closefd=False)),
-    Output(before[1] or open(2, "w", closefd=False)),
-  )
-  sys.stdout, sys.stderr = streams
+  before = sys.stdout, sys.stderr
+  out = Output(sys.stdout or open(1, "w", closefd=False))
+  err = Output(sys.stderr or open(2, "w", closefd=False))
+  sys.stdout, sys.stderr = out, err
   try:
-    yield streams[0]
+    yield out
   finally:
-    for stream in streams:
+    for stream in (out, err):
       try:
         stream.flush()
       except OSError:  # Else Python would complain of it at the end.

@@ -52,15 +52,10 @@ class Parser(argparse.ArgumentParser):
 
   def _unknown(self, name: str) -> str:
     """A sentence on a word that is no flag, naming the nearest."""
-    if not name.startswith("-"):
-      return f"{name!r} is no flag; flags start with --"
-    known, key = self._option_string_actions, name.lstrip("-")
-    if "--config" in known and key.startswith(_PREFIX):
-      return config_lib.unknown(key.removeprefix(_PREFIX))
-    own = [flag for flag in known if not flag.startswith("--config.")]
-    near = difflib.get_close_matches(name, own, n=1, cutoff=0.75)
-    if not near and "--config" in known and (key := config_lib.near(key)):
-      near = [config_lib.override(key, config_lib.KEYS[key].default)]
+    known = self._option_string_actions
+    if name.startswith("--config.") and "--config" in known:
+      return config_lib.unknown(name.removeprefix("--config."))
+    near = difflib.get_close_matches(name, known, 1)
     meant = f"; did you mean {near[0]}?" if near else ""
     return f"there is no flag {name}{meant}"
 

@@ -83,7 +83,7 @@ def test_overrides(read):
 def test_an_unknown_key_names_the_nearest(read, key, meant):
   message = f"the config has no key {key!r}; "
   message += f"did you mean {meant!r}? " if meant else ""
-  message += "mixer/config.py lists them all."
+  message += "mixer/config.py has all."
   assert read(SMOKE, f"--config.{key}=3") == message
 
 
@@ -146,12 +146,11 @@ def test_a_recipe_that_cannot_be_loaded(read, tmp_path, body, what):
     (["--config="], "--config= can't be loaded: "),
     ([SMOKE, "--workdri=x"], "there is no flag --workdri; did you mean --work"),
     ([SMOKE, "--work=x"], "there is no flag --work; did you mean --workdir?"),
-    ([SMOKE, "--batch_size=8"], "did you mean --config.batch_size=4096?"),
-    ([SMOKE, "--epochs=8"], "did you mean --config.total='300 epochs'?"),
-    ([SMOKE, "--config.model=B/16"], "model is a group of keys; set one of"),
+    ([SMOKE, "--batch_size=8"], "did you mean --config.batch_size?"),
+    ([SMOKE, "--config.model=B/16"], "no key 'model'; did you mean 'model."),
     ([SMOKE, "--platform=cuda"], "choose from 'cpu', 'gpu', 'tpu'"),
     ([SMOKE, "--config.seed"], "--config.seed: expected one argument."),
-    ([SMOKE, "stray"], "'stray' is no flag; flags start with --."),
+    ([SMOKE, "stray"], "there is no flag stray."),
     ([], "required: --config."),
     ([SMOKE, "--workdir="], "--workdir: it is empty: name a folder."),
   ],

@@ -146,7 +146,7 @@ def test_keys_that_are_not_there():
   config.data.nam = "x"
   assert refusal(config).startswith("the config has no key 'data.nam'; did you")
   config = changed(model=3)
-  assert refusal(config).startswith("model is a group of keys; set one of them")
+  assert refusal(config).startswith("the config has no key 'model'; did you me")
 
 
 # What is changed, devices, and the keys that offer a way out.

@@ -131,10 +131,10 @@ def test_sizes():
     ("model=~nobody/x.npz", "there are no weights at ~nobody/x.npz"),
     (
       "cifar10",
-      "'cifar10' behind configs/finetune.py: should be some of model=",
+      "'cifar10' behind configs/finetune.py: should be model=",
     ),
     ("data=cifar10", "'data=cifar10' behind"),
-    ("size=224x", "'size=224x' behind .* size=PIXELS or HEIGHTxWIDTH"),
+    ("size=224x", "'size=224x' behind .* or size=PIXELS or HEIGHTxWIDTH"),
   ],
 )
 def test_other_words_are_refused(words, sentence):

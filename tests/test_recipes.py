@@ -134,8 +134,11 @@ def parse(*words) -> Any:
     ("mixer_i1k.py:sam", "is none of B/16, L/16, B/16,sam; as in"),
     ("fashion_mnist.py:x", "is none of glyphs, gpu; as in"),
     ("experiments.py:patches,x", "'patches,x' behind configs/experiments.py:"),
-    ("scratch.py:size=0", "'size=0' behind configs/scratch.py: should be some"),
-    ("finetune.py:data=x", "should be some of model=, dataset= and size="),
+    (
+      "scratch.py:size=0",
+      "'size=0' behind configs/scratch.py: should be model=",
+    ),
+    ("finetune.py:data=x", "should be model=, dataset= or size="),
     ("finetune.py:model=", "as in configs/finetune.py:model=imagenet21k/Mixer"),
   ],
 )
