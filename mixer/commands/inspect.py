@@ -71,9 +71,8 @@ def describe(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
         facts["metrics"] |= record
     facts |= {"digests": count, "not_as_saved": different}
     if info["averaged"]:
-      facts["sha256_ema"] = digest(
-        checkpoints.load_params(path, verify=False)[0]
-      )
+      average, _ = checkpoints.load_params(path, verify=False)
+      facts["sha256_ema"] = digest(average)
     file = info["path"]
   else:
     params = released.load(path)
@@ -164,21 +163,19 @@ def _print(about: Mapping[str, Any]) -> None:
     if not key.startswith(_LONG) and value != default.get(key):
       print(f"{key:<32}{_short(value)}")
   for entry in about.get("history") or []:
-    step = f"started at step {_short(entry['steps'])}"
-    print(f"{step:<32}{_short(entry['origin'])}")
-    on = config_lib.flatten(entry["environment"]).items()
-    words = [f"{k.removeprefix('versions.')} {_short(v)}" for k, v in on if v]
-    print(f"  {', '.join(words)}")
+    print(f"{'start':<32}{_short(entry)}")
 
 
 def _list(rows: Mapping[str, Mapping[str, Any]]) -> None:
   """Prints a line for each module or parameter."""
   for name, row in rows.items():
-    cells = (f"{key} {_short(value)}" for key, value in row.items())
-    print(f"{name:<48}{', '.join(cells)}")
+    print(f"{name:<48}{_short(row)}")
 
 
 def _short(value: Any) -> str:
+  if isinstance(value, Mapping):
+    flat = config_lib.flatten(value).items()
+    return ", ".join(f"{k} {_short(v)}" for k, v in flat if v not in ("", None))
   if isinstance(value, list | tuple):
     more = f", ... ({len(value):,} in all)" if len(value) > 5 else ""
     return ", ".join(map(_short, value[:5])) + more or "(none)"
@@ -211,7 +208,7 @@ def main(args: argparse.Namespace) -> None:
     _print(facts)
     if args.parameters:
       for k, x in flat.items():
-        _list({k: {"shape": x.shape, "mean": np.mean(x), "std": np.std(x)}})
+        _list({k: {"shape": [*x.shape], "mean": np.mean(x), "std": np.std(x)}})
       _list(facts["modules"])
   for about, _ in both:
     if changed := about.get("not_as_saved"):

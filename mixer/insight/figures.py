@@ -27,10 +27,7 @@ _LOOK: Any = {
   "text.parse_math": False,  # Names of files and classes may hold a $.
 }
 rcParams.update(_LOOK)
-_PAGE, _TILE = (
-  1800,
-  110,
-)  # Pixels of a file: a picture's width, a tile's height.
+_PAGE, _TILE = 1800, 110  # Pixels: a picture's width, a tile's height.
 _ROWS, _UNITS = 12, 20  # Of an overview of units: blocks, units of each.
 _DEPTHS, _FIELD_IMAGES = 8, 16  # Of the receptive field.
 _GROUPS = 10  # Of images with a colour of their own.
@@ -57,7 +54,7 @@ def _figure(
   return figure
 
 
-def _short(name: str, most: int = 24) -> str:
+def _short(name: object, most: int = 24) -> str:
   """A name, or its end, which says more than its beginning."""
   name = errors.printable(name)
   return name if len(name) <= most else f"...{name[-most:]}"
@@ -211,11 +208,12 @@ def saliency(
   figure = _figure(model, 7, len(chosen) * tall + 1, title)
   side, _ = activations.windows(model.image_size, model.module.patch_size)
   panels = figure.subplots(len(chosen), 3, squeeze=False)
+  names = model.class_names or range(model.num_classes)
   for i, row, one in zip(chosen, panels, found, strict=True):
     (label, score, slope, fall), image = one, images[i]
-    predicted = f"predicted: {_short(_class_names(model)[label])}, {score:.1%}"
+    predicted = f"predicted: {_short(names[label])}, {score:.1%}"
     titles = (
-      f"{_short(str(labels[i]))}\n{predicted}",
+      f"{_short(labels[i])}\n{predicted}",
       f"gradient, mean of {flags.smooth}" if flags.smooth else "gradient",
       f"covered, {side} px window",
     )
@@ -242,7 +240,8 @@ def embedding(
   if len({*labels}) == 1 and model.num_classes:
     head, kind = model.params["head"], "predicted class"
     logits = features @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
-    groups = np.array(_class_names(model))[logits.argmax(axis=-1)]
+    names = model.class_names or range(model.num_classes)
+    groups = np.array(names)[logits.argmax(axis=-1)]
   values, counts = np.unique(groups, return_counts=True)
   common = sorted(values[np.argsort(-counts, kind="stable")][:_GROUPS])
   for method in dict.fromkeys(("pca", flags.embedding)):
@@ -257,8 +256,3 @@ def embedding(
     axes.set(xlabel=axis_labels[0], ylabel=axis_labels[1])
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), title=kind)
     yield f"embedding_{method}", figure
-
-
-def _class_names(model: trained.Trained) -> list[str]:
-  numbers = [f"output {k}" for k in range(model.num_classes)]
-  return list(model.class_names or numbers)

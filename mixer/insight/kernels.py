@@ -41,12 +41,10 @@ def token_places(
 
 
 def frequencies(images: np.ndarray) -> np.ndarray:
-  """The mean spatial frequency |f|, weighted by power |X|^2, float64 `[N]`.
+  """The mean |f| in cycles per sample, weighted by power, float64 `[N]`.
 
-  X is the two-dimensional Fourier transform of `[N, h, w]` or `[N, h, w, 3]`,
-  whose powers are added; |f| the length of (fy, fx) in cycles per sample: 0 for
-  a constant, sqrt(1/2) for a chequerboard. Rounded, so that what is equal is
-  equal on any machine.
+  Of the two-dimensional Fourier transform of `[N, h, w]` or `[N, h, w, 3]`.
+  Rounded, so that what is equal is equal on any machine.
   """
   h, w = images.shape[1:3]
   power = np.abs(np.fft.fft2(images.astype(np.float64), axes=(1, 2))) ** 2
@@ -67,9 +65,8 @@ def token_units(
   kernel = np.asarray(kernel)
   if kernel.shape[:-1] != places.shape or not np.isfinite(kernel).all():
     raise UserError(
-      f"its hidden units don't read each of the {grid[0]} x {grid[1]} tokens "
-      "once (it is untied, grouped or after a pyramid's step), or are not "
-      "finite."
+      "its hidden units don't read each token once (untied, grouped, or after "
+      "a pyramid's step), or are not finite."
     )
   flat = np.empty(kernel.T.shape, np.float32)
   flat[:, places] = kernel.T

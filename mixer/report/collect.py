@@ -199,10 +199,10 @@ def _facts(
   if header:
     about, arrays = header.metadata, header.arrays.items()
     own = [math.prod(x[1]) for name, x in arrays if name.startswith("params/")]
-    kind = about["environment"]["device_kind"]
+    machine = about["environment"]
     facts["parameters"] = f"{sum(own) / 1e6:,.2f} M"
     facts["started"] = about["origin"].removeprefix("starting ")
-    facts["devices"] = f"{about['environment']['num_devices']} x {kind}"
+    facts["devices"] = f"{machine['num_devices']} x {machine['device_kind']}"
   if timed := [r for r in records if "goodput/step" in r]:
     spent = {v: timed[-1][f"goodput/{k}"] for k, v in reporter.KINDS.items()}
     total = sum(spent.values())
