@@ -15,7 +15,7 @@ import itertools
 import logging
 import operator
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -67,12 +67,12 @@ class Prediction:
   def lines(self, width: int = 0) -> list[str]:
     """A line for each class; the source takes `width` characters or more."""
     start = f"{errors.printable(self.source):<{width}}"
-    lines = [f"  {errors.printable(self.problem)}"]
-    if not self.problem:
-      rows = zip(self.scores, map(errors.printable, self.names), strict=True)
-      lines = [f"  {score:6.3f}  {name}" for score, name in rows]
-    return [
-      f"{'' if k else start:{len(start)}}{x}" for k, x in enumerate(lines)
+    rows = [
+      f"{score:6.3f}  {errors.printable(name)}"
+      for name, score in zip(self.names, self.scores, strict=True)
+    ] or [errors.printable(self.problem)]
+    return [f"{start}  {rows[0]}"] + [
+      f"{'':{len(start)}}  {x}" for x in rows[1:]
     ]
 
   def __str__(self) -> str:
@@ -170,8 +170,7 @@ class Predictor:
 
     # As many as the next power of ten, so that another `top` rarely compiles.
     step = self._steps(10 ** len(str(count - 1))).examples
-    rows = self._rows(step, images)
-    return (result(*row) for row in rows)
+    return self._results(step, images, result)
 
   def features(self, images: Any) -> np.ndarray:
     """What the head sees of images: pre-logits, float32 [N, C].
@@ -186,8 +185,7 @@ class Predictor:
 
   def stream_features(self, images: Any) -> Iterator[Features]:
     """As `features`, one after the other; see `stream` about problems."""
-    rows = self._rows(self._steps(1).features, images)
-    return (_vector(*row) for row in rows)
+    return self._results(self._steps(1).features, images, _vector)
 
   def logits(self, images: Any) -> np.ndarray:
     """What comes out of the head: float32 [N, K].
@@ -199,8 +197,8 @@ class Predictor:
       UserError: an image can't be used; or the model has no head.
     """
     self._num_classes()
-    rows = self._rows(self._steps(1).logits, images)
-    return np.stack([_sound(_vector(*row)).values for row in rows])
+    found = self._results(self._steps(1).logits, images, _vector)
+    return np.stack([_sound(one).values for one in found])
 
   def _num_classes(self) -> int:
     if self.model.num_classes:
@@ -221,11 +219,10 @@ class Predictor:
     everywhere = sharding.replicated(self._mesh)
     return jax.device_put(self.model.params, everywhere)
 
-  def _rows(self, step: Any, images: Any) -> Iterator[tuple[str, str, Any]]:
-    """(source, problem, what `step` gives) of each image.
-
-    That there is an image is checked before the first is asked for.
-    """
+  def _results(
+    self, step: Any, images: Any, result: Callable[[str, str, Any], Any]
+  ) -> Iterator[Any]:
+    """`result` of source, problem and what `step` gives, for each image."""
     _refuse_fork()
     numbered = enumerate(_each(images))
     few = max(1, self.batch_size // 4)
@@ -247,11 +244,12 @@ class Predictor:
 
     some = iter(lambda: list(itertools.islice(every, size)), [])
     shape, threads = (size, *self.model.image_size), os.cpu_count() or 1
-    return _read(loader.Loader(some, make, start, shape, threads, _AHEAD))
+    started = loader.Loader(some, make, start, shape, threads, _AHEAD)
+    return _read(started, result)
 
 
 def _fit(
-  model: trained.Trained, place: int, image: Any, out: np.ndarray
+  model: Any, place: int, image: Any, out: np.ndarray
 ) -> tuple[str, str]:
   """Fits an image into `out`; its source, and why it can't be used."""
   is_path = isinstance(image, str | os.PathLike)
@@ -266,14 +264,14 @@ def _fit(
   return source, ""
 
 
-def _read(started: Iterator[tuple[Any, Any]]) -> Iterator[tuple[str, str, Any]]:
+def _read(started: Iterator[tuple[Any, Any]], result: Any) -> Iterator[Any]:
   """Reads each batch after the next was started: the device always has work."""
   pending = next(started, None)
   while pending is not None:
     later = next(started, None)
     rows = jax.device_get(pending[1])
     for k, source in enumerate(pending[0]):
-      yield *source, jax.tree.map(operator.itemgetter(k), rows)
+      yield result(*source, jax.tree.map(operator.itemgetter(k), rows))
     pending = later
 
 

@@ -53,9 +53,8 @@ def load(path: files.Path) -> dict[str, Any]:
   try:
     return weights.load(file)
   except UserError as e:
-    if not name_of(path):
-      raise
-    raise UserError(f"{e} Remove {file}: it is then downloaded anew.") from e
+    again = f" Remove {file}: it is then downloaded anew."
+    raise UserError(f"{e}{again if name_of(path) else ''}") from e
 
 
 def resolve(path: files.Path) -> pathlib.Path | None:
@@ -125,10 +124,8 @@ def _download(url: str, file: pathlib.Path) -> None:
         weights.read(part)
       except UserError as e:
         out.truncate(0)
-        raise UserError(
-          f"what {url} gave is not the file that was asked for; perhaps a "
-          f"proxy or a log-in page answered. {e}"
-        ) from e
+        message = f"{url} gave another file; perhaps a proxy answered: {e}"
+        raise UserError(message) from e
       part.rename(file)
     files.sync_folder(file.parent)
 

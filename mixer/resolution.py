@@ -103,8 +103,7 @@ def plan(
   if math.prod(old) != shape.num_tokens:
     raise UserError(
       f"the weights are for {shape.num_tokens} tokens, and from_size="
-      f"{from_size} has another number: give the size, or (height, width), in "
-      "pixels that they were trained at as from_size."
+      f"{from_size} has another number: give the size of their images."
     )
   whole = new[0] % old[0] == new[1] % old[1] == 0
   method = method or ("tiles" if whole else "resample")
@@ -119,14 +118,14 @@ def plan(
 
 def _grid(shape: weights.Shape, size: Size, name: str) -> tuple[int, int]:
   """Rows and columns of tokens of an image."""
-  height, width = pixels(size, name)
-  patch = shape.patch_size
-  if height % patch or width % patch:
+  sides, patch = pixels(size, name), shape.patch_size
+  if any(side % patch for side in sides):
+    near = " x ".join(str(-(-side // patch) * patch) for side in sides)
     raise UserError(
       f"{name}={size}: sides must be multiples of the model's patch, {patch} "
-      f"px, as {-(-height // patch) * patch} x {-(-width // patch) * patch}."
+      f"px, as {near}."
     )
-  return height // patch, width // patch
+  return sides[0] // patch, sides[1] // patch
 
 
 def pixels(size: Size, name: str = "image_size") -> tuple[int, int]:

@@ -210,12 +210,15 @@ def test_onnx_of_images_of_the_users(run, tmp_path, export):
 
 def test_more_weights_than_an_onnx_file_holds(tmp_path, export, monkeypatch):
   monkeypatch.setattr(export_onnx, "_LARGEST", 2_000)
+  export(make(num_classes=0), "m.onnx", "onnx")
+  session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+  assert [x.name for x in session.get_outputs()] == ["features"]
   found = make(num_classes=200)
   assert "m.onnx.data, m.onnx" in export(found, "m.onnx", "onnx").out
   # Once more, over what is there, and without what runs it.
   without(monkeypatch, "onnxruntime")
   said = export(found, "m.onnx", "onnx")
-  assert "NOT VERIFIED: it needs onnxruntime" in said.err
+  assert "NOT VERIFIED: onnxruntime can" in said.err
   assert "compared" not in said.out
   assert names_in(tmp_path) == ["m.onnx", "m.onnx.data"]
   made = onnx.load(tmp_path / "m.onnx")
@@ -223,18 +226,6 @@ def test_more_weights_than_an_onnx_file_holds(tmp_path, export, monkeypatch):
   np.testing.assert_array_equal(
     onnx.numpy_helper.to_array(head), found.params["head"]["kernel"]
   )
-
-
-@pytest.mark.parametrize("num_classes", [3, 0])
-def test_onnx_of_a_fresh_head_or_none(tmp_path, export, num_classes):
-  found = make(num_classes=num_classes)
-  if num_classes:  # Logits are zeros.
-    zeros = jax.tree.map(np.zeros_like, found.params["head"])
-    found = dataclasses.replace(found, params=found.params | {"head": zeros})
-  out = export(found, "m.onnx", "onnx").out
-  assert ("logits         0.0e+00" in out) == bool(num_classes)
-  session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
-  assert len(session.get_outputs()) == 1 + bool(num_classes)
 
 
 @pytest.mark.parametrize(
@@ -274,51 +265,20 @@ def test_stablehlo_needs_no_mixer(tmp_path, export, monkeypatch):
   assert "give --output the name of a folder" in err
 
 
-def timm_forward(w, x):
-  """What timm's MlpMixer computes of `[B, 3, H, W]`, with tanh GELU."""
-
-  def linear(x, name):
-    return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
-
-  def norm(x, name):
-    mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
-    scaled = (x - mean) / np.sqrt(var + 1e-6)
-    return scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
-
-  def mlp(x, name):
-    x = linear(x, f"{name}.fc1")
-    inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
-    return linear(0.5 * x * (1 + np.tanh(inner)), f"{name}.fc2")
-
-  kernel = w["stem.proj.weight"]
-  p, (b, c, height, width) = kernel.shape[-1], x.shape
-  patches = x.reshape(b, c, height // p, p, width // p, p)
-  x = np.einsum("bcypxq,ocpq->byxo", patches, kernel).reshape(b, -1, 8)
-  x = x + w["stem.proj.bias"]
-  for i in range(2):
-    y = norm(x, f"blocks.{i}.norm1").transpose(0, 2, 1)
-    x = x + mlp(y, f"blocks.{i}.mlp_tokens").transpose(0, 2, 1)
-    x = x + mlp(norm(x, f"blocks.{i}.norm2"), f"blocks.{i}.mlp_channels")
-  return linear(norm(x, "norm").mean(axis=1), "head")
-
-
 def test_timm_without_pytorch(tmp_path, small, export, monkeypatch):
   """Names, shapes, arithmetic; test_export_torch.py has timm itself."""
   without(monkeypatch, "torch", "timm")
   found = make()
   said = export(found, "w.safetensors", "timm")
-  assert "NOT VERIFIED: it needs torch timm" in said.err
-  assert "pip install torch timm" in said.err and "compared" not in said.out
+  assert "NOT VERIFIED: torch can" in said.err
+  assert "pip install torch" in said.err and "compared" not in said.out
   flat = safetensors.numpy.load_file(tmp_path / "w.safetensors")
   assert len(flat) == 6 + 2 * 12
-  shape = (3, 8, 12, 3)
-  x = np.random.default_rng(0).uniform(-1, 1, shape)
-  double = {k: v.astype(np.float64) for k, v in flat.items()}
-  np.testing.assert_allclose(
-    timm_forward(double, x.transpose(0, 3, 1, 2)),
-    reference.forward(found.params, x),
-    rtol=1e-9, atol=1e-9,
-  )  # fmt: skip
+  stem, mlp = "stem.proj.weight", "blocks.1.mlp_tokens.fc2.weight"
+  kernel = found.params["MixerBlock_1"]["token_mixing"]["Dense_1"]["kernel"]
+  np.testing.assert_array_equal(flat[mlp], kernel.T)
+  wanted = np.einsum("yxic->ciyx", found.params["stem"]["kernel"])
+  np.testing.assert_array_equal(flat[stem], wanted)
   with safetensors.safe_open(tmp_path / "w.safetensors", "np") as opened:
     metadata = opened.metadata()
   assert json.loads(metadata["class_ids"])[4] == "n00000004"
@@ -354,16 +314,23 @@ def test_timm_cuts_off_to_the_width_and_the_short_side(width, c, side, more):
   assert math.floor(side / config["pretrained_cfg"]["crop_pct"]) == short
 
 
-@pytest.mark.parametrize("to", ["npz", "timm", "onnx"])
+@pytest.mark.parametrize(
+  ("name", "to", "package"),
+  [
+    ("a.npz", "npz", ""),
+    ("a.safetensors", "timm", "safetensors"),
+    ("a.onnx", "onnx", "onnx"),
+  ],
+)
 def test_variants_are_refused_and_packages_asked_for_first(
-  tmp_path, export, monkeypatch, to
+  tmp_path, export, monkeypatch, name, to, package
 ):
-  name = {"npz": "a.npz", "timm": "a.safetensors", "onnx": "a.onnx"}[to]
   for changes in ({"permute": "pixels"}, {"mixing": VARIANT}):
     err = export(make(**changes), name, to, code=1).err
     assert re.search("(pixels|untied=True).*to=stablehlo", err)
-  for package in command._NEEDS[to][0]:
+  if package:
     without(monkeypatch, package)
+    monkeypatch.delitem(sys.modules, f"mixer.export_{to}")
     err = export("runs/no", name, to, code=1).err
     assert f"pip install {package}" in err
   assert not names_in(tmp_path)

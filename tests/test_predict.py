@@ -19,10 +19,9 @@ from PIL import Image
 from pyarrow import parquet
 
 from configs import smoke
-from mixer import cli, evaluate, image_files, predictor, trained
+from mixer import cli, predictor, trained
 from mixer.commands import predict
 from mixer.datasets import shipped
-from mixer.datasets import split as split_lib
 from tests import conftest, trained_files
 
 pytestmark = pytest.mark.usefixtures("untouched")
@@ -111,24 +110,6 @@ def test_it_says_what_evaluation_computes(run, command, data_dir, tmp_path):
     assert abs(rows[0][0] - float(other["score"])) < 5.1e-4
 
 
-def test_files_are_treated_as_a_data_set_made_of_them_is(run, photos, tmp_path):
-  """Upright by EXIF; every pixel the same."""
-  found = trained.load(str(run))
-  source = tmp_path / "source"
-  source.mkdir()
-  os.symlink(photos, source / "only")
-  words = ["folder", "--name=photos", f"--source={source}"]
-  words += ["--hold_out=none", "--workers=0", f"--data_dir={tmp_path}/data"]
-  assert cli.main(["prepare", *words]) == 0
-  split = split_lib.open_split("photos", "train", f"{tmp_path}/data")
-  batches = evaluate.batches(split, found.image_size, found.short_side, 16)
-  (batch,) = batches
-  theirs = {x.tobytes() for x in batch["image"][:11]}
-  paths, _ = image_files.expand([str(photos)])
-  ours = {predictor.fit(path, found).tobytes() for path in paths}
-  assert ours == theirs and len(ours) == len(split) == 11
-
-
 def test_damaged_files_are_reported_and_the_rest_goes_on(
   command, photos, tmp_path
 ):
@@ -143,11 +124,8 @@ def test_damaged_files_are_reported_and_the_rest_goes_on(
   printed = table(got.out)
   assert list(printed) == [str(good[0]), str(misnamed), str(good[1])]
   assert printed[str(misnamed)] == printed[str(good[1])]
-  empty, *errors, speed = got.err.splitlines()
+  empty, *errors = got.err.splitlines()
   assert empty == f"error: {tmp_path}/*.gif: there is no image"
-  assert re.fullmatch(
-    r"6 images in [\d.]+ s, [\d.,]+ images/s; 3 can't be used", speed
-  )
   names = (tmp_path / "cut.png", tmp_path / "empty.jpg", missing)
   assert [e.split(": ")[1] for e in errors] == list(map(str, names))
   assert "0 bytes" in errors[1] and "No such file" in errors[2]
@@ -157,7 +135,7 @@ def test_models_without_names_and_without_a_head(command, photos, tmp_path):
   path, image = tmp_path / "w.npz", photos / "00.png"
   trained_files.npz(path, 21_843, -9.0)
   out = command(image, checkpoint=path).out
-  assert "scores        sigmoids, each class for itself; 21,843" in out
+  assert "scores        sigmoid of 21,843 classes" in out
   ((_, rows),) = table(out).items()
   assert all(re.fullmatch(r"output \d+", label) for _, label in rows)
   trained_files.npz(path, 0)
@@ -180,7 +158,10 @@ def test_json_csv_and_a_list_of_files(command, mixed, tmp_path, monkeypatch):
   assert [len(row["predictions"]) for row in rows] == [2, 0, 2, 0]
   for row in rows[0]["predictions"]:
     assert row["name"] == row["class_id"] == NAMES[row["index"]]
-  assert "checkpoint    " in got.err and "scores        prob" in got.err
+  assert (
+    "checkpoint    " in got.err
+    and "scores        softmax of 10 classes" in got.err
+  )
   assert "0 bytes" in rows[1]["error"] and "not an image" in rows[3]["error"]
   out = tmp_path / "o.csv"
   printed = command(*mixed, "--format=csv", "--top=2", code=1).out
@@ -282,7 +263,10 @@ def test_features_take_memory_for_few_images(tmp_path, monkeypatch, write):
     (["--features=/dev/null/f.npy"], "f.npy can't be written: "),
     (["--features=f.txt"], "to FILE.npy or FILE.parquet"),
     (["--features=f.npy", "--top=3"], "leave out --output, --format and --top"),
-    (["--files=none.txt"], "--files=none.txt: expected .*; No such file"),
+    (
+      ["--files=/tmp/none.txt"],
+      "--files=/tmp/none.txt: expected .*; No such file",
+    ),
     (["--files=/dev/null"], "--files=/dev/null: expected .*; it names none"),
   ],
   ids=range(7),
@@ -292,12 +276,6 @@ def test_refused_before_anything_is_read(
 ):
   monkeypatch.setattr(trained, "load", None)
   assert re.search(sentence, command(photos, *words, code=1).err)
-
-
-def test_nothing_is_named(command, tmp_path):
-  assert "no image is named" in command(code=1).err
-  err = command(tmp_path, f"{tmp_path}/*.png", code=1).err
-  assert err.startswith(f"error: there is no image in {tmp_path}, ")
 
 
 @pytest.mark.parametrize("name", ["o.csv", "f.npy", "f.parquet", ""])
@@ -333,14 +311,8 @@ def test_control_c_leaves_what_is_done(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  ("number", "name", "code"),
-  [(signal.SIGINT, "Ctrl-C", 130), (signal.SIGHUP, "SIGHUP", 129)],
-)
-def test_a_signal_to_a_process(run, photos, tmp_path, number, name, code):
+def test_a_signal_to_a_process(run, photos, tmp_path):
   """A real signal to the command, once rows are there."""
-  # Heard also where the tests run in a shell's background.
-  before = signal.signal(signal.SIGINT, signal.default_int_handler)
   listed = tmp_path / "list"
   listed.write_text(f"{photos / '00.png'}\n" * 200_000)
   process = subprocess.Popen(
@@ -351,15 +323,14 @@ def test_a_signal_to_a_process(run, photos, tmp_path, number, name, code):
     cwd=conftest.ROOT, env=dict(os.environ) | {"XLA_FLAGS": ""},
     stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
   )  # fmt: skip
-  signal.signal(signal.SIGINT, before)
   assert process.stdout and process.stderr
   assert json.loads(process.stdout.readline())["path"]
-  process.send_signal(number)
+  process.send_signal(signal.SIGHUP)
   with process:
     out, err = process.stdout.read(), process.stderr.read()
-  assert process.returncode == code
+  assert process.returncode == 129
   assert "Traceback" not in err
   assert re.fullmatch(
-    rf"{name}: stopped after [\d,]+ of 200,000 images", err.splitlines()[-1]
+    r"SIGHUP: stopped after [\d,]+ of 200,000 images", err.splitlines()[-1]
   )
   assert all(json.loads(line)["predictions"] for line in out.splitlines())

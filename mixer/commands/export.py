@@ -44,14 +44,6 @@ with epy.lazy_imports():
 
   from mixer import block, predictor, sharding, train_step, trained, weights
 
-# What each format needs to be written, and to be run.
-_NEEDS = {
-  "npz": ((), ()),
-  "timm": (("safetensors",), ("torch", "timm")),
-  "onnx": (("onnx",), ("onnxruntime",)),
-  "stablehlo": (("flatbuffers",), ()),
-}
-_BATCH = 8  # Images in one.
 _Outputs = dict[str, Any]  # Features `[N, C]` and, with a head, logits.
 
 
@@ -69,7 +61,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     "pixels in; stablehlo: a program for JAX on any device, in a folder with "
     "its weights, or FILE.stablehlo with them inside"
   )
-  add("--to", choices=tuple(_NEEDS), default="npz", help=text)
+  choices = "npz", "timm", "onnx", "stablehlo"
+  add("--to", choices=choices, default="npz", help=text)
   text = "a file, or a new folder"
   add("-o", "--output", required=True, metavar="PATH", help=text)
   text = "files to compare on, in place of random images"
@@ -85,12 +78,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
   """Does what the command line says."""
-  needed, checkers = _NEEDS[args.to]
-  if missing := _missing(needed):
-    raise UserError(missing)
   form: Any = _npz()
   if args.to != "npz":
-    form = importlib.import_module(f"mixer.export_{args.to}")
+    try:
+      form = importlib.import_module(f"mixer.export_{args.to}")
+    except ImportError as e:
+      raise UserError(_missing(e)) from e
   path = pathlib.Path(args.output).expanduser()
   with _aside(path, form) as (target, place):
     model = trained.of_flags(args, args.averaged)
@@ -101,12 +94,14 @@ def main(args: argparse.Namespace) -> None:
       _refuse_variant(model)
     with files.writing(path):
       form.write(model, target, *more)
-    missing, table = _missing(checkers), ""
     here = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
-    if more and here not in args.platforms:
-      missing = f"the program is for {','.join(args.platforms)}, not for {here}"
-    if not missing:
-      table = _verify(model, form, target, args.images)
+    missing = f"the program is for {','.join(args.platforms)}, not for {here}"
+    table = ""
+    if not more or here in args.platforms:
+      try:
+        table, missing = _verify(model, form, target, args.images), ""
+      except ImportError as e:
+        missing = _missing(e)
     placed = place()
   size = sum(file.stat().st_size for file in placed)
   count = sum(x.size for x in jax.tree.leaves(model.params))
@@ -121,15 +116,9 @@ def main(args: argparse.Namespace) -> None:
     print(f"\nNOT VERIFIED: {missing}.", file=sys.stderr)
 
 
-def _missing(packages: Sequence[str]) -> str:
-  """How to get packages that can't be imported; "" if they all can."""
-  try:
-    for name in packages:
-      importlib.import_module(name)
-  except Exception as e:  # Of two that don't fit each other, RuntimeError.
-    names = " ".join(packages)
-    return f"it needs {names} ({first_line(e)}): pip install {names}"
-  return ""
+def _missing(error: ImportError) -> str:
+  what = f"{error.name} can't be imported ({first_line(error)})"
+  return f"{what}: make setup-export, or pip install {error.name}"
 
 
 def _refuse_variant(model: trained.Trained) -> None:
@@ -164,41 +153,38 @@ def _aside(
 
   What is not put in place is removed. Of a link the target changes.
   """
-  members = form.MEMBERS
-  is_folder = bool(members) and path.suffix != form.SUFFIX
+  is_folder = bool(form.MEMBERS) and path.suffix != form.SUFFIX
   fits = path.suffix == form.SUFFIX and not path.is_dir()
-  if is_folder:
-    fits = not path.exists() or (
-      path.is_dir() and {f.name for f in path.iterdir()} <= {*members}
-    )
-  if not fits or (files.in_place(path) and not is_folder):
-    folder = f", or of a new folder for {' and '.join(members)}"
+  if is_folder and path.is_dir():
+    fits = {file.name for file in path.iterdir()} <= {*form.MEMBERS}
+  elif is_folder:
+    fits = not path.exists()
+  if not fits or (path.exists() and not is_folder and files.in_place(path)):
+    folder = f", or of a new folder for {' and '.join(form.MEMBERS)}"
     raise UserError(
       f"{path} can't be written: expected the name of a file that ends in "
-      f"{form.SUFFIX}{folder if members else ''}."
+      f"{form.SUFFIX}{folder if form.MEMBERS else ''}."
     )
   aside = path.resolve().parent / f".{path.name}.{secrets.token_hex(4)}"
   target = aside if is_folder else aside / path.name
-  last = members[-1] if is_folder else path.name
+  folder = path if is_folder else path.parent
+  last = form.MEMBERS[-1] if is_folder else path.name
 
   def place() -> list[pathlib.Path]:
+    # Without the last file the others are nothing.
+    names = sorted(os.listdir(aside), key=lambda name: (name == last, name))
     with files.writing(path):
-      folder = path if is_folder else path.parent
       folder.mkdir(exist_ok=True)
-      # Without the last file the others are nothing.
-      written = sorted(aside.iterdir(), key=lambda f: (f.name == last, f))
-      for file in written:
-        with open(file, "rb") as f:
+      for name in names:
+        with open(aside / name, "rb") as f:
           os.fsync(f.fileno())
-      main = pathlib.Path(os.path.realpath(folder / last))
-      if len(written) > 1:  # Else an old one goes with new ones for a moment.
-        main.unlink(missing_ok=True)
-        files.sync_folder(main.parent)
-      placed = [folder / file.name for file in written]
-      for file, to in zip(written, placed, strict=True):
-        file.replace(os.path.realpath(to))
+      if len(names) > 1:  # Else an old one goes with new ones for a moment.
+        pathlib.Path(os.path.realpath(folder / last)).unlink(missing_ok=True)
+        files.sync_folder(folder)
+      for name in names:
+        (aside / name).replace(os.path.realpath(folder / name))
     files.sync_folder(folder)
-    return placed
+    return [folder / name for name in names]
 
   try:
     with files.writing(path):
@@ -241,11 +227,17 @@ def _verify(
   else:  # By the lines that users get.
     exec(textwrap.dedent(form.loading(model, target)), found)
   own = runner(model, "float32" if form.BOUND else "")
-  batches = _batches(images or random_images(model.image_size), model)
+  fitted = []
+  for image in images or random_images(model.image_size):
+    try:
+      fitted.append(predictor.fit(image, model))
+    except ValueError as e:
+      raise UserError(f"{image} can't be used: {e}.") from e
+  batches = np.stack(fitted[:1]), np.stack(fitted[-1:] + fitted)  # Two sizes.
   ours, theirs = ([f(batch) for batch in batches] for f in (own, found["run"]))
   bound = f"{form.BOUND:.0e}" if form.BOUND else "equal bits"
   table = (
-    f"compared on {sum(map(len, batches))} images with what was written\n"
+    f"compared on {len(fitted)} images with what was written\n"
     f"{'':10}{'absolute':>12}{'relative':>12}{'bound':>12}\n"
   )
   for name in ours[0]:
@@ -269,17 +261,3 @@ def random_images(size: tuple[int, int]) -> list[np.ndarray]:
   shapes = (h, w, 3), (h + 1, 2 * w, 3)
   noise = [rng.integers(0, 256, shape, np.uint8) for shape in shapes]
   return [*noise, *(np.full((h, w, 3), value, np.uint8) for value in (0, 255))]
-
-
-def _batches(images: Sequence[Any], model: trained.Trained) -> list[np.ndarray]:
-  """The first image alone, then more at once: two sizes of batch at least."""
-  fitted = []
-  for image in images:
-    try:
-      fitted.append(predictor.fit(image, model))
-    except ValueError as e:
-      raise UserError(f"{image} can't be used: {e}.") from e
-  rest = fitted[1:] or [*fitted, *fitted]
-  starts = range(0, len(rest), _BATCH)
-  cut = [np.stack(rest[start : start + _BATCH]) for start in starts]
-  return [fitted[0][None], *cut]

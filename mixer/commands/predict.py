@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import codecs
-import contextlib
 import csv
 import functools
 import io
@@ -28,8 +27,7 @@ import json
 import os
 import pathlib
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from etils import epy
@@ -45,10 +43,6 @@ with epy.lazy_imports():
 _TOP = 5  # Classes of each image.
 # Beyond it a file's name pushes its line to the right.
 _WIDEST = 60
-_SCORES = {
-  "softmax": "probabilities (softmax)",
-  "sigmoid": "sigmoids, each class for itself",
-}
 _SUFFIXES = {".json": "json", ".jsonl": "json", ".csv": "csv"}
 _COLUMNS = ("path", "rank", "index", "class_id", "name", "score", "error")
 _ROW_GROUP = 4_096
@@ -63,17 +57,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   text = "a file with the path of an image on each line; - for stdin"
   add("--files", default="", metavar="LIST", help=text)
   add("--top", type=flags.positive, help=f"how many classes of each; {_TOP}")
-  text = (
-    "json is an object a line (JSON Lines), csv a line a class; as the suffix "
-    "of --output says, else a table"
-  )
+  text = "a class a line, or an image; default: as --output ends, else table"
   add("--format", choices=("table", "json", "csv"), default="", help=text)
   text = "write there in place of stdout; FILE.partial until it is whole"
   add("-o", "--output", default="", metavar="FILE", help=text)
-  text = (
-    "write pre-logits in place of classes: FILE.npy, with the paths in "
-    "FILE.csv, or FILE.parquet"
-  )
+  text = "write pre-logits: FILE.npy, with paths in FILE.csv, or FILE.parquet"
   add("--features", default="", metavar="FILE", help=text)
   text = "at a time, over all devices; 32 on each"
   add("--batch_size", type=flags.positive, metavar="IMAGES", help=text)
@@ -107,9 +95,9 @@ def main(args: argparse.Namespace) -> int:
     rows: Iterator[Any] = model.stream_features(paths)
   else:
     rows = model.stream(paths, args.top or _TOP)
-  _describe(model.model, len(paths), form, bool(path))
+  to_screen = form == "table" and not path
+  _describe(model.model, form, sys.stdout if to_screen else sys.stderr)
   done = failed = 0
-  start = time.perf_counter()
 
   def watched() -> Iterator[Any]:
     nonlocal done, failed
@@ -131,60 +119,41 @@ def main(args: argparse.Namespace) -> int:
       _text(path, form, watched(), min(max(map(len, paths)), _WIDEST))
   except KeyboardInterrupt as e:
     name, code = cli.interruption(e)
-    kept = f"; they are in {os.path.realpath(path)}.partial"
-    stop.say(
-      f"{name}: stopped after {done:,} of {len(paths):,} images"
-      + kept * bool(path and done),
-      sys.stderr,
-    )
+    message = f"{name}: stopped after {done:,} of {len(paths):,} images"
+    if path and done:
+      message += f"; they are in {os.path.realpath(path)}.partial"
+    stop.say(message, sys.stderr)
     return code
-  if len(paths) > 1:
-    seconds = time.perf_counter() - start
-    print(
-      f"{done:,} images in {seconds:.1f} s, {done / seconds:,.1f} images/s"
-      + f"; {failed:,} can't be used" * bool(failed),
-      file=sys.stderr,
-    )
   return stop.FAILED if failed or empty else stop.DONE
 
 
 def _listed(path: str) -> list[str]:
   """The files that a list names; names are bytes, only lines end."""
   try:
-    with contextlib.ExitStack() as stack:
-      file = sys.stdin.buffer
-      if path != "-":
-        file = stack.enter_context(open(os.path.expanduser(path), "rb"))
-      lines = file.read().removeprefix(codecs.BOM_UTF8).split(b"\n")
+    path = os.path.expanduser(path)
+    with sys.stdin.buffer if path == "-" else open(path, "rb") as f:
+      lines = f.read().removeprefix(codecs.BOM_UTF8).split(b"\n")
     names = (line.removesuffix(b"\r") for line in lines)
     found = [os.fsdecode(name) for name in names if name]
     if not found or "\0" in "".join(found):
       raise OSError("it names none")
     return found
   except OSError as e:
-    raise UserError(
-      f"--files={path}: expected a file with the path of an image on each "
-      f"line, or -; {files.reason(e)}."
-    ) from e
+    expected = "expected a file with the path of an image on each line, or -"
+    raise UserError(f"--files={path}: {expected}; {files.reason(e)}.") from e
 
 
-def _describe(
-  model: trained.Trained, images: int, form: str, to_file: bool
-) -> None:
+def _describe(model: trained.Trained, form: str, to: Any) -> None:
   """Prints what is computed: to stdout only before a table."""
   height, width = model.image_size
   what = f"features      {model.module.hidden_dim:,} of each: pre-logits"
   if form not in ("npy", "parquet"):
-    scores = _SCORES[model.loss]
-    what = f"scores        {scores}; {model.num_classes:,} classes"
+    what = f"scores        {model.loss} of {model.num_classes:,} classes"
     what += f"\nclasses       {model.unnamed}" * bool(model.unnamed)
-  plain = form == "table" and not to_file
+  images = f"images        at {height} x {width} px"
+  end = "\n\n" if to is sys.stdout else "\n"
   print(
-    f"checkpoint    {model.origin}\n"
-    f"images        {images:,}, at {height} x {width} px\n{what}",
-    end="\n\n" if plain else "\n",
-    file=sys.stdout if plain else sys.stderr,
-    flush=True,
+    f"checkpoint    {model.origin}", images, what, sep="\n", end=end, file=to
   )
 
 
@@ -207,25 +176,19 @@ def _write(write: Any, form: str, rows: Iterator[Any], width: int) -> None:
     scores = [float(str(np.float32(score))) for score in one.scores]
     top = zip(one.indexes, one.class_ids, one.names, scores, strict=True)
     if form == "json":
-      write(_json_line(one, top))
+      found = [
+        {"index": k, "class_id": i or None, "name": name, "score": score}
+        for k, i, name, score in top
+      ]
+      record = {"path": one.source, "error": one.problem or None}
+      record |= {"predictions": found}
+      write(json.dumps(record, ensure_ascii=False) + "\n")
     elif form == "csv":
       lines = [[one.source, k, *row, ""] for k, row in enumerate(top, 1)]
       none = [one.source, "", "", "", "", "", one.problem]
       write("".join(map(_csv_line, lines or [none])))
     elif not one.problem:
       write("\n".join(one.lines(width)) + "\n")
-
-
-def _json_line(one: predictor.Prediction, top: Iterable[Any]) -> str:
-  keys = "index", "class_id", "name", "score"
-  record = {
-    "path": one.source,
-    "error": one.problem or None,
-    "predictions": [
-      dict(zip(keys, (k, i or None, *more), strict=True)) for k, i, *more in top
-    ],
-  }
-  return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def _csv_line(fields: Sequence[Any]) -> str:
