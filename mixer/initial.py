@@ -25,14 +25,8 @@ class Origin:
   # Numpy arrays as the run's model takes them, with a head only if it is kept;
   # None for random ones.
   params: Any = None
-  # T of the run's model, which follows the weights; 0: as in the config.
-  tokens_mlp_dim: int = 0
-
-  @property
-  def resolved(self) -> dict[str, int]:
-    """What config.json has of it beside the config."""
-    t = self.tokens_mlp_dim
-    return {"tokens_mlp_dim": t} if t else {}
+  # What config.json has of it beside the config: T, which follows the weights.
+  resolved: dict[str, int] = dataclasses.field(default_factory=dict)
 
   def config(self, config: config_lib.Config) -> config_lib.Config:
     """The run's config, with the shape of its model."""
@@ -66,13 +60,13 @@ def find(
   """What a run in `workdir` starts from; one that goes on reads no weights."""
   if checkpoints.committed(workdir):
     resolved = workdir_lib.read_config(workdir)["resolved"]
-    return Origin("going on", None, resolved.get("tokens_mlp_dim", 0))
+    kept = {k: v for k, v in resolved.items() if k == "tokens_mlp_dim"}
+    return Origin("going on", None, kept)
   if config.init_from == config_lib.UNNAMED:
     raise UserError(
-      "this recipe is for fine-tuning, and no weights are named. Name them "
-      "behind the colon, as in configs/finetune.py:model=imagenet21k/Mixer-B_16"
-      ", or by --config.init_from=PATH. From random weights: "
-      f"--config=configs/scratch.py:dataset={config.data.name}."
+      "no weights are named to fine-tune: name them as in configs/finetune.py:"
+      "model=imagenet21k/Mixer-B_16, or by --config.init_from=PATH. For random "
+      f"ones: --config=configs/scratch.py:dataset={config.data.name}."
     )
   if not config.init_from:
     return Origin("starting from random weights")
@@ -97,8 +91,9 @@ def load(config: config_lib.Config, class_names: Sequence[str]) -> Origin:
     params.pop("head", None)
     head = "with a fresh head"
   message = f"starting from the weights of {found.source}, {head}"
-  width = found.module.tokens_mlp_dim
-  return Origin("; ".join(filter(None, (message, fitting))), params, width)
+  message = f"{message}; {fitting}" if fitting else message
+  shape = {"tokens_mlp_dim": found.module.tokens_mlp_dim}
+  return Origin(message, params, shape)
 
 
 def _check_same(config: config_lib.Config, found: trained.Trained) -> None:
@@ -107,8 +102,7 @@ def _check_same(config: config_lib.Config, found: trained.Trained) -> None:
   seeds = theirs.permute_seed, data.permute_seed
   if theirs.permute != data.permute or (data.permute and len({*seeds}) > 1):
     raise UserError(
-      f"init_from={path} was trained on images under another permutation than "
-      "this config's, so its weights mean nothing here; set "
+      f"init_from={path} was trained on images permuted otherwise: set "
       f"--config.data.permute={theirs.permute} "
       f"--config.data.permute_seed={theirs.permute_seed}."
     )

@@ -3,10 +3,9 @@
 Images are a path, the bytes of a file, a file opened in binary mode, a Pillow
 image, a uint8 array [H, W], [H, W, 1] or [H, W, 3] (RGB), or many of those: a
 list, a stack [N, H, W, C], or any iterable, which is read a few batches ahead.
-They are treated as evaluation treats a data set that is made from files: turned
-upright as their EXIF data say, put on white ground where they are transparent,
-resized and cropped. Of an animation the first frame is taken (of a Pillow image
-the one it stands at).
+They are treated as evaluation treats a data set that is made from files:
+upright by EXIF, on white ground where transparent, resized and cropped. Of an
+animation the first frame is taken (of a Pillow image the current one).
 """
 
 import dataclasses
@@ -204,15 +203,13 @@ class Predictor:
     if self.model.num_classes:
       return self.model.num_classes
     raise UserError(
-      f"{self.model.source} has no head, so it predicts no classes; take a "
-      "model that was fine-tuned, or its features (--features of `mixer "
-      "predict`)."
+      f"{self.model.source} has no head, so it predicts no classes: take its "
+      "features (predict --features=FILE), or a model that was fine-tuned."
     )
 
   def _compiled(self, top: int) -> train_step.Inference:
-    module, loss = self.model.module, self.model.loss
-    classes = self.model.num_classes
-    return train_step.Inference(module, loss, classes, self._mesh, top=top)
+    how = self.model.module, self.model.loss, self.model.num_classes
+    return train_step.Inference(*how, self._mesh, top=top)
 
   @functools.cached_property
   def _params(self) -> Any:  # Only when needed: in a forked process it hangs.

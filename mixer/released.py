@@ -146,9 +146,9 @@ def _receive(url: str, out: BinaryIO, file: pathlib.Path) -> None:
       retry = out.tell() if code is None else code in (416, 429) or code >= 500
       if not retry or attempt + 1 == _ATTEMPTS:
         raise UserError(
-          f"{url} can't be downloaded: {first_line(e)}. With a connection, "
-          "give the same command again: it resumes. Without one, fetch that "
-          f"address elsewhere and put the file at {file} yourself."
+          f"{url} can't be downloaded: {first_line(e)}. Give the same command "
+          "again, which resumes, or fetch that address elsewhere and put the "
+          f"file at {file} yourself."
         ) from e
       _say(f"{url}: {first_line(e)}; trying again")
       time.sleep(_DELAY_SECONDS * 2**attempt)

@@ -1,25 +1,23 @@
 """Weights of a trained model for images of another size.
 
-The patch size stays, so another image size is another number of tokens S.
-Only token mixing depends on S: `Dense_0/kernel` (S, T), `Dense_1/kernel`
-(T, S) and `Dense_1/bias` (S,) of every block; tokens are in raster order.
-Three methods:
+The patch size stays; only token mixing depends on the number of tokens S:
+`Dense_0/kernel` (S, T), `Dense_1/kernel` (T, S) and `Dense_1/bias` (S,) of
+every block; tokens are in raster order. Three methods:
 
-- "tiles": the paper's (appendix C), for sizes that are whole multiples. The
-  new image is cut into Ky x Kx tiles of the old size, and each has a copy of
-  the old token MLP to itself: block-diagonal kernels, T times Ky * Kx.
-  Pre-logits are the mean of those of the tiles in the old model.
+- "tiles": the paper's (appendix C), for sizes that are whole multiples. Each
+  Ky x Kx tile of the new image has a copy of the old token MLP to itself:
+  block-diagonal kernels, T times Ky * Kx. Pre-logits are the mean of those of
+  the tiles in the old model.
 - "interleaved": ours. As above, but copy (a, b) sees the tokens of rows a,
   a + Ky, ... and columns b, b + Kx, ...: the whole image, coarsely.
-- "resample": ours, for every size, larger or smaller. T stays. The new token
-  MLP is the old one, which gets its input resampled to the old grid, and whose
-  output is resampled to the new one.
+- "resample": ours, for every size. T stays. The new token MLP is the old one
+  with its input resampled to the old grid, and its output to the new one.
 """
 
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -28,33 +26,14 @@ from mixer import weights
 from mixer.errors import UserError
 
 METHODS = {
-  "tiles": "tiled from {} to {} tokens (paper, appendix C)",
-  "interleaved": "interleaved from {} to {} tokens (ours, not the paper's)",
-  "resample": "resampled from {} to {} tokens (ours, not in the paper)",
+  "tiles": "tiled from {} tokens (paper, appendix C)",
+  "interleaved": "interleaved from {} tokens (ours, not the paper's)",
+  "resample": "resampled from {} tokens (ours, not in the paper)",
 }
 
 # Pixels: a side of a square, or (height, width).
 Size = int | Sequence[int]
-
-
-class Change(NamedTuple):
-  """What `resize` is to do: by a method, from a grid of tokens to another."""
-
-  method: str
-  old: tuple[int, int]  # Rows and columns.
-  new: tuple[int, int]
-
-  def message(self, tokens_mlp_dim: int) -> str:
-    """What is done to a token MLP of that width; "" where nothing changes."""
-    if self.old == self.new:
-      return ""
-    grids = (f"{rows} x {cols}" for rows, cols in (self.old, self.new))
-    t, width = tokens_mlp_dim, f"stays {tokens_mlp_dim}"
-    copies = math.prod(self.new) // math.prod(self.old)
-    if self.method != "resample" and copies > 1:
-      width = f"{t} -> {t * copies}"
-    how = METHODS[self.method].format(*grids)
-    return f"token mixing {how}: token MLP width {width}"
+Grid = tuple[int, int]  # Rows and columns of tokens.
 
 
 def resize(
@@ -78,24 +57,18 @@ def resize(
   Raises:
     UserError: no Mixer's weights, or a size or method that can't be.
   """
-  change = plan(weights.shape_of(params), image_size, method, from_size)
-  resized = _resampled if change.method == "resample" else _copied
-  out = {}
-  for name, leaf in weights.flatten(params).items():
-    out[name] = np.asarray(leaf, np.float32)
-    if change.old != change.new and "/token_mixing/" in name:
-      out[name] = resized(name.split("/token_mixing/")[1], out[name], change)
-  return weights.unflatten(out)
+  return fit(params, image_size, method, from_size)[0]
 
 
-def plan(
-  shape: weights.Shape,
+def fit(
+  params: weights.Params,
   image_size: Size,
   method: str = "",
   from_size: Size | None = None,
-) -> Change:
-  """What `resize` does, for the same arguments; `shape` is the weights'."""
-  side = math.isqrt(shape.num_tokens)
+) -> tuple[dict[str, Any], str]:
+  """As `resize`, with a sentence about what is done; "" if nothing."""
+  shape = weights.shape_of(params)
+  side, t = math.isqrt(shape.num_tokens), shape.tokens_mlp_dim
   new = _grid(shape, image_size, "image_size")
   old = _grid(shape, from_size or side * shape.patch_size, "from_size")
   if from_size is None and math.prod(new) == shape.num_tokens != side**2:
@@ -107,16 +80,33 @@ def plan(
     )
   whole = new[0] % old[0] == new[1] % old[1] == 0
   method = method or ("tiles" if whole else "resample")
+  grids = " to ".join(f"{rows} x {cols}" for rows, cols in (old, new))
   if method not in METHODS or not (whole or method == "resample"):
     raise UserError(
-      f"init_resize={method} can't fit weights of {old[0]} x {old[1]} tokens "
-      f"to image_size={image_size}, {new[0]} x {new[1]} tokens: tiles and "
-      "interleaved need whole multiples, --config.init_resize=resample none."
+      f"init_resize={method} can't fit image_size={image_size}, from {grids} "
+      "tokens: tiles and interleaved need whole multiples, "
+      "--config.init_resize=resample does not."
     )
-  return Change(method, old, new)
+  out = {
+    k: np.asarray(v, np.float32) for k, v in weights.flatten(params).items()
+  }
+  if old == new:
+    return weights.unflatten(out), ""
+  for name in out:
+    if "/token_mixing/" in name:
+      kind = name.split("/token_mixing/")[1]
+      if method == "resample":
+        out[name] = _resampled(kind, out[name], old, new)
+      else:
+        out[name] = _copied(kind, out[name], old, new, method == "tiles")
+  copies = 1 if method == "resample" else math.prod(new) // math.prod(old)
+  width = f"{t} -> {t * copies}" if copies > 1 else f"stays {t}"
+  how = METHODS[method].format(grids)
+  message = f"token mixing {how}: token MLP width {width}"
+  return weights.unflatten(out), message
 
 
-def _grid(shape: weights.Shape, size: Size, name: str) -> tuple[int, int]:
+def _grid(shape: weights.Shape, size: Size, name: str) -> Grid:
   """Rows and columns of tokens of an image."""
   sides, patch = pixels(size, name), shape.patch_size
   if any(side % patch for side in sides):
@@ -143,13 +133,15 @@ def pixels(size: Size, name: str = "image_size") -> tuple[int, int]:
   return height, width
 
 
-def _copied(name: str, array: np.ndarray, change: Change) -> np.ndarray:
+def _copied(
+  name: str, array: np.ndarray, old: Grid, new: Grid, tiles: bool
+) -> np.ndarray:
   """One parameter of a token MLP, `name` as `Dense_0/kernel`, in copies."""
-  rows, cols = change.old
-  ky, kx = change.new[0] // rows, change.new[1] // cols
+  rows, cols = old
+  ky, kx = new[0] // rows, new[1] // cols
   # [copies, S]: where each copy's tokens are in the new raster order.
-  raster = np.arange(math.prod(change.new))
-  if change.method == "tiles":
+  raster = np.arange(math.prod(new))
+  if tiles:
     grid = raster.reshape(ky, rows, kx, cols).transpose(0, 2, 1, 3)
   else:
     grid = raster.reshape(rows, ky, cols, kx).transpose(1, 3, 0, 2)
@@ -168,15 +160,17 @@ def _copied(name: str, array: np.ndarray, change: Change) -> np.ndarray:
   return out if name == "Dense_0/kernel" else np.ascontiguousarray(out.T)
 
 
-def _resampled(name: str, array: np.ndarray, change: Change) -> np.ndarray:
+def _resampled(
+  name: str, array: np.ndarray, old: Grid, new: Grid
+) -> np.ndarray:
   """One parameter of a token MLP, `name` as `Dense_0/kernel`, resampled."""
   if name == "Dense_0/bias":
     return array
   first = name == "Dense_0/kernel"
-  pairs = zip(change.old, change.new, strict=True)
+  pairs = zip(old, new, strict=True)
   # The first layer's inputs are resampled to the old grid before they meet it.
   y, x = (_along(b, a).T if first else _along(a, b) for a, b in pairs)
-  field = (array.T if first else array).reshape(-1, *change.old)
+  field = (array.T if first else array).reshape(-1, *old)
   out = np.einsum("ri,cj,tij->trc", y, x, field, optimize=True)
   out = out.astype(np.float32).reshape(len(field), -1)
   if first:

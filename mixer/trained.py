@@ -70,8 +70,7 @@ class Trained:
       return ""
     return (
       f"{self.source} doesn't say which classes its {self.num_classes:,} "
-      "outputs are, so they are numbers. A workdir knows them, a released file "
-      "by its name, and what `mixer export` writes by FILE.npz.json beside it."
+      "outputs are, so they are numbers; a workdir, or `mixer export`, does."
     )
 
 
@@ -91,9 +90,7 @@ def load(
     ("dtype", dtype, ("float32", "bfloat16")),
   ):
     if value and value not in known:
-      raise UserError(
-        f"{name}={value!r} is not known; expected one of {', '.join(known)}."
-      )
+      raise UserError(f"{name}={value!r}: expected one of {', '.join(known)}.")
   file = released.resolve(path)
   found = _of_file(path, file) if file else _of_run(path, averaged)
   if image_size is not None:
@@ -107,11 +104,7 @@ def load(
 
 
 def of_flags(args: argparse.Namespace, averaged: bool = True) -> Trained:
-  """Starts JAX, and loads the model that the flags of `flags.add_model` name.
-
-  Raises:
-    UserError: no such platform; or as of `load`.
-  """
+  """Starts JAX, and loads the model that flags name (`flags.add_model`)."""
   runtime.start(args.platform)
   given = args.checkpoint, args.image_size, args.resize, args.dtype
   return load(*given, averaged)
@@ -154,8 +147,7 @@ def _of_run(path: str, averaged: bool) -> Trained:
   except Exception as e:  # A foreign config may raise anything.
     raise UserError(
       f"checkpoint {info['path']} holds other weights or another config than "
-      f"train.py saves together ({first_line(e)}). It was made by another "
-      "version of mixer, or is not whole; take another checkpoint."
+      f"this version of mixer saves ({first_line(e)}); take another."
     ) from e
   kept = ", averaged weights" if averaged and info["averaged"] else ""
   return Trained(
@@ -190,8 +182,8 @@ def _of_file(path: str, file: pathlib.Path) -> Trained:
   classes, k = known["class_ids"], shape["num_classes"]
   if math.prod(known["image_size"]) != tokens * p**2:
     raise UserError(
-      f"the weights in {path} are for images that are no squares, and nothing "
-      f"says which: {beside(file).name}, which `mixer export` writes, would."
+      f"the weights in {path} are for images that are no squares, and there is "
+      f"no {beside(file).name}, as `mixer export` writes, to say which."
     )
   if classes and len(classes) != k:
     raise UserError(
@@ -213,12 +205,10 @@ def fitted(
   if found.module.permute:
     raise UserError(
       f"{found.source} was trained on images of {old[0]} x {old[1]} px with "
-      f"their {found.module.permute} permuted, which no other size has in that "
-      "order; leave --image_size (in training --config.image_size) at that."
+      f"their {found.module.permute} permuted: it takes no other "
+      "--config.image_size=."
     )
-  shape = weights.shape_of(found.params, f"the weights in {found.origin}")
-  change = resolution.plan(shape, size, method, old)
-  params = resolution.resize(found.params, size, change.method, old)
+  params, message = resolution.fit(found.params, size, method, old)
   width = weights.shape_of(params).tokens_mlp_dim
   changed = dataclasses.replace(
     found,
@@ -227,7 +217,7 @@ def fitted(
     image_size=size,
     short_side=round(max(size) * found.short_side / max(old)),
   )
-  return changed, change.message(shape.tokens_mlp_dim)
+  return changed, message
 
 
 def names_for_people(class_ids: tuple[str, ...]) -> tuple[str, ...]:
@@ -241,12 +231,13 @@ def names_for_people(class_ids: tuple[str, ...]) -> tuple[str, ...]:
 def metadata(model: Trained, dtype: str = "", **more: Any) -> dict[str, Any]:
   """What goes along with exported weights, as JSON by name."""
   height, width = model.image_size
-  first = f"squeeze to {height} x {width}, bilinearly"
+  size = f"{height} x {width}"
+  first = f"squeeze to {size}, bilinearly"
   if model.short_side:
     first = (
       f"resize the shorter side to {model.short_side} by mean over areas, "
-      f"crop the central {height} x {width}"
     )
+    first += f"crop the central {size}"
   found = {
     "image_height": height,
     "image_width": width,

@@ -146,8 +146,8 @@ def check_finite(params: Params, where: str) -> None:
   """Refuses NaNs and infinities, naming the parameters."""
   if broken := not_finite(params):
     raise UserError(
-      f"{where}: there are NaNs or infinities in {shorten(broken)}. Such "
-      "weights compute nothing; take those of an earlier checkpoint."
+      f"{where}: there are NaNs or infinities in {shorten(broken)}; take "
+      "weights of an earlier checkpoint."
     )
 
 

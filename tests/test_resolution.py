@@ -138,9 +138,8 @@ def test_what_is_logged_is_what_is_done(size, method, width, message):
   old = make_shape((3, 4))
   params = random_params(old)
   how = (size, method, (6, 8))
-  said = resolution.plan(old, *how).message(old.tokens_mlp_dim)
+  resized, said = resolution.fit(params, *how)
   assert said == (f"token mixing {message}" if message else "")
-  resized = resolution.resize(params, *how)
   new = weights.shape_of(resized)
   assert new.tokens_mlp_dim == width
   assert new.num_tokens == math.prod(size) // P**2
@@ -152,20 +151,17 @@ def test_what_is_logged_is_what_is_done(size, method, width, message):
 
 
 @pytest.mark.parametrize(
-  ("size", "from_size", "method"),
+  ("size", "method"),
   [
-    (448, None, "tiles"),
-    (np.int64(448), 224, "tiles"),
-    ((224, 672), None, "tiles"),
-    (384, None, "resample"),
-    (112, None, "resample"),
-    ((448, 384), None, "resample"),
-    ((448, 112), (112, 448), "resample"),
+    (np.int64(448), "tile"),
+    ((224, 672), "tile"),
+    (112, "resample"),
+    ((448, 384), "resample"),
   ],
 )
-def test_the_method_that_suits_a_size(size, from_size, method):
-  shape = make_shape((14, 14), patch=16)
-  assert resolution.plan(shape, size, "", from_size).method == method
+def test_the_method_that_suits_a_size(size, method):
+  params = random_params(make_shape((14, 14), patch=16))
+  assert f"token mixing {method}d from" in resolution.fit(params, size)[1]
 
 
 @pytest.mark.parametrize(
@@ -177,8 +173,8 @@ def test_the_method_that_suits_a_size(size, from_size, method):
     (448.0, [], "image_size=448.0 is no image size"),
     ("448", [], "image_size='448' is no image size"),
     ((448,), [], "image_size=.448,. is no image size"),
-    (384, ["tiles"], "=tiles can't fit .* 14 x 14 tokens .* whole multiple"),
-    (112, ["interleaved"], "image_size=112, 7 x 7 tokens.*resample"),
+    (384, ["tiles"], "=tiles can't fit .* 14 x 14 to 24 x 24 tokens.* whole"),
+    (112, ["interleaved"], "image_size=112, .* 7 x 7 tokens.*resample"),
     (448, ["bilinear"], "init_resize=bilinear can't fit"),
     (448, ["tiles", 256], "196 tokens, and from_size=256 has another number"),
     (448, ["tiles", 225], "from_size=225: sides must be multiples"),
@@ -186,7 +182,7 @@ def test_the_method_that_suits_a_size(size, from_size, method):
 )
 def test_refusals(size, how, sentence):
   with pytest.raises(UserError, match=sentence):
-    resolution.plan(make_shape((14, 14), patch=16), size, *how)
+    resolution.fit(random_params(make_shape((14, 14), patch=16)), size, *how)
 
 
 def test_an_oblong_grid_must_be_given_where_it_changes():
