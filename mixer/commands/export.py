@@ -117,8 +117,10 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _missing(error: ImportError) -> str:
-  what = f"{error.name} can't be imported ({first_line(error)})"
-  return f"{what}: make setup-export, or pip install {error.name}"
+  return (
+    f"packages can't be imported ({first_line(error)}): make setup-export, or "
+    "pip install onnx onnxruntime safetensors timm torch"
+  )
 
 
 def _refuse_variant(model: trained.Trained) -> None:
@@ -225,7 +227,13 @@ def _verify(
   if form.SUFFIX == ".npz":
     found["run"] = runner(trained.load(str(target)))
   else:  # By the lines that users get.
-    exec(textwrap.dedent(form.loading(model, target)), found)
+    lines = textwrap.dedent(form.loading(model, target)).strip()
+    imports, _, rest = lines.partition("\n\n")
+    try:
+      exec(imports, found)
+    except Exception as e:  # Of two that don't fit each other, RuntimeError.
+      raise ImportError(first_line(e)) from e
+    exec(rest, found)
   own = runner(model, "float32" if form.BOUND else "")
   fitted = []
   for image in images or random_images(model.image_size):
