@@ -169,7 +169,7 @@ def _prepare(args: argparse.Namespace) -> None:
       return _summary(args, *_own(args, root))
   manual = given[0] if given else root / "downloads" / "manual"
   if base not in catalog.SHIPPED and not there:
-    tfds.check(name, manual)
+    tfds.check(name)
   dests = [how.get("dest", flag) for flag, (how, _) in _OWN.items()]
   odd = any(getattr(args, dest) is not None for dest in dests)
   if (
@@ -261,9 +261,6 @@ def _own(args: argparse.Namespace, root: pathlib.Path) -> tuple[str, Any]:
     source.find_classes(
       lambda done: progress.show("looking for the classes", done, source.total)
     )
-    count, published = len(source.classes or ()), spec.releases[release][1]
-    if published and count != published:
-      source.warnings.append(f"there are {count:,} classes, not {published:,}")
     options = journal.Options(**defaults | given)
     build.prepare(source, folder, info, spec, options, progress)
   record = files.read_json(folder / build.PREPARATION, "its record")

@@ -1,9 +1,7 @@
 """Sources of images, whole and damaged: `prepare.tars`, `prepare.sources`."""
 
-import bz2
 import contextlib
 import gzip
-import lzma
 import os
 import pathlib
 import tarfile
@@ -17,8 +15,7 @@ from mixer.datasets.prepare.sources import Member
 from mixer.errors import UserError
 from tests.datasets import forms
 
-PACK = {"": bytes, "gz": gzip.compress, "bz2": bz2.compress}
-PACK["xz"] = lzma.compress
+PACK = {"": bytes, "gz": gzip.compress}
 
 
 def entries(path, read=True):
@@ -42,7 +39,7 @@ def test_what_tarfile_wrote_is_read_and_any_cut_is_told(path, pack):
   path.write_bytes(content)
   assert entries(path) == list(files.items())
   assert [name for name, _ in entries(path, read=False)] == list(files)
-  path.write_bytes(content + bytes(5000) * (pack != "xz"))  # Padding.
+  path.write_bytes(content + bytes(5000))  # Padding.
   assert len(entries(path)) == 5
   # A cut of the unpacked file at any place, between two files too.
   most = len(content) - 1 if pack else len(whole.rstrip(b"\0")) + 512
@@ -97,10 +94,9 @@ def test_damaged_headers(path, spoil):
   assert used < 1 << 22
 
 
-@pytest.mark.parametrize("pack", ["gz", "bz2", "xz"])
-def test_corrupted_compression(path, pack):
-  content = bytearray(PACK[pack](forms.tar({"a": forms.image(1, 99, 99)})))
-  for place in (len(content) // 2, len(content) - 8 if pack == "gz" else 40):
+def test_corrupted_compression(path):
+  content = bytearray(gzip.compress(forms.tar({"a": forms.image(1, 99, 99)})))
+  for place in (len(content) // 2, len(content) - 8):
     damaged = bytearray(content)
     damaged[place] ^= 0xFF
     path.write_bytes(damaged)
@@ -115,7 +111,7 @@ def layout(path: pathlib.PurePosixPath) -> Member:
 
 def of_tars(path, content, accept=False):
   path.write_bytes(content)
-  return tars.source([path], layout, "", None, accept)
+  return tars.source([path], layout, None, accept)
 
 
 def members(source, start=0):
@@ -178,7 +174,7 @@ def test_a_set_that_breaks_off(path, pack):
   for name, content in cut.items():
     forms.write(path.parent / "each", {name: PACK[pack](content)})
   each = [path.parent / "each" / name for name in cut]
-  source = tars.source(each, layout, "", None)
+  source = tars.source(each, layout, None)
   assert [m.name for m in members(source)] == [*names[:4], *names[6:]]
   assert "n01440764.tar is no whole tar archive" in source.warnings[0]
   # Of the whole, what is there may be accepted.
@@ -232,11 +228,11 @@ def test_names_of_any_kind(tmp_path):
   with open(os.fsencode(tmp_path) + b"/caf\xe9\n/\xff.png", "wb") as file:
     file.write(b"3")
   source = opened(tmp_path)
-  assert [*source.classes] == ["caf\\xe9\\n", composed, "\u65e5\u672c \u8a9e"]
+  assert [*source.classes] == ["caf\\xe9?", composed, "\u65e5\u672c \u8a9e"]
   assert {m.name: m.data for m in members(source)} == {
     f"{composed}/{composed}.png": b"1",
     "\u65e5\u672c \u8a9e/ \u5199.png": b"2",
-    "caf\\xe9\\n/\\xff.png": b"3",
+    "caf\\xe9?/\\xff.png": b"3",
   }
 
 
@@ -290,8 +286,6 @@ def test_what_is_left_out_or_changed(tmp_path):
     (["Train/a/1", "Valid/a/1"], {"train", "validation"}),
     (["train/a/1", "notes/x.txt", "test/b/1"], {"train", "test"}),
     (["train/a/1", "train/b/1"], {""}),
-    # A railway's classes.
-    (["train/1.jpg", "tram/1.jpg"], {""}),
     (["train/a/1", "val/b/1", "tram/1.jpg"], None),
     (["train/a/1", "val/b/1", "valid/1/1"], None),
     (["val/a/1"], None),

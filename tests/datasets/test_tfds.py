@@ -176,13 +176,6 @@ def test_what_tfds_raises_is_said(tmp_path, site, source, run, monkeypatch):
   assert "is no whole data set" in said(None)
 
 
-def test_files_that_have_to_be_fetched_by_hand(run, monkeypatch):
-  monkeypatch.setattr(catalog, "missing", lambda base: [])
-  _, err = run("resisc45", code=1)
-  assert "resisc45 isn't downloaded by TFDS, and " in err
-  assert "has no NWPU-RESISC45. Name with --source=PATH a folder with" in err
-
-
 def test_a_task_of_vtab_is_its_data_set(run, tmp_path):
   scene = test_vtab.example("clevr", 0)
   tfds_writer.write(tmp_path / "data", "clevr", [scene], {"train": [3]})
@@ -317,7 +310,7 @@ def test_what_cannot_be_converted(tmp_path):
   path.write_bytes(length + tfrecords.masked(length) + content)
   refusal(r"is damaged: record 0 ")
   tfrecords.write(path, tfrecords.records(3))
-  refusal("is damaged: it has 3 records, not 5")
+  refusal("has 3 records, not 5")
   path.unlink()
   refusal("others-train.tfrecord-00001-of-00002")
   path.write_bytes(content)  # Mended, it goes on.

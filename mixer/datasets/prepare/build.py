@@ -121,11 +121,6 @@ def shares(
   proportion, by largest remainders. Each class keeps an image for `train`.
   """
   spare = {name: max(0, size - 1) for name, size in sizes.items()}
-  if hold_out and not any(sizes.values()):
-    raise UserError(
-      f"--hold_out asks for {', '.join(hold_out)}, and the source names the "
-      "split of every image; leave it out."
-    )
   drawn = {}
   for split, wanted in hold_out.items():
     total = sum(spare.values())
@@ -193,7 +188,7 @@ def _inspected(work: Work) -> Generator[_Inspected]:
 def _read(work: Work, progress: Progress) -> None:
   """The pass over the source, from where it was committed."""
   source, options, spec = work.source, work.options, work.spec
-  images = spec.releases[work.info.get("configName", "")][0]
+  images = spec.releases[work.info.get("configName", "")]
   shuffled = {"train"} if options.shuffle else set[str]()
   if source.class_sizes is not None:
     place = by_class(options.hold_out, source.class_sizes, work.labels)

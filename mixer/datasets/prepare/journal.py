@@ -37,7 +37,6 @@ WRITER = "group_size:1,uncompressed"
 # shard open, and 1,024 open files is a common limit: ImageNet-21k makes some
 # 400 shards of this size.
 CHUNK_IMAGES, CHUNK_BYTES = 32_768, 4 << 30
-_OPEN_FILES = 128  # Each costs some 100 kB, and there is a limit to them.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +213,7 @@ def shuffled(
     for i, key in enumerate(shard["keys"])
   ]
 
-  @functools.lru_cache(_OPEN_FILES)
+  @functools.cache
   def reader(file: str) -> Any:
     path = str(work.folder / "shards" / file)
     how = "readahead_buffer_size:0"

@@ -77,7 +77,7 @@ class Request:
     elif len(names) > 1 and not all(n.startswith("ILSVRC") for n in names):
       raise self.unfit(f"it has {len(names)} archives: {sources.some(names)}")
     more = self.accept_truncated, sources.fingerprint(labels)
-    return tars.source(paths, layout, f"images of {self.base}", classes, *more)
+    return tars.source(paths, layout, classes, *more)
 
 
 def _folder(request: Request) -> Source:
@@ -239,12 +239,10 @@ class Spec:
 
   open: Callable[[Request], Source]
   takes: Sequence[str]  # Further flags.
-  version: str = "1.0.0"  # TFDS's, of the sets that it knows.
   # Config -> its images without a split, by which numbers to hold out become
-  # shares, and its classes; 0 if unknown. The first is the default.
-  releases: Mapping[str, tuple[int, int]] = dataclasses.field(
-    default_factory=lambda: {"": (0, 0)}
-  )
+  # shares; 0 if unknown. The first is the default.
+  releases: Mapping[str, int]
+  version: str = "1.0.0"  # TFDS's, of the sets that it knows.
   # Of `journal.Options`, where the user gives no other.
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   # What a record calls the number of its class; ReaL's `real_label` is beside.
@@ -252,31 +250,29 @@ class Spec:
   side: int = 0  # Of gray images that all have one size, 0 for others.
 
 
-_TARS = ("accept_truncated",)
-_WHOLE = {"winter21": (13_153_500, 19_167), "fall11": (14_197_122, 21_841)}
-_SUBSET = {"winter21": (0, 10_450), "fall11": (0, 11_221)}
-_V2 = ("matched-frequency", "threshold-0.7", "topimages")
+_ONE, _TAR, _WNIDS = (
+  {"": 0},
+  ("accept_truncated",),
+  ("accept_truncated", "classes"),
+)
+_WHOLE = {"winter21": 13_153_500, "fall11": 14_197_122}
+_V2 = {"matched-frequency": 0, "threshold-0.7": 0, "topimages": 0}
 # Drawn from all images, as in the reference (Kolesnikov et al. 2020).
 _DRAWN = {"hold_out": {"test": 25_600, "validation": 25_600}}
+# TFDS's is shuffled, and recipes choose by slices of it.
+_SHUFFLED = {"shuffle": True}
 _OWN = {"hold_out": {"validation": 0.1}, "upright": True, "white_ground": True}
 SETS = {
-  "imagenet21k": Spec(
-    _imagenet21k, (*_TARS, "classes"), releases=_WHOLE, options=_DRAWN
-  ),
-  "imagenet21k_p": Spec(_imagenet21k, (*_TARS, "classes"), releases=_SUBSET),
-  # TFDS's is shuffled, and recipes choose by slices of it.
+  "imagenet21k": Spec(_imagenet21k, _WNIDS, _WHOLE, options=_DRAWN),
+  "imagenet21k_p": Spec(_imagenet21k, _WNIDS, dict.fromkeys(_WHOLE, 0)),
   "imagenet2012": Spec(
-    _imagenet2012,
-    _TARS,
-    "5.1.0",
-    {"": (1_281_167, 1000)},
-    {"shuffle": True},
+    _imagenet2012, _TAR, {"": 1_281_167}, "5.1.0", _SHUFFLED
   ),
-  "imagenet2012_real": Spec(_imagenet2012, _TARS, label="original_label"),
-  "imagenet_v2": Spec(_imagenet_v2, _TARS, "3.0.0", dict.fromkeys(_V2, (0, 0))),
-  "mnist": Spec(_idx, (), "3.0.1", side=SIDE),
-  "fashion_mnist": Spec(_idx, (), "3.0.1", side=SIDE),
-  "folder": Spec(_folder, ("name", "classes"), options=_OWN),
+  "imagenet2012_real": Spec(_imagenet2012, _TAR, _ONE, label="original_label"),
+  "imagenet_v2": Spec(_imagenet_v2, _TAR, _V2, "3.0.0"),
+  "mnist": Spec(_idx, (), _ONE, "3.0.1", side=SIDE),
+  "fashion_mnist": Spec(_idx, (), _ONE, "3.0.1", side=SIDE),
+  "folder": Spec(_folder, ("name", "classes"), _ONE, options=_OWN),
 }
 
 

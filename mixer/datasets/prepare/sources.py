@@ -140,16 +140,9 @@ def own_folders(
         member = member.read(functools.partial(images.read, path))
       yield member, number
 
-  source = Source(
-    f"folders of images ({root})",
-    fingerprint([], str(root.resolve()), marks.hexdigest(), list(classes)),
-    read,
-    len(listed),
-    total_bytes,
-    classes,
-    class_sizes=sizes,
-    passed_over=passed_over,
-  )
+  mark = fingerprint([], str(root.resolve()), marks.hexdigest(), *classes)
+  total, what = (len(listed), total_bytes), f"folders of images ({root})"
+  source = Source(what, mark, read, *total, classes, sizes, passed_over)
   parents = dict.fromkeys([root, *splits.values()])
   stray = [path for parent in parents for path in inside(parent)[1]]
   stray = [path.name for path in stray if image_files.is_image(path.name)]
@@ -164,8 +157,7 @@ def _splits(root: Path) -> dict[str, Path]:
   folders = inside(root)[0]
   named = [f for f in folders if f.name.lower() in SPLITS]
   others = [f for f in folders if f not in named]
-  # Classes may be called "train" and the like (a railway's).
-  if others and not any(inside(folder)[0] for folder in named):
+  if not named and others:
     return {"": root}
   splits = {SPLITS[folder.name.lower()]: folder for folder in named}
   train = splits.get("train")
@@ -204,18 +196,15 @@ def wnid_of_tar(name: str) -> str:
 
 
 def readable(name: str) -> str:
-  r"""The name as it goes into data sets and lists.
+  r"""The name as it goes into data sets and lists: printable UTF-8.
 
-  Unicode's composed form (NFC), as macOS may hand out another one than Linux.
-  Bytes that aren't UTF-8, and control characters, become escapes: "caf\xe9".
+  In Unicode's composed form, as macOS may hand out another one than Linux;
+  bytes that aren't UTF-8 become escapes ("caf\xe9"), control characters "?".
   """
   if name.isascii() and name.isprintable():
     return name
   valid = os.fsencode(name).decode("utf-8", "backslashreplace")
-  escaped = _CONTROL.sub(
-    lambda match: match[0].encode("unicode_escape").decode(), valid
-  )
-  return unicodedata.normalize("NFC", escaped)
+  return unicodedata.normalize("NFC", _CONTROL.sub("?", valid))
 
 
 def fingerprint(paths: Iterable[Path], *more: object) -> str:

@@ -5,12 +5,10 @@ that it has seen, take a damaged one for the end of the archive, and not tell an
 archive that was cut off between two files from a whole one.
 """
 
-import bz2
 import contextlib
 import functools
 import gzip
 import itertools
-import lzma
 import tarfile
 import types
 import zlib
@@ -26,11 +24,6 @@ from mixer.errors import UserError
 
 _MAX_HEADER = 1 << 16  # Bytes of long names and the like.
 _PIECE = 1 << 20
-_UNPACK: dict[bytes, Callable[..., Any]] = {
-  b"\x1f\x8b\x08": gzip.open,
-  b"BZh": bz2.open,
-  b"\xfd7zXZ\0": lzma.open,
-}
 # Says of the path of an image which member it is, without its bytes; it has no
 # class if it is out of place. A member that is a tar has images of its class.
 Layout = Callable[[PurePosixPath], Member | None]
@@ -46,7 +39,7 @@ class DamagedError(BrokenError):
 
 
 class Stream:
-  """The bytes of a file, decompressed if need be, from first to last."""
+  """The bytes of a file, unpacked if it is gzip's, from first to last."""
 
   def __init__(self, path: Path):
     """Opens the file; a UserError if it can't be."""
@@ -54,13 +47,12 @@ class Stream:
       files.open_regular(path).close()  # A pipe would be waited for.
       # Unbuffered, so that what is skipped isn't read.
       self._raw = open(path, "rb", buffering=0)
-      begin = self._raw.read(8)
+      is_packed = self._raw.read(3) == b"\x1f\x8b\x08"
       self._raw.seek(0)
     except OSError as e:
       raise UserError(f"{path} can't be read: {files.reason(e)}.") from e
-    unpack = [f for magic, f in _UNPACK.items() if begin.startswith(magic)]
-    self._file = unpack[0](self._raw) if unpack else self._raw
-    self._end = 0 if unpack else path.stat().st_size
+    self._file: Any = gzip.open(self._raw) if is_packed else self._raw
+    self._end = 0 if is_packed else path.stat().st_size
     self.position = 0  # Of the next byte, decompressed.
     self.close = self._raw.close
     self.bytes_done = self._raw.tell  # Of the file as it is on disk.
@@ -74,7 +66,7 @@ class Stream:
         part = self._file.read(min(end - self.position, _PIECE))
         if not (part or at_most):
           raise EOFError("its end is missing")
-      except (OSError, EOFError, zlib.error, lzma.LZMAError) as e:
+      except (OSError, EOFError, zlib.error) as e:
         where = f"at or before byte {self.bytes_done():,}"
         raise BrokenError(f"its data are damaged {where} ({e})") from e
       if not part:
@@ -184,7 +176,6 @@ def _of_class(class_name: str) -> Layout:
 def source(
   paths: Sequence[Path],
   layout: Layout,
-  description: str,
   classes: Collection[str] | None,
   accept_truncated: bool = False,
   *more: object,
@@ -228,12 +219,7 @@ def source(
           found.warnings.append(what)
       done += path.stat().st_size
 
-  found = Source(
-    f"{description} ({sources.some(paths)})",
-    sources.fingerprint(paths, list(classes or ()), *more),
-    read,
-    sum(sizes) if len(sizes) == len(paths) else 0,
-    sum(sizes),
-    classes,
-  )
+  mark = sources.fingerprint(paths, *(classes or ()), *more)
+  total = sum(sizes) if len(sizes) == len(paths) else 0
+  found = Source(sources.some(paths), mark, read, total, sum(sizes), classes)
   return found

@@ -23,10 +23,11 @@ from mixer.errors import UserError, first_line
 from mixer.progress import Progress
 
 _HEADER = struct.Struct("<QI")
+_ANEW = "Fetch or prepare that file anew."
 
 
-def check(name: str, manual: pathlib.Path) -> None:
-  """Refuses what TFDS can't prepare; `manual` has what was fetched by hand."""
+def check(name: str) -> None:
+  """Refuses what TFDS can't prepare."""
   base = catalog.base_name(name)
   if not catalog.known(name):
     raise UserError(f"There is no data set {name!r}. {catalog.how_to(name)}")
@@ -34,12 +35,6 @@ def check(name: str, manual: pathlib.Path) -> None:
     raise UserError(
       f"TFDS's builder of {base} needs {catalog.requirement(lacking)}."
       + f" Without it: {catalog.how_to(name)}" * (base in catalog.ALSO_TFDS)
-    )
-  entry = catalog.ENTRIES.get(base, catalog.Entry(""))
-  if absent := [f for f in entry.files if not (manual / f).exists()]:
-    raise UserError(
-      f"{base} isn't downloaded by TFDS, and {manual} has no {absent[0]}. Name "
-      f"with --source=PATH {entry.by_hand} (from {entry.where})."
     )
 
 
@@ -171,13 +166,9 @@ def _convert(source: pathlib.Path, target: pathlib.Path, records: int) -> None:
       writer.write(record)
       count += 1
   if count != records:
-    raise _damaged(source, f"it has {count} records, not {records}")
+    raise UserError(f"{source} has {count} records, not {records}. {_ANEW}")
   journal.sync(half)
   half.rename(target)
-
-
-def _damaged(path: pathlib.Path, what: str) -> UserError:
-  return UserError(f"{path} is damaged: {what}. Fetch or prepare it anew.")
 
 
 def read_tfrecord(path: pathlib.Path) -> Iterator[bytes]:
@@ -198,7 +189,7 @@ def read_tfrecord(path: pathlib.Path) -> Iterator[bytes]:
       checks = crc, int.from_bytes(f.read(4), "little")
       if left < 0 or checks != (_masked(header[:8]), _masked(data)):
         what = f"record {number} (from 0) is cut off or has a wrong checksum"
-        raise _damaged(path, what)
+        raise UserError(f"{path} is damaged: {what}. {_ANEW}")
       yield data
       number += 1
 
