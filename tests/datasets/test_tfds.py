@@ -176,15 +176,12 @@ def test_what_tfds_raises_is_said(tmp_path, site, source, run, monkeypatch):
   assert "is no whole data set" in said(None)
 
 
-def test_a_task_of_vtab_is_its_data_set(run, tmp_path):
+def test_shipped_sets_and_tasks_of_vtab(run, tmp_path):
   scene = test_vtab.example("clevr", 0)
   tfds_writer.write(tmp_path / "data", "clevr", [scene], {"train": [3]})
   out, _ = run("vtab/clevr_count")
   assert out.startswith("vtab/clevr_count is made of the data set clevr\n")
   assert "  its features are file_name, image, objects, question_answe" in out
-
-
-def test_a_shipped_set(run):
   out, _ = run("digits")
   assert "  10 classes: 0, 1, 2, ..., 9\n" in out
   assert "--config=configs/smoke.py" in out
@@ -257,7 +254,9 @@ def test_a_tfrecord_set_in_its_place(run, tmp_path):
   assert run("mnist")[0].startswith("data set mnist was prepared before; noth")
 
 
-def test_a_conversion_goes_on_after_a_kill(tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", ["old", "new"])
+def test_a_conversion_goes_on_after_a_kill(tmp_path, monkeypatch, where):
+  """In its place, and from elsewhere."""
   rename, left = os.rename, 4
 
   def killed(*args):
@@ -267,24 +266,21 @@ def test_a_conversion_goes_on_after_a_kill(tmp_path, monkeypatch):
       raise KeyboardInterrupt
     rename(*args)
 
-  for where in ("old", "new"):  # In its place, and from elsewhere.
-    old = tfrecords.make(tmp_path / f"old{where}", shards=(3,) * 6, test=1)
-    data_dir = tmp_path / ("oldold" if where == "old" else where)
-    left = 4
-    with monkeypatch.context() as patch:
-      patch.setattr(os, "rename", killed)
-      with pytest.raises(KeyboardInterrupt):
-        convert(old, data_dir)
-    kept = {p: p.stat().st_ino for p in data_dir.rglob("others*array_record-*")}
-    kept = {p: k for p, k in kept.items() if not p.name.startswith("inc")}
-    assert len(kept) == 3
-    with pytest.raises(UserError):
-      split.open_split("others", "train", str(data_dir))
-    new = convert(old, data_dir)
-    for path, inode in kept.items():  # Not written twice.
-      assert (new / path.name).stat().st_ino == inode
-    assert stored(new) == tfrecords.records(19)[18:] + tfrecords.records(18)
-    assert not list(data_dir.rglob("incomplete*"))
+  old = tfrecords.make(tmp_path / "old", shards=(3,) * 6, test=1)
+  with monkeypatch.context() as patch:
+    patch.setattr(os, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+      convert(old, tmp_path / where)
+  kept = [*(tmp_path / where).glob("others/2.1.0/others*array_record-*")]
+  inodes = [path.stat().st_ino for path in kept]
+  assert len(kept) == 3
+  with pytest.raises(UserError):
+    split.open_split("others", "train", str(tmp_path / where))
+  new = convert(old, tmp_path / where)
+  # Not written twice.
+  assert [(new / path.name).stat().st_ino for path in kept] == inodes
+  assert stored(new) == tfrecords.records(19)[18:] + tfrecords.records(18)
+  assert not list(new.glob("incomplete*"))
 
 
 def test_what_cannot_be_converted(tmp_path):

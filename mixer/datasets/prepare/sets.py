@@ -95,7 +95,7 @@ def _imagenet21k(request: Request) -> Source:
   def layout(path: PurePosixPath) -> Member | None:
     if _SMALL_CLASSES in path.parts:
       return None
-    *_, split, folder, file = "", "", *path.parts
+    *_, split, folder, file = "", "", "", *path.parts
     split = sources.SPLITS.get(split, "")
     wnid = sources.wnid_of_tar(file) or folder
     if not sources.is_wnid(wnid) or (split != "") != processed:
@@ -118,7 +118,7 @@ def _imagenet2012(request: Request) -> Source:
     real = _real_labels(request, listed)
 
   def layout(path: PurePosixPath) -> Member | None:
-    *_, split, folder, file = "", "", *path.parts
+    *_, split, folder, file = "", "", "", *path.parts
     split = sources.SPLITS.get(split, "")
     wnid, match = sources.wnid_of_tar(file), _VALIDATION.fullmatch(file)
     if wnid or split == "train":
