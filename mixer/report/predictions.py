@@ -177,31 +177,27 @@ def _figures(
     notes.append("Token mixing is not drawn: each channel has its own MLP.")
   everywhere = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
   fetched, patch = jax.device_get(everywhere(shown)), shown["Stem"].shape[0]
-  rows, columns = (n // patch for n in config_lib.image_size(config))
+  height, width = config_lib.image_size(config)
+  grid = height // patch, width // patch
   for title in shown:
     try:
       if title == "Stem":
         images = kernels.stem_kernels(fetched[title])
-        what = (
-          f"kernels of {patch} x {patch} pixels, low frequencies first; each "
-          "scaled by its largest weight, mid-grey is 0."
-        )
+        what = f"kernels of {patch} x {patch} pixels; mid-grey is 0"
       else:
-        grid = rows, columns
         places = kernels.token_places(grid, data.permute, data.permute_seed)
         images = kernels.token_units(fetched[title], grid, places)
-        what = (
-          f"hidden units: how each weighs the {rows} x {columns} tokens; red "
-          "above 0, blue below, each scaled by its largest weight. Low "
-          "frequencies first, each beside its closest inverse."
-        )
+        what = "hidden units beside their closest inverses; red is above 0"
     except UserError as e:
       notes.append(f"{title} is not drawn: {e}")
       continue
     some = kernels.some_pairs(images, _UNITS)
     picture = kernels.montage(some, min(8, len(images)))
     figure = {"title": title, "width": picture.shape[1]}
-    figure["caption"] = f"{len(some)} of {len(images):,} {what}"
+    figure["caption"] = (
+      f"{len(some)} of {len(images):,} {what}. Low frequencies first, each "
+      "scaled by its largest weight."
+    )
     figure["image"] = _uri(Image.fromarray(picture), "png", optimize=True)
     figures.append(figure)
   return figures, notes
