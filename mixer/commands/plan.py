@@ -85,9 +85,8 @@ def main(args: argparse.Namespace) -> None:
   sentences = verdict(plan, config, target)
   if args.price is not None:
     plan["cost"] = plan["chip-hours"] * args.price
-  compiled = None
+  steps, compiled = durations.plan(config, examples), None
   if args.compile:
-    steps = durations.plan(config, examples)
     compiled = planning.compile_step(config, target, steps, classes)
   if args.json:
     values = {
@@ -111,9 +110,8 @@ def main(args: argparse.Namespace) -> None:
   }
   for name, value in plan.items():
     unit = _UNITS.get(name, "s" if name.startswith("time of") else "")
-    print(
-      f"{name:<26}{number(value, unit):>18}  {notes.get(name, '')}".rstrip()
-    )
+    line = f"{name:<26}{number(value, unit):>18}  {notes.get(name, '')}"
+    print(line.rstrip())
   print("", *sentences, sep="\n")
   if compiled:
     rest = plan["activations"] + plan["gradients"]
@@ -176,12 +174,12 @@ def verdict(
   plan: dict[str, float], config: config_lib.Config, target: hardware.Slice
 ) -> list[str]:
   """Whether it fits, what the bottleneck is, and what mends either."""
-  fits, limit = plan["memory"] <= target.program_memory, target.program_memory
-  have = f"{plan['memory'] / 2**30:.2f} of {limit / 2**30:.2f} GiB"
+  fits = plan["memory"] <= target.program_memory
+  have, limit = number(plan["memory"], "B"), number(target.program_memory, "B")
   how = "to fit" if fits else "not to fit"
   slowest = planning.bottleneck(plan)
   return [
-    f"Predicted {how}: {have} of each device's memory.",
+    f"Predicted {how}: {have} of each device's {limit}.",
     *([] if fits else [_mend_memory(plan, config, target)]),
     f"The bottleneck is {slowest}: {_SHORTEN[slowest]} shorten it.",
     "All of this is predicted, without start, evaluation and saving; "
@@ -196,16 +194,14 @@ def _mend_memory(
   size = int(plan["training examples"]), int(plan["classes"])
   now = config.optimizer.accumulate
   for accumulate in (now, *(a for a in (2, 4, 8, 16) if a > now)):
+    if plan["batch"] / plan["devices"] % accumulate:
+      continue
     keys = {"model.remat": "block", "optimizer.accumulate": accumulate}
     other = planning.predict(config_lib.changed(config, keys), target, *size)
-    whole = plan["batch"] / plan["devices"] % accumulate == 0
-    if whole and other["memory"] <= target.program_memory:
-      words = config_lib.override("model.remat", "block")
-      if accumulate != now:
-        words += f" {config_lib.override('optimizer.accumulate', accumulate)}"
+    if other["memory"] <= target.program_memory:
+      words = " ".join(config_lib.override(*key) for key in keys.items())
       longer = other["time of an update"] / plan["time of an update"]
       return f"{words} would fit, and take {longer:.2f} times as long."
   return (
-    "Take more or larger chips, or split the weights by "
-    "--config.sharding.fsdp=N."
+    "Take more or larger chips, or split weights: --config.sharding.fsdp=N."
   )

@@ -52,9 +52,7 @@ def resolve_data_dir(data_dir: str) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def lock(
-  name: str, root: pathlib.Path, *, wait: bool = False
-) -> Iterator[None]:
+def lock(name: str, root: pathlib.Path, wait: bool = False) -> Iterator[None]:
   """Keeps other processes of this machine from preparing the same set."""
   with contextlib.ExitStack() as stack:
     try:

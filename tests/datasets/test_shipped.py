@@ -101,10 +101,13 @@ def test_the_whole_of_glyphs(tmp_path):
 def test_classes_share_no_character_and_no_font_between_splits(monkeypatch):
   count = collections.Counter("".join(shipped.CLASSES.values()))
   assert {*count.values()} == {1}
+  for font, chars in shipped.FONTS.items():
+    table = ft2font.FT2Font(f"{get_data_path()}/fonts/ttf/{font}.ttf")
+    for char in chars:
+      assert table.get_char_index(ord(char)), (font, char)
+      assert shipped.ink(font, char)[1] > 0.05
   drawn, black = [], np.zeros((1, 1), np.uint8)
-  monkeypatch.setattr(
-    shipped, "render", lambda *args: drawn.append(args) or black
-  )
+  monkeypatch.setattr(shipped, "render", lambda *a: drawn.append(a) or black)
   for name, chars in shipped.CLASSES.items():
     assert name == name.strip()  # As the file of names needs it.
     fonts = {}
@@ -112,17 +115,9 @@ def test_classes_share_no_character_and_no_font_between_splits(monkeypatch):
       drawn.clear()
       assert len([*shipped.glyphs(part, name)]) == size
       assert {char for _, char, _ in drawn} == {*chars}, name
-      found = collections.Counter(font for font, *_ in drawn)
       assert all(char in shipped.FONTS[font] for font, char, _ in drawn)
+      found = collections.Counter(font for font, *_ in drawn)
       assert max(found.values()) - min(found.values()) <= 1, name
       fonts[part] = {*found}
     assert len(fonts["train"]) >= 12 and len(fonts["test"]) >= 3, name
     assert not fonts["train"] & fonts["test"]
-
-
-def test_every_font_draws_its_characters():
-  for font, chars in shipped.FONTS.items():
-    table = ft2font.FT2Font(f"{get_data_path()}/fonts/ttf/{font}.ttf")
-    for char in chars:
-      assert table.get_char_index(ord(char)), (font, char)
-      assert shipped.ink(font, char)[1] > 0.05

@@ -90,6 +90,7 @@ CLEVR = (7.9, 8, 8.5, 9, 9.5, 10, 10.1)
 KITTI = (3, 20.5, 20, 8.5, 8, 7)
 
 
+@functools.cache
 def example(data_set: str, i: int) -> dict:
   """What TFDS's builder would hand out."""
   rng = np.random.default_rng(i)
@@ -167,25 +168,22 @@ def expected_label(name: str, found: dict) -> int:
       return found["label"]
 
 
-@functools.cache
-def examples(data_set: str) -> list[dict]:
-  return [example(data_set, i) for i in range(CYCLE)]
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
   """A data_dir with all of the sets."""
   path = tmp_path_factory.mktemp("vtab")
   sizes = {name: (size,) for name, size in SIZES.items()}
   for name in sorted({task.data_set for task in vtab.TASKS.values()}):
-    tfds_writer.write(path, name, examples(name), sizes)
+    found = [example(name, i) for i in range(CYCLE)]
+    tfds_writer.write(path, name, found, sizes)
   return path
 
 
 @pytest.mark.parametrize("name", [f"vtab/{name}" for name in AUTHORS])
 def test_from_end_to_end(root, name):
   task = vtab.find(name)
-  expected = [expected_label(name, e) for e in examples(task.data_set)]
+  found = [example(task.data_set, i) for i in range(CYCLE)]
+  expected = [expected_label(name, e) for e in found]
   for part in vtab.SPLITS:
     opened = split.open_split(name, part, str(root))
     wanted = places(task.expression(part, SIZES), SIZES)
@@ -195,9 +193,8 @@ def test_from_end_to_end(root, name):
     assert len(opened.class_names) == AUTHORS[name.removeprefix("vtab/")][1]
     assert opened.valid_labels is None
   (_, place), *_ = wanted
-  image = examples(task.data_set)[place % CYCLE]["image"]
-  with Image.open(io.BytesIO(image)) as found:
-    pixels = np.asarray(found.convert("RGB")).astype(int) * task.scale
+  with Image.open(io.BytesIO(found[place % CYCLE]["image"])) as image:
+    pixels = np.asarray(image.convert("RGB")).astype(int) * task.scale
   shown = images.Opened(opened[0]["image"]).pixels()
   np.testing.assert_array_equal(shown, pixels)
   if task.data_set == "dsprites":
