@@ -250,8 +250,8 @@ def test_what_compilers_for_gpus_do():
 
 
 def test_what_it_comes_to(monkeypatch):
-  config, target = mixer_i1k.get_config(), hardware.parse("v5e-8")
-  config.batch_size = 8192
+  config, target = mixer_jft.get_config("S/16"), hardware.parse("v5e-8")
+  config.batch_size = 16384
   first, second, *_ = plan.verdict(predict(config, "v5e-8"), config, target)
   assert first.startswith("Predicted not to fit: ")
   assert second.startswith("--config.model.remat=block --config.op")

@@ -41,20 +41,16 @@ class Task:
   scale: int = 1  # By which pixels are multiplied.
 
   def expression(self, split: str, sizes: Mapping[str, int]) -> str:
-    """The TFDS split expression of one of `SPLITS`, for splits of such sizes.
-
-    "train800val200" is the authors' name of "train".
-    """
+    """The TFDS split expression of one of `SPLITS`, for splits of such sizes."""
     held, before = self.validation
     start = before * sizes.get(held, 0) // 100
     train, val = "train[:800]", f"{held}[{start}:{start + 200}]"
-    found = {"train800": train, "val200": val, "train": f"{train}+{val}"}
-    found |= {"train800val200": found["train"], "test": self.test}
-    if split not in found:
+    if split not in SPLITS:
       raise UserError(
         f"the tasks of VTAB-1k have no split {split!r}; take one of {SPLITS}."
       )
-    return found[split]
+    found = train, val, f"{train}+{val}", self.test
+    return found[SPLITS.index(split)]
 
   def record(self, feature: Any) -> dict[str, Any]:
     """The record of a task with `label`, of a `tf.train.Example`'s features."""

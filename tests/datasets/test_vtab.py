@@ -78,8 +78,6 @@ def test_a_task_is_the_authors(name):
   assert ours["test"] == places(test, sizes)
   assert len(set(ours["train"])) == 1000
   assert not set(ours["train"]) & set(ours["test"])
-  both = task.expression("train800val200", sizes)
-  assert both == task.expression("train", sizes)
 
 
 # From end to end: sets of this size, of examples that come again and again.
