@@ -41,7 +41,7 @@ class Task:
   scale: int = 1  # By which pixels are multiplied.
 
   def expression(self, split: str, sizes: Mapping[str, int]) -> str:
-    """The TFDS split expression of one of `SPLITS`, for splits of such sizes."""
+    """The TFDS split expression of one of `SPLITS`; `sizes` of the set's."""
     held, before = self.validation
     start = before * sizes.get(held, 0) // 100
     train, val = "train[:800]", f"{held}[{start}:{start + 200}]"
