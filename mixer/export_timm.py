@@ -76,20 +76,15 @@ def arguments(model: trained.Trained) -> dict[str, Any]:
   }
 
 
-def _architecture(model: trained.Trained) -> str:
-  module = model.module
-  key = module.patch_size, module.num_blocks, module.hidden_dim
-  return _ARCHITECTURES.get(key, "")
-
-
 def config(model: trained.Trained) -> dict[str, Any]:
   """`config.json` as timm reads it from a folder.
 
   Of a size that timm has no name for, the architecture is one that it refuses
   to make by name, and all arguments are there for who makes it by class.
   """
-  args = arguments(model)
-  architecture = _architecture(model)
+  args, module = arguments(model), model.module
+  key = module.patch_size, module.num_blocks, module.hidden_dim
+  architecture = _ARCHITECTURES.get(key, "")
   if architecture:
     args = {k: args[k] for k in ("img_size", "mlp_ratio")}
   crop = 1.0
@@ -121,7 +116,7 @@ def config(model: trained.Trained) -> dict[str, Any]:
   return {
     "architecture": architecture or "mlp_mixer",
     "num_classes": model.num_classes,
-    "num_features": model.module.hidden_dim,
+    "num_features": module.hidden_dim,
     "global_pool": "avg",
     "model_args": args,
     "pretrained_cfg": pretrained,
@@ -143,24 +138,16 @@ def write(model: trained.Trained, target: pathlib.Path) -> None:
 def loading(model: trained.Trained, path: pathlib.Path) -> str:
   """Lines of Python that load and run it, with the GELU it was trained with."""
   file = str(path / MEMBERS[1] if path.is_dir() else path)
-  make = f"""
-    arguments = {arguments(model)}
-    model = timm.models.mlp_mixer.MlpMixer(
-      **arguments, act_layer=timm.layers.GELUTanh  # Not timm's own GELU.
-    )
-    model.load_state_dict(safetensors.torch.load_file({file!r}))"""
-  if path.is_dir() and _architecture(model):
-    make = f"""
-    model = timm.create_model(
-      {f"local-dir:{path}"!r},
-      pretrained=True,
-      act_layer=timm.layers.GELUTanh,  # Not timm's own GELU.
-    )"""
   return f"""
     import safetensors.torch
     import timm
     import torch
-{make}
+
+    arguments = {arguments(model)}
+    model = timm.models.mlp_mixer.MlpMixer(
+      **arguments, act_layer=timm.layers.GELUTanh  # Not timm's own GELU.
+    )
+    model.load_state_dict(safetensors.torch.load_file({file!r}))
     model.eval()
 
     def run(images):

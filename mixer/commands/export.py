@@ -55,12 +55,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   text = "take the average of the weights where the run kept one"
   action = argparse.BooleanOptionalAction
   add("--averaged", action=action, default=True, help=text)
-  text = (
-    "npz: a file as the released ones; timm: a folder that timm loads, or "
-    "FILE.safetensors of weights alone; onnx: a file for ONNX runtimes, uint8 "
-    "pixels in; stablehlo: a program for JAX on any device, in a folder with "
-    "its weights, or FILE.stablehlo with them inside"
-  )
+  text = "timm and stablehlo: a folder, or FILE.safetensors, FILE.stablehlo"
   choices = "npz", "timm", "onnx", "stablehlo"
   add("--to", choices=choices, default="npz", help=text)
   text = "a file, or a new folder"
