@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -110,14 +109,11 @@ def _check_same(config: config_lib.Config, found: trained.Trained) -> None:
   width = theirs.tokens_mlp_dim
   own = model_lib.from_config(config, 0).clone(tokens_mlp_dim=width)
   sides = (s // theirs.patch_size * own.patch_size for s in found.image_size)
-  images = jax.ShapeDtypeStruct((1, *sides, 3), jnp.float32)
-  wanted = jax.eval_shape(own.init, jax.random.key(0), images)["params"]
   headless = {k: v for k, v in found.params.items() if k != "head"}
-  lines = weights.mismatches(weights.shapes(headless), weights.shapes(wanted))
-  if lines:
+  if lines := trained.mismatches(headless, own, sides):
     raise UserError(
-      f"init_from={path} holds another model than this config: "
-      f"{weights.shorten(lines)}. Set model.* as it was there."
+      f"init_from={path} holds another model than this config: {lines}. Set "
+      "model.* as it was there."
     )
 
 

@@ -139,11 +139,8 @@ def _of_run(path: str, averaged: bool) -> Trained:
     class_ids = tuple(info["class_names"])
     size = config_lib.image_size(config)
     module = model_lib.plain(model_lib.from_config(config, len(class_ids)))
-    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    like = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
-    lines = weights.mismatches(weights.shapes(params), weights.shapes(like))
-    if lines:
-      raise ValueError(weights.shorten(lines))
+    if lines := mismatches(params, module, size):
+      raise ValueError(lines)
   except Exception as e:  # A foreign config may raise anything.
     raise UserError(
       f"checkpoint {info['path']} holds other weights or another config than "
@@ -162,6 +159,14 @@ def _of_run(path: str, averaged: bool) -> Trained:
     origin=f"{where}{kept})",
     config=config,
   )
+
+
+def mismatches(params: Any, module: model_lib.MlpMixer, size: Any) -> str:
+  """What is wrong with weights for a module and images of a size; or ""."""
+  images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+  own = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
+  lines = weights.mismatches(weights.shapes(params), weights.shapes(own))
+  return weights.shorten(lines)
 
 
 def _of_file(path: str, file: pathlib.Path) -> Trained:

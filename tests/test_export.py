@@ -145,19 +145,17 @@ def test_a_run_and_its_export_answer_alike_for_files(tmp_path, export):
   config = smoke.get_config()
   config.data.eval_short_side = 0  # Squeezed, where the paper crops.
   config.loss.name, config.model.dtype = "sigmoid", "bfloat16"
-  names = [f"kind {k}" for k in range(10)]
-  trained_files.save(
-    tmp_path / "run", config, lambda m: m.update(class_names=names)
-  )
+  names = {"class_names": [f"kind {k}" for k in range(10)]}
+  trained_files.save(tmp_path / "run", config, lambda m: m.update(names))
   path = str(tmp_path / "banner.png")
-  rng = np.random.default_rng(0)
-  Image.fromarray(rng.integers(0, 256, (40, 240, 3), np.uint8)).save(path)
+  noise = np.random.default_rng(0).integers(0, 256, (40, 240, 3), np.uint8)
+  Image.fromarray(noise).save(path)
   export(tmp_path / "run", "weights.npz", "npz", "--images", path)
   one, other = (
     predictor.Predictor(trained.load(str(tmp_path / each))).predict(path)
     for each in ("run", "weights.npz")
   )
-  assert one == other and {*one[0].names} <= {*names}
+  assert one == other and {*one[0].names} <= {*names["class_names"]}
 
 
 def test_what_computes_something_else_is_not_kept(
