@@ -12,6 +12,7 @@ import re
 import runpy
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -21,7 +22,7 @@ from mixer.errors import UserError, first_line, printable
 DATA_DIR = "where data sets are; default: as in the run, else TFDS's own"
 # How the processes of a run find each other: `mixer.distributed`.
 CLUSTERS = ("auto", "none", "explicit", "slurm", "gke", "tpu")
-_PREFIX = "config."
+_PREFIX = "--config."
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,16 +36,16 @@ class Parser(argparse.ArgumentParser):
 
   def read(self, words: Sequence[str]) -> argparse.Namespace:
     """Parses flags in any order; loads the config, if one is named."""
-    for word in words:
-      if word.endswith("=--"):  # Of which argparse makes no value at all.
-        self.error(f"{word}: -- is no value")
-    args, unknown = self.parse_known_intermixed_args(words)
+    has_config = "--config" in self._option_string_actions
+    keys = [w for w in words if has_config and w.startswith(_PREFIX)]
+    args, unknown = self.parse_known_intermixed_args(
+      [w for w in words if w not in keys]
+    )
     if unknown:
       self.error(self._unknown(unknown[0].partition("=")[0]))
-    if hasattr(args, "config"):
-      keys = [name for name in vars(args) if name.startswith(_PREFIX)]
-      values = {k.removeprefix(_PREFIX): args.__dict__.pop(k) for k in keys}
+    if has_config:
       try:
+        values = dict(map(_override, keys))
         args.config = config_lib.changed(_recipe(args.config), values)
       except UserError as e:
         self.error(str(e))
@@ -52,9 +53,9 @@ class Parser(argparse.ArgumentParser):
 
   def _unknown(self, name: str) -> str:
     """A sentence on a word that is no flag, naming the nearest."""
-    known = self._option_string_actions
-    if name.startswith("--config.") and "--config" in known:
-      return config_lib.unknown(name.removeprefix("--config."))
+    known = [*self._option_string_actions]
+    if "--config" in known:
+      known += [_PREFIX + key for key in config_lib.KEYS]
     near = difflib.get_close_matches(name, known, 1)
     meant = f"; did you mean {near[0]}?" if near else ""
     return f"there is no flag {name}{meant}"
@@ -147,40 +148,37 @@ def add_config(parser: argparse.ArgumentParser, beside: str) -> None:
   parser.usage = f"%(prog)s --config=FILE {beside} [--config.KEY=VALUE] ..."
   text, name = "the recipe; --config.KEY=VALUE overrides a key", "FILE[:WORDS]"
   parser.add_argument("--config", required=True, metavar=name, help=text)
-  group = parser.add_argument_group("keys of the config, with their defaults")
+  lines = ["keys of the config, with their defaults:"]
   for name, key in config_lib.KEYS.items():
     choices = " or ".join(filter(None, key.choices))
-    group.add_argument(
-      f"--config.{name}",
-      type=_value(name, key.default),
-      default=argparse.SUPPRESS,
-      metavar=shlex.quote(str(key.default)),
-      help=f"{key.meaning}{choices and f' ({choices})'}".replace("%", "%%"),
-    )
+    text = f"{key.meaning}{choices and f' ({choices})'}"
+    lines.append(f"  {_PREFIX}{name}={shlex.quote(str(key.default))}")
+    lines += [f"      {line}" for line in textwrap.wrap(text, 72)]
+  parser.epilog = "\n".join(lines)
 
 
-def _value(key: str, default: Any) -> Callable[[str], Any]:
-  """Reads a value of the default's type."""
+def _override(word: str) -> tuple[str, Any]:
+  """Reads "--config.seed=3" -> ("seed", 3): a value of the default's type."""
+  key, _, text = word.removeprefix(_PREFIX).partition("=")
+  if key not in config_lib.KEYS:
+    raise UserError(config_lib.unknown(key))
+  default = config_lib.KEYS[key].default
   kind = type(default)
-
-  def parse(value: str) -> Any:
-    try:
-      if kind is bool:
-        return ("false", "true", "0", "1").index(value.lower()) % 2 == 1
-      if kind not in (dict, tuple):
-        return kind(value)
-      found = ast.literal_eval(value)
-      if kind is dict:
-        return dict(**found)  # Names, which become arguments.
-      return tuple(found) if isinstance(found, tuple | list) else (found,)
-    except Exception:
-      example = {"nesterov": True} if kind is dict else default
-      raise argparse.ArgumentTypeError(
-        f"{value[:100]!r} is not of type {kind.__name__}; write it as in "
-        f"{config_lib.override(key, example)}"
-      ) from None
-
-  return parse
+  try:
+    if kind is bool:
+      return key, ("false", "true", "0", "1").index(text.lower()) % 2 == 1
+    if kind not in (dict, tuple):
+      return key, kind(text)
+    found = ast.literal_eval(text)
+    if kind is dict:
+      return key, dict(**found)  # Names, which become arguments.
+    return key, tuple(found) if isinstance(found, tuple | list) else (found,)
+  except Exception:
+    example = {"nesterov": True} if kind is dict else default
+    raise UserError(
+      f"{word[:100]} is not of type {kind.__name__}; write it as in "
+      f"{config_lib.override(key, example)}."
+    ) from None
 
 
 def _recipe(name: str) -> config_lib.Config:

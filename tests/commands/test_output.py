@@ -105,13 +105,6 @@ def test_predict(streams, tmp_path):
   assert names == {EVIL, f"0{EVIL}", ASCII[0]}
 
 
-def test_a_file_that_looks_like_a_flag(capsys):
-  with pytest.raises(SystemExit):
-    cli.main(["predict", "--checkpoint=c", f"-{EVIL}".replace(" ", "_")])
-  shown = f"-{SHOWN}".replace(" ", "_")
-  assert shown in harmless(capsys.readouterr().err)
-
-
 def test_prepare(streams, tmp_path):
   photos = tmp_path / "photos"
   for number in range(6):
@@ -151,16 +144,6 @@ def test_names_of_a_checkpoint(streams, evil_run):
   assert cli.main(["evaluate", *args]) == 1
   assert SHOWN in out.text()
   assert err.text().splitlines()[-1].startswith("error: the checkpoint ")
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("untouched")
-def test_names_in_figures(capsys, tmp_path, evil_run):
-  image(tmp_path / f"$\\frac{EVIL}", 9)
-  args = [str(evil_run), "-o", str(tmp_path / "out"), "--figures=saliency"]
-  args += ["--smooth=0", "--explain=1", "--images", str(tmp_path)]
-  assert cli.main(["visualize", *args]) == 0
-  assert "saliency.png" in harmless(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,12 @@
 """Choosing a learning rate."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from mixer import metrics
 from mixer.commands import sweep
 from mixer.errors import UserError
-from tests import conftest
 
 
 @pytest.fixture
@@ -75,20 +72,3 @@ def test_what_cannot_choose_is_refused(config, tmp_path, key, value, sentence):
   config.sweep[key] = value
   with pytest.raises(UserError, match=sentence):
     sweep.sweep(config, tmp_path)
-
-
-@pytest.mark.slow
-def test_the_command(data_dir, tmp_path):
-  run = [sys.executable, "-m", "mixer", "sweep", "--config=configs/smoke.py"]
-  run += [
-    *("--config.total=2 steps", f"--config.data.data_dir={data_dir}"),
-    *(f"--workdir={tmp_path}", "--config.schedule.warmup=1 steps"),
-    "--config.sweep.learning_rates=(0.001,)",
-    "--config.sweep.train_split=train[:80%]",
-    "--config.sweep.eval_split=train[80%:]",
-  ]
-  done = subprocess.run(run, cwd=conftest.ROOT, capture_output=True, text=True)
-  assert done.returncode == 0, done.stderr
-  table = json.loads((tmp_path / "sweep.json").read_text())
-  assert [t["learning_rate"] for t in table["trials"]] == [0.001]
-  assert f"accuracy {table['last']['accuracy']:.4f} on test" in done.stdout
