@@ -90,13 +90,12 @@ def memory(pid: int) -> int:
   return total
 
 
-def prepare(tar: pathlib.Path, workers: int) -> tuple[float, int]:
+def prepare(tar: pathlib.Path) -> tuple[float, int]:
   """Seconds and peak memory of a preparation."""
   with tempfile.TemporaryDirectory(dir=tar.parent) as folder:
     words = [
       *(sys.executable, "-m", "mixer", "prepare", "imagenet21k"),
-      *(f"--source={tar}", f"--data_dir={folder}", f"--workers={workers}"),
-      "--hold_out=test=1%",
+      *(f"--source={tar}", f"--data_dir={folder}", "--hold_out=test=1%"),
     ]
     start, peak = time.perf_counter(), 0
     process = subprocess.Popen(
@@ -121,7 +120,7 @@ def body(args: Any) -> None:
     benchmarks.head("images", "kB each", "read/s", "prepared/s", "peak MB")
     for _ in range(args.rounds):
       before = read_seconds(tar)
-      seconds, peak = prepare(tar, args.workers)
+      seconds, peak = prepare(tar)
       # Around the preparation, so that a drift of the machine cancels.
       plain = (before + read_seconds(tar)) / 2
       rows.append({"read": plain, "prepare": seconds, "peak": peak})
@@ -141,7 +140,6 @@ def main() -> int:
   parser.add_argument("--images", type=int, default=6000)
   parser.add_argument("--classes", type=int, default=100)
   parser.add_argument("--side", type=int, default=400, help="short, in pixels")
-  parser.add_argument("--workers", type=int, default=benchmarks.cores())
   parser.add_argument("--scratch", help="where to work; needs 3 x the images")
   return benchmarks.run(body, parser.parse_args())
 

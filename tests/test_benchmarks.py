@@ -114,7 +114,7 @@ def test_the_input_pipeline(tmp_path, monkeypatch, capsys):
 def test_the_preparation(tmp_path, monkeypatch, capsys):
   path = tmp_path / "prepare.json"
   flags = ["--images=200", "--classes=3", "--side=32", "--rounds=1"]
-  flags += ["--workers=1", f"--scratch={tmp_path}", f"--out={path}"]
+  flags += [f"--scratch={tmp_path}", f"--out={path}"]
   assert run(monkeypatch, prepare, *flags) == 0
   assert json.loads(path.read_text())["rounds"][0]["peak"] > 1e7
   assert "| 200 |" in capsys.readouterr().out

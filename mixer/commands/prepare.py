@@ -172,11 +172,7 @@ def _prepare(args: argparse.Namespace) -> None:
     tfds.check(name)
   dests = [how.get("dest", flag) for flag, (how, _) in _OWN.items()]
   odd = any(getattr(args, dest) is not None for dest in dests)
-  if (
-    odd
-    or len(given) > 1
-    or (base in catalog.SHIPPED and (given or base != name))
-  ):
+  if odd or len(given) > (base not in catalog.SHIPPED):
     raise UserError(
       f"{name} is prepared as it comes, from one --source at most; further "
       f"flags are for images that you have: {', '.join(catalog.OWN)}."
@@ -207,10 +203,8 @@ def _own(args: argparse.Namespace, root: pathlib.Path) -> tuple[str, Any]:
   base, release, version = catalog.split_name(args.set)
   spec, entry = sets.SETS[base], catalog.ENTRIES[base]
   if release not in ("", *spec.releases) or version not in ("", spec.version):
-    known = " and ".join(f"{base}/{r}" for r in spec.releases if r) or base
-    raise UserError(
-      f"here is only {known} in version {spec.version}; name that."
-    )
+    known = " or ".join(f"{base}/{r}".rstrip("/") for r in spec.releases)
+    raise UserError(f"name {known}, in version {spec.version}.")
   for flag in ("name", "classes", "accept_truncated"):
     if getattr(args, flag) and flag not in spec.takes:
       raise UserError(f"--{flag} is not for {base}; leave it out.")
@@ -245,10 +239,8 @@ def _own(args: argparse.Namespace, root: pathlib.Path) -> tuple[str, Any]:
   if not args.source:
     how = catalog.how_to(args.set, args.data_dir)
     raise UserError(f"name the images that you have with --source. {how}")
-  truncated, seed = bool(args.accept_truncated), given.get("seed", 0)
-  request = sets.Request(
-    base, release, args.source, args.classes, truncated, seed
-  )
+  more = bool(args.accept_truncated), given.get("seed", 0)
+  request = sets.Request(base, release, args.source, args.classes, *more)
   with Progress() as progress, stored.lock(info["name"], root):
     source = sets.open_source(request)
     progress.say(f"preparing {name} in {root} from {source.description}")
@@ -262,14 +254,7 @@ def _own(args: argparse.Namespace, root: pathlib.Path) -> tuple[str, Any]:
       lambda done: progress.show("looking for the classes", done, source.total)
     )
     options = journal.Options(**defaults | given)
-    build.prepare(source, folder, info, spec, options, progress)
-  record = files.read_json(folder / build.PREPARATION, "its record")
-  kinds = [f"{n:,} {kind}" for kind, n in sorted(record["problems"].items())]
-  if kinds:
-    print(
-      f"{record['left_out']:,} files are left out; with problems: "
-      f"{', '.join(kinds)}; listed in {folder / build.REPORT}"
-    )
+    print(build.prepare(source, folder, info, spec, options, progress))
   return name, folder
 
 

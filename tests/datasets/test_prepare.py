@@ -356,7 +356,10 @@ def test_what_is_there_is_left_as_it_is(run, tmp_path):
     ("folder --name=x --source=v2 --source=i21k", "--source is given 2 times"),
     ("folder --name=x --source=i21k/fall11_whole.tar", "is no folder; unpack"),
     ("imagenet21k --name=x", "--name is not for imagenet21k; leave it out."),
-    ("imagenet21k:7.0.0", "here is only imagenet21k/winter21 and imagenet21k"),
+    (
+      "imagenet21k:7.0.0",
+      "name imagenet21k/winter21 or imagenet21k/fall11, in",
+    ),
     ("imagenet21k --source=i21k_p/folders", "24 of 24 files can't be used, s"),
     (
       "imagenet21k_p --source=i21k/fall11_whole.tar",

@@ -242,12 +242,11 @@ def _read(work: Work, progress: Progress) -> None:
 
 def _judge(work: Work, most: float) -> None:
   """Stops where it isn't some bad files, but a bad source."""
-  left_out = work.members - work.counts.total()
-  if left_out > most * work.members or not work.counts:
+  if work.left_out > most * work.members or not work.counts:
     rows = [*work.all("problems"), *work.chunk["problems"]]
     kind, name, what = rows[-1] if rows else ("empty", "all", "no image")
     raise UserError(
-      f"{left_out:,} of {work.members:,} files can't be used, such as {name} "
+      f"{work.left_out:,} of {work.members:,} files can't be used, such as {name} "
       f"({kind}: {what}). Get a whole copy, mend these files, or go on without "
       "them by --bad=skip, --mislabelled=keep and --max_bad=1."
     )
@@ -274,8 +273,8 @@ def prepare(
   spec: Spec,
   options: Options,
   progress: Progress,
-) -> None:
-  """Makes the data set of a folder NAME/VERSION, or continues with it.
+) -> str:
+  """Makes the data set of a folder, or continues with it; says what was odd.
 
   `info` is what TFDS wants to know: `name`, `description`, any `configName`.
   """
@@ -308,12 +307,7 @@ def prepare(
     rows = [["kind", "file", "what"], *work.all("problems")]
     lines = ("\t".join(map(errors.printable, row)) + "\n" for row in rows)
     (data / REPORT).write_text("".join(lines), "utf-8")
-    record = {
-      "from": source.description,
-      "identity": work.identity,
-      "left_out": work.members - work.counts.total(),
-      "problems": Counter(kind for kind, *_ in work.all("problems")),
-    }
+    record = {"from": source.description, "identity": work.identity}
     (data / PREPARATION).write_text(json.dumps(record, indent=2) + "\n")
     for path in data.iterdir():
       journal.sync(path)
@@ -323,3 +317,9 @@ def prepare(
     os.rename(data, final)
     files.sync_folder(final.parent)
     journal.clean(final)
+  kinds = Counter(kind for kind, *_ in work.all("problems"))
+  found = [f"{n:,} {kind}" for kind, n in sorted(kinds.items())] or ["none"]
+  return (
+    f"{work.left_out:,} files are left out; with problems: "
+    f"{', '.join(found)}; listed in {final / REPORT}"
+  )

@@ -172,6 +172,11 @@ class Work:
       if path.name not in named:
         path.unlink()
 
+  @property
+  def left_out(self) -> int:
+    """Members that are in no split."""
+    return self.members - self.counts.total()
+
   def all(self, key: str) -> list[Any]:
     """Of all entries together."""
     return [row for entry in self.entries for row in entry[key]]
