@@ -246,9 +246,9 @@ def _judge(work: Work, most: float) -> None:
     rows = [*work.all("problems"), *work.chunk["problems"]]
     kind, name, what = rows[-1] if rows else ("empty", "all", "no image")
     raise UserError(
-      f"{work.left_out:,} of {work.members:,} files can't be used, such as {name} "
-      f"({kind}: {what}). Get a whole copy, mend these files, or go on without "
-      "them by --bad=skip, --mislabelled=keep and --max_bad=1."
+      f"{work.left_out:,} of {work.members:,} files can't be used, such as "
+      f"{name} ({kind}: {what}). Get a whole copy, mend these files, or go on "
+      "without them by --bad=skip, --mislabelled=keep and --max_bad=1."
     )
 
 

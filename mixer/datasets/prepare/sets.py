@@ -221,16 +221,16 @@ def _read_idx(path: Path, axes: int) -> np.ndarray:
     if content.startswith(b"\x1f\x8b"):
       with gzip.open(io.BytesIO(content)) as packed:
         content = packed.read(_MOST_BYTES)
-    begin = 4 * (1 + axes)
-    magic, *sizes = struct.unpack(f">{1 + axes}I", content[:begin])
-    # In Python's integers: a damaged header may claim more than 64 bits hold.
-    if magic != 0x800 + axes or len(content) != begin + math.prod(sizes):
-      raise ValueError(f"its header, {content[:begin].hex(' ', 4)}, is another")
+    magic, *sizes = struct.unpack_from(f">{1 + axes}I", content)
+    values = np.frombuffer(content, np.uint8, offset=4 * (1 + axes))
+    if magic == 0x800 + axes and math.prod(sizes) == values.size:
+      return values.reshape(sizes)
+    why = "its header is another"
   except (OSError, EOFError, ValueError, struct.error, zlib.error) as e:
-    raise UserError(
-      f"{path} is no idx file of {axes} axes, or damaged ({e}). Get it again."
-    ) from e
-  return np.frombuffer(content, np.uint8, offset=begin).reshape(sizes)
+    why = str(e)
+  raise UserError(
+    f"{path} is no idx file of {axes} axes, or damaged ({why}). Get it again."
+  )
 
 
 @dataclasses.dataclass(frozen=True)
