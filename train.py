@@ -25,7 +25,7 @@ if __name__ == "__main__":
 import argparse
 import dataclasses
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -69,7 +69,7 @@ def train(
 
   Raises:
     UserError: something that the user can mend.
-    stop.Preempted: stopped by a signal; the state is saved.
+    stop.Preempted: stopped by a signal that `stop.listen` hears; it is saved.
   """
   began, path = stop.began(), workdir_lib.path(workdir)
   board = distributed.Board() if distributed.several() else None
@@ -81,25 +81,27 @@ def train(
     class_names = inputs.train_split.class_names
     origin = initial.find(inputs.config, path, class_names)
     asked = config_lib.to_json(inputs.config)
-    resolved: dict[str, Any] = inputs.plan.to_json() | origin.resolved
-    resolved |= {
+    resolved = {
+      **inputs.plan.to_json(),
+      **origin.resolved,
       "train_examples": len(inputs.train_split),
       "eval_examples": len(inputs.eval_split),
       "num_classes": len(class_names),
       workdir_lib.DATA_SET: inputs.identity,
     }
 
-    def check() -> str:
-      step = max(checkpoints.committed(path), default=None)
-      return workdir_lib.check(path, asked, resolved, allow_change, step)
-
-    # Whose workdir it is, and whether all processes run the same.
+    # Whose workdir it is, whether this run may go on in it, and whether all
+    # processes run the same.
     with lock.Lock(path) as owner:
       watch.leaving.append(owner.release)
-      distributed.say(owner.sentence)
+
+      def check() -> str:
+        step = max(checkpoints.committed(path), default=None)
+        return workdir_lib.check(path, asked, resolved, allow_change, step)
+
       distributed.say(distributed.on_first("workdir", check))
       same = {"workdir": str(path), "resolved": resolved}
-      distributed.check_same(inputs.config, config_lib.flatten(same))
+      distributed.check_same(inputs.config, same)
       watch.check()
 
       # The model and its state, then updates to the end.
@@ -141,22 +143,20 @@ class _Run:
     self.watch, self.owner = watch, owner
     self.mesh = sharding.make_mesh(fsdp=config.sharding.fsdp)
     self.trainer = train_step.Trainer(config, plan, len(names), self.mesh)
-    self.on_disk = saved.latest
-    if self.on_disk is None:
+    if saved.latest is None:
       self.state, self.step = origin.place(self.trainer.init()), 0
       message = origin.message
     else:
       self.state, self.step = saved.restore(self.trainer.abstract)
-      self.on_disk = self.step
       message = f"going on after step {self.step} of {plan.total}"
     before = saved.metadata or {}
     self.metadata = runtime.history(before, self.step, message)
     self.metadata["class_names"] = names
-    model, lines = self.trainer.model, before.get("metrics_lines", 0)
-    self.report = reporter.Reporter(
-      path, inputs, model, self.step, began, lines
-    )
-    self.shown: dict[str, Any] | None = None
+    self.on_disk, start = saved.latest, self.step
+    lines = before.get("metrics_lines", 0)
+    model = self.trainer.model
+    self.report = reporter.Reporter(path, inputs, model, start, began, lines)
+    self.shown: dict[str, Any] | None = None  # What report.html shows.
     self.report.say(reporter.header(inputs, self.trainer.abstract.params))
     self.report.say(f"{path}: {message}")
 
@@ -166,7 +166,7 @@ class _Run:
     self.owner.check()
 
   def to_the_end(self) -> None:
-    """Trains; however that ends, says where the time went."""
+    """Trains; however that ends, reports where the time went."""
     start, report = self.step, self.report
     report.goodput.begin()
     ours = True
@@ -180,7 +180,7 @@ class _Run:
       raise
     except (stop.Preempted, UserError) as e:
       # Whatever it was, no update that is done is lost; but one process can't
-      # save without the others, who know nothing of its error.
+      # save without the others, which know nothing of its error.
       alone = not distributed.several()
       if self.step > start and (alone or isinstance(e, stop.Preempted)):
         self.save()
@@ -211,18 +211,22 @@ class _Run:
       count = durations.at_once(plan, self.step, config.steps_per_dispatch)
       with report.goodput.spend("data"):
         local = [next(batches) for _ in range(count)]
-      kind = "step" if count in compiled else "compile"
+      with report.goodput.spend("step" if count in compiled else "compile"):
+        if count == 1:
+          batch = sharding.put_batch(self.mesh, local[0])
+          self.state, values = self.trainer.train_step(self.state, batch)
+        else:
+          several = sharding.put_batches(self.mesh, local)
+          self.state, values = self.trainer.train_steps(self.state, several)
       compiled.add(count)
-      with report.goodput.spend(kind):
-        values = self.update(local)
       self.step += count
-      self.watch.working()
+      self.watch.working = True
       report.update(self.step, values, count)
       if self.is_due(plan.checkpoint_every):
         self.save()
       if self.evaluation_missing():
         self.evaluate()
-        best = report.is_best(self.step)
+        best = checkpoints.best(report.scores()) == self.step
         if config.keep_best and distributed.broadcast("best", best):
           self.save()
     self.wait()
@@ -232,16 +236,6 @@ class _Run:
       if distributed.broadcast("report", missing):
         with report.goodput.spend("evaluation"):
           self.show()
-
-  def update(self, local: Sequence[dict[str, np.ndarray]]) -> Any:
-    """One update for each batch, in one call; their metrics."""
-    if len(local) == 1:
-      batch = sharding.put_batch(self.mesh, local[0])
-      self.state, values = self.trainer.train_step(self.state, batch)
-    else:
-      batches = sharding.put_batches(self.mesh, local)
-      self.state, values = self.trainer.train_steps(self.state, batches)
-    return values
 
   def is_due(self, every: durations.Interval) -> bool:
     """Whether now is a time for it, or the end."""
@@ -274,38 +268,34 @@ class _Run:
     self.report.settle()
     config, task = self.inputs.config, self.inputs.fewshot_task
     model, params = self.trainer.inference, self.state.eval_params
+
+    def over(function: Any, split: input_pipeline.Split) -> Any:
+      batches = input_pipeline.eval_batches(split, config)
+      return function(model, params, batches, self.mesh, self.pulse)
+
     with self.report.goodput.spend("evaluation"):
       if config.report and self.step == self.inputs.plan.total:
         values = self.show()
       else:
-        batches = input_pipeline.eval_batches(self.inputs.eval_split, config)
-        values = evaluate.evaluate(
-          model, params, batches, self.mesh, self.pulse
-        )
+        values = over(evaluate.evaluate, self.inputs.eval_split)
       named = {f"eval/{k}": v for k, v in values.items()}
       if task is not None:
-
-        def extract(split: input_pipeline.Split) -> np.ndarray:
-          batches = input_pipeline.eval_batches(split, config)
-          return evaluate.features(
-            model, params, batches, self.mesh, self.pulse
-          )
-
-        for shots, draws in task.accuracies(extract).items():
+        found = task.accuracies(functools.partial(over, evaluate.features))
+        for shots, draws in found.items():
           named[f"fewshot/{shots}shot"] = float(np.mean(draws))
     self.report.evaluation(self.step, named)
 
   def show(self) -> dict[str, float]:
     """Evaluates, with what the report shows of the model."""
-    inputs = self.inputs
+    split, config = self.inputs.eval_split, self.inputs.config
     values, self.shown = predictions.gather(
       self.step,
       self.trainer.inference,
       self.state.eval_params,
-      input_pipeline.eval_batches(inputs.eval_split, inputs.config),
+      input_pipeline.eval_batches(split, config),
       self.mesh,
-      inputs.eval_split,
-      inputs.config,
+      split,
+      config,
       self.pulse,
     )
     return values

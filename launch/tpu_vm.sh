@@ -16,9 +16,8 @@ usage='launch/tpu_vm.sh COMMAND --name=NAME --zone=ZONE [FLAGS] [-- TRAIN.PY FLA
   --type=v5e-64       or v6e-64, ...: the number counts chips
   --version=VERSION   the image, else v2-alpha-tpuv5-lite or v2-alpha-tpuv6e
   --spot              spot capacity: cheaper, and may be taken away
-  --create_flag=FLAG  one more flag of `gcloud compute tpus queued-resources
-                      create`, such as --data-disk=...; may be repeated
-  --gcloud_flag=FLAG  one more flag of all commands, such as --project=...
+  --create_flag=FLAG  one more flag of the request, such as --data-disk=...
+  --gcloud_flag=FLAG  one more flag of all gcloud commands, as --project=...
   --prepare=COMMAND   ends the set-up of each host: mount the data here
   --worker=all        or a number: whose logs
   --keep              until-done leaves the slice when it ends
@@ -46,8 +45,7 @@ while (($#)); do
     --keep) keep=yes ;;
     --dry-run) dry=yes ;;
     --) shift && train=("$@" --cluster=tpu) && break ;;
-    *) die "$1 is not known or lacks a value (flags of train.py go behind --);" \
-      "launch/tpu_vm.sh --help lists the flags." ;;
+    *) die "$1 is not known or lacks a value (flags of train.py go behind --)." ;;
   esac
   shift
 done
@@ -58,7 +56,7 @@ case $type in
   v6e-*) version=${version:-v2-alpha-tpuv6e} ;;
 esac
 [[ ! $command =~ create|until || ($type && $version) ]] || die "$command needs" \
-  "--type, as in --type=v6e-64; for others than v5e and v6e also --version, the image."
+  "--type, as in --type=v6e-64; for others than v5e and v6e also --version."
 line=" ${train[*]-}"
 [[ ! $command =~ run|until || ($line =~ " --config=" && $line =~ " --workdir=") ]] ||
   die "$command needs behind --: -- --config=configs/NAME.py --workdir=gs://BUCKET/RUN"
@@ -66,20 +64,17 @@ line=" ${train[*]-}"
   die "the workdir goes with the slice: it has to be gs://..., or a disk below /mnt."
 
 exec 3>&1
-temporary=$(mktemp -d)
-trap 'rm -rf "$temporary"' EXIT
+archive=$(mktemp) && trap 'rm -f "$archive"' EXIT
 tpus() {  # WORDS OF GCLOUD...
   local call=(gcloud compute tpus "$@" "${flags[@]}")
   if [[ ! $dry ]]; then "${call[@]}"; else printf '%q ' "${call[@]}" >&3; echo >&3; fi
 }
 ssh_flags=(--ssh-flag=-oConnectTimeout=20 --ssh-flag=-oServerAliveInterval=15)
-hosts() {  # WORKERS COMMAND
-  tpus tpu-vm ssh "$name" --worker="$1" --command="$2" "${ssh_flags[@]}"
-}
+hosts() { tpus tpu-vm ssh "$name" --worker="$1" --command="$2" "${ssh_flags[@]}"; }
 state() {  # tpu-vm|queued-resources KEY: ABSENT without one, "" if gcloud fails.
-  tpus "$1" describe "$name" --format="value($2)" 2>"$temporary/errors" && return
-  grep -qiE 'NOT_FOUND|was not found' "$temporary/errors" && echo ABSENT && return
-  cat "$temporary/errors" >&2
+  local found
+  found=$(tpus "$1" describe "$name" --format="value($2)" 2>&1) && echo "$found" && return
+  grep -qiE 'NOT_FOUND|was not found' <<<"$found" && echo ABSENT || echo "$found" >&2
 }
 create() {
   tpus queued-resources create "$name" --node-id="$name" \
@@ -95,10 +90,10 @@ await() {  # A request becomes a slice.
   done
 }
 setup() {  # The files that git knows, as they are now. The image's Python is old.
-  local archive=$temporary/mixer.tar.gz root tree
+  local root tree
   root=$(dirname "${BASH_SOURCE[0]}")/.. && tree=$(git -C "$root" stash create)
-  git -C "$root" archive --prefix=mixer/ --output="$archive" "${tree:-HEAD}" &&
-    tpus tpu-vm scp "$archive" "$name:" --worker=all "${ssh_flags[@]/#--ssh/--scp}" &&
+  git -C "$root" archive --format=tar.gz --prefix=mixer/ "${tree:-HEAD}" >"$archive" &&
+    tpus tpu-vm scp "$archive" "$name:mixer.tar.gz" --worker=all "${ssh_flags[@]/#--ssh/--scp}" &&
     hosts all "rm -rf mixer && tar -xzf mixer.tar.gz && PATH=~/.local/bin:\$PATH &&
       { which uv || curl -LsSf https://astral.sh/uv/install.sh | sh; } &&
       uv venv --allow-existing --python=3.12 ~/.venv-mixer &&
@@ -114,9 +109,8 @@ run() {  # Detached from ssh. The exit code is kept, of a machine that stops too
       </dev/null >>~/mixer.log 2>&1 & until [ -e ~/mixer.pid ]; do sleep 0.1; done"
 }
 status() {
-  hosts all "if $running; then now=running
-    else now=\$(cat ~/mixer.exit 2>/dev/null || echo lost); fi
-    echo mixer: \$now" | sed -n 's/^mixer: //p'
+  hosts all "echo mixer: \$($running && echo running || cat ~/mixer.exit || echo lost)" \
+    2>/dev/null | sed -n 's/^mixer: //p'
 }
 logs() { hosts "$worker" "tail -n 200 ~/mixer.log"; }
 delete() {

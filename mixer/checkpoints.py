@@ -16,15 +16,17 @@ what has no such mark doesn't count. Paths may be those of an object store.
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1
 from etils import epath
 
-from mixer import digests, errors, files, weights
+from mixer import errors, files, weights
 from mixer import workdir as workdir_lib
 from mixer.errors import UserError, first_line
 
@@ -55,10 +57,25 @@ def directory(workdir: epath.PathLike) -> epath.Path:
   return path if files.is_remote(path) else path.absolute()
 
 
+def contents(folder: epath.Path) -> list[epath.Path]:
+  """What is in a folder, nothing if it isn't there."""
+  try:
+    return list(folder.iterdir())
+  except (FileNotFoundError, NotADirectoryError):
+    return []  # An object store has no empty folders.
+
+
+def steps_in(folder: epath.Path, committed: bool = True) -> list[int]:
+  """The steps of the checkpoints that were committed, or were not, in order."""
+  found = [d for d in contents(folder) if d.name.isdigit() and d.is_dir()]
+  return sorted(
+    int(d.name) for d in found if (d / COMMITTED).exists() == committed
+  )
+
+
 def committed(workdir: epath.PathLike) -> list[int]:
   """The steps of the committed checkpoints in a workdir, in order."""
-  found = steps_in(directory(workdir))
-  return sorted(int(d.name) for d in found if is_committed(d))
+  return steps_in(directory(workdir))
 
 
 def locate(path: epath.PathLike) -> tuple[epath.Path, int]:
@@ -84,9 +101,29 @@ def best(scores: Mapping[int, float]) -> int | None:
   return max(known)[1] if known else None
 
 
+@contextlib.contextmanager
+def _reading(where: epath.Path) -> Iterator[None]:
+  """Lets Orbax read without other hosts; all errors but of memory are damage.
+
+  Each host reads its own part of every array; `mixer.saving` asks whether all
+  could, where waiting has an end.
+  """
+  me, context = ocp.multihost.process_index(), ocp.Context()
+  context.multiprocessing.primary_host = me
+  context.multiprocessing.active_processes = {me}
+  try:
+    with context:
+      yield
+  except Exception as e:
+    if errors.is_memory(e):
+      raise
+    why = f"checkpoint {where} is damaged: can't be read: {first_line(e)}"
+    raise Damaged(why) from e
+
+
 def header(where: epath.Path) -> Header:
   """Reads all but the arrays; Damaged if that is not as it was saved."""
-  with _noticing_damage(where):
+  with _reading(where):
     content = json.loads((where / _METADATA).read_text())["custom_metadata"]
     if content.pop(_SHA256, None) != files.json_sha256(content):
       raise ValueError("its metadata are not as they were saved")
@@ -95,18 +132,66 @@ def header(where: epath.Path) -> Header:
 
 def sealed(metadata: dict[str, Any], parts: Any) -> dict[str, Any]:
   """The metadata, what is known of every array, and a digest of all that."""
-  leaves, found = weights.flatten(parts), digests.of(parts)
+  found = digests(parts)
   arrays = {
     k: [np.dtype(leaf.dtype).name, list(leaf.shape), found[k]]
-    for k, leaf in leaves.items()
+    for k, leaf in weights.flatten(parts).items()
   }
   content = metadata | {_ARRAYS: arrays}
   return content | {_SHA256: files.json_sha256(content)}
 
 
+def refuse(about: Header, names: list[str]) -> None:
+  """Raises Damaged if there are names, as of `changed`."""
+  if names:
+    shown = weights.shorten(names)
+    raise Damaged(f"checkpoint {about.path} is damaged: not as saved: {shown}")
+
+
+def changed(about: Header, parts: dict[str, Any]) -> list[str]:
+  """The names of arrays in these parts that are not as they were saved.
+
+  Where several hosts have parts of them, all have to call it.
+  """
+  now = digests(parts)
+  saved = {k: v[2] for k, v in about.arrays.items() if k.split("/")[0] in parts}
+  return sorted(k for k in {*now, *saved} if now.get(k) != saved.get(k))
+
+
+def read_state(where: epath.Path, abstract: Any) -> tuple[Header, Any]:
+  """The state's parts, laid out as `abstract` says; digests aren't compared.
+
+  UserError: damaged, or of another model. Orbax itself loads an array of
+  another shape without a word.
+  """
+  about, targets = header(where), parts_of(abstract)
+  there: Any = {k: _kind(*v[:2]) for k, v in about.arrays.items()}
+  here: Any = weights.flatten(targets)
+  here = {k: _kind(x.dtype, x.shape) for k, x in here.items()}
+  if lines := weights.mismatches(there, here):
+    raise UserError(
+      f"checkpoint {where} is of another model or optimizer: "
+      f"{weights.shorten(lines)}. Use the config that it was made with, or "
+      "start in another --workdir from its weights, by "
+      f"--config.init_from={where}."
+    )
+  return about, _read(where, targets)
+
+
+def restore(where: epath.Path, abstract: Any) -> Any:
+  """The state of one checkpoint, verified; on one host."""
+  about, found = read_state(where, abstract)
+  refuse(about, changed(about, found))
+  return state_of(abstract, found)
+
+
+def _kind(dtype: Any, shape: Any) -> str:
+  return f"{np.dtype(dtype).name} {tuple(shape)}"
+
+
 def _read(where: epath.Path, targets: dict[str, Any]) -> dict[str, Any]:
   """Reads parts into trees of abstract or numpy arrays; verifies nothing."""
-  with _noticing_damage(where), _alone():
+  with _reading(where):
     # One call for each part: of several in a call, Orbax leaves those after a
     # part that fails waiting, and Python warns of them at any later time.
     return {
@@ -117,45 +202,10 @@ def _read(where: epath.Path, targets: dict[str, Any]) -> dict[str, Any]:
 
 def _read_to_host(where: epath.Path, part: str) -> dict[str, Any]:
   """A part as numpy arrays, under its name."""
-  with _noticing_damage(where), _alone():
+  with _reading(where):
     tree = ocp.checkpointables_metadata(where).metadata[part]
     target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), tree)
   return _read(where, {part: target})
-
-
-def changed(about: Header, found: dict[str, Any]) -> list[str]:
-  """The names of arrays in these parts that are not as they were saved."""
-  saved = {k: v[2] for k, v in about.arrays.items() if k.split("/")[0] in found}
-  return digests.different(digests.of(found), saved)
-
-
-def refuse(about: Header, names: list[str]) -> None:
-  """Raises Damaged if there are names, as of `changed`."""
-  if names:
-    shown = weights.shorten(names)
-    raise Damaged(f"checkpoint {about.path} is damaged: not as saved: {shown}")
-
-
-def _check_model(about: Header, targets: dict[str, Any]) -> None:
-  """Refuses a checkpoint that holds other arrays than the run's state.
-
-  Orbax itself loads an array of another shape without a word.
-  """
-  there: Any = {k: _kind(*about.arrays[k][:2]) for k in about.arrays}
-  here: Any = weights.flatten(targets)
-  here = {k: _kind(x.dtype, x.shape) for k, x in here.items()}
-  lines = weights.mismatches(there, here)
-  if lines:
-    raise UserError(
-      f"checkpoint {about.path} is of another model or optimizer: "
-      f"{weights.shorten(lines)}. Use the config that it was made with, or "
-      "start in another --workdir from its weights, by "
-      f"--config.init_from={about.path}."
-    )
-
-
-def _kind(dtype: Any, shape: Any) -> str:
-  return f"{np.dtype(dtype).name} {tuple(shape)}"
 
 
 def load_params(
@@ -187,37 +237,16 @@ def verify(path: epath.PathLike) -> tuple[int, list[str]]:
   """The number of arrays, and the names of those that are not as saved."""
   workdir, step = locate(path)
   about = header(directory(workdir) / str(step))
-  parts = sorted({name.split("/")[0] for name in about.arrays})
   names: list[str] = []
-  for part in parts:
+  for part in sorted({name.split("/")[0] for name in about.arrays}):
     names += changed(about, _read_to_host(about.path, part))
   return len(about.arrays), names
-
-
-def restore_at(workdir: epath.PathLike, step: int, abstract: Any) -> Any:
-  """The state of one checkpoint, verified; moves nothing."""
-  where = directory(workdir) / str(step)
-  about, found = read_state(where, parts_of(abstract))
-  refuse(about, changed(about, found))
-  return state_of(abstract, found)
-
-
-def read_state(
-  where: epath.Path, targets: dict[str, Any]
-) -> tuple[Header, dict[str, Any]]:
-  """All parts as `targets` says; not compared with their digests.
-
-  UserError: damaged, or of another model.
-  """
-  about = header(where)
-  _check_model(about, targets)
-  return about, _read(where, targets)
 
 
 def mend_config(workdir: epath.PathLike) -> str:
   """Writes a damaged config.json anew, as the newest checkpoint has it.
 
-  Returns a sentence about it; "" if it is sound, or no checkpoint can tell.
+  Returns a message about it; "" if it is sound, or no checkpoint can tell.
   """
   try:
     workdir_lib.read_config(workdir)
@@ -249,52 +278,82 @@ def state_of(abstract: Any, parts: dict[str, Any]) -> Any:
   return dataclasses.replace(abstract, **own, **parts["training"])
 
 
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-  """Lets Orbax read without waiting for other hosts.
+# A digest of each array, equal however the array is split over devices, against
+# disks, networks and memory, not against people. Element i with bits b, as an
+# unsigned integer of 32 bits, becomes
+#
+#   u = mix(b ^ mix(i)),    v = u * (mix(i) | 1)
+#
+# with MurmurHash3's finalizer for `mix`; the digest is the sum of all u and the
+# sum of all v, each modulo 2**32. For a given place b -> u and b -> v are one
+# to one: a change of one element always shows, any other change but for a
+# chance of about 2**-58. Integers add up to the same sum in any order: each
+# device sums up its own part, and only the sums travel.
 
-  Each reads its own part of every array; whether all could is asked in
-  `mixer.saving`, where waiting has an end.
+_BITS: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32}
+_CHUNK = 1 << 15  # Elements that the host sums up in one go: what fits a cache.
+# Arrays of at most so many elements are summed on the host: a copy takes less
+# time than compiling the sum for one more shape.
+_SMALL = 1 << 14
+
+
+def digests(tree: Any) -> dict[str, str]:
+  """The digest of every leaf, 16 hexadecimal digits by '/'-joined name.
+
+  Elements have 1, 2 or 4 bytes. Where several hosts have parts of an array,
+  all have to call this.
   """
-  me = ocp.multihost.process_index()
-  context = ocp.Context()
-  context.multiprocessing.primary_host = me
-  context.multiprocessing.active_processes = {me}
-  with context:
-    yield
+  leaves = weights.flatten(tree)
+  # All is under way on the devices before the first result is waited for.
+  on_device = {k: _sums(v) for k, v in leaves.items() if _is_large(v)}
+  small = {k: v for k, v in leaves.items() if k not in on_device}
+  sums = {k: _host_sums(v) for k, v in jax.device_get(small).items()}
+  sums |= jax.device_get(on_device)
+  return {k: "".join(f"{int(x):08x}" for x in sums[k]) for k in leaves}
 
 
-@contextlib.contextmanager
-def _noticing_damage(where: epath.Path) -> Iterator[None]:
-  """Whatever reading raises means damage, but for too little memory."""
-  try:
-    yield
-  except Exception as e:
-    if errors.is_memory(e):
-      raise
-    message = f"checkpoint {where} is damaged: can't be read: {reason(e)}"
-    raise Damaged(message) from e
+def _is_large(leaf: Any) -> bool:
+  """Whether to sum it up on its devices."""
+  return isinstance(leaf, jax.Array) and (
+    leaf.size > _SMALL
+    or not (leaf.is_fully_addressable or leaf.is_fully_replicated)
+  )
 
 
-def steps_in(folder: epath.Path) -> list[epath.Path]:
-  """The folders in it that are named like steps."""
-  return [d for d in inside(folder) if d.name.isdigit() and d.is_dir()]
+@jax.jit
+def _sums(x: jax.Array) -> jax.Array:
+  """The two sums, [2] uint32, of an array of any shape."""
+  if x.dtype == jnp.bool_:
+    x = x.astype(jnp.uint8)
+  bits = jax.lax.bitcast_convert_type(x, _BITS[x.dtype.itemsize])
+  place = jnp.zeros(x.shape, jnp.uint32)
+  for axis in range(x.ndim):
+    stride = np.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
+    place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * stride
+  u, v = _terms(bits.astype(jnp.uint32), place)
+  return jnp.stack([jnp.sum(u), jnp.sum(v)])
 
 
-def inside(folder: epath.Path) -> list[epath.Path]:
-  """What is in a folder, nothing if it isn't there."""
-  try:
-    return list(folder.iterdir())
-  except (FileNotFoundError, NotADirectoryError):
-    return []  # An object store has no empty folders.
+def _host_sums(x: np.ndarray) -> np.ndarray:
+  """As `_sums`; beside a contiguous array it takes memory for some chunks."""
+  bits = np.ascontiguousarray(x).reshape(-1).view(_BITS[x.dtype.itemsize])
+  totals = np.zeros(2, np.uint32)
+  for start in range(0, x.size, _CHUNK):
+    part = bits[start : start + _CHUNK].astype(np.uint32)
+    place = np.arange(start, start + len(part), dtype=np.uint32)
+    totals += np.sum(_terms(part, place), axis=1, dtype=np.uint32)
+  return totals
 
 
-def is_committed(path: epath.Path) -> bool:
-  """Whether the save of this checkpoint came to its end."""
-  return (path / COMMITTED).exists()
+def _terms(bits: Any, place: Any) -> tuple[Any, Any]:
+  """u and v of elements, of JAX or numpy, at these places."""
+  place = _mix(place)
+  u = _mix(bits ^ place)
+  return u, u * (place | np.uint32(1))
 
 
-def reason(error: BaseException) -> str:
-  """An error in one line; Orbax says this at the end of a long one."""
-  full = "No space left on device"
-  return full if full in str(error) else first_line(error)
+def _mix(x: Any) -> Any:
+  """[...] uint32 -> [...] uint32, one to one."""
+  for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+    x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
+  return x ^ (x >> np.uint32(16))

@@ -81,14 +81,7 @@ def train(args: argparse.Namespace, work: Callable[..., object]) -> None:
   from mixer import distributed
   from mixer import workdir as workdir_lib
 
-  distributed.start(
-    args.platform,
-    args.cluster,
-    args.coordinator_address,
-    args.num_processes,
-    args.process_id,
-    args.heartbeat_seconds,
-  )
+  distributed.start(args)
   try:
     work(args.config, workdir_lib.path(args.workdir), args.allow_change)
   except stop.Preempted:

@@ -1,14 +1,12 @@
 """The processes of one run: how they meet, agree, and end together.
 
-Flags, or variables that a scheduler sets, say whether there are others; where
-they say so and the others don't come, the start fails. What processes tell
-each other goes through JAX's coordination service, not through devices, and
-every wait has an end.
+What processes tell each other goes through JAX's coordination service, not
+through devices, and every wait has an end.
 """
 
+import argparse
 import collections
 import contextlib
-import importlib.util
 import json
 import os
 import re
@@ -32,48 +30,40 @@ _METHODS = {"slurm": "slurm", "gke": "gketpu", "tpu": "gcetpu"}
 _SLURM = ("JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID")
 _GKE = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
 # Seconds that processes wait for each other: to appear, to end, in between.
-_START, _END, TIMEOUT = 300, 60, 120.0
-# Seconds that process 0, which runs the service, stays after a failure.
-_READ = 1.0
-# What may differ between hosts: of the config, and of `runtime.environment`.
-_HOST = ("host", "cpu_count", "xla_flags", "source", "commit")
-_OWN = ("data.data_dir", "data.threads", "data.prefetch_batches")
+_START, _END, _TIMEOUT = 300, 60, 120.0
+# What may differ between hosts.
+_OWN = (
+  *("config.data.data_dir", "config.data.threads", "machine.cpu_count"),
+  *("config.data.prefetch_batches", "machine.host", "machine.xla_flags"),
+  "machine.commit",
+)
 
 
 class HostsError(UserError):
   """The processes of a run could not agree; all of them have to end."""
 
 
-def start(
-  platform: str = "",
-  cluster: str = "auto",
-  coordinator_address: str = "",
-  num_processes: int = 0,
-  process_id: int = -1,
-  heartbeat_seconds: int = 60,
-) -> str:
+def start(args: argparse.Namespace) -> str:
   """Meets the other processes, if there are any, and starts JAX.
 
-  Takes the command line's flags: 0 and -1 mean that there was none. Returns the
-  kind of cluster, "none" for a single process. UserError: flags contradict each
-  other, the others don't come, or JAX finds no such device.
+  Takes train.py's flags; returns the kind of cluster, "none" for one process.
   """
-  runtime.configure(platform)
-  address = coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS", "")
-  count = num_processes or _number("JAX_NUM_PROCESSES", 0)
-  index = process_id if process_id >= 0 else _number("JAX_PROCESS_ID", -1)
+  runtime.configure(args.platform)
+  address, count = args.coordinator_address, args.num_processes
+  index, cluster = args.process_id, args.cluster
   if cluster == "auto":
-    cluster = find(explicit=bool(address or count))
+    cluster = "explicit" if address or count else _detected()
   if cluster != "none":
     which: dict[str, Any] = {"cluster_detection_method": _METHODS.get(cluster)}
     if cluster == "explicit":
-      _check(address, count, index)
-      which = {
-        "coordinator_address": address,
-        "num_processes": count,
-        "process_id": index,
-        "cluster_detection_method": "deactivate",
-      }
+      if not re.fullmatch(r".+:\d{1,5}", address) or not 0 <= index < count:
+        raise UserError(
+          f"--coordinator_address={address!r}, --num_processes={count} and "
+          f"--process_id={index} should be the host of process 0 with a free "
+          "port, HOST:PORT, the number of processes, and which one this is."
+        )
+      which = {"coordinator_address": address, "num_processes": count}
+      which |= {"process_id": index, "cluster_detection_method": "deactivate"}
     # Collectives between CPUs; and SIGTERM is for `mixer.stop`.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)
@@ -81,7 +71,7 @@ def start(
       jax.distributed.initialize(
         **which,
         initialization_timeout=_START,
-        heartbeat_timeout_seconds=heartbeat_seconds,
+        heartbeat_timeout_seconds=args.heartbeat_seconds,
         shutdown_timeout_seconds=_END,
       )
     except (RuntimeError, ValueError) as e:
@@ -90,46 +80,22 @@ def start(
         f"(--cluster={cluster}: {first_line(e)}). Start the same command on "
         "all of them; or, for a single process, add --cluster=none."
       ) from e
-  runtime.find_devices(platform)
+  runtime.find_devices(args.platform)
   return cluster
 
 
-def find(explicit: bool = False) -> str:
-  """The kind of cluster, by flags and then by the environment."""
-  if explicit:
-    return "explicit"
+def _detected() -> str:
   if all(f"SLURM_{name}" in os.environ for name in _SLURM):
     return "slurm" if int(os.environ["SLURM_NTASKS"]) > 1 else "none"
-  if os.environ.get("JAX_PLATFORMS", "") not in ("", "tpu"):
-    return "none"
-  if not importlib.util.find_spec("libtpu"):
-    return "none"
-  if not hardware_utils.num_available_tpu_chips_and_device_id()[0]:
+  tpu = os.environ.get("JAX_PLATFORMS", "") in ("", "tpu")
+  tpu = tpu and runtime.is_installed("libtpu")
+  if not tpu or not hardware_utils.num_available_tpu_chips_and_device_id()[0]:
     return "none"
   for name in _GKE:
     if name in os.environ:
       return "gke" if "," in os.environ[name] else "none"
   # A TPU VM asks its metadata server how many hosts there are.
   return "none" if "TPU_SKIP_MDS_QUERY" in os.environ else "tpu"
-
-
-def _number(name: str, unset: int) -> int:
-  value = os.environ.get(name, str(unset))
-  if value != str(unset) and not value.isdigit():
-    raise UserError(f"{name}={value!r} should be a number of processes.")
-  return int(value)
-
-
-def _check(address: str, count: int, index: int) -> None:
-  if not re.fullmatch(r".+:\d{1,5}", address) or not 0 <= index < count:
-    raise UserError(
-      f"--coordinator_address={address!r}, --num_processes={count} and "
-      f"--process_id={index} should be the host of process 0 with a free port, "
-      "the number of processes, and which of them this is, from 0: "
-      "--coordinator_address=HOST:PORT --num_processes=4 --process_id=0. The "
-      "variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
-      "JAX_PROCESS_ID say the same."
-    )
 
 
 def end() -> None:
@@ -152,15 +118,14 @@ def say(line: object) -> None:
 _rounds: collections.Counter[str] = collections.Counter()
 
 
-def gather(name: str, value: Any, timeout: float = TIMEOUT) -> list[Any]:
+def gather(name: str, value: Any, timeout: float = _TIMEOUT) -> list[Any]:
   """Every process's value (small JSON), in their order, on every process.
 
-  All processes have to call it, in the same order for one name. HostsError: not
-  all have called it within `timeout` seconds.
+  All have to call it, in one order for one name; HostsError: some did not.
   """
   if jax.process_count() == 1:
     return [json.loads(json.dumps(value))]
-  _rounds[name] += 1  # So all processes count alike, and no key comes twice.
+  _rounds[name] += 1  # All processes count alike, and no key comes twice.
   key = f"mixer/{name}/{_rounds[name]}"
   client: Any = distributed.global_state.client
   try:
@@ -170,9 +135,8 @@ def gather(name: str, value: Any, timeout: float = TIMEOUT) -> list[Any]:
   except RuntimeError as e:
     raise HostsError(
       f"not all {jax.process_count()} processes of this run came to "
-      f"{name!r} within {timeout:g} s ({first_line(e)}). Look at what the "
-      "others said; then start the same command on all of them again: it goes "
-      "on from the newest checkpoint."
+      f"{name!r} within {timeout:g} s ({first_line(e)}). Start the same "
+      "command on all of them again: it goes on from the newest checkpoint."
     ) from e
   return [json.loads(value) for _, value in sorted(found)]
 
@@ -219,9 +183,9 @@ class Board:
     return {key.rpartition("/")[2]: message for key, message in found}
 
   def stay(self) -> None:
-    """Call before ending: gives the others time to read."""
+    """Before ending: process 0, which runs the service, lets others read."""
     if jax.process_index() == 0:
-      time.sleep(_READ)
+      time.sleep(1.0)
 
   def next_after(self, passed: int) -> int:
     """The first check that no process has passed; -1, never, if not all ask."""
@@ -234,15 +198,14 @@ class Board:
 def end_failed(error: Exception, message: str) -> None:
   """Ends one of several processes that has failed; returns for a single one.
 
-  An error that comes of another's loss ends in `stop.LOST`, or in what the
-  other has failed by. Else the others get to read the message.
+  An error that comes of another's loss ends in `stop.LOST`, or in the other's
+  own message.
   """
   if not several():
     return
   board, failure = Board(), ""
   lost = isinstance(error, HostsError | jax.errors.JaxRuntimeError)
-  lost = lost and not errors.is_memory(error)
-  if not lost:
+  if not lost or errors.is_memory(error):
     board.post("failed", f"{_own_name()} failed: {message}")
   elif failure := board.read().get("failed", ""):
     stop.say(f"\n{failure}", sys.stderr)
@@ -257,30 +220,19 @@ def _own_name() -> str:
 
 
 def check_same(config: config_lib.Config, more: Mapping[str, Any]) -> None:
-  """Refuses to start processes that would run different things.
-
-  Compares config, code, versions, machines, and `more` facts (JSON).
-  """
+  """Refuses processes that differ in config, code, machine or `more` (JSON)."""
   if jax.process_count() == 1:
     return
   flat = config_lib.flatten(config)
-  about = runtime.environment() | {"local_devices": jax.local_device_count()}
-  groups = {
-    "config": {k: v for k, v in flat.items() if k not in _OWN},
-    "code": runtime.code(),
-    "versions": about.pop("versions"),
-    "machine": {k: v for k, v in about.items() if k not in _HOST},
-    "run": more,
-  }
-  facts = {
-    f"{g} {k}": v for g, found in groups.items() for k, v in found.items()
-  }
+  machine = runtime.environment() | {"local_devices": jax.local_device_count()}
+  facts = {"config": flat, "machine": machine, "run": more}
+  facts = config_lib.flatten(facts)
+  facts = {k: v for k, v in facts.items() if k not in _OWN}
   (first, ours), *others = gather("start", [_own_name(), facts])
   lines = [
-    f"{name}: {key}: {theirs.get(key)!r}, where {first} has {ours.get(key)!r}"
+    f"{line} ({first} -> {name})"
     for name, theirs in others
-    for key in sorted({*ours, *theirs})
-    if theirs.get(key) != ours.get(key)
+    for line in config_lib.differences(ours, theirs).values()
   ]
   if lines:
     raise UserError(

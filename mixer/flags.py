@@ -7,6 +7,7 @@ import argparse
 import ast
 import contextlib
 import difflib
+import os
 import pathlib
 import re
 import runpy
@@ -233,9 +234,13 @@ def add_run(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument_group("several processes").add_argument
   text = "how they meet: as Slurm, GKE or a TPU VM say, or by the next flags"
   add("--cluster", choices=CLUSTERS, default="auto", help=text)
-  add("--coordinator_address", default="", help="HOST:PORT of process 0")
-  add("--num_processes", type=int, default=0, help="over all hosts")
-  add("--process_id", type=int, default=-1, help="of this one, from 0")
+  for flag, kind, default, help in (
+    ("coordinator_address", str, "", "HOST:PORT of process 0"),
+    ("num_processes", int, "0", "over all hosts"),
+    ("process_id", int, "-1", "of this one, from 0"),
+  ):
+    default = os.environ.get(f"JAX_{flag.upper()}", default)
+    add(f"--{flag}", type=kind, default=default, help=help)
   text = "a process that is not heard of for so long is dead: all others end"
   add("--heartbeat_seconds", type=positive, default=60, help=text)
 

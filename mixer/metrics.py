@@ -5,7 +5,6 @@ A line of metrics.jsonl is a JSON object of a step and numbers. Its last field,
 damaged or gone shows.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
@@ -27,8 +26,6 @@ from mixer.errors import UserError
 
 FILE = "metrics.jsonl"
 _LARGEST = 1 << 30  # Bytes; some 3 million records.
-# Seconds between two uploads, and between two flushes of TensorBoard's file.
-_UPLOAD, _FLUSH = 30.0, 10.0
 _MEND = (
   "Mend the cause and start the same command again: it goes on from the newest "
   "checkpoint."
@@ -39,7 +36,7 @@ _MEND = (
 class Found:
   """Whole records by the number of their line, from 0; what else there is.
 
-  `damage` is a sentence about lines that are damaged or gone, or ""; `changed`
+  `damage` is a message about lines that are damaged or gone, or ""; `changed`
   says whether damaged ones are there, but for a last one that was cut off.
   """
 
@@ -71,16 +68,14 @@ def examine(workdir: epath.PathLike, least: int = 0) -> Found:
   records = dict(sorted(r for r in map(_parse, lines) if r))
   count = max([least - 1, *records]) + 1
   gone = [n + 1 for n in range(count) if n not in records]
-  changed = len(records) < len(lines)
-  if not gone and not changed:
-    return Found(records, "", False)
-  shown = ", ".join(f"{n:,}" for n in gone[:5]) + ", ..." * (len(gone) > 5)
-  return Found(
-    records,
-    f"{path}: {len(gone) or 'some'} of {max(count, len(lines)):,} lines are "
-    f"damaged or gone ({shown or 'at the end'}); they are left out.",
-    changed,
-  )
+  changed, damage = len(records) < len(lines), ""
+  if gone or changed:
+    shown = ", ".join(map(str, gone[:5])) + ", ..." * (len(gone) > 5)
+    damage = (
+      f"{path}: {len(gone) or 'some'} of {max(count, len(lines)):,} lines are "
+      f"damaged or gone ({shown or 'at the end'}); they are left out."
+    )
+  return Found(records, damage, changed)
 
 
 def _line(number: int, record: dict[str, Any]) -> str:
@@ -104,21 +99,24 @@ class Writer:
 
   A run that goes on from step N first moves the records after N to `dropped`,
   as it will write them again: the file reads as if nothing had happened.
-  `lines` were written so far; `damage` is about those found damaged.
+  `lines` were written so far; `damage` is about those found damaged. What takes
+  records has `write(step, values)`, `flush()` and `close()`.
   """
 
   def __init__(self, workdir: epath.PathLike, start_step: int, least: int = 0):
     """Opens the files; `least` lines were written, as the checkpoint knows."""
-    self._active = jax.process_index() == 0
     found = examine(workdir, least)
     kept = {n: r for n, r in found.records.items() if r["step"] <= start_step}
     self.records = list(kept.values())
     self.dropped = [r for n, r in found.records.items() if n not in kept]
     self.lines = max([least - 1, *kept]) + 1
     self.damage = found.damage
-    if not self._active:
+    self._path, self._sinks = epath.Path(workdir) / FILE, []
+    # Seconds between two flushes: a bucket's takes a while.
+    self._every = 30.0 if files.is_remote(workdir) else 10.0
+    self._flushed = time.monotonic()
+    if jax.process_index():
       return
-    self._path = epath.Path(workdir) / FILE
     with self._failing_clearly():
       if found.changed:
         names = (f"{FILE}.damaged.{n}" for n in itertools.count(1))
@@ -126,13 +124,14 @@ class Writer:
         aside = next(path for path in aside if not path.exists())
         self._path.copy(aside)
         self.damage += f" The file as it was is {aside}."
-      remote = files.is_remote(workdir)
-      self._uploads = _Uploads(epath.Path(workdir)) if remote else None
-      folder = pathlib.Path(self._uploads.folder if self._uploads else workdir)
+      folder, copies = pathlib.Path(workdir), []
+      if files.is_remote(workdir):
+        copies = [_Copies(self._path)]
+        folder = copies[0].folder
       with files.atomic_write(folder / FILE, "w", _MEND) as f:
         f.writelines(f"{_line(n, r)}\n" for n, r in kept.items())
-      self._file = open(folder / FILE, "a")
-      self._board = _TensorBoard(folder / "tensorboard", start_step)
+      lines = _Lines(folder / FILE, self.lines)
+      self._sinks = [lines, _TensorBoard(folder, start_step), *copies]
 
   def last(self, name: str) -> dict[str, float]:
     """The newest record that has that metric, with its `step`; or {}."""
@@ -140,36 +139,30 @@ class Writer:
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Appends one record; a value that is not finite becomes null."""
-    record = {"step": step} | {
-      k: v if math.isfinite(v) else None for k, v in values.items()
-    }
-    self.records.append(record)
+    self.records.append({"step": step} | _finite(values))
     self.lines += 1
-    if not self._active:
-      return
     with self._failing_clearly():
-      self._file.write(f"{_line(self.lines - 1, record)}\n")
-      self._file.flush()
-      self._board.write(step, values)
-      if self._uploads:
-        self._uploads.keep_up()
+      for sink in self._sinks:
+        sink.write(step, values)
+    if time.monotonic() - self._flushed > self._every:
+      # A store that is out of reach is tried again, at the latest at a save.
+      with contextlib.suppress(*[UserError] if self._every > 10 else []):
+        self.flush()
 
   def flush(self) -> None:
     """Returns when all is where it is kept; call it before every save."""
-    if self._active:
-      with self._failing_clearly():
-        self._board.flush()
-        if self._uploads:
-          self._uploads.catch_up()
+    self._flushed = time.monotonic()
+    with self._failing_clearly():
+      for sink in self._sinks:
+        sink.flush()
 
   def close(self) -> None:
     """Flushes and closes the files."""
-    if self._active:
-      for opened in (self._board, self._file, self._uploads):
-        # What is full or out of reach `write` and `flush` have told.
-        with contextlib.suppress(*files.failures(self._path)):
-          if opened:
-            opened.close()
+    sinks, self._sinks = self._sinks, []
+    for sink in sinks:
+      # An earlier `write` or `flush` has reported what is full.
+      with contextlib.suppress(*files.failures(self._path)):
+        sink.close()
 
   @contextlib.contextmanager
   def _failing_clearly(self) -> Iterator[None]:
@@ -181,110 +174,82 @@ class Writer:
       ) from e
 
 
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+  return {k: v if math.isfinite(v) else None for k, v in values.items()}
+
+
+class _Lines:
+  """Lines of metrics.jsonl, behind those that are there."""
+
+  def __init__(self, path: pathlib.Path, number: int):
+    self._file, self._number = open(path, "a"), number
+    self.flush, self.close = self._file.flush, self._file.close
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    record = {"step": step} | _finite(values)
+    self._file.write(f"{_line(self._number, record)}\n")
+    self._file.flush()
+    self._number += 1
+
+
+class _Copies:
+  """Copies the others' files to a bucket, where nothing can be appended."""
+
+  def __init__(self, path: epath.Path):
+    self._temporary = tempfile.TemporaryDirectory(prefix="mixer-")
+    self.folder, self._workdir = pathlib.Path(self._temporary.name), path.parent
+    self._stored = {FILE: lock.StoredFile(path)}
+    self._stored[FILE].read()
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    pass
+
+  def flush(self) -> None:
+    for path in filter(pathlib.Path.is_file, self.folder.rglob("*")):
+      name = str(path.relative_to(self.folder))
+      if name not in self._stored:
+        self._stored[name] = lock.StoredFile(self._workdir / name)
+      if not self._stored[name].write(path.read_bytes()):
+        raise OSError("another run writes there, too")
+
+  def close(self) -> None:
+    try:
+      self.flush()
+    finally:
+      self._temporary.cleanup()
+
+
 class _TensorBoard:
-  """Its event file, written in the caller's thread.
+  """An event file, written in the caller's thread.
 
   The thread of tensorboardX's SummaryWriter dies of a full disk, and training
   then waits for it forever.
   """
 
-  def __init__(self, folder: pathlib.Path, start_step: int):
+  def __init__(self, workdir: pathlib.Path, start_step: int):
     # Imported late: it takes a while, and reading records doesn't need it.
     import tensorboardX
-    from tensorboardX.proto import event_pb2, summary_pb2
+    from tensorboardX.proto import event_pb2
 
-    events: Any = event_pb2  # Generated: no checker sees into it.
-    summaries: Any = summary_pb2
-    self._event, self._summary = events.Event, summaries.Summary
-    folder.mkdir(exist_ok=True)
-    # Unlike those of an earlier start, even one in the same second.
+    self._events = events = vars(event_pb2)  # Of these no checker knows.
+    # Another name than that of an earlier start in the same second.
     name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+    folder = workdir / "tensorboard"
+    folder.mkdir(exist_ok=True)
     self._file = tensorboardX.RecordWriter(str(folder / name))
-    self._flushed = time.monotonic()
+    self.flush, self.close = self._file.flush, self._file.close
     self._add(file_version="brain.Event:2")
     # TensorBoard then forgets the steps that are written again.
-    log = events.SessionLog(status=events.SessionLog.START)
+    log = events["SessionLog"](status=1)  # START
     self._add(step=start_step + 1, session_log=log)
 
-  def write(self, step: int, values: dict[str, float]) -> None:
-    """Adds values; they are on the disk within some seconds."""
-    pair = self._summary.Value
-    pairs = [pair(tag=k, simple_value=v) for k, v in values.items()]
-    self._add(step=step, summary=self._summary(value=pairs))
-    if time.monotonic() - self._flushed > _FLUSH:
-      self.flush()
-
-  def flush(self) -> None:
-    """Brings to the disk what was added."""
-    self._file.flush()
-    self._flushed = time.monotonic()
-
   def _add(self, **fields: Any) -> None:
-    event = self._event(wall_time=time.time(), **fields)
+    event = self._events["Event"](wall_time=time.time(), **fields)
     self._file.write(event.SerializeToString())
 
-  def close(self) -> None:
-    """Closes the file, whatever becomes of what isn't on the disk."""
-    self._file.close()
-
-
-class _Uploads:
-  """Copies of growing files in an object store, to which nothing is appended.
-
-  What the thread can't upload now and then is tried again the next time; what
-  `catch_up` can't upload is an error.
-  """
-
-  def __init__(self, workdir: epath.Path):
-    self._workdir = workdir
-    self._temporary = tempfile.TemporaryDirectory(prefix="mixer-")
-    self.folder = pathlib.Path(self._temporary.name)
-    self._thread = concurrent.futures.ThreadPoolExecutor(1, "upload")
-    self._upload = concurrent.futures.Future[None]()
-    self._upload.set_result(None)
-    self._last = time.monotonic()
-    self._stored: dict[str, lock.StoredFile] = {}
-
-  def keep_up(self) -> None:
-    """Starts an upload if the last is over, and long ago."""
-    if time.monotonic() - self._last > _UPLOAD and self._upload.done():
-      self._start()
-
-  def catch_up(self) -> None:
-    """Returns when all that was written has arrived."""
-    concurrent.futures.wait([self._upload])
-    self._start()
-    self._upload.result()
-
-  def close(self) -> None:
-    """Catches up and ends."""
-    try:
-      self.catch_up()
-    finally:
-      self._thread.shutdown()
-      self._temporary.cleanup()
-
-  def _start(self) -> None:
-    self._last = time.monotonic()
-    # Read at once: the thread must not see a line that is half written.
-    found = {
-      str(path.relative_to(self.folder)): path.read_bytes()
-      for path in sorted(self.folder.rglob("*"))
-      if path.is_file()
-    }
-    self._upload = self._thread.submit(self._send, found)
-
-  def _send(self, found: dict[str, bytes]) -> None:
-    for name, data in found.items():
-      if name not in self._stored:
-        self._stored[name] = lock.StoredFile(self._workdir / name)
-        self._stored[name].read()
-      file = self._stored[name]
-      known = file.known
-      # If it was written but the answer got lost, it reads as it should.
-      if not file.write(data) and file.read() != data:
-        file.known = known  # So it stays the other's.
-        raise OSError("another run writes there, too")
+  def write(self, step: int, values: dict[str, float]) -> None:
+    pairs = [{"tag": k, "simple_value": v} for k, v in values.items()]
+    self._add(step=step, summary={"value": pairs})
 
 
 _UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s"))

@@ -27,17 +27,10 @@ KINDS = {
   "saving": "saving, as far as updates waited for it",
   "lost": "lost to restarts",
 }
-_PREFIX = "goodput/"
-_WAITING = 0.05  # The share of the time from which on it is worth a word.
-_SHOWN = 6  # Of a batch's records.
 
 
 class NotFinite(UserError):
-  """Loss or gradient became NaN or infinite; `what` says which, and where."""
-
-  def __init__(self, what: str, message: str):
-    super().__init__(message, lines=True)
-    self.what = what
+  """Loss or gradient became NaN or infinite."""
 
 
 class Goodput:
@@ -51,8 +44,8 @@ class Goodput:
     """Goes on from the records; those dropped were made in vain."""
     before = _newest(writer.records)
     spent = _newest([*writer.records, *writer.dropped])
-    self._seconds = dict.fromkeys(KINDS, 0.0) | before
     lost = sum(spent.values()) - sum(before.values())
+    self._seconds = dict.fromkeys(KINDS, 0.0) | before
     self._seconds["lost"] += max(0.0, lost)
     self._open, self._since = ["start"], began
 
@@ -81,26 +74,24 @@ class Goodput:
 
   def record(self) -> dict[str, float]:
     """The same, named as in metrics.jsonl."""
-    return {_PREFIX + k: round(v, 3) for k, v in self.seconds().items()}
+    return {f"goodput/{k}": round(v, 3) for k, v in self.seconds().items()}
 
   def table(self) -> str:
     """For people: seconds and shares, the largest first."""
     seconds = sorted(self.seconds().items(), key=lambda item: -item[1])
     total = sum(value for _, value in seconds)
-    lines = [
-      f"{value:12.1f}  {value / total:5.1%}  {KINDS[kind]}"
-      for kind, value in seconds
-      if value
-    ]
-    lines.insert(0, f"{'seconds':>12}  share  spent on")
+    lines = [f"{'seconds':>12}  share  spent on"]
+    for kind, value in seconds:
+      if value:
+        lines.append(f"{value:12.1f}  {value / total:5.1%}  {KINDS[kind]}")
     return "\n".join([*lines, f"{total:12.1f}         in all"])
 
 
 def _newest(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   """The seconds by kind in the last record that has them."""
   for record in reversed(records):
-    if f"{_PREFIX}start" in record:
-      return {kind: record[_PREFIX + kind] for kind in KINDS}
+    if "goodput/start" in record:
+      return {kind: record[f"goodput/{kind}"] for kind in KINDS}
   return {}
 
 
@@ -109,7 +100,7 @@ class Reporter:
 
   So the device always has work. `settle` reads what is left: before the state
   is saved or evaluated, so that neither ever happens to a broken one. `loader`
-  is that whose timing is told, once there is one.
+  is that whose timing is reported.
   """
 
   def __init__(
@@ -127,23 +118,19 @@ class Reporter:
     self.loader: loader.Loader | None = None
     self._workdir, self._inputs = workdir, inputs
     self._config, self._plan = inputs.config, inputs.plan
-    self._live = sys.stdout.isatty()
-    self._drawn: float | None = None  # When the live line was, if it is there.
-    self._flops = train_step.update_flop(model, self._config)
-    peak = hardware.peak(jax.devices()[0].device_kind)
-    self._peak = peak and peak * jax.device_count()
+    self._live, self._drawn = sys.stdout.isatty(), -math.inf  # The live line.
+    self._flop = train_step.update_flop(model, self._config)  # An image.
     self._start, self._skipped = start_step, 0
     # Where speed was measured last: the step, and seconds of training.
-    self._measured = (start_step, 0.0)
-    self._speed: dict[str, float] = {}
+    self._measured, self._speed = (start_step, 0.0), dict[str, float]()
     self._pending: tuple[int, int, Mapping[str, jax.Array]] | None = None
     self.say(self.writer.damage)
 
   def say(self, text: str) -> None:
     """A line that stays, in place of the live one."""
     if text and jax.process_index() == 0:
-      stop.say(text if self._drawn is None else f"\r\x1b[K{text}")
-      self._drawn = None
+      stop.say(text if self._drawn < 0 else f"\r\x1b[K{text}")
+      self._drawn = -math.inf
 
   def update(
     self, step: int, values: Mapping[str, jax.Array], count: int = 1
@@ -162,24 +149,22 @@ class Reporter:
     (last, count, pending), self._pending = self._pending, None
     found = jax.device_get(pending)
     for i in range(count):
+      step, first = last - count + 1 + i, last - count == self._start
       values = {
         f"train/{k}": (v if count == 1 else v[i]).item()
         for k, v in found.items()
       }
-      self._report(last - count + 1 + i, values, first=last - count)
-
-  def _report(self, step: int, values: dict[str, float], first: int) -> None:
-    """Reports one update, of those after `first` that were sent together."""
-    due = durations.is_due(self._plan.log_every, step)
-    logged = due or step in (1, self._plan.total)
-    if logged or first == self._start:
-      self._measure(step)
-    if first == self._start:  # The first updates include compilation.
-      self._speed = {}
-    if logged:
-      self.writer.write(step, values | self._speed | self.goodput.record())
-    self._show(step, values | self._speed, logged)
-    self._check_finite(step, values)
+      due = durations.is_due(self._plan.log_every, step)
+      logged = due or step in (1, self._plan.total)
+      if logged or first:
+        self._measure(step)
+      if first:  # The first updates include compilation.
+        self._speed = {}
+      if logged:
+        record = values | self._speed | self.goodput.record()
+        self.writer.write(step, record)
+      self._show(step, values | self._speed, logged)
+      self._check_finite(step, values)
 
   def _measure(self, step: int) -> None:
     """Speed of training alone, since it was measured last."""
@@ -197,22 +182,23 @@ class Reporter:
       # Images of this host alone, and the share of the time that it waited.
       self._speed["data/images_per_second"] = timing.images_per_second
       self._speed["data/wait"] = timing.waited / seconds
-    if self._peak:
-      self._speed["train/mfu"] = rate * self._flops / self._peak
+    if peak := hardware.peak(jax.devices()[0].device_kind):
+      mfu = rate * self._flop / peak / jax.device_count()
+      self._speed["train/mfu"] = mfu
 
   def _show(self, step: int, values: dict[str, float], logged: bool) -> None:
     """A live line on a terminal; to a file only what is logged."""
     now, total = time.monotonic(), self._plan.total
-    recent = self._drawn is not None and now - self._drawn < 0.1
-    if jax.process_index() or not (logged or (self._live and not recent)):
+    live = self._live and now - self._drawn >= 0.1
+    if jax.process_index() or not (logged or live):
       return
     line = f"step {step:{len(str(total))}d}/{total}"
     line += f"  loss {values['train/loss']:.4f}"
-    if "train/images_per_second" in values:
-      line += f"  {values['train/images_per_second']:,.0f} images/s"
+    if speed := values.get("train/images_per_second"):
+      line += f"  {speed:,.0f} images/s"
       if "train/mfu" in values:
         line += f"  MFU {values['train/mfu']:.1%}"
-      if values.get("data/wait", 0) >= _WAITING:
+      if values.get("data/wait", 0) >= 0.05:
         line += f"  waits for data {values['data/wait']:.0%}"
       left = (total - step) * values["train/seconds_per_step"]
       line += f"  {metrics.duration(left)} left"
@@ -225,31 +211,27 @@ class Reporter:
   def _check_finite(self, step: int, values: dict[str, float]) -> None:
     """Raises NotFinite at a broken update; or says so, where it was skipped."""
     names = ("train/loss", "train/grad_norm")
-    name = next((n for n in names if not math.isfinite(values[n])), None)
-    if name is None:
-      self._skipped = 0
+    name = next((n for n in names if not math.isfinite(values[n])), "")
+    self._skipped = self._skipped + 1 if values.get("train/skipped") else 0
+    if not name:
       return
     what = f"{name} is {values[name]} at step {step}"
-    blame = self._blame(step, what)
-    limit, skipped = self._config.nonfinite_limit, ""
-    if "train/skipped" in values:
-      self._skipped += 1
-      skipped = f" The {limit} updates before it were skipped."
-      if self._skipped <= limit:
-        self.say(f"{what}: skipped. {blame}")
-        return
-    o = self._config.optimizer
+    records, o = self._blame(step, what), self._config.optimizer
+    limit = self._config.nonfinite_limit
+    if 0 < self._skipped <= limit:
+      self.say(f"{what}: skipped. {records}")
+      return
+    skipped = f" The {limit} updates before it were skipped."
+    skipped *= self._skipped > 0
     raise NotFinite(
-      what,
-      f"{what}: training stops there.{skipped} All checkpoints are from "
-      f"before it. {blame}\nIn a new --workdir "
-      f"(--config.init_from={self._workdir} takes the weights of the newest "
-      f"checkpoint): lower optimizer.learning_rate ({o.learning_rate:g}), clip "
-      f"gradients harder by optimizer.clip_norm ({o.clip_norm:g}; 0: not at "
-      "all), lengthen schedule.warmup, lower optimizer.sam_rho, or try "
+      f"{what}: training stops there.{skipped} All checkpoints are from before "
+      f"it. {records}\nIn a new --workdir, with --config.init_from="
+      f"{self._workdir} for its weights: lower optimizer.learning_rate "
+      f"({o.learning_rate:g}), clip gradients harder by optimizer.clip_norm "
+      f"({o.clip_norm:g}; 0: not at all), lengthen schedule.warmup, or try "
       "model.dtype=float32. With the same command: leave such updates out by "
-      f"--config.nonfinite=skip, at most --config.nonfinite_limit={limit} in a "
-      "row.",
+      "--config.nonfinite=skip.",
+      lines=True,
     )
 
   def _blame(self, step: int, what: str) -> str:
@@ -263,17 +245,16 @@ class Reporter:
     if jax.process_index() == 0:
       content = {"step": step, "what": what, "data": data.name}
       content |= {"split": data.train_split, "records": records}
-      content |= {"replay": command}
       try:
-        path.parent.mkdir(exist_ok=True)
-        workdir_lib.write_json(path, content)
-      except (UserError, *files.failures(path)) as e:
-        kept = f"{path} can't be written: {files.reason(e)}"
-    shown = ", ".join(map(str, records[:_SHOWN]))
-    shown += ", ..." * (len(records) > _SHOWN)
+        with files.writing(path):
+          workdir_lib.make(path.parent)
+          workdir_lib.write_json(path, content | {"replay": command})
+      except UserError as e:
+        kept = str(e)
     return (
-      f"Its batch had records {shown} of {data.name}, {data.train_split} "
-      f"({kept}). Look where it breaks: {command}"
+      f"Its batch had records {', '.join(map(str, records[:6]))}, ... of "
+      f"{data.name}, {data.train_split} ({kept}). Look where it breaks: "
+      f"{command}"
     )
 
   def evaluation(self, step: int, values: dict[str, float]) -> None:
@@ -287,15 +268,9 @@ class Reporter:
     """As of `metrics.scores`, for the config's `keep_best`."""
     return metrics.scores(self.writer.records, self._config.keep_best)
 
-  def is_best(self, step: int) -> bool:
-    """Whether no earlier evaluation was as good; never without `keep_best`."""
-    found = self.scores()
-    now = found.pop(step, math.nan)
-    return now > max(found.values(), default=-math.inf)
-
   def account(self, step: int) -> None:
     """Writes where the time went, as a record; and the table for people."""
-    # What can't be written has been told: that comes first.
+    # An error of writing was raised before: that one is to be shown.
     with contextlib.suppress(UserError):
       self.writer.write(step, self.goodput.record())
       self.writer.flush()
@@ -303,26 +278,21 @@ class Reporter:
 
   def close(self) -> None:
     """Goes below the live line; closes the files."""
-    if self._drawn is not None:
+    if self._drawn >= 0:
       stop.say("")
     self.writer.close()
 
 
 def header(inputs: Any, params: Any) -> str:
   """The lines that a run starts with; `params` may be abstract."""
-  config, train, evaluation = (
-    inputs.config,
-    inputs.train_split,
-    inputs.eval_split,
-  )
+  config, train, test = inputs.config, inputs.train_split, inputs.eval_split
   count = sum(x.size for x in jax.tree.leaves(params))
-  device = jax.devices()[0]
   size = " x ".join(map(str, dict.fromkeys(config_lib.image_size(config))))
   return (
     f"Mixer {config.model.variant} at {size} px, {len(train.class_names)} "
     f"classes, {count / 1e6:,.2f} M parameters, {config.model.dtype}\n"
     f"{config.data.name}: {len(train):,} images to train on "
-    f"({train.expression}), {len(evaluation):,} to evaluate on "
-    f"({evaluation.expression})\n"
-    f"batch {config.batch_size} on {jax.device_count()} x {device.device_kind}"
+    f"({train.expression}), {len(test):,} to evaluate on ({test.expression})\n"
+    f"batch {config.batch_size} on {jax.device_count()} x "
+    f"{jax.devices()[0].device_kind}"
   )

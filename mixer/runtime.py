@@ -1,5 +1,6 @@
 """JAX's platform and caches; what a run runs on: versions, source, machine."""
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -7,7 +8,6 @@ import importlib.metadata
 import importlib.util
 import os
 import pathlib
-import pkgutil
 import platform as platform_lib
 import subprocess
 import warnings
@@ -36,16 +36,6 @@ def start(platform: str = "") -> None:
   find_devices(platform)
 
 
-def configure(platform: str) -> None:
-  """What has to be set before JAX starts."""
-  set_xla_flags()
-  if _is_cpu_alone(platform):
-    keep_freed_memory()
-  if platform:
-    jax.config.update("jax_platforms", {"gpu": "cuda"}.get(platform, platform))
-  _keep_compiled()
-
-
 def start_as_library() -> None:
   """As `start` for another's program: keeps its memory and cache settings."""
   set_xla_flags()
@@ -54,12 +44,28 @@ def start_as_library() -> None:
     _keep_compiled()
 
 
+def configure(platform: str) -> None:
+  """What has to be set before JAX starts."""
+  set_xla_flags()
+  plugins = ("libtpu", "jax_cuda13_plugin", "jax_cuda12_plugin")
+  asked = platform or os.environ.get("JAX_PLATFORMS", "")
+  if asked == "cpu" or not (asked or any(map(is_installed, plugins))):
+    keep_freed_memory()
+  if platform:
+    jax.config.update("jax_platforms", {"gpu": "cuda"}.get(platform, platform))
+  _keep_compiled()
+
+
+def is_installed(module: str) -> bool:
+  """Whether it could be imported."""
+  return importlib.util.find_spec(module) is not None
+
+
 def set_xla_flags() -> None:
   """Turns off the XLA feature that we don't trust."""
   flags = os.environ.get("XLA_FLAGS", "")
   # libtpu reads the same variable and needn't know the same flags.
-  tpu = importlib.util.find_spec("libtpu") is not None
-  if "ynn_fusion_type" not in flags and not tpu:
+  if "ynn_fusion_type" not in flags and not is_installed("libtpu"):
     os.environ["XLA_FLAGS"] = f"{flags} {_CPU_FLAG}".strip()
 
 
@@ -70,10 +76,8 @@ def find_devices(platform: str) -> None:
   except (RuntimeError, AssertionError) as e:
     asked = platform or os.environ.get("JAX_PLATFORMS", "")
     raise UserError(
-      f"JAX finds no device of the platform {asked!r} here ({first_line(e)}). "
-      "For an accelerator install JAX's build for it (pip install -e "
-      '".[gpu]" or ".[tpu]"), or leave --platform and JAX_PLATFORMS out to run '
-      "on what is there."
+      f"JAX finds no device of the platform {asked!r} here ({first_line(e)}): "
+      'pip install -e ".[gpu]" or ".[tpu]" installs its build for accelerators.'
     ) from e
 
 
@@ -86,32 +90,20 @@ def _keep_compiled() -> None:
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _is_cpu_alone(platform: str) -> bool:
-  """Whether JAX can only run on the CPU; asked before it starts."""
-  asked = platform or os.environ.get("JAX_PLATFORMS", "")
-  if asked:
-    return asked == "cpu"
-  names = [m.name for m in pkgutil.iter_modules()]
-  plugins = [n for n in names if n.startswith("jax_") and "plugin" in n]
-  return not plugins and "libtpu" not in names
-
-
 def keep_freed_memory() -> None:
   """Lets glibc's malloc keep what is freed; call before JAX starts.
 
   XLA's CPU backend allocates its temporaries anew in every step; fetching
   those pages from the kernel takes a good part of it (docs/log.md).
   """
-  try:
+  with contextlib.suppress(OSError, AttributeError):
     mallopt = ctypes.CDLL(None).mallopt
-  except (OSError, AttributeError):
-    return
-  # From malloc.h: one heap, large blocks in it too, and it is never cut.
-  trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8
-  mallopt(arena_max, 1)
-  mallopt(mmap_max, 0)
-  mallopt(trim_threshold, 2**31 - 1)
-  mallopt(top_pad, 64 * 2**20)
+    # From malloc.h: one heap, large blocks in it too, and it is never cut.
+    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8
+    mallopt(arena_max, 1)
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 64 * 2**20)
 
 
 def quiet_libraries() -> None:
@@ -127,34 +119,24 @@ def versions() -> dict[str, str]:
 
 
 @functools.cache
-def code() -> dict[str, str]:
-  """A hash of each source file that training runs, by its path."""
+def _source() -> tuple[str, str]:
+  """A hash of the source files that train, and the checkout's Git commit."""
   files = [_ROOT / "train.py", _ROOT / "input_pipeline.py"]
   files += sorted((_ROOT / "mixer").rglob("*.py"))
-  return {
-    str(f.relative_to(_ROOT)): hashlib.sha256(f.read_bytes()).hexdigest()[:16]
-    for f in files
-    if f.is_file()
-  }
-
-
-@functools.cache
-def _commit() -> str:
-  """The Git commit of the checkout; "" where there is none."""
-  if not (_ROOT / ".git").exists():
-    return ""
-  command = ["git", "-C", str(_ROOT), "rev-parse", "--short=12", "HEAD"]
-  try:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-  except (OSError, subprocess.TimeoutExpired):
-    return ""
-  return done.stdout.strip() if done.returncode == 0 else ""
+  found = hashlib.sha256()
+  for file in filter(pathlib.Path.is_file, files):
+    found.update(f"{file.relative_to(_ROOT)}\n".encode() + file.read_bytes())
+  commit = ""
+  if (_ROOT / ".git").exists():
+    words = ["git", "-C", str(_ROOT), "rev-parse", "--short=12", "HEAD"]
+    with contextlib.suppress(OSError):
+      commit = subprocess.run(words, capture_output=True, text=True).stdout
+  return found.hexdigest()[:16], commit.strip()
 
 
 def environment() -> dict[str, Any]:
   """What runs and on what, for checkpoints and reports."""
-  device = jax.devices()[0]
-  source = "".join(f"{name} {sha}\n" for name, sha in sorted(code().items()))
+  device, (source, commit) = jax.devices()[0], _source()
   return {
     "platform": device.platform,
     "device_kind": device.device_kind,
@@ -164,25 +146,23 @@ def environment() -> dict[str, Any]:
     "cpu_count": os.cpu_count(),
     "xla_flags": os.environ.get("XLA_FLAGS", ""),
     "versions": versions(),
-    "source": hashlib.sha256(source.encode()).hexdigest()[:16],
-    "commit": _commit(),
+    "source": source,
+    "commit": commit,
   }
 
 
 def history(
   before: Mapping[str, Any] | None, step: int, origin: str
 ) -> dict[str, Any]:
-  """What checkpoints keep of where they come from, after that of `before`.
+  """What a checkpoint keeps of where it comes from, after that of `before`.
 
   `origin` of the first start, `environment` of this one, and `history`: for
   each change of environment the `steps` at which starts in it began, and the
   `origin` and `environment` of the first of them.
   """
-  now = environment()
-  entries = list((before or {}).get("history", ()))
+  now, entries = environment(), list((before or {}).get("history", ()))
   if entries and entries[-1]["environment"] == now:
-    # A thousand preemptions are one entry.
-    last = entries.pop()
+    last = entries.pop()  # A thousand preemptions are one entry.
     entries.append(last | {"steps": [*last["steps"], step]})
   else:
     entries.append({"steps": [step], "origin": origin, "environment": now})

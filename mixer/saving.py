@@ -1,6 +1,5 @@
 """Saves a run's checkpoints in the background; restores the newest whole."""
 
-import concurrent.futures
 import contextlib
 import itertools
 import os
@@ -12,7 +11,7 @@ from etils import epath
 
 from mixer import checkpoints, distributed, durations, files
 from mixer import workdir as workdir_lib
-from mixer.errors import UserError
+from mixer.errors import UserError, first_line
 
 _UNFINISHED = ".orbax-checkpoint-tmp"  # In the names of what Orbax writes,
 _REMOVED = ".removed"  # and of what we are removing.
@@ -27,11 +26,14 @@ class SaveError(UserError):
 
 
 class Checkpoints:
-  """The checkpoints of one run: saves in the background, keeps what is due.
+  """The checkpoints of one run.
 
   A context manager: leaving it waits for a save under way. Of several hosts,
-  all have to make the same calls; the first alone moves and removes. `metadata`
-  is that of the checkpoint that was restored, None if none was.
+  all have to make the same calls; the first alone moves and removes.
+
+  Attributes:
+    latest: the newest step that is committed, None if there is none.
+    metadata: of the checkpoint that was restored, None if none was.
   """
 
   def __init__(
@@ -52,12 +54,11 @@ class Checkpoints:
     self.metadata: dict[str, Any] | None = None
     self._keep, self._keep_every, self._scores = keep, keep_every, scores
     self._remote = files.is_remote(self.directory)
-    self._saving = self._restored = None
-    self._pending: concurrent.futures.Future[list[str]] | None = None
-    self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
-    for line in distributed.on_first("checkpoints", self._tidy):
-      distributed.say(line)
-    self._latest = max(self._committed(), default=None)
+    self._restored: int | None = None
+    # The step that is being saved, its parts, and Orbax's answer.
+    self._pending: tuple[int, list[str], Any] | None = None
+    distributed.on_first("checkpoints", self._tidy)
+    self.latest = max(self._committed(), default=None)
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -68,111 +69,82 @@ class Checkpoints:
     except SaveError:
       if kind is None:  # Else what brought us here comes first.
         raise
-    finally:
-      self._thread.shutdown(wait=False)
 
   def _committed(self) -> list[int]:
     """As the first host sees them, on all."""
     return distributed.on_first(
-      "checkpoints", lambda: checkpoints.committed(self.directory.parent)
+      "checkpoints", lambda: checkpoints.steps_in(self.directory)
     )
-
-  @property
-  def latest(self) -> int | None:
-    """The newest step that is committed, None if there is none."""
-    self.wait()
-    return self._latest
 
   def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
     """Starts a save; returns once the state, a dataclass, may be donated."""
     self.wait()
-    self._saving = step
-    first = jax.process_index() == 0
-    try:
-      if first and not self._remote:
-        # Not its parent: a workdir that has vanished isn't made anew.
-        self.directory.mkdir(exist_ok=True)
-      parts = checkpoints.parts_of(state)
-      with self._context():
-        response = checkpoints.ocp.save_checkpointables_async(
-          self.directory / str(step),
-          parts,
-          custom_metadata=checkpoints.sealed(metadata, parts),
-        )
-    except (OSError, ValueError) as e:
-      raise self._failure(e) from e
-    scores = dict(self._scores()) if first else {}
-    args = (step, response, list(parts), scores)
-    self._pending = self._thread.submit(self._finish, *args)
-
-  def _context(self) -> Any:
-    """How Orbax is to save."""
     context = checkpoints.ocp.Context()
     # Else a folder that can't be made leaves threads that wait for it.
     context.asynchronous.create_directories_asynchronously = False
     if jax.process_count() == 1:
-      # Orbax waits by the time of day: should that jump by more, a sound save
-      # would count as failed. `hang_seconds` bounds the wait.
+      # Orbax waits by the time of day: should that jump, a sound save would
+      # count as failed. `hang_seconds` bounds the wait.
       context.asynchronous.timeout_secs = _LONG
     if self._remote:  # A rename there would copy it bit by bit.
       context.atomicity.mode = checkpoints.ocp.options.AtomicityMode.COMMIT_FILE
-    return context
-
-  def _finish(
-    self,
-    step: int,
-    response: Any,
-    parts: list[str],
-    scores: Mapping[int, float],
-  ) -> list[str]:
-    """In the background: waits for the commit, removes what is due."""
-    response.result()
-    if jax.process_index():
-      return []
-    # Orbax doesn't notice when it is removed while being written.
-    if not all((self.directory / str(step) / p).is_dir() for p in parts):
-      raise OSError("it has vanished")
-    steps = checkpoints.committed(self.directory.parent)
-    stay = {*steps[-self._keep :], step, self._restored}
-    stay |= {s for s in steps if durations.is_due(self._keep_every, s)}
-    stay.add(checkpoints.best({s: v for s, v in scores.items() if s in steps}))
-    lines = []
-    for old in sorted({*steps} - stay):
-      try:
-        _remove(self.directory / str(old))
-      except OSError as e:
-        lines.append(
-          f"checkpoint {self.directory / str(old)} can't be removed: "
-          f"{checkpoints.reason(e)}. It is left as it is."
+    try:
+      if jax.process_index() == 0 and not self._remote:
+        # Not its parent: a workdir that has vanished isn't made anew.
+        self.directory.mkdir(exist_ok=True)
+      parts = checkpoints.parts_of(state)
+      content = checkpoints.sealed(metadata, parts)
+      with context:
+        response = checkpoints.ocp.save_checkpointables_async(
+          self.directory / str(step), parts, custom_metadata=content
         )
-    return lines
+    except (OSError, ValueError) as e:
+      raise self._failure(step, e) from e
+    self._pending = (step, list(parts), response)
 
   def wait(self) -> None:
     """Returns when the save under way is committed; SaveError if it failed."""
-    pending, self._pending = self._pending, None
-    if pending is None:
+    if self._pending is None:
       return
+    (step, parts, response), self._pending = self._pending, None
     try:
-      lines = pending.result()
+      response.result()
+      self.latest, where = step, self.directory / str(step)
+      if jax.process_index() == 0:
+        # Orbax doesn't notice when it is removed while being written.
+        if not all((where / part).is_dir() for part in parts):
+          raise OSError("it has vanished")
+        self._remove_old(step)
     except Exception as e:
-      raise self._failure(e) from e
-    self._latest = self._saving
-    for line in lines:
-      distributed.say(line)
+      raise self._failure(step, e) from e
 
-  def _failure(self, error: Exception) -> SaveError:
+  def _remove_old(self, step: int) -> None:
+    """Removes what need not stay, after the commit of this step."""
+    steps = checkpoints.steps_in(self.directory)
+    scores = {s: v for s, v in self._scores().items() if s in steps}
+    stay = {*steps[-self._keep :], step, self._restored}
+    stay |= {s for s in steps if durations.is_due(self._keep_every, s)}
+    for old in sorted({*steps} - stay - {checkpoints.best(scores)}):
+      try:
+        _remove(self.directory / str(old))
+      except files.failures(self.directory) as e:
+        distributed.say(
+          f"checkpoint {self.directory / str(old)} can't be removed: "
+          f"{files.reason(e)}. It is left as it is."
+        )
+
+  def _failure(self, step: int, error: Exception) -> SaveError:
     workdir = self.directory.parent
     if not self._remote and not workdir.exists():
       return SaveError(workdir_lib.vanished(workdir))
-    whole = []
-    with contextlib.suppress(OSError):
-      whole = [s for s in checkpoints.committed(workdir) if s != self._saving]
-    kept = (
-      f"that of step {whole[-1]} is whole" if whole else "there is none yet"
-    )
+    why = full if (full := "No space left on device") in str(error) else ""
+    kept = "there is none yet"
+    with contextlib.suppress(Exception):
+      steps = [s for s in checkpoints.steps_in(self.directory) if s != step]
+      kept = f"that of step {steps[-1]} is whole"
     return SaveError(
-      f"the checkpoint of step {self._saving} could not be written to "
-      f"{self.directory}: {checkpoints.reason(error)}; {kept}. Mend the cause "
+      f"the checkpoint of step {step} could not be written to "
+      f"{self.directory}: {why or first_line(error)}; {kept}. Mend the cause "
       "(most often a full disk or missing rights) and start the same command "
       "again."
     )
@@ -180,17 +152,16 @@ class Checkpoints:
   def restore(self, abstract: Any) -> tuple[Any, int]:
     """The newest state that is whole, laid out as `abstract` says; its step.
 
-    Damaged ones that are newer are told, and moved to `checkpoints.damaged`.
-    Several hosts pass over the same ones: a step is taken only when all could
-    take it. UserError: one is of another model; or none is whole.
+    Damaged ones that are newer are reported, and moved to
+    `checkpoints.damaged`. A step is taken only when all hosts could take it.
+    UserError: one is of another model; or none is whole.
     """
     self.wait()
-    targets = checkpoints.parts_of(abstract)
     wrong: dict[int, checkpoints.Damaged] = {}
     for step in reversed(self._committed()):
       path = self.directory / str(step)
       try:
-        about, found = _together(checkpoints.read_state, path, targets)
+        about, found = _together(checkpoints.read_state, path, abstract)
         # Of several hosts, all have to take part in it.
         names = checkpoints.changed(about, found)
         _together(checkpoints.refuse, about, names)
@@ -204,7 +175,7 @@ class Checkpoints:
         distributed.say(
           f"{error}. It is now in {at}; going on from checkpoint {step}."
         )
-      self.metadata, self._latest, self._restored = about.metadata, step, step
+      self.metadata, self.latest, self._restored = about.metadata, step, step
       return checkpoints.state_of(abstract, found), step
     raise UserError(
       f"none of the checkpoints in {self.directory} is whole "
@@ -212,23 +183,21 @@ class Checkpoints:
       "Put one from a copy in their place, or start in another --workdir."
     )
 
-  def _tidy(self) -> list[str]:
+  def _tidy(self) -> None:
     """Removes unfinished saves and removals, moves uncommitted steps aside."""
-    lines = []
     with files.writing(self.directory):
-      for path in checkpoints.inside(self.directory):
+      for path in checkpoints.contents(self.directory):
         if _UNFINISHED in path.name or path.name.endswith(_REMOVED):
           path.rmtree()
-      for path in checkpoints.steps_in(self.directory):
-        if not checkpoints.is_committed(path):
-          at = "removed" if self._remote else f"now in {_move_aside(path)}"
-          lines.append(
-            f"{path} was never finished, or has lost its mark of that: it "
-            f"doesn't count as a checkpoint, and is {at}."
-          )
-          if self._remote:  # A killed save leaves it so.
-            path.rmtree()
-    return lines
+      for step in checkpoints.steps_in(self.directory, committed=False):
+        path = self.directory / str(step)
+        if self._remote:  # A killed save leaves it so.
+          path.rmtree()
+        at = "removed" if self._remote else f"now in {_move_aside(path)}"
+        distributed.say(
+          f"{path} was never finished, or has lost its mark of that: it "
+          f"doesn't count as a checkpoint, and is {at}."
+        )
 
 
 def _together(function: Callable[..., Any], *args: Any) -> Any:
@@ -238,8 +207,8 @@ def _together(function: Callable[..., Any], *args: Any) -> Any:
     result = function(*args)
   except UserError as e:
     refusal = [isinstance(e, checkpoints.Damaged), str(e)]
-  said = distributed.gather("reading a checkpoint", refusal, _READING)
-  for damaged, message in sorted(filter(None, said)):
+  found = distributed.gather("reading a checkpoint", refusal, _READING)
+  for damaged, message in sorted(filter(None, found)):
     raise (checkpoints.Damaged if damaged else UserError)(message, lines=True)
   return result
 

@@ -4,11 +4,12 @@ It is on a local disk or in a bucket of Google Cloud Storage; `epath` reads and
 writes both.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
 import re
-import uuid
+import secrets
 from collections.abc import Collection
 from typing import Any
 
@@ -25,9 +26,6 @@ DATA_SET = "data_set"
 
 # With TensorFlow around, epath would go through it, and import it for that.
 os.environ.setdefault("EPATH_USE_TF", "false")
-
-is_remote = files.is_remote
-failures = files.failures
 
 
 class DamagedConfig(UserError):
@@ -49,8 +47,7 @@ def path(written: epath.PathLike) -> epath.Path:
       f"{written} needs gcsfs, which is not installed: make setup-gcs, or "
       'pip install -e ".[gcs]".'
     )
-  # Its memory of what is in a folder knows nothing of what others write, not
-  # even TensorStore in this process.
+  # A cache of listings would hide what others write.
   options = fsspec.config.conf.setdefault("gcs", {})
   options.setdefault("use_listings_cache", False)
   return epath.Path(written)
@@ -58,35 +55,28 @@ def path(written: epath.PathLike) -> epath.Path:
 
 def make(workdir: epath.PathLike) -> None:
   """Makes the folder, where a folder is a thing."""
-  if is_remote(workdir):
-    return  # To gcsfs it would mean: make the bucket.
-  try:
-    os.makedirs(workdir, exist_ok=True)
-  except OSError as e:
-    raise not_writable(workdir, e) from e
+  if not files.is_remote(workdir):  # To gcsfs it would mean: make the bucket.
+    with writing(workdir):
+      os.makedirs(workdir, exist_ok=True)
 
 
-def not_writable(workdir: epath.PathLike, error: Exception) -> UserError:
-  """The error of a workdir that takes no files."""
-  advice = "name a folder that can, or one that doesn't exist yet."
-  if is_remote(workdir):
+def writing(workdir: epath.PathLike) -> contextlib.AbstractContextManager[None]:
+  """Turns errors of a workdir that takes no files into a UserError."""
+  advice = "Name a --workdir that can, or one that doesn't exist yet."
+  if files.is_remote(workdir):
     advice = (
-      "does the bucket exist, and may you write to it (gcloud auth "
+      "Does the bucket exist, and may you write to it (gcloud auth "
       "application-default login; the role Storage Object User)?"
     )
-  return UserError(
-    f"--workdir={os.fspath(workdir)} can't be written to "
-    f"({files.reason(error)}); {advice}"
-  )
+  return files.writing(workdir, advice)
 
 
 def vanished(workdir: epath.PathLike) -> str:
-  """Sentences about a workdir that is gone, for a run that stops."""
+  """The message of a run that stops as its workdir is gone."""
   return (
     f"--workdir={os.fspath(workdir)} has vanished (deleted, renamed or "
-    "unmounted), so this run stops without saving. Moved back, or named by its "
-    "new place, it goes on from the newest checkpoint in it by the same "
-    "command; deleted, the same command begins anew."
+    "unmounted), so this run stops without saving. At its new place the same "
+    "command goes on from the newest checkpoint."
   )
 
 
@@ -110,25 +100,24 @@ def write_config(
 
 def read_config(workdir: epath.PathLike) -> dict[str, Any]:
   """`{"config": ..., "resolved": ...}`, as written; else `DamagedConfig`."""
-  where, keys = epath.Path(workdir) / CONFIG, ("config", "resolved")
+  where = epath.Path(workdir) / CONFIG
+  if not where.exists():
+    raise UserError(
+      f"{workdir} is not a workdir of train.py: it has no {CONFIG}."
+    )
   try:
+    keys = ("config", "resolved")
     found = files.read_sealed(where, "the config of a run", keys)
     config_lib.from_json(found["config"], found["resolved"])
     return found
-  except UserError as e:
-    if isinstance(e.__cause__, FileNotFoundError | NotADirectoryError):
-      raise UserError(
-        f"{workdir} is not a workdir of train.py: it has no {CONFIG}."
-      ) from None
+  except Exception as e:
     if isinstance(e.__cause__, OSError):
       raise
-    why = str(e).rstrip(".")
-  except (LookupError, TypeError, ValueError, AttributeError) as e:
-    why = f"{where} is not what train.py writes there ({first_line(e)})"
-  raise DamagedConfig(
-    f"{why}. Where there is a checkpoint, the next start of train.py writes it "
-    "anew; else restore it from a copy, or start again in an empty --workdir."
-  )
+    raise DamagedConfig(
+      f"{where} is damaged ({first_line(e)}). Where there is a checkpoint, the "
+      "next start of train.py writes it anew; else restore it from a copy, or "
+      "start again in an empty --workdir."
+    ) from e
 
 
 def check(
@@ -142,41 +131,35 @@ def check(
 
   Keys in `allow`, and `config.FREE_KEYS`, may differ from what it was made
   with; all may before there is a checkpoint (`step` of the newest, or None).
-  Returns a sentence about what has changed, or "".
+  Returns a message about what has changed, or "".
   """
   make(workdir)
   workdir = epath.Path(workdir)
-  try:
-    # The folder must take files: better said now than at the first save.
-    probe = workdir / f".probe.{uuid.uuid4().hex}"
+  with writing(workdir):  # Better known now than at the first save.
+    probe = workdir / f".probe.{secrets.token_hex(8)}"
     probe.write_text("probe")
     names = sorted(p.name for p in workdir.iterdir() if p.name[0] != ".")
     probe.unlink()
-  except failures(workdir) as e:
-    raise not_writable(workdir, e) from e
   if names and CONFIG not in names:
     raise UserError(
       f"--workdir={workdir} holds files ({', '.join(names[:5])}) but no "
-      f"{CONFIG}, so it is not a workdir of train.py; name another folder or "
-      "an empty one."
+      f"{CONFIG}, so it is not a workdir of train.py; name another folder."
     )
   if step is None:
     return ""
-  old = read_config(workdir)
-  changed = _differences(old, {"config": config, "resolved": resolved})
-  known = {DATA_SET, *changed, *config_lib.flatten(config)}
-  if unknown := [key for key in allow if key not in known]:
-    near = config_lib.near(unknown[0])
+  changed = _differences(read_config(workdir), config, resolved)
+  for key in {*allow} - {DATA_SET, *changed, *config_lib.flatten(config)}:
+    near = config_lib.near(key)
     meant = f"; did you mean --allow_change={near}?" if near else "."
     raise UserError(
-      f"--allow_change={unknown[0]}: that is no key of the config{meant}"
+      f"--allow_change={key}: that is no key of the config{meant}"
     )
-  refused = [line for key in changed.keys() - {*allow} for line in changed[key]]
-  if refused:
-    what = "data set" if changed.keys() - {*allow} == {DATA_SET} else "config"
+  if refused := changed.keys() - {*allow}:
+    lines = sorted(line for key in refused for line in changed[key])
+    what = "data set" if refused == {DATA_SET} else "config"
     raise UserError(
       f"--workdir={workdir} was made with another {what}:\n  "
-      + "\n  ".join(map(errors.printable, sorted(refused)))
+      + "\n  ".join(map(errors.printable, lines))
       + "\nUse the old one, or another --workdir; to go on with the new values "
       f"all the same, add --allow_change={','.join(sorted(changed))}.",
       lines=True,
@@ -184,8 +167,7 @@ def check(
   if resolved["total"] < step:
     raise UserError(
       f"total={config['total']!r} comes to {resolved['total']:,} steps, and "
-      f"the run in --workdir={workdir} has done {step:,}. Make it longer, or "
-      "start another --workdir."
+      f"the run in --workdir={workdir} has done {step:,}. Make it longer."
     )
   if not changed:
     return ""
@@ -197,20 +179,22 @@ def check(
 
 
 def _differences(
-  old: dict[str, Any], new: dict[str, Any]
+  old: dict[str, Any], config: dict[str, Any], resolved: dict[str, Any]
 ) -> dict[str, list[str]]:
   """Lines about what differs, by what --allow_change calls it."""
-  lines = config_lib.differences(old["config"], new["config"])
-  changed = {k: [v] for k, v in lines.items() if k not in config_lib.FREE_KEYS}
-  sets = data_set_differences(old, new)
-  if sets:
-    changed[DATA_SET] = sets
+  changed = {
+    key: [line]
+    for key, line in config_lib.differences(old["config"], config).items()
+    if key not in config_lib.FREE_KEYS
+  }
+  if lines := data_set_differences(old["resolved"], resolved):
+    changed[DATA_SET] = lines
   if not changed:  # Then what follows from them can still differ.
-    a, b = (start["resolved"] | {DATA_SET: ""} for start in (old, new))
+    a, b = (x | {DATA_SET: ""} for x in (old["resolved"], resolved))
     changed = {
-      f"resolved.{k}": [f"resolved.{v}"]
-      for k, v in config_lib.differences(a, b).items()
-      if k not in config_lib.FREE_KEYS
+      f"resolved.{key}": [f"resolved.{line}"]
+      for key, line in config_lib.differences(a, b).items()
+      if key not in config_lib.FREE_KEYS
     }
   return changed
 
@@ -218,12 +202,13 @@ def _differences(
 def data_set_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
   """A line for each part of the data set's identity that differs and is known.
 
-  Takes two results of `read_config`.
+  Takes what two runs' configs come to, `resolved`.
   """
-  a, b = (start["resolved"].get(DATA_SET, {}) for start in (old, new))
+  a, b = (resolved.get(DATA_SET, {}) for resolved in (old, new))
   # Groups that one lacks follow from the config, as few-shot evaluation does.
   a, b = ({k: v for k, v in x.items() if k in y} for x, y in ((a, b), (b, a)))
-  a, b = config_lib.flatten(a), config_lib.flatten(b)
-  unknown = {k for k, v in (*a.items(), *b.items()) if v == ""}
-  lines = config_lib.differences(a, b)
-  return [f"{DATA_SET}.{v}" for k, v in lines.items() if k not in unknown]
+  return [
+    f"{DATA_SET}.{line}"
+    for line in config_lib.differences(a, b).values()
+    if not re.search(r": '' -> | -> ''$", line)  # Not known.
+  ]

@@ -13,6 +13,7 @@ Run as a program, with the folder of the cloud in FAKE_CLOUD. There are:
 ssh runs commands for real, with bash, in the home of each host.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -50,10 +51,6 @@ def put(name: str, value: object) -> None:
   (CLOUD / name).write_text(str(value))
 
 
-def hosts() -> list[pathlib.Path]:
-  return sorted((CLOUD / "hosts").iterdir())
-
-
 def create() -> None:
   life = int(get("life") or 0)
   if get("request"):
@@ -65,19 +62,16 @@ def create() -> None:
 
 
 def describe(kind: str) -> None:
-  state = get(kind)
-  if not state:
-    fail("NOT_FOUND: Resource was not found.")
+  state = get(kind) or fail("NOT_FOUND: Resource was not found.")
   print(state)
   if kind == "request" and state in QUEUE:
     put("request", QUEUE[state])
     if QUEUE[state] == "ACTIVE":
       put("node", "READY")
-      plot = json.loads(get("lives.json"))[int(get("life")) - 1]
-      for number, starts in enumerate(plot):
-        home = CLOUD / "hosts" / str(number)
-        home.mkdir(parents=True)
-        (home / "plot.json").write_text(json.dumps(starts))
+      plots = json.loads(get("lives.json"))[int(get("life")) - 1]
+      for number, starts in enumerate(plots):
+        (CLOUD / "hosts" / str(number)).mkdir(parents=True)
+        put(f"hosts/{number}/plot.json", json.dumps(starts))
 
 
 def delete() -> None:
@@ -85,39 +79,34 @@ def delete() -> None:
     fail("NOT_FOUND: Resource was not found.")
   for name in ("request", "node"):
     (CLOUD / name).unlink(missing_ok=True)
+  for path in CLOUD.glob("hosts/*/pids"):
+    for pid in path.read_text().split():
+      with contextlib.suppress(ProcessLookupError):
+        os.kill(int(pid), signal.SIGKILL)
   if (CLOUD / "hosts").exists():
-    for path in (CLOUD / "hosts").glob("*/pids"):
-      for pid in path.read_text().split():
-        try:
-          os.kill(int(pid), signal.SIGKILL)
-        except ProcessLookupError:
-          pass
     (CLOUD / "past").mkdir(exist_ok=True)
     shutil.move(CLOUD / "hosts", CLOUD / "past" / get("life"))
 
 
-def chosen(flags: dict[str, str]) -> list[pathlib.Path]:
+def chosen(worker: str) -> list[pathlib.Path]:
   """The homes that --worker names."""
   if get("node") != "READY":
     fail(f"the slice is {get('node')}")
   if left := int(get("unreachable") or 0):
     put("unreachable", left - 1)
     fail("ssh: connect to host port 22: Connection timed out", 255)
-  worker = flags["--worker"]
-  return hosts() if worker == "all" else [hosts()[int(worker)]]
+  hosts = sorted((CLOUD / "hosts").iterdir())
+  return hosts if worker == "all" else [hosts[int(worker)]]
 
 
-def ssh(flags: dict[str, str]) -> None:
-  codes = [
-    subprocess.run(
-      ["bash", "-c", flags["--command"]],
-      cwd=home,
-      stdin=subprocess.DEVNULL,
-      env=dict(os.environ) | {"HOME": str(home)},
-    ).returncode
-    for home in chosen(flags)
-  ]
-  sys.exit(next((c for c in codes if c), 0))
+def ssh(worker: str, command: str) -> None:
+  codes = []
+  for home in chosen(worker):
+    env, nothing = os.environ | {"HOME": str(home)}, subprocess.DEVNULL
+    words = ["bash", "-c", command]
+    done = subprocess.run(words, cwd=home, stdin=nothing, env=env)
+    codes.append(done.returncode)
+  sys.exit(next(filter(None, codes), 0))
 
 
 def train() -> None:
@@ -142,18 +131,17 @@ def train() -> None:
   if what == "taken":
     state, _, rest = rest.partition(", ")
     put("request", "SUSPENDED")
-    put("node", state)
-    if state == "GONE":
-      (CLOUD / "node").unlink()
+    put("node", "" if state == "GONE" else state)
     if rest == "hang":
       time.sleep(60)
   if what == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
   if what == "wait":
-    deadline = time.monotonic() + 60
-    while not (home / "go").exists() and time.monotonic() < deadline:
-      time.sleep(0.02)
     rest = "0"
+    for _ in range(3000):
+      if (home / "go").exists():
+        break
+      time.sleep(0.02)
   if rest == "1":
     print("error: the disk is full: give it another.", flush=True)
   sys.exit(int(rest))
@@ -165,8 +153,7 @@ def main(argv: list[str]) -> None:
   if get("broken"):
     fail("There was a problem refreshing your current auth tokens")
   words = [a for a in argv if not a.startswith("--")]
-  split = [a.partition("=") for a in argv if a.startswith("--")]
-  flags = {flag: value for flag, _, value in split}
+  flags = dict(a.partition("=")[::2] for a in argv if a.startswith("--"))
   command = " ".join(words[2:4])
   known = {*FLAGS[command].split(), "--quiet", "--project", "--zone"}
   assert words[:2] == ["compute", "tpus"] and known >= {*flags}, argv
@@ -176,15 +163,13 @@ def main(argv: list[str]) -> None:
       create()
     case "queued-resources delete":
       delete()
-    case "queued-resources describe":
-      describe("request")
-    case "tpu-vm describe":
-      describe("node")
     case "tpu-vm ssh":
-      ssh(flags)
+      ssh(flags["--worker"], flags["--command"])
     case "tpu-vm scp":
-      for home in chosen(flags):
-        shutil.copy(words[4], home / pathlib.Path(words[4]).name)
+      for home in chosen(flags["--worker"]):
+        shutil.copy(words[4], home / words[5].partition(":")[2])
+    case _:
+      describe("node" if "tpu-vm" in command else "request")
 
 
 if __name__ == "__main__":

@@ -1,27 +1,24 @@
 """States for the tests of checkpoints: real ones, and tiny ones."""
 
+import os
 import pathlib
 import shutil
+import subprocess
 import sys
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint.experimental.v1
 
 from configs import smoke
-from mixer import saving, sharding, train_step
+from mixer import checkpoints, saving, sharding, train_step
 from tests import updates
-
-# Orbax's annotations don't fit its own classes.
-ocp: Any = orbax.checkpoint.experimental.v1
 
 
 def make_trainer(devices=8, num_classes=10, **optimizer) -> train_step.Trainer:
   """Of the smoke config, on so many devices."""
   config = smoke.get_config()
-  for key, value in optimizer.items():
-    config.optimizer[key] = value
+  config.optimizer.update(optimizer)
   mesh = sharding.make_mesh(jax.devices()[:devices])
   return train_step.Trainer(config, updates.PLAN, num_classes, mesh)
 
@@ -35,14 +32,14 @@ def update(trainer: train_step.Trainer, state, count=1):
   return state
 
 
-def tiny(step: int, mesh=None, scale=1.0) -> train_step.TrainState:
+def tiny(step: int, mesh=None) -> train_step.TrainState:
   """A state of a few arrays, other ones for each step; some are sharded."""
   mesh = mesh or sharding.make_mesh()
   rng = np.random.default_rng(step)
   whole, split = sharding.replicated(mesh), sharding.batch(mesh)
 
   def put(where, *shape):
-    value = np.float32(scale) * rng.standard_normal(shape, np.float32)
+    value = rng.standard_normal(shape, np.float32)
     return jax.make_array_from_callback(shape, where, lambda at: value[at])
 
   def weights() -> dict[str, Any]:
@@ -58,7 +55,7 @@ def tiny(step: int, mesh=None, scale=1.0) -> train_step.TrainState:
 
 
 def abstract(state):
-  """What says how a state is to lie on devices."""
+  """How a state is laid out on devices."""
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
     state,
@@ -70,42 +67,33 @@ def copy(tree):
   return jax.tree.map(lambda x: np.array(x, copy=True), tree)
 
 
-def names(tree) -> list[str]:
-  """Of all leaves, in order."""
-  paths = jax.tree_util.tree_leaves_with_path(tree)
-  return [jax.tree_util.keystr(path) for path, _ in paths]
-
-
 def assert_same(got, expected):
   """Equal in every bit, and in type, shape and structure."""
   assert jax.tree.structure(got) == jax.tree.structure(expected)
-  for name, a, b in zip(
-    names(expected),
-    jax.tree.leaves(got),
-    jax.tree.leaves(expected),
-    strict=True,
-  ):
+  named = jax.tree_util.tree_leaves_with_path(expected)
+  for (name, a), b in zip(named, jax.tree.leaves(got), strict=True):
     a, b = np.asarray(a), np.asarray(b)
     assert (a.dtype, a.shape) == (b.dtype, b.shape), name
     assert a.tobytes() == b.tobytes(), name
 
 
-def save_tiny(workdir: pathlib.Path, *steps: int):
+def save_tiny(workdir: pathlib.Path, *steps: int, **options):
   """A workdir with checkpoints of tiny states; the states by step."""
   made = {step: tiny(step) for step in steps}
-  with saving.Checkpoints(workdir, keep=len(steps)) as c:
+  with saving.Checkpoints(workdir, **{"keep": 9} | options) as c:
     for step, state in made.items():
       c.save(step, state, {"class_names": ["a", "b"], "step": step})
   return {step: copy(state) for step, state in made.items()}
 
 
 def listing(workdir: pathlib.Path) -> list[str]:
-  """What lies among the checkpoints."""
+  """What is in the folder of checkpoints."""
   return sorted(p.name for p in (workdir / "checkpoints").iterdir())
 
 
 def rewrite(checkpoint: pathlib.Path, change) -> None:
   """Other arrays in place of those that were saved, written as they were."""
+  ocp = checkpoints.ocp
   found = ocp.checkpointables_metadata(checkpoint)
   on_host = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), found.metadata)
   parts = ocp.load_checkpointables(checkpoint, on_host)
@@ -123,9 +111,32 @@ def flip(path: pathlib.Path, bit: int = 2) -> None:
   path.write_bytes(bytes(content))
 
 
+def processes(count, devices, *args, **environment) -> list[str]:
+  """Runs `main` on processes of their own; what each has printed."""
+  from tests import conftest  # Not in `main`: it gives itself eight devices.
+
+  port = conftest.free_port()
+  flags = f"--xla_force_host_platform_device_count={devices}"
+  command = [sys.executable, "-m", "tests.states", str(count), str(port), *args]
+  running = [
+    subprocess.Popen(
+      [*command, str(rank)],
+      cwd=conftest.ROOT,
+      env=os.environ | {"XLA_FLAGS": flags} | environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for rank in range(count)
+  ]
+  ends = [p.communicate(timeout=200) for p in running]
+  assert [p.returncode for p in running] == [0] * count, ends
+  return [out for out, _ in ends]
+
+
 def main() -> None:
-  """python -m tests.states RANK COUNT PORT FOLDER save|restore STEPS."""
-  rank, count, port, folder, action, *steps = sys.argv[1:]
+  """python -m tests.states COUNT PORT FOLDER save|restore STEPS RANK."""
+  count, port, folder, action, *steps, rank = sys.argv[1:]
   if count != "1":
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
@@ -138,14 +149,11 @@ def main() -> None:
     return
   with saving.Checkpoints(folder, keep=9) as c:
     state, step = c.restore(abstract(tiny(0)))
-  assert step == int(steps[0]), step
-  for ours, expected in zip(
-    jax.tree.leaves(state), jax.tree.leaves(tiny(step)), strict=True
-  ):
-    shards = zip(
-      ours.addressable_shards, expected.addressable_shards, strict=True
-    )
-    for a, b in shards:
+  assert [str(step)] == steps
+  both = jax.tree.leaves(state), jax.tree.leaves(tiny(step))
+  for ours, expected in zip(*both, strict=True):
+    shards = ours.addressable_shards, expected.addressable_shards
+    for a, b in zip(*shards, strict=True):
       assert (a.index, a.data.dtype) == (b.index, b.data.dtype)
       assert np.asarray(a.data).tobytes() == np.asarray(b.data).tobytes()
 

@@ -123,24 +123,21 @@ class Cloud:
   """A small checkout with the real launch/, and the gcloud of tests."""
 
   def __init__(self, root: pathlib.Path):
-    self.root = root / "checkout"
-    self.folder = root / "cloud"
+    self.root, self.folder = root / "checkout", root / "cloud"
     self.folder.mkdir(parents=True)
     shutil.copytree(LAUNCH, self.root / "launch")
     (self.root / "train.py").write_text("")
-    self.bin = root / "bin"
-    self.bin.mkdir()
     fake = f"exec {sys.executable} -IS {conftest.ROOT}/tests/fake_gcloud.py"
-    self.program("gcloud", f'{fake} "$@"')
-    # As uv makes an environment; its Python plays train.py.
-    self.program("python", f'shift && {fake} train "$@"')
-    self.program(
-      "uv",
-      f'echo "$@" >>~/uv; [ "$1" != venv ] || {{ mkdir -p ~/.venv-mixer/bin && '
-      f"ln -sf {self.bin}/python ~/.venv-mixer/bin/python; }}",
+    folder = programs(
+      root,
+      gcloud=f'{fake} "$@"',
+      # As uv makes an environment; its Python plays train.py.
+      python=f'shift && {fake} train "$@"',
+      uv=f'echo "$@" >>~/uv; [ "$1" != venv ] || {{ mkdir -p ~/.venv-mixer/bin '
+      f"&& ln -sf {root}/bin/python ~/.venv-mixer/bin/python; }}",
     )
     self.env = dict(os.environ) | {
-      "PATH": f"{self.bin}:{os.environ['PATH']}",
+      "PATH": f"{folder}:{os.environ['PATH']}",
       "FAKE_CLOUD": str(self.folder),
       "HOME": str(root),
       "GIT_CONFIG_GLOBAL": os.devnull,
@@ -148,14 +145,8 @@ class Cloud:
     for who in ("AUTHOR", "COMMITTER"):
       self.env |= {f"GIT_{who}_NAME": "x", f"GIT_{who}_EMAIL": "x@example.com"}
     for words in ("init --quiet", "add .", "commit --quiet --message=x"):
-      subprocess.run(
-        ["git", *words.split()], cwd=self.root, env=self.env, check=True
-      )
-
-  def program(self, name: str, script: str) -> None:
-    """Puts a program on PATH, before what is there."""
-    (self.bin / name).write_text(f"#!/bin/sh\n{script}\n")
-    (self.bin / name).chmod(0o755)
+      git = ["git", *words.split()]
+      subprocess.run(git, cwd=self.root, env=self.env, check=True)
 
   def lives(self, *lives: Sequence[Sequence[str]]) -> None:
     """What happens: of each slice, of each host, each start."""
@@ -171,22 +162,16 @@ class Cloud:
     found = [json.loads(line) for line in lines]
     return [c for c in found if all(any(w in a for a in c) for w in words)]
 
-  def starts(self, host: int, life: int | None = None) -> list[list[str]]:
-    """The flags of each start of train.py on a host; None: the slice of now."""
-    folder = "hosts" if life is None else f"past/{life}"
+  def starts(self, host: int, folder: str = "hosts") -> list[list[str]]:
+    """The flags of each start of train.py on a host, now or in past/LIFE."""
     path = self.folder / folder / str(host) / "starts"
     return [json.loads(line) for line in path.read_text().splitlines()]
 
   def start(self, command: str, *args: str) -> subprocess.Popen[str]:
     """Starts launch/tpu_vm.sh."""
+    script = self.root / "launch" / "tpu_vm.sh"
     return subprocess.Popen(
-      [
-        self.root / "launch" / "tpu_vm.sh",
-        command,
-        "--name=m",
-        "--zone=z",
-        *args,
-      ],
+      [script, command, "--name=m", "--zone=z", *args],
       cwd=self.root.parent,
       env=self.env,
       stdin=subprocess.DEVNULL,
@@ -200,7 +185,16 @@ class Cloud:
     process = self.start(command, *args)
     out, err = process.communicate(timeout=120)
     assert process.returncode == code, err
-    return out if command == "status" else err
+    return err if command not in ("status", "logs") else out
+
+
+def programs(root: pathlib.Path, **scripts: str) -> pathlib.Path:
+  """A folder for PATH with these programs."""
+  (root / "bin").mkdir()
+  for name, script in scripts.items():
+    (root / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+    (root / "bin" / name).chmod(0o755)
+  return root / "bin"
 
 
 @pytest.fixture
@@ -236,12 +230,10 @@ def test_a_slice_from_creation_to_deletion(cloud):
     assert "READY\nrunning\nrunning\n" in cloud("status")
   line = [*RUN[1:], "--config.total=3 epochs", "--cluster=tpu"]
   assert cloud.starts(1) == [line]
-  process = cloud.start("logs", "--worker=1")
-  assert "training" in process.communicate()[0]
+  assert "training" in cloud("logs", "--worker=1")
   cloud("stop")
   for _ in range(100):
-    status = cloud("status")
-    if "running" not in status:
+    if "running" not in (status := cloud("status")):
       break
   assert "READY\n42\n42\n" in status
   for _ in range(2):  # The second: already gone.
@@ -255,17 +247,17 @@ def test_preempted_twice_then_done(cloud):
     [["exit 1"], ["taken GONE, hang"]],
     [["exit 0"], ["exit 0"]],
   )
-  said = cloud(*UNTIL_DONE, *RUN)
-  assert "m is PREEMPTED" in said and "train.py is done\ntraining\n" in said
+  printed = cloud(*UNTIL_DONE, *RUN)
+  assert "m is PREEMPTED" in printed and "is done\ntraining\n" in printed
   assert len(cloud.calls("queued-resources", "create", "--spot")) == 3
   assert len(cloud.calls("queued-resources", "delete", "--force")) == 3
   for life in (1, 2, 3):
     for host in (0, 1):
-      assert cloud.starts(host, life) == STARTED
+      assert cloud.starts(host, f"past/{life}") == STARTED
 
 
 @pytest.mark.parametrize(
-  ("lives", "flags", "code", "said"),
+  ("lives", "flags", "code", "text"),
   [
     # Saved without a preemption: the same slice goes on.
     ([["exit 42", "exit 0"]] * 2, ["--retries=0"], 0, "train.py is done"),
@@ -276,35 +268,33 @@ def test_preempted_twice_then_done(cloud):
     ([["killed"] * 5], ["--retries=1"], 1, "failures: hosts were lost"),
   ],
 )
-def test_how_hosts_end(cloud, lives, flags, code, said):
+def test_how_hosts_end(cloud, lives, flags, code, text):
   cloud.lives(lives)
-  assert said in cloud(*UNTIL_DONE, *flags, *RUN, code=code)
+  assert text in cloud(*UNTIL_DONE, *flags, *RUN, code=code)
   assert len(cloud.calls("queued-resources", "create")) == 1
   assert len(cloud.calls("scp")) == 1
   assert not (cloud.folder / "node").exists()
 
 
 def test_failures_of_gcloud_and_ssh_are_repeated_not_for_ever(cloud):
-  cloud.lives([["exit 0"]], [["exit 0"]])
+  cloud.lives([["exit 0"]])
   cloud.put("unreachable", "2")
-  said = cloud(*UNTIL_DONE, "--retries=2", "--keep", *RUN)
-  assert "not all hosts of m answer (failure 2 of" in said
+  printed = cloud(*UNTIL_DONE, "--retries=2", "--keep", *RUN)
+  assert "not all hosts of m answer (failure 2 of" in printed
   assert not cloud.calls("delete")
   cloud.put("unreachable", "99")
-  said = cloud(*UNTIL_DONE, "--retries=2", *RUN, code=1)
-  assert "too many failures: not all hosts of m answer" in said
-  assert "Connection timed out" in said
-  # A request that is refused.
+  printed = cloud(*UNTIL_DONE, "--retries=2", *RUN, code=1)
+  assert "too many failures: not all hosts of m answer" in printed
+  assert "Connection timed out" in printed
+  # A request that is refused; and what isn't taken for a preemption.
   cloud.put("unreachable", "0")
-  cloud.lives()
-  said = cloud(*UNTIL_DONE, "--retries=1", *RUN, code=1)
-  assert "too many failures: m could not be made" in said
-  # Not taken for a preemption.
+  printed = cloud(*UNTIL_DONE, "--retries=1", *RUN, code=1)
+  assert "too many failures: m could not be made" in printed
   cloud.put("broken", "yes")
   created = len(cloud.calls("create"))
-  said = cloud(*UNTIL_DONE, "--retries=1", *RUN, code=1)
-  assert "refreshing your current auth tokens" in said
-  assert "could not be deleted, and costs money" in said
+  printed = cloud(*UNTIL_DONE, "--retries=1", *RUN, code=1)
+  assert "refreshing your current auth tokens" in printed
+  assert "could not be deleted, and costs money" in printed
   assert len(cloud.calls("create")) == created
 
 
@@ -315,10 +305,8 @@ def test_until_done_can_be_interrupted_and_takes_over_again(cloud):
 
   def start() -> subprocess.Popen[str]:
     process = cloud.start(*UNTIL_DONE, *RUN)
-    assert process.stderr
-    for line in process.stderr:
-      if "train.py on the hosts:" in line and "running" in line:
-        break
+    lines = iter(process.stderr.readline, "")
+    assert any("on the hosts:" in x and "running" in x for x in lines)
     return process
 
   with start() as process:
@@ -327,7 +315,7 @@ def test_until_done_can_be_interrupted_and_takes_over_again(cloud):
     (cloud.folder / "hosts" / "1" / "go").touch()
     process.communicate(timeout=60)
   assert process.returncode == 0
-  assert cloud.starts(1, life=1) == STARTED
+  assert cloud.starts(1, "past/1") == STARTED
   assert len(cloud.calls("scp")) == 1
   assert not cloud.calls("queued-resources", "create")
 
@@ -335,17 +323,15 @@ def test_until_done_can_be_interrupted_and_takes_over_again(cloud):
 def test_bad_arguments_and_dry_runs(cloud):
   for args, sentence in (
     (("create",), "create needs --type, as in --type=v6e-64;"),
-    (("create", "--type=v4-8"), "also --version, the image."),
+    (("create", "--type=v4-8"), "also --version."),
     (("delete", "--name"), "--name is not known or lacks a value"),
-    (("logs", "--poll=soon"), "--poll=soon is not known"),
-    (("run",), "run needs behind --: -- --config"),
-    (("run", "--", "--config=x.py"), "run needs behind --"),
+    (("run", "--", "--config=x.py"), "run needs behind --: -- --config"),
     ((*UNTIL_DONE, *RUN[:2], "--workdir=/tmp/x"), "goes with the slice"),
     (("launch",), "'launch' is no command"),
   ):
-    said = cloud(*args, code=2)
-    assert said.startswith("error: ") and sentence in said
-    assert len(said.splitlines()) == 1
+    printed = cloud(*args, code=2)
+    assert printed.startswith("error: ") and sentence in printed
+    assert len(printed.splitlines()) == 1
   process = cloud.start(*UNTIL_DONE, "--dry-run", *RUN)
   lines = process.communicate()[0].splitlines()
   names = [" ".join(line.split()[3:5]) for line in lines]
@@ -356,13 +342,7 @@ def test_bad_arguments_and_dry_runs(cloud):
   assert not cloud.calls()
 
 
-class Job:
-  """A folder to submit launch/slurm/train.sbatch from; Slurm is played."""
-
-  def __init__(self, root: pathlib.Path):
-    self.root = root
-    (root / "train.py").write_text(
-      """
+_TASK = """
 import os, pathlib, signal, sys, time
 here = pathlib.Path(__file__).parent
 def stop(*_):
@@ -376,16 +356,21 @@ if "--wait" in sys.argv:
   time.sleep(60)
 sys.exit(int(os.environ["CODE"]))
 """
-    )
-    (root / "bin").mkdir()
-    for name, text in {
+
+
+class Job:
+  """A folder to submit launch/slurm/train.sbatch from; Slurm is played."""
+
+  def __init__(self, root: pathlib.Path):
+    self.root = root
+    (root / "train.py").write_text(_TASK)
+    programs(
+      root,
       # Its own flags start with --kill; what follows is the task.
-      "srun": '[ "$1" = --kill-on-bad-exit=0 ] && shift && exec "$@"',
-      "scontrol": f'echo "$@" >>{root}/scontrol',
-      "python": f'exec {sys.executable} -IS "$@"',
-    }.items():
-      (root / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
-      (root / "bin" / name).chmod(0o755)
+      srun='[ "$1" = --kill-on-bad-exit=0 ] && shift && exec "$@"',
+      scontrol=f'echo "$@" >>{root}/scontrol',
+      python=f'exec {sys.executable} -IS "$@"',
+    )
 
   def start(self, *args: str, **env: str) -> subprocess.Popen[str]:
     own = {
@@ -415,8 +400,9 @@ def job(tmp_path: pathlib.Path) -> Job:
   return Job(tmp_path)
 
 
-@pytest.mark.parametrize("code", [0, 1, 42, 75, 137])
-@pytest.mark.parametrize("starts", [0, 20])
+@pytest.mark.parametrize(
+  ("code", "starts"), [(0, 0), (1, 0), (42, 20), (75, 0), (137, 20)]
+)
 def test_exit_codes_under_slurm(job, code, starts):
   env = {"CODE": str(code), "SLURM_RESTART_COUNT": str(starts)}
   process = job.start("--config=c.py", "--workdir=w w", **env)

@@ -19,39 +19,29 @@ from mixer import workdir as workdir_lib
 from mixer.datasets import split as split_lib
 from mixer.datasets import stored
 from mixer.errors import UserError
-from tests import conftest
+from tests import conftest, states
+
+_TIMED = re.compile("goodput/|data/|train/(images|seconds)_per|train/mfu")
 
 
 def exact(workdir):
   """The records without what depends on the clock."""
-  timed = (
-    "train/images_per_second",
-    "train/seconds_per_step",
-    "train/mfu",
-    "data/images_per_second",
-    "data/wait",
-  )
-  kept = (
-    {
-      k: v
-      for k, v in r.items()
-      if k not in timed and not k.startswith("goodput/")
-    }
+  found = (
+    {k: v for k, v in r.items() if not _TIMED.match(k)}
     for r in metrics.read(workdir)
   )
   # Records of goodput alone tell of the starts, not of the run.
-  return [r for r in kept if r.keys() != {"step"}]
+  return [r for r in found if r.keys() != {"step"}]
 
 
 def assert_same_run(one, two):
   """Bits of weights, average and metrics."""
   for averaged in (False, True):
-    a, _ = checkpoints.load_params(str(one), averaged=averaged)
-    b, _ = checkpoints.load_params(str(two), averaged=averaged)
-    a, b = dict(conftest.leaves(a)), dict(conftest.leaves(b))
-    assert a.keys() == b.keys()
-    for name, array in a.items():
-      np.testing.assert_array_equal(array, b[name], err_msg=name)
+    a, b = (
+      checkpoints.load_params(str(run), averaged=averaged)[0]
+      for run in (one, two)
+    )
+    states.assert_same(a, b)
   assert exact(one) == exact(two)
 
 

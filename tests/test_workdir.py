@@ -1,15 +1,15 @@
-"""Whose a workdir is, and what may differ between two starts of a run."""
+"""What may differ between two starts of a run, and damaged files of one."""
 
-import json
 import os
-import shutil
 
+import numpy as np
 import pytest
 
 from configs import smoke
 from mixer import config as config_lib
-from mixer import workdir
+from mixer import metrics, workdir
 from mixer.errors import UserError
+from tests.fuzz import mutations
 
 _SET = {
   "class_names": "ant, bee",
@@ -39,17 +39,11 @@ def refusal(folder, new, allow=(), step=20) -> list[str]:
   return str(caught.value).splitlines()
 
 
-def test_the_same_start_goes_on(made):
+def test_another_config_is_refused_unless_its_keys_are_allowed(made):
   (made / "checkpoints").mkdir()
-  for _ in range(2):
-    assert workdir.check(made, *start(), (), 20) == ""
+  assert workdir.check(made, *start(), (), 20) == ""
   # Before there is a checkpoint any config may have it.
   assert workdir.check(made, *start(seed=1), (), None) == ""
-  content = json.loads((made / "config.json").read_text())
-  assert (content["config"], content["resolved"]) == start()
-
-
-def test_another_config_is_refused_unless_its_keys_are_allowed(made):
   new = start({"num_classes": 3}, seed=1, optimizer__learning_rate=0.5)
   old = smoke.get_config().optimizer.learning_rate
   first, *lines, last = refusal(made, new)
@@ -59,20 +53,19 @@ def test_another_config_is_refused_unless_its_keys_are_allowed(made):
   allow = last.split("--allow_change=")[1].rstrip(".").split(",")
   assert allow == ["optimizer.learning_rate", "seed"]
   assert refusal(made, new, ["seed"])[1:2] == lines[:1]
-  said = workdir.check(made, *new, allow, 20)
-  assert said.startswith(f"from step 20 on with optimizer.learning_rate: {old}")
+  text = workdir.check(made, *new, allow, 20)
+  assert text.startswith(f"from step 20 on with optimizer.learning_rate: {old}")
   with_typo = refusal(made, start(), ["sed"])
   assert with_typo[0].endswith("did you mean --allow_change=seed?")
 
 
 def test_free_keys_may_differ_and_what_follows_may_not(made):
-  flat = config_lib.flatten(smoke.get_config())
-  changes = {}
+  flat, changes = config_lib.flatten(smoke.get_config()), {}
   for key in config_lib.FREE_KEYS:
     value = flat[key]
-    more = [1] if isinstance(value, list | tuple) else 1
-    more = "1" if isinstance(value, str) else more
-    new = not value if isinstance(value, bool) else value + type(value)(more)
+    # Other values of the same types.
+    new = {str: "1x", bool: not value, list: [0.5]}.get(type(value))
+    new = value + 1 if new is None else new
     changes[key.replace(".", "__")] = new
   assert workdir.check(made, *start({"log_every": 11}, **changes), (), 9) == ""
   lines = refusal(made, start({"num_classes": 11}))
@@ -94,7 +87,7 @@ def test_free_keys_may_differ_and_what_follows_may_not(made):
   ],
 )
 def test_another_data_set_is_refused_unless_it_is_allowed(made, change, line):
-  new = start({"data_set": _SET | change, "train_examples": 103})
+  new = start({"data_set": _SET | change})
   if line is None:
     assert workdir.check(made, *new, (), 20) == ""
     return
@@ -108,28 +101,13 @@ def test_another_data_set_is_refused_unless_it_is_allowed(made, change, line):
 def test_a_foreign_folder_is_refused_and_a_missing_one_made(tmp_path):
   workdir.check(tmp_path / "a" / "b", *start())
   assert list((tmp_path / "a" / "b").iterdir()) == []
-  (tmp_path / ".hidden").touch()
-  shutil.rmtree(tmp_path / "a")
-  workdir.check(tmp_path, *start())
-  (tmp_path / "thesis.tex").write_text("all of it")
-  assert "holds files (thesis.tex) but no config.json" in str(
-    refusal(tmp_path, start())
-  )
-  assert "can't be written to (Not a directory)" in str(
-    refusal(tmp_path / "thesis.tex" / "run", start())
-  )
-
-
-@pytest.mark.parametrize(
-  "content", [b"", b"{", b"\xff", b"[]", b"{}", b'{"config": 1, "resolved": 2}']
-)
-def test_a_damaged_config_is_told(made, content):
-  (made / "config.json").write_bytes(content)
-  with pytest.raises(workdir.DamagedConfig, match="writes it anew"):
-    workdir.read_config(made)
-  (made / "config.json").unlink()
-  with pytest.raises(UserError, match=r"not a workdir .* has no config.json"):
-    workdir.read_config(made)
+  file = tmp_path / "a" / "b" / "thesis.tex"
+  file.write_text("all of it")
+  for folder, why in (
+    (file.parent, "holds files (thesis.tex) but no config.json"),
+    (file / "run", "can't be written: Not a directory"),
+  ):
+    assert why in refusal(folder, start())[0]
 
 
 def test_a_path_is_what_the_user_means(monkeypatch):
@@ -139,3 +117,58 @@ def test_a_path_is_what_the_user_means(monkeypatch):
   for text in ("s3://bucket/x", "gs:/bucket/x", "http://x/y"):
     with pytest.raises(UserError, match="expected a local path or gs://BUCKET"):
       workdir.path(text)
+
+
+def damaged(path, count=1_000):
+  """Numbers of inputs, of which each is in the file."""
+  seed, rng = path.read_bytes(), np.random.default_rng(15)
+  for i in range(count):
+    path.write_bytes(mutations.mutated(seed, rng))
+    yield i
+
+
+def test_a_damaged_config_is_told(made):
+  config, resolved = start()
+  for content in (b"", b"{", b"\xff", b"[]", b'{"config": 1, "resolved": 2}'):
+    (made / "config.json").write_bytes(content)
+    with pytest.raises(workdir.DamagedConfig, match="writes it anew"):
+      workdir.read_config(made)
+  workdir.write_config(made, config, resolved)
+  told = 0
+  for i in damaged(made / "config.json"):
+    try:
+      found = workdir.read_config(made)
+      assert found == {"config": config, "resolved": resolved}, i
+    except UserError as e:
+      told += 1
+      assert str(made / "config.json") in str(e), i
+  assert told > 150
+  (made / "config.json").unlink()
+  with pytest.raises(UserError, match=r"not a workdir .* has no config.json"):
+    workdir.read_config(made)
+
+
+@pytest.mark.slow
+def test_damaged_metrics_are_told(tmp_path):
+  rng, told = np.random.default_rng(0), 0
+  writer = metrics.Writer(tmp_path, 0)
+  for step in range(1, 31):
+    values = {"train/loss": float(rng.exponential()), "data/wait": np.nan}
+    writer.write(step, values)
+  writer.close()
+  for i in damaged(tmp_path / metrics.FILE, 300):
+    for least in (0, 30):
+      found = metrics.examine(tmp_path, least)
+      assert all(r == writer.records[n] for n, r in found.records.items()), i
+      if not found.damage:
+        assert [*found.records] == [*range(len(found.records))], i
+        assert len(found.records) == 30 or not least, i
+    told += len(found.records) < 30
+    if i % 50 == 0:  # As a run that goes on does.
+      again = metrics.Writer(tmp_path, 30, 30)
+      again.close()
+      assert again.records == list(found.records.values()), i
+      assert metrics.examine(tmp_path, 30).records == found.records, i
+      for kept in tmp_path.glob(f"{metrics.FILE}.damaged.*"):
+        kept.unlink()
+  assert told > 150

@@ -16,13 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epy
 
-from mixer import flags
+from mixer import flags, progress
 from mixer.errors import UserError, printable
 
 with epy.lazy_imports():
@@ -47,12 +46,11 @@ with epy.lazy_imports():
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the command's own."""
-  parser.add_argument("workdir", metavar="WORKDIR", help="of train.py")
-  parser.add_argument(
-    "--step", type=int, required=True, metavar="N", help="the update, from 1"
-  )
-  parser.add_argument("--data_dir", default="", help=flags.DATA_DIR)
-  parser.add_argument("--json", action="store_true", help="print all as JSON")
+  add = parser.add_argument
+  add("workdir", metavar="WORKDIR", help="of train.py")
+  add("--step", type=int, required=True, help="the update, from 1")
+  add("--data_dir", default="", help=flags.DATA_DIR)
+  add("--json", action="store_true", help="print all as JSON")
   flags.add_platform(parser)
 
 
@@ -68,35 +66,33 @@ def replay(workdir: str, step: int, data_dir: str = "") -> dict[str, Any]:
   config = config_lib.from_json(stored["config"], stored["resolved"])
   config.data.data_dir = data_dir or config.data.data_dir
   split, _ = input_pipeline.open_splits(config)
-  now = {"resolved": {workdir_lib.DATA_SET: split.identity}}
-  if changed := workdir_lib.data_set_differences(stored, now):
+  now = {workdir_lib.DATA_SET: split.identity}
+  if lines := workdir_lib.data_set_differences(stored["resolved"], now):
     raise UserError(
       f"the run in {path} has read another data set:\n  "
-      + "\n  ".join(map(printable, changed))
-      + "\nName the folder where that one lies with --data_dir=DIR.",
+      + "\n  ".join(map(printable, lines))
+      + "\nName the folder of that one with --data_dir=DIR.",
       lines=True,
     )
   plan = durations.plan(config, len(split))
   mesh = sharding.make_mesh(fsdp=config.sharding.fsdp)
   trainer = train_step.Trainer(config, plan, len(split.class_names), mesh)
-  earlier = [s for s in checkpoints.committed(path) if s < step]
-  if earlier:
-    state = checkpoints.restore_at(path, earlier[-1], trainer.abstract)
+  start = max((s for s in checkpoints.committed(path) if s < step), default=0)
+  if start:
+    where = checkpoints.directory(path) / str(start)
+    state = checkpoints.restore(where, trainer.abstract)
   else:
     # As stored, the shape of the model follows the weights already.
     state = trainer.init()
     if config.init_from:
       state = initial.load(config, split.class_names).place(state)
-  start = earlier[-1] if earlier else 0
   batches = input_pipeline.train_batches(split, config, start)
   batch = sharding.put_batch(mesh, next(batches))
-  for done in range(start, step - 1):
-    print(f"\rupdate {done + 1} of {step}", end="", file=sys.stderr)
+  for _ in progress.track(range(start + 1, step), "updates"):
     state, _ = trainer.train_step(state, batch)
     batch = sharding.put_batch(mesh, next(batches))
   found = _examine(config, trainer, state, batch)
   _, metrics = trainer.train_step(state, batch)
-  print("\r\x1b[K" if step - start > 1 else "", end="", file=sys.stderr)
   return {
     "step": step,
     "from_step": start,
@@ -168,26 +164,24 @@ def text(found: Mapping[str, Any], workdir: str) -> str:
   start, losses = found["from_step"], np.array(found["losses"])
   origin = f"checkpoint {start}" if start else "the beginning"
   shown = ("loss", "grad_norm", "learning_rate")
+  bad = np.flatnonzero(~np.isfinite(losses))
+  what = f"losses: {len(bad)} of {len(losses)} are not finite; the first"
+  if not len(bad):
+    what, bad = "losses: all finite; the largest", np.argsort(-losses)[:3]
+  each = (f"{losses[i]:.4g} (record {found['records'][i]})" for i in bad[:8])
   lines = [
     f"update {found['step']} of {workdir}, made again from {origin}",
     ", ".join(f"{name} {found['metrics'][name]:g}" for name in shown),
+    f"{what} {', '.join(each)}",
   ]
-  said = f"every one of the {len(losses)} losses is finite; the largest"
-  which = np.argsort(-losses)[:3]
-  bad = np.flatnonzero(~np.isfinite(losses))
-  if len(bad):
-    said = f"losses that are not finite: {len(bad)} of {len(losses)}"
-    which = bad[:8]
-  each = (f"{losses[i]:.4g} (record {found['records'][i]})" for i in which)
-  lines.append(f"{said}: {', '.join(each)}{', ...' * (len(bad) > 8)}")
   for kind in ("weights", "layers", "gradients"):
     values = found[kind]
     broken = [name for name, v in values.items() if not math.isfinite(v)]
     name = max(values, key=lambda name: values[name])
-    said = f"all finite, the largest {values[name]:.4g} in {name}"
+    what = f"all finite, the largest {values[name]:.4g} in {name}"
     if broken:
-      said = f"{len(broken)} of {len(values)} are not finite, first {broken[0]}"
-    lines.append(f"{kind}: {said}")
+      what = f"{len(broken)} of {len(values)} are not finite, first {broken[0]}"
+    lines.append(f"{kind}: {what}")
   return "\n".join(lines)
 
 

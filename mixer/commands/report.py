@@ -58,7 +58,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def _open(name: str) -> epath.Path:
   """A workdir, by its whole path."""
   path = workdir.path(name)
-  path = path if workdir.is_remote(path) else path.resolve()
+  path = path if files.is_remote(path) else path.resolve()
   workdir.read_config(path)
   return path
 

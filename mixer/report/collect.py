@@ -100,7 +100,7 @@ def read(
   try:
     _, done = checkpoints.locate(path)
     header = checkpoints.header(checkpoints.directory(path) / str(done))
-  except (UserError, *workdir_lib.failures(path)) as e:
+  except (UserError, *files.failures(path)) as e:
     why = errors.first_line(e)
     notes.append(f"Devices, versions and parameters are not known: {why}.")
   metadata = header.metadata if header else {}
