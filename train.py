@@ -94,6 +94,7 @@ def train(
     # processes run the same.
     with lock.Lock(path) as owner:
       watch.leaving.append(owner.release)
+      watch.checks.append(owner.check)
 
       def check() -> str:
         step = max(checkpoints.committed(path), default=None)
@@ -113,7 +114,7 @@ def train(
         keep_every=inputs.plan.keep_every,
         scores=lambda: run.report.scores(),
       ) as saved:
-        run = _Run(path, inputs, origin, saved, watch, owner, began)
+        run = _Run(path, inputs, origin, saved, watch, began)
         run.metadata |= {"config": asked, "resolved": resolved}
         if jax.process_index() == 0:
           workdir_lib.write_config(path, asked, resolved)
@@ -133,14 +134,12 @@ class _Run:
     origin: initial.Origin,
     saved: saving.Checkpoints,
     watch: stop.Watch,
-    owner: lock.Lock,
     began: float,
   ):
     """Makes the model, restores or makes its state, opens the metrics."""
     config, plan = inputs.config, inputs.plan
     names = list(inputs.train_split.class_names)
-    self.path, self.inputs, self.saved = path, inputs, saved
-    self.watch, self.owner = watch, owner
+    self.path, self.inputs, self.saved, self.watch = path, inputs, saved, watch
     self.mesh = sharding.make_mesh(fsdp=config.sharding.fsdp)
     self.trainer = train_step.Trainer(config, plan, len(names), self.mesh)
     if saved.latest is None:
@@ -149,27 +148,22 @@ class _Run:
     else:
       self.state, self.step = saved.restore(self.trainer.abstract)
       message = f"going on after step {self.step} of {plan.total}"
+    self.start, self.on_disk = self.step, saved.latest
     before = saved.metadata or {}
     self.metadata = runtime.history(before, self.step, message)
     self.metadata["class_names"] = names
-    self.on_disk, start = saved.latest, self.step
     lines = before.get("metrics_lines", 0)
-    model = self.trainer.model
-    self.report = reporter.Reporter(path, inputs, model, start, began, lines)
+    self.report = reporter.Reporter(
+      path, inputs, self.trainer.model, self.step, began, lines
+    )
     self.shown: dict[str, Any] | None = None  # What report.html shows.
     self.report.say(reporter.header(inputs, self.trainer.abstract.params))
     self.report.say(f"{path}: {message}")
 
-  def pulse(self) -> None:
-    """Between any two things that all processes do together."""
-    self.watch.check()
-    self.owner.check()
-
   def to_the_end(self) -> None:
     """Trains; however that ends, reports where the time went."""
-    start, report = self.step, self.report
+    ours, report = True, self.report
     report.goodput.begin()
-    ours = True
     try:
       self.train()
       report.say(f"{self.path}: done")
@@ -182,13 +176,12 @@ class _Run:
       # Whatever it was, no update that is done is lost; but one process can't
       # save without the others, which know nothing of its error.
       alone = not distributed.several()
-      if self.step > start and (alone or isinstance(e, stop.Preempted)):
+      if self.step > self.start and (alone or isinstance(e, stop.Preempted)):
         self.save()
         self.wait()
       raise
     finally:
-      self.watch.limit_silence(0)
-      if ours and self.step > start:
+      if ours and self.step > self.start:
         report.account(self.step)
       report.close()
     # After the last record; a run that is finished stays so if this fails.
@@ -204,10 +197,9 @@ class _Run:
     batches = input_pipeline.train_batches(
       self.inputs.train_split, config, self.step
     )
-    report.loader = batches
-    compiled: set[int] = set()
+    report.loader, compiled = batches, set[int]()
     while self.step < plan.total:
-      self.pulse()
+      self.watch.check()
       count = durations.at_once(plan, self.step, config.steps_per_dispatch)
       with report.goodput.spend("data"):
         local = [next(batches) for _ in range(count)]
@@ -227,7 +219,7 @@ class _Run:
       if self.evaluation_missing():
         self.evaluate()
         best = checkpoints.best(report.scores()) == self.step
-        if config.keep_best and distributed.broadcast("best", best):
+        if distributed.broadcast("best", best):
           self.save()
     self.wait()
     # Else it was made with the final evaluation.
@@ -271,7 +263,7 @@ class _Run:
 
     def over(function: Any, split: input_pipeline.Split) -> Any:
       batches = input_pipeline.eval_batches(split, config)
-      return function(model, params, batches, self.mesh, self.pulse)
+      return function(model, params, batches, self.mesh, self.watch.check)
 
     with self.report.goodput.spend("evaluation"):
       if config.report and self.step == self.inputs.plan.total:
@@ -296,7 +288,7 @@ class _Run:
       self.mesh,
       split,
       config,
-      self.pulse,
+      self.watch.check,
     )
     return values
 

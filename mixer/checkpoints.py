@@ -18,7 +18,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -42,13 +42,12 @@ class Damaged(UserError):
   """A checkpoint is not as it was saved."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Header:
-  """A checkpoint's metadata; `[type, shape, digest]` of every array by name."""
+class Header(NamedTuple):
+  """All that a checkpoint holds but its arrays."""
 
   path: epath.Path
   metadata: dict[str, Any]
-  arrays: dict[str, list[Any]]
+  arrays: dict[str, list[Any]]  # `[type, shape, digest]` by name.
 
 
 def directory(workdir: epath.PathLike) -> epath.Path:
@@ -132,20 +131,15 @@ def header(where: epath.Path) -> Header:
 
 def sealed(metadata: dict[str, Any], parts: Any) -> dict[str, Any]:
   """The metadata, what is known of every array, and a digest of all that."""
-  found = digests(parts)
-  arrays = {
-    k: [np.dtype(leaf.dtype).name, list(leaf.shape), found[k]]
-    for k, leaf in weights.flatten(parts).items()
-  }
-  content = metadata | {_ARRAYS: arrays}
+  found, arrays = digests(parts), _kinds(parts)
+  content = metadata | {_ARRAYS: {k: [*arrays[k], found[k]] for k in found}}
   return content | {_SHA256: files.json_sha256(content)}
 
 
-def refuse(about: Header, names: list[str]) -> None:
-  """Raises Damaged if there are names, as of `changed`."""
-  if names:
-    shown = weights.shorten(names)
-    raise Damaged(f"checkpoint {about.path} is damaged: not as saved: {shown}")
+def _kinds(tree: Any) -> dict[str, list[Any]]:
+  """The type and shape of every array, by name."""
+  leaves = weights.flatten(tree).items()
+  return {k: [np.dtype(x.dtype).name, list(x.shape)] for k, x in leaves}
 
 
 def changed(about: Header, parts: dict[str, Any]) -> list[str]:
@@ -158,6 +152,13 @@ def changed(about: Header, parts: dict[str, Any]) -> list[str]:
   return sorted(k for k in {*now, *saved} if now.get(k) != saved.get(k))
 
 
+def refuse(about: Header, names: list[str]) -> None:
+  """Raises Damaged if there are names, as of `changed`."""
+  if names:
+    shown = weights.shorten(names)
+    raise Damaged(f"checkpoint {about.path} is damaged: not as saved: {shown}")
+
+
 def read_state(where: epath.Path, abstract: Any) -> tuple[Header, Any]:
   """The state's parts, laid out as `abstract` says; digests aren't compared.
 
@@ -165,10 +166,12 @@ def read_state(where: epath.Path, abstract: Any) -> tuple[Header, Any]:
   another shape without a word.
   """
   about, targets = header(where), parts_of(abstract)
-  there: Any = {k: _kind(*v[:2]) for k, v in about.arrays.items()}
-  here: Any = weights.flatten(targets)
-  here = {k: _kind(x.dtype, x.shape) for k, x in here.items()}
-  if lines := weights.mismatches(there, here):
+  there, here = (
+    {k: f"{v[0]} {tuple(v[1])}" for k, v in kinds.items()}
+    for kinds in (about.arrays, _kinds(targets))
+  )
+  lines = weights.mismatches(cast(Any, there), cast(Any, here))
+  if lines:
     raise UserError(
       f"checkpoint {where} is of another model or optimizer: "
       f"{weights.shorten(lines)}. Use the config that it was made with, or "
@@ -185,27 +188,18 @@ def restore(where: epath.Path, abstract: Any) -> Any:
   return state_of(abstract, found)
 
 
-def _kind(dtype: Any, shape: Any) -> str:
-  return f"{np.dtype(dtype).name} {tuple(shape)}"
-
-
 def _read(where: epath.Path, targets: dict[str, Any]) -> dict[str, Any]:
-  """Reads parts into trees of abstract or numpy arrays; verifies nothing."""
-  with _reading(where):
-    # One call for each part: of several in a call, Orbax leaves those after a
-    # part that fails waiting, and Python warns of them at any later time.
-    return {
-      name: ocp.load_checkpointables(where, {name: target})[name]
-      for name, target in targets.items()
-    }
-
-
-def _read_to_host(where: epath.Path, part: str) -> dict[str, Any]:
-  """A part as numpy arrays, under its name."""
-  with _reading(where):
-    tree = ocp.checkpointables_metadata(where).metadata[part]
-    target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), tree)
-  return _read(where, {part: target})
+  """Reads parts as their targets say, None: as numpy arrays; no digests."""
+  found = {}
+  for name, target in targets.items():
+    with _reading(where):
+      if target is None:
+        tree = ocp.checkpointables_metadata(where).metadata[name]
+        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), tree)
+      # One call for each part: of several in a call, Orbax leaves those after
+      # a part that fails waiting, and Python warns of them at any later time.
+      found |= ocp.load_checkpointables(where, {name: target})
+  return found
 
 
 def load_params(
@@ -222,7 +216,7 @@ def load_params(
     about = header(where)
     ema = any(name.startswith("ema/") for name in about.arrays)
     part = "ema" if averaged and ema else "params"
-    found = _read_to_host(where, part)
+    found = _read(where, {part: None})
     if verify:
       refuse(about, changed(about, found))
   except Damaged as e:
@@ -236,10 +230,9 @@ def load_params(
 def verify(path: epath.PathLike) -> tuple[int, list[str]]:
   """The number of arrays, and the names of those that are not as saved."""
   workdir, step = locate(path)
-  about = header(directory(workdir) / str(step))
-  names: list[str] = []
+  about, names = header(directory(workdir) / str(step)), list[str]()
   for part in sorted({name.split("/")[0] for name in about.arrays}):
-    names += changed(about, _read_to_host(about.path, part))
+    names += changed(about, _read(about.path, {part: None}))
   return len(about.arrays), names
 
 
@@ -278,17 +271,14 @@ def state_of(abstract: Any, parts: dict[str, Any]) -> Any:
   return dataclasses.replace(abstract, **own, **parts["training"])
 
 
-# A digest of each array, equal however the array is split over devices, against
-# disks, networks and memory, not against people. Element i with bits b, as an
-# unsigned integer of 32 bits, becomes
+# A digest of each array, equal however the array is split over devices; against
+# disks, networks and memory, not against people. Element i with bits b becomes
 #
 #   u = mix(b ^ mix(i)),    v = u * (mix(i) | 1)
 #
-# with MurmurHash3's finalizer for `mix`; the digest is the sum of all u and the
-# sum of all v, each modulo 2**32. For a given place b -> u and b -> v are one
-# to one: a change of one element always shows, any other change but for a
-# chance of about 2**-58. Integers add up to the same sum in any order: each
-# device sums up its own part, and only the sums travel.
+# in 32 bits, with MurmurHash3's finalizer for `mix`; the digest is the sum of
+# all u and the sum of all v. A change of one element always shows, any other
+# but for a chance of about 2**-58; each device sums up its own part.
 
 _BITS: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 _CHUNK = 1 << 15  # Elements that the host sums up in one go: what fits a cache.

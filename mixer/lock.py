@@ -11,12 +11,12 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import shlex
 import socket
 import sys
 import threading
 import time
-import uuid
 from typing import Any
 
 from etils import epath
@@ -46,18 +46,19 @@ class Lock:
 
   def __enter__(self) -> "Lock":
     """Takes it; UserError if another run has it, or it can't be written."""
+    kind = _InStore if files.is_remote(self._workdir) else _OnDisk
+
+    def acquire() -> None:
+      workdir_lib.make(self._workdir)
+      with workdir_lib.writing(self._workdir):
+        self._held = kind(self._workdir / FILE)
+
     try:
-      distributed.on_first("lock", self._acquire)
+      distributed.on_first("lock", acquire)
     except BaseException:  # The others may have gone: then none has it.
       self.release()
       raise
     return self
-
-  def _acquire(self) -> None:
-    workdir_lib.make(self._workdir)
-    kind = _InStore if files.is_remote(self._workdir) else _OnDisk
-    with workdir_lib.writing(self._workdir):
-      self._held = kind(self._workdir / FILE)
 
   def release(self, *unused: object) -> None:
     """Gives the workdir free if it is ours; from any thread."""
@@ -219,7 +220,7 @@ def _record() -> bytes:
   user, command = os.environ.get("USER", os.getuid()), shlex.join(sys.argv)
   name = f"process {os.getpid()} on {socket.gethostname()} (user {user}, "
   name += f"command `python {command[:1000]}`)"
-  return json.dumps({"name": name, "token": uuid.uuid4().hex}).encode()
+  return json.dumps({"name": name, "token": secrets.token_hex(8)}).encode()
 
 
 def _name(record: bytes) -> str:

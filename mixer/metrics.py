@@ -6,7 +6,6 @@ damaged or gone shows.
 """
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import math
@@ -16,7 +15,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
@@ -32,17 +31,12 @@ _MEND = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
-  """Whole records by the number of their line, from 0; what else there is.
+class Found(NamedTuple):
+  """What a file of metrics holds."""
 
-  `damage` is a message about lines that are damaged or gone, or ""; `changed`
-  says whether damaged ones are there, but for a last one that was cut off.
-  """
-
-  records: dict[int, dict[str, Any]]
-  damage: str
-  changed: bool
+  records: dict[int, dict[str, Any]]  # By the number of their line, from 0.
+  damage: str  # A message about lines that are damaged or gone, or "".
+  changed: bool  # Whether damaged lines are there, but for one that is cut off.
 
 
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
@@ -95,12 +89,11 @@ def _parse(line: bytes) -> tuple[int, dict[str, Any]] | None:
 
 
 class Writer:
-  """Appends records of metrics, on the first host alone.
+  """Appends records of metrics, on the first host alone; `lines` so far.
 
   A run that goes on from step N first moves the records after N to `dropped`,
-  as it will write them again: the file reads as if nothing had happened.
-  `lines` were written so far; `damage` is about those found damaged. What takes
-  records has `write(step, values)`, `flush()` and `close()`.
+  as it will write them again: the file reads as if nothing had happened. What
+  takes records has `write(step, values)`, `flush()` and `close()`.
   """
 
   def __init__(self, workdir: epath.PathLike, start_step: int, least: int = 0):
@@ -252,13 +245,8 @@ class _TensorBoard:
     self._add(step=step, summary={"value": pairs})
 
 
-_UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s"))
-
-
 def duration(seconds: float) -> str:
-  """`42s`, `3m07s`, `5h02m`, `2d03h`."""
-  s = round(seconds)
-  for unit, name, size, part in _UNITS:
-    if s >= unit:
-      return f"{s // unit}{name}{s % unit // size:02d}{part}"
-  return f"{s}s"
+  """`3m07s`, `51h02m`."""
+  minutes, s = divmod(round(seconds), 60)
+  hours, m = divmod(minutes, 60)
+  return f"{hours}h{m:02d}m" if hours else f"{m}m{s:02d}s"

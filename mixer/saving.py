@@ -1,6 +1,5 @@
 """Saves a run's checkpoints in the background; restores the newest whole."""
 
-import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -26,14 +25,10 @@ class SaveError(UserError):
 
 
 class Checkpoints:
-  """The checkpoints of one run.
+  """The checkpoints of one run; all its hosts have to make the same calls.
 
-  A context manager: leaving it waits for a save under way. Of several hosts,
-  all have to make the same calls; the first alone moves and removes.
-
-  Attributes:
-    latest: the newest step that is committed, None if there is none.
-    metadata: of the checkpoint that was restored, None if none was.
+  `latest` is the newest step that is committed, `metadata` of the checkpoint
+  that was restored; None without one. Leaving the context waits for a save.
   """
 
   def __init__(
@@ -134,19 +129,16 @@ class Checkpoints:
         )
 
   def _failure(self, step: int, error: Exception) -> SaveError:
-    workdir = self.directory.parent
-    if not self._remote and not workdir.exists():
-      return SaveError(workdir_lib.vanished(workdir))
-    why = full if (full := "No space left on device") in str(error) else ""
-    kept = "there is none yet"
-    with contextlib.suppress(Exception):
-      steps = [s for s in checkpoints.steps_in(self.directory) if s != step]
-      kept = f"that of step {steps[-1]} is whole"
+    if not self._remote and not self.directory.parent.exists():
+      return SaveError(workdir_lib.vanished(self.directory.parent))
+    # Orbax says this at the end of a long line.
+    full = "No space left on device"
+    why = full if full in str(error) else first_line(error)
     return SaveError(
       f"the checkpoint of step {step} could not be written to "
-      f"{self.directory}: {why or first_line(error)}; {kept}. Mend the cause "
-      "(most often a full disk or missing rights) and start the same command "
-      "again."
+      f"{self.directory}: {why}; those of earlier steps are whole. Mend the "
+      "cause (most often a full disk or missing rights) and start the same "
+      "command again."
     )
 
   def restore(self, abstract: Any) -> tuple[Any, int]:

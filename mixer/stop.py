@@ -29,6 +29,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 CLOSED = (errno.EIO, errno.EPIPE, errno.EBADF)
 _STDERR = 2  # The descriptor: `sys.stderr` may be anything.
 
+_Call = Callable[[], None]
 _began = [time.monotonic()]
 _watch: "Watch | None" = None
 _listening = False
@@ -129,7 +130,8 @@ class Watch:
 
   def __init__(self, board: Any = None, poll: float = 0.2):
     self.working = False  # Set it when there is something to lose.
-    self.leaving = list[Callable[[], None]]()  # Called before a sudden end.
+    # What `check` calls, too; and what is called before a sudden end.
+    self.checks, self.leaving = list[_Call](), list[_Call]()
     self._board, self._poll = board, poll
     self._name, self._interrupts = "", 0  # Of the first signal.
     self._passed, self._last = 0, -1  # Checks; the one to stop at.
@@ -163,6 +165,8 @@ class Watch:
       raise Preempted(
         f"{self._name}: stopped and saved; the same command goes on from here"
       )
+    for check in self.checks:
+      check()
 
   def heard(self, number: int) -> None:
     """A signal has come to this process."""
@@ -190,15 +194,15 @@ class Watch:
           self._last = self._board.next_after(self._passed)
 
   def limit_silence(self, seconds: float) -> None:
-    """Ends the process if no `check` comes for so long, from now; 0: never."""
-    self._silent, self._limit = 0.0, seconds
+    """Ends the process if no `check` comes for so long; 0: never."""
+    self._limit = seconds
     if seconds:
       threading.Thread(target=self._find_hang, daemon=True).start()
 
   def _find_hang(self) -> None:
     pause = min(1.0, self._limit / 4)
     # Counted, not measured: a suspension of this process is no hang.
-    while not self._ended.wait(pause) and self._limit:
+    while not self._ended.wait(pause):
       self._silent += pause
       if self._silent > self._limit:
         say(

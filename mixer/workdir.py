@@ -9,7 +9,6 @@ import importlib.util
 import json
 import os
 import re
-import secrets
 from collections.abc import Collection
 from typing import Any
 
@@ -89,11 +88,7 @@ def write_json(where: epath.PathLike, content: Any) -> None:
 def write_config(
   workdir: epath.PathLike, config: dict[str, Any], resolved: dict[str, Any]
 ) -> None:
-  """Writes config.json: the config as JSON, and what it comes to.
-
-  `resolved` has durations in steps, numbers of examples and classes, and the
-  data set's identity.
-  """
+  """Writes config.json: the config, and the steps and data it comes to."""
   content = {"config": config, "resolved": resolved}
   write_json(epath.Path(workdir) / CONFIG, files.sealed(content))
 
@@ -127,19 +122,13 @@ def check(
   allow: Collection[str] = (),
   step: int | None = None,
 ) -> str:
-  """Checks that a run may have a workdir; makes it if it is missing.
+  """Checks that a run may have a workdir; a message about what has changed.
 
   Keys in `allow`, and `config.FREE_KEYS`, may differ from what it was made
   with; all may before there is a checkpoint (`step` of the newest, or None).
-  Returns a message about what has changed, or "".
   """
-  make(workdir)
-  workdir = epath.Path(workdir)
-  with writing(workdir):  # Better known now than at the first save.
-    probe = workdir / f".probe.{secrets.token_hex(8)}"
-    probe.write_text("probe")
-    names = sorted(p.name for p in workdir.iterdir() if p.name[0] != ".")
-    probe.unlink()
+  there = [p.name for p in epath.Path(workdir).iterdir()]
+  names = sorted(name for name in there if name[0] != ".")
   if names and CONFIG not in names:
     raise UserError(
       f"--workdir={workdir} holds files ({', '.join(names[:5])}) but no "
@@ -200,10 +189,7 @@ def _differences(
 
 
 def data_set_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-  """A line for each part of the data set's identity that differs and is known.
-
-  Takes what two runs' configs come to, `resolved`.
-  """
+  """A line for each known part of the data's identity that `resolved` tell."""
   a, b = (resolved.get(DATA_SET, {}) for resolved in (old, new))
   # Groups that one lacks follow from the config, as few-shot evaluation does.
   a, b = ({k: v for k, v in x.items() if k in y} for x, y in ((a, b), (b, a)))

@@ -98,16 +98,13 @@ def test_another_data_set_is_refused_unless_it_is_allowed(made, change, line):
   assert line in workdir.check(made, *new, ["data_set"], 20)
 
 
-def test_a_foreign_folder_is_refused_and_a_missing_one_made(tmp_path):
-  workdir.check(tmp_path / "a" / "b", *start())
-  assert list((tmp_path / "a" / "b").iterdir()) == []
-  file = tmp_path / "a" / "b" / "thesis.tex"
-  file.write_text("all of it")
-  for folder, why in (
-    (file.parent, "holds files (thesis.tex) but no config.json"),
-    (file / "run", "can't be written: Not a directory"),
-  ):
-    assert why in refusal(folder, start())[0]
+def test_a_foreign_folder_is_refused(tmp_path):
+  assert workdir.check(tmp_path, *start()) == ""
+  (tmp_path / "thesis.tex").write_text("all of it")
+  why = "holds files (thesis.tex) but no config.json"
+  assert why in refusal(tmp_path, start())[0]
+  with pytest.raises(UserError, match=r"can't be written: Not a directory"):
+    workdir.make(tmp_path / "thesis.tex" / "run")
 
 
 def test_a_path_is_what_the_user_means(monkeypatch):
