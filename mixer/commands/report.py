@@ -49,7 +49,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   add("workdirs", nargs="+", metavar="WORKDIR", help="of train.py")
   text = "the page; WORKDIR/report.html, or report.html here for several runs"
   add("-o", "--output", default="", metavar="FILE", help=text)
-  text = "the newest checkpoint, or don't; if none, or an older one, has been"
+  text = "the newest checkpoint; default: if report.json is missing or older"
   add("--evaluate", action=argparse.BooleanOptionalAction, help=text)
   add("--data_dir", default="", help=flags.DATA_DIR)
   flags.add_platform(parser)

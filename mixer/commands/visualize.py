@@ -46,11 +46,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   names, text = flags.some_of([*FIGURES]), f"some of {','.join(FIGURES)}; all"
   add("--figures", type=names, default=[*FIGURES], help=text)
   add("--examples", type=positive, default=256, help="images at most; 256")
-  text = "of how many the saliency is shown; 6"
+  text = "images that the saliency is shown for; 6"
   add("--explain", type=positive, default=6, help=text)
   text = "noisy copies for the saliency's gradient; 16; 0 for a plain one"
   add("--smooth", type=flags.number(int, 0, 10**6), default=16, help=text)
-  methods, text = ("pca", "tsne", "umap"), "of features, beside PCA"
+  methods, text = (
+    ("pca", "tsne", "umap"),
+    "a second plane of the features, beside PCA",
+  )
   add("--embedding", choices=methods, default="pca", help=text)
   add("--data_dir", default="", help=flags.DATA_DIR)
 

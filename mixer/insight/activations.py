@@ -12,8 +12,8 @@ from mixer import trained
 from mixer.errors import UserError
 
 _BUDGET = 2e9  # Bytes that the activations of a batch may take, about.
-_NOISE = 0.15  # Of SmoothGrad, as a share of the span of the inputs.
-_PLACES = 8  # Windows along a side of the image, two of them overlapping.
+_NOISE = 0.15  # SmoothGrad's, as a share of the range of the input.
+_PLACES = 8  # Occlusion windows along a side; each overlaps the next by half.
 
 
 def layers(
@@ -223,7 +223,6 @@ def saliency(
   the mean over the mid-grey windows that cover a pixel (1311.2901).
   """
   module, size = model.module, min(batch_size(model), 32)
-
   activate = jax.nn.softmax if model.loss == "softmax" else jax.nn.sigmoid
 
   def logits(params: Any, x: jax.Array) -> jax.Array:

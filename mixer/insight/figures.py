@@ -28,9 +28,9 @@ _LOOK: Any = {
 }
 rcParams.update(_LOOK)
 _PAGE, _TILE = 1800, 110  # Pixels: a picture's width, a tile's height.
-_ROWS, _UNITS = 12, 20  # Of an overview of units: blocks, units of each.
-_DEPTHS, _FIELD_IMAGES = 8, 16  # Of the receptive field.
-_GROUPS = 10  # Of images with a colour of their own.
+_ROWS, _UNITS = 12, 20  # Of the overview `tokens`: blocks, units of each.
+_DEPTHS, _FIELD_IMAGES = 8, 16  # Panels and images of the receptive field.
+_GROUPS = 10  # Of images that have a colour in an embedding.
 
 Drawn = Iterator[tuple[str, Figure]]
 
@@ -86,8 +86,10 @@ def _tiles(
 def tokens(model: trained.Trained, *args: Any) -> Drawn:
   """Figures 6 and 5 of the paper: all units of a block; some of each block."""
   count, (grid, places) = model.module.num_blocks, _grid(model)
-  low = "low frequency first, each followed by its closest inverse; "
-  scale = "red above 0, blue below, each scaled by its largest |weight|"
+  order = (
+    "low frequency first, each followed by its closest inverse; red above 0, "
+    "blue below, each scaled by its largest |weight|"
+  )
   some, problem = [], None
   for i in range(count):
     mlp = model.params[f"MixerBlock_{i}"]["token_mixing"]
@@ -101,13 +103,13 @@ def tokens(model: trained.Trained, *args: Any) -> Drawn:
     columns = 2 * round(np.sqrt(0.55 * len(units) * grid[0] / grid[1])) or 2
     title = f"All {len(units)} hidden units of token mixing in MixerBlock_{i}"
     name = f"tokens_block{i:0{len(str(count - 1))}}"
-    yield name, _tiles(model, units, columns, title, low + scale)
+    yield name, _tiles(model, units, columns, title, order)
   if some:
     blocks = kernels.evenly(len(some), _ROWS)
     units = np.concatenate([some[i] for i in blocks])
     title = "Hidden units of token mixing by depth"
     rows = f"rows: blocks {', '.join(map(str, blocks))}"
-    yield "tokens", _tiles(model, units, len(some[0]), title, rows, low + scale)
+    yield "tokens", _tiles(model, units, len(some[0]), title, rows, order)
   if problem:
     raise problem
 

@@ -23,7 +23,7 @@ from mixer.insight import kernels
 PAGE, KEPT = "report.html", "report.json"
 _FORMAT = 2
 _KEYS = ("format", "step", "predictions", "weights", "notes")
-_RECORDS = 20_000  # Of a metric, which a browser draws without a pause.
+_RECORDS = 20_000  # Of a metric; a browser draws them without a pause.
 # Metrics at the top of the page: label, format, which one is the best.
 _FINALS = {
   "eval/accuracy": ("Accuracy", "{:.2%}", max),
