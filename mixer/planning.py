@@ -2,7 +2,7 @@
 
 `predict` applies the formulas of docs/scaling.md to the model's shape and the
 data sheets in `hardware`; `compile_step` asks XLA's compiler for the slice,
-whose numbers of memory are what a run will meet.
+which needs no device.
 """
 
 import importlib.metadata

@@ -73,7 +73,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-  """Prints the numbers and what they come to."""
+  """Prints the numbers and the verdict."""
   config, target = args.config, hardware.parse(args.hardware)
   for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)

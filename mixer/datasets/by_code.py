@@ -28,7 +28,7 @@ _SAMPLES = 16  # Examples that tell a data set from another one.
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Examples with a check of each; what `split.Split` reads."""
+  """Examples, each checked as it is read; the source of a `split.Split`."""
 
   where: str
   examples: Any

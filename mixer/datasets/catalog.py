@@ -173,7 +173,7 @@ def command(name: str, *flags: str, data_dir: str = "") -> str:
 
 
 def how_to(name: str, data_dir: str = "") -> str:
-  """The sentences about how a set that isn't prepared can be had."""
+  """The command that prepares a set, in a sentence."""
   base = base_name(name)
   entry = ENTRIES.get(base, Entry(""))
   if known(name):

@@ -2,8 +2,8 @@
 
 `dataset_info.json`, `features.json` and the names of the labels are read as
 data: TFDS's own reader imports the modules that `features.json` names. Records
-are `tf.train.Example`s. `manifest.json` is ours: sizes and digests of what was
-prepared, so that later changes are noticed.
+are `tf.train.Example`s. `manifest.json` is ours: sizes and digests of all files
+at the end of preparation, so that later changes are noticed.
 """
 
 import concurrent.futures
@@ -62,7 +62,7 @@ def lock(name: str, root: pathlib.Path, wait: bool = False) -> Iterator[None]:
       fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as e:
       busy = isinstance(e, BlockingIOError)
-      why = "another process on this machine is at it" if busy else e.strerror
+      why = "another process on this machine does it" if busy else e.strerror
       raise UserError(
         f"data set {name} can't be prepared in {root}: {why}. Wait for that, "
         "or name another place by --data_dir=DIR."
@@ -141,7 +141,7 @@ class Stored:
 
   @property
   def fingerprint(self) -> str:
-    """Tells what was prepared from anything else; "" without a manifest."""
+    """A digest of all shards; "" without a manifest."""
     listed = self.manifest
     digests = {
       split: [listed.get(p.name, {}).get("sha256") for p in self.files(split)]

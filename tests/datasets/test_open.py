@@ -240,7 +240,11 @@ def test_where_data_sets_are(monkeypatch, tmp_path):
     resolve("gs://b/x")  # Else a folder here would be called "gs:".
   with stored.lock("others", tmp_path), stored.lock("digits", tmp_path):
     for name, where, what in (
-      ("others/config:1.0.0", tmp_path, "another process on this machine is"),
+      (
+        "others/config:1.0.0",
+        tmp_path,
+        "another process on this machine does it",
+      ),
       ("others", tmp_path / ".others.lock", "be prepared in .*--data_dir="),
     ):
       with pytest.raises(UserError, match=what), stored.lock(name, where):
