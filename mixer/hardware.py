@@ -101,11 +101,10 @@ class Slice:
     return round(memory - 2**28 if self.grid else memory * 0.75)
 
   def all_reduce_seconds(self, size: float) -> float:
-    """Time to sum `size` bytes of every device over all devices.
+    """Time to sum `size` bytes of every device over all devices, in rings.
 
-    In rings: on TPUs over two links for each axis of the grid that is a ring,
-    one for each that is a line; two TensorCores of a chip share them. On GPUs
-    inside each host, then of an eighth between hosts.
+    On TPUs over two links for each axis of the grid that is a ring, one for
+    each that is a line; on GPUs in each host, then of an eighth between hosts.
     """
 
     def ring(length: int, size: float, bandwidth: float) -> float:

@@ -56,9 +56,8 @@ class Split:
     """The records at some places, and at once: cheaper than one by one.
 
     Each has its encoded `image`, its `label` and its `index` in the source; its
-    `file_name`, where the set has those; with the ReaL labels of ImageNet also
-    its `valid_labels`. UserError: a label is none of the classes', or a record
-    can't be read.
+    `file_name` and `valid_labels`, where the set has those. UserError: a label
+    is none of the classes', or a record can't be read.
     """
     own = self.indices
     indices = [int(i if own is None else own[i]) for i in places]
@@ -101,11 +100,7 @@ class Split:
 
   @functools.cached_property
   def valid_labels(self) -> tuple[frozenset[int], ...] | None:
-    """The right classes of each example, where there may be several.
-
-    Those of ImageNet with the ReaL labels (`imagenet2012_real`); an example
-    with none is left out of that score. None for any other set.
-    """
+    """The right classes of each example, of `imagenet2012_real`; else None."""
     return (
       tuple(self._all("valid_labels")) if "valid_labels" in self[0] else None
     )
@@ -116,7 +111,7 @@ class Split:
     """`count` examples of each class, drawn by `seed`.
 
     A larger count with the same seed contains the smaller one's examples. `key`
-    of the config says how many, for the UserError where a class has too few.
+    of the config is for the UserError where a class has too few.
     """
     rng, chosen = np.random.default_rng((seed, _SUBSET)), []
     for k, class_name in enumerate(self.class_names):
@@ -170,15 +165,10 @@ def _parse(feature: Any) -> dict[str, Any]:
 def open_split(name: str, expression: str, data_dir: str) -> Split:
   """Opens a part of a prepared data set; prepares the shipped ones itself.
 
-  Args:
-    name: of a TFDS data set, with `/config` and `:version` where it has any;
-      of a task of VTAB-1k, "vtab/..."; or of a function, see `by_code`.
-    expression: TFDS split expression, or `AUTO`; of a task, one of
-      `vtab.SPLITS`.
-    data_dir: where data sets are, "" for TFDS's default.
-
-  Raises:
-    UserError: not prepared, damaged, not for classification, no such split.
+  `name` is of a TFDS data set, with `/config` and `:version` where it has any,
+  of a task of VTAB-1k or of a function (see `by_code`); `expression` a TFDS
+  split expression or `AUTO`, of a task one of `vtab.SPLITS`. UserError: not
+  prepared, damaged, not for classification, no such split.
   """
   if by_code.NAME.fullmatch(name):
     return _open_by_code(name, expression, data_dir)
