@@ -82,10 +82,7 @@ def check(config: config_lib.Config) -> None:
 
 
 def plan(config: config_lib.Config, num_examples: int) -> Plan:
-  """Turns a valid config's durations into steps.
-
-  UserError: a run of no steps, or a warm-up as long as the whole.
-  """
+  """Turns a valid config's durations into steps; UserError: it can't be."""
   example = Fraction(1, config.batch_size)
   units = {"step": 1, "example": example, "epoch": num_examples * example}
 

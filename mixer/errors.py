@@ -19,11 +19,10 @@ _PROGRESS = re.compile("(?:\x1b\\[A)+\\Z|(?:\r|\x1b\\[K)*")
 
 
 class UserError(Exception):
-  """Something that the user can mend, said in sentences.
+  """Something that the user can mend: what is wrong, where, what mends it.
 
-  The message says what is wrong, where, what was expected, and the command or
-  the key that mends it. Commands print it without a traceback and exit with 1;
-  every other exception is a defect and keeps its traceback.
+  Commands print it without a traceback and exit with 1; every other exception
+  is a defect and keeps its traceback.
   """
 
   at_once = False  # Whether the process ends without waiting for its threads.
@@ -122,10 +121,7 @@ def safe_output() -> Iterator[Output]:
 
 
 def occupy() -> None:
-  """Opens descriptors 0 to 2 where they are closed.
-
-  Else the next file opened gets one, and what libraries print goes into it.
-  """
+  """Opens closed descriptors 0 to 2, which the next file would get else."""
   while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
     pass
   os.close(number)

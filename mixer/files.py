@@ -17,8 +17,7 @@ from mixer.errors import UserError, first_line
 
 Path: TypeAlias = str | os.PathLike[str]
 
-# Bytes of the JSON files that are read here; a report's pictures are in one.
-_LARGEST = 256 << 20
+_LARGEST = 256 << 20  # Bytes of a JSON file; a report's pictures are in one.
 _CHECK = "sha256"  # The field of a file that `sealed` has made.
 # The libraries through which an object store is reached.
 _STORES = ("gcsfs.", "fsspec.", "google.auth.", "google.cloud.")
@@ -57,12 +56,11 @@ def reason(error: BaseException) -> str:
 @contextlib.contextmanager
 def writing(path: Path, advice: str = "") -> Iterator[None]:
   """Turns errors of writing `path` into a UserError that ends in `advice`."""
-  expected = failures(path)
   try:
     yield
   except UserError:
     raise
-  except expected as e:
+  except failures(path) as e:
     text = f"{os.fspath(path)} can't be written: {reason(e)}. {advice}"
     raise UserError(text.rstrip()) from e
 
@@ -154,12 +152,7 @@ def open_regular(path: Path) -> IO[bytes]:
 
 
 def read_bytes(path: Path, what: str, limit: int = _LARGEST) -> bytes:
-  """Reads a regular file, local or gs://, of at most `limit` bytes.
-
-  UserError: it isn't there, can't be read, or is larger than `what` ("the
-  config of a run") can be.
-  """
-  expected = failures(path)
+  """Reads a regular file, `what` for people, of at most `limit` bytes."""
   try:
     if is_remote(path):
       data = _remote(path).read_bytes()
@@ -171,7 +164,7 @@ def read_bytes(path: Path, what: str, limit: int = _LARGEST) -> bytes:
     return data
   except FileNotFoundError as e:
     raise UserError(f"there is no file {path}; expected {what}.") from e
-  except expected as e:
+  except failures(path) as e:
     why = f"{path} can't be read: {reason(e)}"
     raise UserError(f"{why}; expected {what}.") from e
 
@@ -212,7 +205,6 @@ def read_sealed(path: Path, what: str, keys: Collection[str]) -> dict[str, Any]:
   """As `read_json`, of what `sealed` made, with exactly these keys."""
   found = read_json(path, what)
   check = found.pop(_CHECK, None)
-  is_whole = check in (None, json_sha256(found))
-  if not is_whole or found.keys() != {*keys}:
+  if check not in (None, json_sha256(found)) or found.keys() != {*keys}:
     raise UserError(f"{path} is damaged: it is not {what} as it was written.")
   return found

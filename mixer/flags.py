@@ -201,10 +201,9 @@ def _recipe(name: str) -> config_lib.Config:
 
 
 def checkout(command: str = "") -> None:
-  """Puts the checkout on the path, so that train.py and configs/ are found.
+  """Puts the checkout of this package, or the current folder, on the path.
 
-  It is that of this package, or the current folder. UserError if there is none
-  and `command` can't do without.
+  UserError if neither is one, and `command` can't do without.
   """
   for folder in (pathlib.Path(__file__).parent.parent, pathlib.Path.cwd()):
     if (folder / "train.py").is_file() and (folder / "configs").is_dir():

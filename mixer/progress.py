@@ -32,11 +32,7 @@ class Progress:
     images: int | None = None,
     note: str = "",
   ) -> None:
-    """Shows it, unless that has just been done.
-
-    `done` and `total` (0 or None if unknown) are in any unit; a new `stage`
-    starts anew, maybe with something done; `images` so far give a rate.
-    """
+    """Shows `done` of `total` (0 or None if unknown), and images so far."""
     now = time.monotonic()
     if stage != self._stage:
       self._stage, self._start, self._next = stage, now, now + self._wait

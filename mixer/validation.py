@@ -12,15 +12,7 @@ from mixer.errors import UserError
 
 
 def validate(config: config_lib.Config, num_devices: int) -> None:
-  """Refuses a config that cannot work, before anything is allocated.
-
-  Args:
-    config: to be checked.
-    num_devices: over all hosts.
-
-  Raises:
-    UserError: names the key and a valid value.
-  """
+  """Raises a UserError, which names a key and a valid value of it."""
   flat = config_lib.flatten(config)
   for name in flat.keys() - config_lib.KEYS.keys():
     raise UserError(config_lib.unknown(name))

@@ -52,9 +52,8 @@ def sweep(
 ) -> dict[str, Any]:
   """Tries the rates, trains with the best, prints and writes the results.
 
-  Returns `trials`, each a learning rate and the accuracy that it led to (None
-  if it diverged), and `last`, that of the best on `data.eval_split`. UserError:
-  nothing to try, or all of it diverged.
+  Returns `trials`, each a learning rate and its accuracy (None if it diverged),
+  and `last`, that of the best on `data.eval_split`.
   """
   import train  # Of the checkout.
 
