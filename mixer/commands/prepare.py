@@ -60,8 +60,8 @@ def hold_out(text: str) -> dict[str, int | float]:
   return parts
 
 
-# Flags for files of the user's, most of them fields of `journal.Options`: how
-# they are read, and their help.
+# Flags for images of the user, most of them fields of `journal.Options`: how
+# they are parsed, and their help.
 _OWN: dict[str, tuple[dict[str, Any], str]] = {
   "name": ({}, "of the set that `folder` makes"),
   "classes": ({"type": _path}, "a file with the classes, one a line"),
@@ -113,7 +113,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int | None:
-  """Prepares it, and says what is there then."""
+  """Prepares a set and describes the result, or lists the known ones."""
   if not args.set and not args.list:
     raise UserError("name a data set, or --list.")
   try:

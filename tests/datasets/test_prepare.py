@@ -560,7 +560,7 @@ def test_a_full_disk(run, given, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(journal.array_record_module, "ArrayRecordWriter", Full)
     run(*flags, code=1)
-  assert "can't be written: the disk is full. Mend that and" in run.said
+  assert "No space left on device; writing x. Mend that or mak" in run.said
   usage = shutil.disk_usage(given)
   with monkeypatch.context() as patch:
     patch.setattr(shutil, "disk_usage", lambda p: usage._replace(free=900))

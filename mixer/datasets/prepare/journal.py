@@ -2,13 +2,12 @@
 
 A pass over a source is committed chunk by chunk to a hidden folder beside the
 data set's: shards, and 00000.json and so on, each written when all that it
-names is on the disk. What none of them names goes at the next start, which
-continues after the last one: the same bytes result in the end.
+names is on the disk. What none of them names is removed at the next start,
+which continues after the last entry: the same bytes result in the end.
 """
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import json
 import os
@@ -84,11 +83,9 @@ def disk(path: pathlib.Path) -> Iterator[None]:
     yield
   # ArrayRecord raises RuntimeErrors, with the system's words in them.
   except (OSError, RuntimeError) as e:
-    full = any(os.strerror(n) in str(e) for n in (errno.ENOSPC, errno.EDQUOT))
-    why = "the disk is full" if full else first_line(e)
     raise UserError(
-      f"{path} can't be written: {why}. Mend that and give the same command "
-      "again: it continues after the last images that were committed."
+      f"{path} can't be written: {first_line(e)}. Mend that or make room, and "
+      "give the same command again: it continues after what was committed."
     ) from e
 
 
@@ -138,7 +135,7 @@ class Work:
     spec: Spec,
     options: Options,
   ):
-    """Takes in what an earlier process has committed."""
+    """Reads what an earlier process has committed."""
     self.source, self.folder, self.options = source, folder, options
     self.spec, self.info = spec, {**info, "version": spec.version}
     self.labels = {name: i for i, name in enumerate(source.classes or ())}
