@@ -542,6 +542,12 @@ def test_a_source_goes_on_where_it_was_stopped(given):
     assert done == sorted(done) and done[-1] <= (opened.total or 99)
     for start in (0, 1, len(members) // 2, len(members) - 1, len(members)):
       assert list(opened.members(start)) == members[start:]
+  # Of another content, it isn't the same.
+  for source, inner in (("folders", "n01440764"), ("tars", "n01440764.tar")):
+    request = sets.Request("imagenet21k", "", [given / "i21k" / source])
+    before = sets.open_source(request).fingerprint
+    os.utime(given / "i21k" / source / inner, (0, 0))
+    assert sets.open_source(request).fingerprint != before
 
 
 def test_a_full_disk(run, given, monkeypatch):

@@ -219,7 +219,10 @@ def source(
           found.warnings.append(what)
       done += path.stat().st_size
 
-  mark = sources.fingerprint(paths, *(classes or ()), *more)
+  folders = [f for p in paths if p.is_dir() for f in sources.inside(p)[0]]
+  parts = [f for f in folders if f.name.lower() in sources.SPLITS]
+  folders += [f for part in parts for f in sources.inside(part)[0]]
+  mark = sources.fingerprint([*paths, *folders], *(classes or ()), *more)
   total = sum(sizes) if len(sizes) == len(paths) else 0
   found = Source(sources.some(paths), mark, read, total, sum(sizes), classes)
   return found
