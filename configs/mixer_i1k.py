@@ -1,8 +1,8 @@
 """Mixer-B/16 and L/16 on ImageNet-1k from scratch (the paper's tables 3 and 4).
 
   python -m mixer prepare imagenet2012 --source=DIR_WITH_THE_TARS
-  python train.py --config=configs/mixer_i1k.py --workdir=DIR
-  python train.py --config=configs/mixer_i1k.py:B/16,sam --workdir=DIR
+  python train.py --config=configs/mixer_i1k.py --workdir=DIR1
+  python train.py --config=configs/mixer_i1k.py:B/16,sam --workdir=DIR2
 
 Behind the colon is the model, B/16 without, and `sam` for Sharpness-Aware
 Minimization (arXiv 2106.01548). Hardware: one host with 8 H100 GPUs; batch 4096
