@@ -386,6 +386,8 @@ def test_settings_that_differ_and_what_is_missing(show):
     ["seed", "0", "1", "2"],
     ["extra", "–", "null", "–"],
   ]
+  head = page.get_by_role("region", name="Differences").locator("thead th")
+  assert head.all_inner_texts() == ["", "a", "b", "c"]
   page.locator("summary", has_text="Configuration").click()
   names = [row[0] for row in table(page, "Configuration")]
   assert names == ["loss.name", "seed", "extra"]

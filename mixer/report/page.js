@@ -105,21 +105,21 @@ function overview(runs, version) {
     table("Facts", several ? ["", ...runs.map(named)] : null,
       aligned(runs.map((run) => several ? [...finals(run), ...run.facts]
         : run.facts)), "facts"),
-    notes.length ? el("aside", null, el("h2", null, "What is missing here"),
+    notes.length ? el("aside", null, el("h3", null, "What is missing here"),
       el("ul", null, notes)) : null);
 }
 
 function settings(runs) {
-  const head = ["", ...runs.map(named)];
+  const grid = (title, rows) =>
+    table(title, ["", ...runs.map(named)], rows, "settings");
   const part = (title, key) => {
     const rows = aligned(runs.map((run) => run[key]));
-    return folded(`${title}: ${rows.length} entries`,
-      table(title, head, rows, "settings"));
+    return folded(`${title}: ${rows.length} entries`, grid(title, rows));
   };
   const different = aligned(runs.map((run) => run.settings))
     .filter(([, first, ...rest]) => rest.some((text) => text !== first));
   return section("settings", "Settings",
-    different.length ? table("Differences", head, different, "settings") : null,
+    different.length ? grid("Differences", different) : null,
     part("Configuration", "settings"), part("Environment", "environment"));
 }
 
@@ -231,8 +231,8 @@ function main() {
     byRun("weights", "Weights", runs, weights),
     settings(runs)].filter(Boolean);
   document.getElementById("report").append(overview(runs, data.version),
-    el("nav", null, parts.map((part) => el("a", { href: `#${part.id}` },
-      part.querySelector("h2").textContent))), ...parts);
+    el("nav", null, parts.map(({ id }) => el("a", { href: `#${id}`,
+      class: "quiet" }, id))), ...parts);
   addEventListener("beforeprint", () => {  // Paper can't be unfolded.
     document.querySelectorAll("details:not(.records)").forEach((node) => {
       node.open = true;

@@ -105,6 +105,11 @@ def test_at_a_runs_end(made, run, monkeypatch):
 
 
 def test_it_evaluates_once(made, run, command, monkeypatch):
+  target = run.parent / "new" / "x.html"
+  out = command(run, "--no-evaluate", "-o", target)
+  assert "note: Predictions and weights: none" in out
+  assert data(target)[0]["predictions"] is None
+  assert not {"report.html", "report.json"} & {p.name for p in run.iterdir()}
   out = command(run)
   found = check(made, run)
   assert out.startswith(
@@ -133,15 +138,6 @@ def test_several_and_those_without_a_model(
   assert [bool(r["predictions"]) for r in found] == [True, False, False]
   assert "are not known: there is no checkpoint in " in out
   assert out.endswith("written to    report.html\n")
-
-
-def test_without_evaluation(run, command, tmp_path):
-  target = tmp_path / "new" / "x.html"
-  out = command(run, "--no-evaluate", "-o", target)
-  assert "note: Predictions and weights: none" in out
-  assert data(target)[0]["predictions"] is None
-  assert not (run / "report.html").exists()
-  assert not (run / "report.json").exists()
 
 
 def test_checkpoints_that_cannot_be_evaluated(run, tmp_path, config, command):
