@@ -136,10 +136,10 @@ def _receive(url: str, out: BinaryIO, file: pathlib.Path) -> None:
     have = out.seek(0, os.SEEK_END)
     headers = {"Accept-Encoding": "identity", "User-Agent": "mixer"}
     headers |= {"Range": f"bytes={have}-"} if have else {}
+    how: Any = {"stream": True, "timeout": _TIMEOUT_SECONDS}
     try:
-      more: Any = {"stream": True, "timeout": _TIMEOUT_SECONDS}
-      with requests.get(url, headers=headers, **more) as answer:
-        return _append(url, answer, out, file.name)
+      with requests.get(url, headers=headers, **how) as answer:
+        return _append(answer, url, out, file.name)
     except requests.RequestException as e:
       code = getattr(e.response, "status_code", None)
       # A machine without a connection should hear so at once.
@@ -154,7 +154,7 @@ def _receive(url: str, out: BinaryIO, file: pathlib.Path) -> None:
       time.sleep(_DELAY_SECONDS * 2**attempt)
 
 
-def _append(url: str, answer: Any, out: BinaryIO, name: str) -> None:
+def _append(answer: Any, url: str, out: BinaryIO, name: str) -> None:
   if answer.status_code in (200, 416):  # The whole file comes, now or next.
     out.truncate(0)
   answer.raise_for_status()

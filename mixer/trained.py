@@ -103,11 +103,10 @@ def load(
   return found
 
 
-def of_flags(args: argparse.Namespace, averaged: bool = True) -> Trained:
+def of_flags(args: argparse.Namespace) -> Trained:
   """Starts JAX, and loads the model that flags name (`flags.add_model`)."""
   runtime.start(args.platform)
-  given = args.checkpoint, args.image_size, args.resize, args.dtype
-  return load(*given, averaged)
+  return load(args.checkpoint, args.image_size, args.resize, args.dtype)
 
 
 def _best(path: str) -> tuple[str, str]:

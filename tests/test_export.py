@@ -118,26 +118,24 @@ def without(monkeypatch, *packages):
     monkeypatch.setitem(sys.modules, name, None)
 
 
-@pytest.mark.parametrize("averaged", [True, False])
-def test_npz_has_the_same_bits(run, tmp_path, export, averaged):
+def test_npz_has_the_same_bits(run, tmp_path, export):
   workdir, state = run
   output = tmp_path / "new" / "weights.npz"
-  more = [] if averaged else ["--no-averaged"]
-  out = export(workdir, "new/weights.npz", "npz", *more).out
-  expected = weights.flatten(state.ema if averaged else state.params)
+  out = export(workdir, "new/weights.npz", "npz").out
+  expected = weights.flatten(state.ema)
   with np.load(output, allow_pickle=False) as found:
     assert {*found} == {*expected}
     for name, value in expected.items():
       assert found[name].tobytes() == np.asarray(value).tobytes(), name
   count = sum(x.size for x in expected.values())
   assert out.startswith(f"{output}: {count:,} parameters of {workdir}/check")
-  assert ("averaged weights" in out) == averaged
+  assert "averaged weights" in out
   assert "compared on 4 images" in out and "equal bits" in out
-  if averaged:  # It is a model that every command takes, this one too.
-    export(output, "again.npz", "npz")
-    assert (tmp_path / "again.npz").read_bytes() == output.read_bytes()
-    beside = json.loads(output.with_name("weights.npz.json").read_text())
-    assert beside["source"].endswith("averaged weights)")
+  # It is a model that every command takes, this one too.
+  export(output, "again.npz", "npz")
+  assert (tmp_path / "again.npz").read_bytes() == output.read_bytes()
+  beside = json.loads(output.with_name("weights.npz.json").read_text())
+  assert beside["source"].endswith("averaged weights)")
 
 
 def test_a_run_and_its_export_answer_alike_for_files(tmp_path, export):

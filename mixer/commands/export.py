@@ -52,9 +52,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   flags.add_model(parser)
   parser.set_defaults(platform="cpu")
   add = parser.add_argument
-  text = "take the average of the weights where the run kept one"
-  action = argparse.BooleanOptionalAction
-  add("--averaged", action=action, default=True, help=text)
   text = "timm and stablehlo: a folder, or FILE.safetensors, FILE.stablehlo"
   choices = "npz", "timm", "onnx", "stablehlo"
   add("--to", choices=choices, default="npz", help=text)
@@ -81,7 +78,7 @@ def main(args: argparse.Namespace) -> None:
       raise UserError(_missing(e)) from e
   path = pathlib.Path(args.output).expanduser()
   with _aside(path, form) as (target, place):
-    model = trained.of_flags(args, args.averaged)
+    model = trained.of_flags(args)
     more = ()
     if args.to == "stablehlo":
       more = (args.platforms,)
