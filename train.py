@@ -25,7 +25,7 @@ if __name__ == "__main__":
 import argparse
 import dataclasses
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -255,6 +255,14 @@ class _Run:
     done = self.report.writer.last("eval/accuracy").get("step")
     return done != self.step and self.is_due(self.inputs.plan.eval_every)
 
+  def eval_batches(
+    self, split: input_pipeline.Split
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of a split; looks for signals before each is computed."""
+    for batch in input_pipeline.eval_batches(split, self.inputs.config):
+      self.watch.check()
+      yield batch
+
   def evaluate(self) -> None:
     """Evaluates, and few-shot if the config wants it; writes the record."""
     self.report.settle()
@@ -262,8 +270,7 @@ class _Run:
     model, params = self.trainer.inference, self.state.eval_params
 
     def over(function: Any, split: input_pipeline.Split) -> Any:
-      batches = input_pipeline.eval_batches(split, config)
-      return function(model, params, batches, self.mesh, self.watch.check)
+      return function(model, params, self.eval_batches(split))
 
     with self.report.goodput.spend("evaluation"):
       if config.report and self.step == self.inputs.plan.total:
@@ -284,11 +291,9 @@ class _Run:
       self.step,
       self.trainer.inference,
       self.state.eval_params,
-      input_pipeline.eval_batches(split, config),
-      self.mesh,
+      self.eval_batches(split),
       split,
       config,
-      self.watch.check,
     )
     return values
 

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 import scipy.sparse
-from jax.sharding import Mesh
 
 from mixer import loader, preprocess, sharding, train_step
 from mixer.errors import UserError
@@ -60,62 +59,44 @@ def batches(
 
 
 def examples(
-  model: train_step.Inference,
-  params: Any,
-  batches: Batches,
-  mesh: Mesh,
-  interrupt: Callable[[], object] = lambda: None,
+  model: train_step.Inference, params: Any, batches: Batches
 ) -> Iterator[dict[str, np.ndarray]]:
   """What is predicted for the N real examples of each batch, in order.
 
   `classes` int32 and `scores` float32 `[N, top]`, see `train_step.Inference`;
-  with labels also `label` int32 and `loss` float32 `[N]`. `interrupt` is called
-  before each batch, and may raise.
+  with labels also `label` int32 and `loss` float32 `[N]`.
   """
-  for result in _one_late(model.examples, params, batches, mesh, interrupt):
+  for result in _one_late(model, model.examples, params, batches):
     mask = result.pop("mask")
     yield {name: value[mask] for name, value in result.items()}
 
 
 def features(
-  model: train_step.Inference,
-  params: Any,
-  batches: Batches,
-  mesh: Mesh,
-  interrupt: Callable[[], object] = lambda: None,
+  model: train_step.Inference, params: Any, batches: Batches
 ) -> np.ndarray:
-  """Pre-logits float32 `[N, C]` of a split, in its order; see `examples`."""
-  found = _one_late(model.features, params, batches, mesh, interrupt)
+  """Pre-logits float32 `[N, C]` of a split, in its order."""
+  found = _one_late(model, model.features, params, batches)
   return np.concatenate([rows[mask] for rows, mask in found])
 
 
 def _one_late(
-  step: Callable[[Any, train_step.Batch], Any],
-  params: Any,
-  batches: Batches,
-  mesh: Mesh,
-  interrupt: Callable[[], object],
+  model: train_step.Inference, step: Any, params: Any, batches: Batches
 ) -> Iterator[Any]:
   """Results on the host: each is read after the next batch has been started."""
   pending = []
   for batch in batches:
-    interrupt()
-    pending.append(step(params, sharding.put_batch(mesh, batch)))
+    pending.append(step(params, sharding.put_batch(model.mesh, batch)))
     if len(pending) > 1:
       yield jax.device_get(pending.pop(0))
   yield from map(jax.device_get, pending)
 
 
 def evaluate(
-  model: train_step.Inference,
-  params: Any,
-  batches: Batches,
-  mesh: Mesh,
-  interrupt: Callable[[], object] = lambda: None,
+  model: train_step.Inference, params: Any, batches: Batches
 ) -> dict[str, float]:
-  """`ConfusionCounts.metrics` of a split; see `examples`."""
+  """`ConfusionCounts.metrics` of a split."""
   counts = ConfusionCounts(model.num_classes)
-  for rows in examples(model, params, batches, mesh, interrupt):
+  for rows in examples(model, params, batches):
     counts.add(rows)
   return counts.metrics()
 

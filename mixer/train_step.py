@@ -358,6 +358,7 @@ class Inference:
 
   Attributes:
     num_classes: K.
+    mesh: of all devices.
     features: `-> ([B, C], [B])`, pre-logits float32 and mask.
     logits: `-> ([B, K], [B])`, logits float32 and mask.
     examples: `-> dict` of `classes` int32 and `scores` float32 `[B, top]` (see
@@ -391,7 +392,7 @@ class Inference:
         has column k.
       top: how many classes `examples` gives, at most K.
     """
-    self.num_classes = num_classes
+    self.num_classes, self.mesh = num_classes, mesh
     model = model_lib.placed(model, mesh)
     everywhere, split = sharding.replicated(mesh), sharding.batch(mesh)
     where = everywhere if params_sharding is None else params_sharding

@@ -55,18 +55,16 @@ def everything(data_dir: str, expression: str, size: int) -> dict[str, Any]:
       module, "softmax", 10, mesh, columns=columns
     )
     given_ = list(evaluate.batches(split, (16, 16), 16, size))
-    rows = list(evaluate.examples(functions, params, given_, mesh))
+    rows = list(evaluate.examples(functions, params, given_))
     for name in rows[0]:
       found[prefix + name] = np.concatenate([row[name] for row in rows])
     if columns is None:
       for row in rows:
         counts.add(row)
       found |= counts.metrics() | {"confusion": counts.confusion.toarray()}
-      features = evaluate.features(functions, params, given_, mesh)
+      features = evaluate.features(functions, params, given_)
       found["features"] = features
-      assert counts.metrics() == evaluate.evaluate(
-        functions, params, given_, mesh
-      )
+      assert counts.metrics() == evaluate.evaluate(functions, params, given_)
   return {name: np.asarray(value) for name, value in found.items()}
 
 
@@ -97,20 +95,16 @@ def test_everything_is_numpys_at_any_batch_size(data_dir, size):
   np.testing.assert_allclose(again, logits, atol=1e-3)
 
 
-def test_batches_without_labels_and_interruptions(data_dir):
+def test_batches_without_labels(data_dir):
   split = split_lib.open_split("digits", "test[:100]", data_dir)
-  (module, params), mesh = tiny(), sharding.make_mesh()
-  functions = train_step.Inference(module, "softmax", 10, mesh)
+  module, params = tiny()
+  functions = train_step.Inference(module, "softmax", 10, sharding.make_mesh())
   labelled = list(evaluate.batches(split, (16, 16), 16, 32))
   bare = [{k: b[k] for k in ("image", "mask")} for b in labelled]
-  both = (
-    evaluate.examples(functions, params, b, mesh) for b in (labelled, bare)
-  )
+  both = (evaluate.examples(functions, params, b) for b in (labelled, bare))
   for a, b in zip(*both, strict=True):
     assert b.keys() == {"classes", "scores"}
     np.testing.assert_array_equal(a["classes"], b["classes"])
-  with pytest.raises(IndexError):  # At the third call.
-    evaluate.evaluate(functions, params, labelled, mesh, [1, 2].pop)
 
 
 @given(

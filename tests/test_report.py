@@ -143,7 +143,7 @@ def gathered(rows, num_classes, cuts=()):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(predictions.evaluate, "examples", lambda *_: pieces)
     _, found = predictions.gather(
-      *(7, types.SimpleNamespace(), params, [], sharding.make_mesh(), split),
+      *(7, types.SimpleNamespace(mesh=sharding.make_mesh()), params, [], split),
       smoke.get_config(),
     )
   json.dumps(found, allow_nan=False)

@@ -148,7 +148,7 @@ def main(args: argparse.Namespace) -> None:
     train = split_lib.open_split(data, args.train_split, data_dir)
     task = evaluate.Fewshot(train, split, args.shots, args.seeds, args.l2)
     for shots, draws in task.accuracies(
-      lambda some: evaluate.features(functions, params, batches(some), mesh)
+      lambda some: evaluate.features(functions, params, batches(some))
     ).items():
       name, mean = f"fewshot/{shots}shot", float(np.mean(draws))
       metrics |= {name: mean, f"{name}_draws": draws}
@@ -156,7 +156,7 @@ def main(args: argparse.Namespace) -> None:
       print(f"{f'{shots}shot':<14}{mean:.2%} ({spread})")
   else:
     counts = evaluate.ConfusionCounts(len(classes), split.valid_labels)
-    found = evaluate.examples(functions, params, batches(split), mesh)
+    found = evaluate.examples(functions, params, batches(split))
     rows = _rows(split, found, counts, bool(args.examples))
     if args.examples:
       _write_examples(args.examples, rows)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epy
@@ -86,14 +87,16 @@ def _evaluate(
   params = jax.device_put(model.params, sharding.replicated(mesh))
   size = _PER_DEVICE * jax.device_count()
   batches = evaluate.batches(split, model.image_size, model.short_side, size)
-  done = itertools.count(0, size)
-  with progress.Progress() as shown:
-    stage, total = f"evaluating {path.name}", len(split)
-    _, content = predictions.gather(
-      *(steps[-1], functions, params, batches, mesh, split, config),
-      lambda: shown.show(stage, next(done), total),
-    )
-  return content
+
+  def shown() -> Iterator[Any]:
+    with progress.Progress() as bar:
+      for k, batch in enumerate(batches):
+        bar.show(f"evaluating {path.name}", k * size, len(split))
+        yield batch
+
+  return predictions.gather(
+    steps[-1], functions, params, shown(), split, config
+  )[1]
 
 
 def main(args: argparse.Namespace) -> None:

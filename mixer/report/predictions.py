@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -30,19 +30,17 @@ def gather(
   model: Any,
   params: Any,
   batches: evaluate.Batches,
-  mesh: Mesh,
   split: split_lib.Split,
   config: config_lib.Config,
-  interrupt: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, float], dict[str, Any]]:
   """Evaluates, as `evaluate.examples`: metrics, and JSON for `report.json`."""
   counts, parts = evaluate.ConfusionCounts(len(split.class_names)), []
-  for part in evaluate.examples(model, params, batches, mesh, interrupt):
+  for part in evaluate.examples(model, params, batches):
     counts.add(part)
     parts.append(part)
   rows = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
   metrics = counts.metrics()
-  figures, notes = _figures(params, config, mesh)
+  figures, notes = _figures(params, config, model.mesh)
   if broken := metrics.get("not_numbers"):
     said = "examples have a NaN among their logits and count as wrong."
     notes.append(f"{broken:,} of the {metrics['examples']:,} {said}")

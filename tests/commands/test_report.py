@@ -52,9 +52,9 @@ def made(tmp_path_factory, config):
     return evaluate.batches(split, (16, 16), 16, 64)
 
   _, gathered = predictions.gather(
-    4, functions, found.params, batches(), mesh, split, config
+    4, functions, found.params, batches(), split, config
   )
-  rows = list(evaluate.examples(functions, found.params, batches(), mesh))
+  rows = list(evaluate.examples(functions, found.params, batches()))
   rows = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
   return path, rows, gathered, split
 
