@@ -40,7 +40,9 @@ def first_line(error: BaseException) -> str:
 
 def is_memory(error: BaseException) -> bool:
   """Whether memory, of the host or of a device, was too small."""
-  return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+  of_device = type(error).__name__ == "JaxRuntimeError"  # JAX isn't loaded.
+  exhausted = of_device and "RESOURCE_EXHAUSTED" in str(error)
+  return exhausted or isinstance(error, MemoryError)
 
 
 def printable(text: object, keep: str = "") -> str:

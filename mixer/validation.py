@@ -14,7 +14,7 @@ from mixer.errors import UserError
 def validate(config: config_lib.Config, num_devices: int) -> None:
   """Raises a UserError, which names a key and a valid value of it."""
   flat = config_lib.flatten(config)
-  for name in flat.keys() - config_lib.KEYS.keys():
+  for name in sorted(flat.keys() - config_lib.KEYS.keys()):
     raise UserError(config_lib.unknown(name))
   for name, key in config_lib.KEYS.items():
     if name not in flat:
