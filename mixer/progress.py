@@ -30,7 +30,6 @@ class Progress:
     done: int,
     total: int | None,
     images: int | None = None,
-    note: str = "",
   ) -> None:
     """Shows `done` of `total` (0 or None if unknown), and images so far."""
     now = time.monotonic()
@@ -45,7 +44,6 @@ class Progress:
     if images is not None:
       rate = (images - self._first_images) / max(seconds, 1)
       parts.append(f"{images:,} images, {rate:,.0f} images/s")
-    parts += [note] if note else []
     if moved > 0 and total and total > done:
       left = round((total - done) * seconds / moved)
       parts.append(f"{datetime.timedelta(seconds=left)} left")

@@ -40,14 +40,12 @@ class Entry(NamedTuple):
   train: int = 0  # Examples of that split, by the set's own publication.
   by_hand: str = ""  # What --source has to name; "" if TFDS fetches all.
   where: str = ""  # To get that.
-  files: tuple[str, ...] = ()  # That the folder of --source must have.
 
 
 _UNPACKED = ", or what was unpacked from it"
 _ILSVRC = "image-net.org/download-images, with an account"
 _TARS = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 _IDX = "a folder with its four idx files, such as train-images-idx3-ubyte.gz"
-_RETINAS = ("train", "test", "sample", "trainLabels.csv")
 
 ENTRIES = {
   "digits": Entry("1,797 handwritten digits, 8 x 8; shipped", 0, 10, 1_400),
@@ -70,13 +68,12 @@ ENTRIES = {
   "imagenet2012": Entry(
     "ImageNet-1k: 1,281,167 + 50,000 images, 1,000 classes",
     *(0, 1_000, 1_281_167, f"a folder with {' and '.join(_TARS)}"),
-    *(_ILSVRC, _TARS),
+    _ILSVRC,
   ),
   "imagenet2012_real": Entry(
     "ImageNet-1k's validation images with the ReaL labels",
     *(388_478, 0, 0, f"a folder with {_TARS[1]} and real.json"),
     f"{_ILSVRC}, and github.com/google-research/reassessed-imagenet",
-    _TARS[1:],
   ),
   "imagenet_v2": Entry(
     "ImageNet-V2: 10,000 new test images for ImageNet-1k",
@@ -97,13 +94,11 @@ ENTRIES = {
     "aerial images, 45 classes (VTAB)",
     by_hand="a folder with NWPU-RESISC45/, unpacked from its .rar",
     where="https://1drv.ms/u/s!AmgKYzARBl5ca3HNaHIlzp_IXjs",
-    files=("NWPU-RESISC45",),
   ),
   "diabetic_retinopathy_detection": Entry(
     *("retinas, 5 classes (VTAB)", 1_181_257, 0, 0),
     "a folder with train/, test/, sample/ (unpacked) and trainLabels.csv",
     "https://www.kaggle.com/c/diabetic-retinopathy-detection/data",
-    _RETINAS,
   ),
   "cifar10": Entry("images 32 x 32, 10 classes", 170_052_171, 10, 50_000),
   "cifar100": Entry("images 32 x 32 (VTAB)", 168_513_733, 100, 50_000),
