@@ -19,49 +19,38 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from mixer import block, layers
+from mixer import config as config_lib
 from mixer.errors import UserError
-
-# Fixed permutations of the images' pixels, see `permute`.
-PERMUTATIONS = ("", "patches", "pixels")
 
 
 class MlpMixer(nn.Module):
   """The whole model.
 
-  Stochastic depth grows linearly over the blocks, from 0 at the first to
-  `stochastic_depth` at the last. Layout and rematerialisation change
-  neither the parameters nor, but for rounding, what is computed.
+  Layout and rematerialisation change neither the parameters nor, but for
+  rounding, the function.
 
   Attributes:
-    patch_size: P, in pixels.
-    num_blocks: depth.
-    hidden_dim: C.
-    tokens_mlp_dim: T.
-    channels_mlp_dim: F.
-    num_classes: K; 0 for a model without head, which returns pre-logits.
-    dropout: rate inside the MLPs.
-    stochastic_depth: rate of the last block.
+    stochastic_depth: rate of the last block; linear over depth, the first's 0.
     head_bias: initial bias of the head, whose kernel starts at zero.
     dtype: of activations and matmul operands; parameters, LayerNorm
       statistics, pre-logits and head are float32.
-    layout: of the activations, of `block.LAYOUTS`; "" is "batch_major", unless
-      `placed` chooses another.
-    remat: what the backward pass computes again, one of `block.REMAT`.
-    mixing: how tokens are mixed.
-    permute: a fixed permutation of the images, one of `PERMUTATIONS`.
-    permute_seed: its seed.
-    grad_dtype: of the kernels' gradients in training, whose backward pass
-      then keeps fewer arrays; None for JAX's own derivatives, of any order and
-      direction. See `mixer.layers`.
+    layout: "batch_major", activations `[B, S, C]`, as in the authors' code;
+      "token_major", `[S, B, C]`, in which both MLPs are plain matmuls and
+      nothing is transposed; "" is "batch_major" until `placed` chooses.
+    remat: what the backward pass computes again: "none"; "pre_activations",
+      all but the residual stream and the outputs of the MLPs' first matmuls,
+      so no matmul; "block", all but a block's input.
+    permute: a fixed permutation of the images, see `permute`.
+    grad_dtype: of the kernels' gradients, see `layers.affine`.
     mesh: over which the batch is split; None for one device.
   """
 
-  patch_size: int
+  patch_size: int  # P, in pixels.
   num_blocks: int
-  hidden_dim: int
-  tokens_mlp_dim: int
-  channels_mlp_dim: int
-  num_classes: int = 0
+  hidden_dim: int  # C
+  tokens_mlp_dim: int  # T
+  channels_mlp_dim: int  # F
+  num_classes: int = 0  # K; 0: no head, pre-logits are returned.
   dropout: float = 0.0
   stochastic_depth: float = 0.0
   head_bias: float = 0.0
@@ -82,40 +71,34 @@ class MlpMixer(nn.Module):
     key: jax.Array | None = None,
     pre_logits: bool = False,
   ) -> jax.Array:
-    """Computes logits.
+    """Logits, float32 `[B, K]`, or the head's input, float32 `[B, C]`.
 
-    Args:
-      images: float `[B, H, W, 3]` in [-1, 1].
-      key: for dropout and stochastic depth, which act only with it.
-      pre_logits: return the input of the head instead.
-
-    Returns:
-      Logits, float32 `[B, K]`, or pre-logits, float32 `[B, C]`.
+    Images are float `[B, H, W, 3]` in [-1, 1]; dropout and stochastic depth act
+    only with a key.
     """
     # Here, so that training and whatever is done with a model do it alike. It
     # commutes with scaling and mixup.
     images = permute(images, self.permute, self.patch_size, self.permute_seed)
-    types: Any = {"dtype": self.dtype, "grad_dtype": self.grad_dtype}
-    x = layers.PatchConv(
-      self.hidden_dim, self.patch_size, **types, name="stem"
-    )(images)
+    types = (self.dtype, self.grad_dtype)
+    x = layers.PatchConv(self.hidden_dim, self.patch_size, *types, name="stem")(
+      images
+    )
     x = x.reshape(x.shape[0], -1, x.shape[-1])
-    token_axis = block.token_axis(self.layout)
+    token_axis = int(self.layout != "token_major")
     if token_axis == 0:
       x = jnp.swapaxes(x, 0, 1)
       if not self.is_initializing():
         x = _as_written(x, self.mesh)
-    kind = block.rematerialised(self.remat)
     for i in range(self.num_blocks):
       rate = self.stochastic_depth * i / max(self.num_blocks - 1, 1)
-      x = kind(
+      x = _block_class(self.remat)(
         self.tokens_mlp_dim,
         self.channels_mlp_dim,
         self.mixing.tokens(i, x.shape[token_axis]),
         self.dropout,
-        layout=self.layout,
-        mixing=self.mixing,
-        **types,
+        *types,
+        token_axis,
+        self.mixing,
         name=f"MixerBlock_{i}",
       )(
         x,
@@ -133,6 +116,15 @@ class MlpMixer(nn.Module):
       bias_init=nn.initializers.constant(self.head_bias),
       name="head",
     )(x_BC)
+
+
+def _block_class(remat: str) -> Any:
+  """`MixerBlock`, whose gradient keeps what `remat` says."""
+  if remat == "none":
+    return block.MixerBlock
+  kept = () if remat == "block" else (layers.RESIDUAL, layers.PRE_ACTIVATIONS)
+  policy = jax.checkpoint_policies.save_only_these_names(*kept)
+  return nn.remat(block.MixerBlock, policy=policy)
 
 
 def _as_written(x_SBC: jax.Array, mesh: Mesh | None) -> jax.Array:
@@ -183,10 +175,9 @@ def parse_variant(name: str) -> Variant:
     raise UserError(
       f"model.variant={name[:60]!r} is not known; it is a size (S, B, L, H) "
       "and a patch size, as in --config.model.variant=B/16. Published: "
-      + ", ".join(VARIANTS)
-      + "."
+      f"{', '.join(VARIANTS)}."
     )
-  return Variant(int(match.group(2)), *_SIZES[match.group(1)])
+  return Variant(int(match[2]), *_SIZES[match[1]])
 
 
 def build(name: str, num_classes: int = 0, **overrides: Any) -> MlpMixer:
@@ -205,7 +196,7 @@ def build(name: str, num_classes: int = 0, **overrides: Any) -> MlpMixer:
   return MlpMixer(**attributes)
 
 
-def from_config(config: Any, num_classes: int) -> MlpMixer:
+def from_config(config: config_lib.Config, num_classes: int) -> MlpMixer:
   """The module that a config describes."""
   m = config.model
   names = [f.name for f in dataclasses.fields(Variant)]
@@ -270,13 +261,9 @@ def scale(images: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 def random_order(count: int, seed: int, purpose: int = 0) -> np.ndarray:
-  """A random order of `count` things, int32 `[count]`.
-
-  The same on all machines and versions; `purpose` tells apart orders of one
-  seed.
-  """
+  """A random order of `count` things, int32 `[count]`, alike on any machine."""
   # Ranks of raw numbers: NumPy promises these for ever, unlike its own
-  # permutations (NEP 19).
+  # permutations (NEP 19). `purpose` tells apart orders of one seed.
   key = np.array([seed, purpose], np.uint64)
   raw = np.random.Philox(key=key).random_raw(count)
   return np.argsort(raw, kind="stable").astype(np.int32)
@@ -285,21 +272,11 @@ def random_order(count: int, seed: int, purpose: int = 0) -> np.ndarray:
 def permute(
   images: jax.Array, kind: str, patch_size: int, seed: int
 ) -> jax.Array:
-  """Permutes pixels, colours together: section 3.4 of the paper, figure 4.
+  """Permutes the pixels of all images alike (section 3.4, figure 4).
 
-  Mixer-B/16 was trained there on images with shuffled 16 x 16 patches and
-  shuffled pixels inside each, by one permutation for all patches ("patches"),
-  or with all pixels shuffled ("pixels"). All images, in training and
-  evaluation, are permuted alike.
-
-  Args:
-    images: `[B, H, W, 3]` of any dtype.
-    kind: one of `PERMUTATIONS`; "" leaves the images as they are.
-    patch_size: P, in pixels, which divides H and W; for "patches".
-    seed: with the sizes decides on the permutation.
-
-  Returns:
-    As `images`: new patch i is an old one, and so is its pixel p an old pixel.
+  Colours stay together. `kind` is "patches" (the patches are shuffled, and the
+  pixels within each, by one permutation for all), "pixels" (all pixels are), or
+  "" for none. `[B, H, W, 3]` of any dtype; new patch i is an old one.
   """
   if not kind:
     return images
@@ -322,8 +299,7 @@ def forward_macs(
 ) -> tuple[int, int]:
   """Multiply-accumulates of one image: (all, those of the stem).
 
-  Untied MLPs and groups change nothing: G times longer inputs are 1 / G as
-  many.
+  Untied MLPs and groups change nothing.
   """
   sides = (image_size,) * 2 if isinstance(image_size, int) else image_size
   s = math.prod(side // module.patch_size for side in sides)
@@ -331,10 +307,8 @@ def forward_macs(
   total = stem = s * 3 * module.patch_size**2 * c
   for i in range(module.num_blocks):
     after = module.mixing.tokens(i, s)
-    if module.mixing.projection:
-      total += s * c * c
-    if after != s:
-      total += s * after * c  # The shortcut.
+    total += s * c * c if module.mixing.projection else 0
+    total += s * after * c if after != s else 0  # The shortcut.
     total += (s + after) * c * t + 2 * after * c * f
     s = after
   return total + c * module.num_classes, stem
@@ -343,8 +317,18 @@ def forward_macs(
 def training_flop(module: MlpMixer, image_size: int | tuple[int, int]) -> int:
   """FLOP to train on one image: forward, and twice that backward.
 
-  The stem needs no gradient for its input. Recomputation is not counted, nor
-  is anything elementwise.
+  The stem's input needs no gradient. Nothing elementwise or recomputed counts.
   """
   macs, stem = forward_macs(module, image_size)
   return 6 * macs - 2 * stem
+
+
+def update_flop(module: MlpMixer, config: config_lib.Config) -> int:
+  """FLOP of an update, per image: SAM trains twice, a probe the head alone."""
+  size = config_lib.image_size(config)
+  flop = training_flop(module, size)
+  if config.optimizer.train == "head":
+    # Forward, and backward through the head, whose input needs no gradient.
+    head = module.hidden_dim * module.num_classes
+    flop = 2 * forward_macs(module, size)[0] + 2 * head
+  return 2 * flop if config.optimizer.sam_rho else flop

@@ -24,8 +24,6 @@ from mixer.errors import UserError, first_line
 _KEYS = {"adamw": ("b1", "b2", "eps"), "sgd": ("momentum",)}
 # Optimizers whose averages have to be evaluated, and that draw random numbers.
 _UNFIT = ("schedule_free_adamw", "schedule_free_sgd", "dpsgd", "noisy_sgd")
-_FACTORS = "optimizer.lr_factors"
-_EXAMPLE = f"--config.{_FACTORS}=\"(('head/.*', 10.0),)\""
 
 
 def schedule(config: config_lib.Config, plan: durations.Plan) -> optax.Schedule:
@@ -87,42 +85,35 @@ def _function(name: str) -> Callable[..., optax.GradientTransformation]:
   """The optimizer of optax, or of optax.contrib, that has a name."""
   known = {
     key: value
-    for module in (contrib, optax)
-    for key, value in vars(module).items()
+    for key, value in (vars(contrib) | vars(optax)).items()
     if inspect.isfunction(value)
     and not key.startswith(("_", "scale_by_"))
     and key not in _UNFIT
     and next(iter(inspect.signature(value).parameters), "") == "learning_rate"
   }
   if name not in known:
-    near = difflib.get_close_matches(name.lower(), known, 3) or ["adamw", "sgd"]
+    near = difflib.get_close_matches(name.lower(), known, 1) or ["adamw"]
     raise UserError(
       f"optimizer.name={config_lib.shown(name)} is no optimizer of optax, or "
-      "one that needs more than gradients; near it are "
-      + " or ".join(f"--config.optimizer.name={n}" for n in near)
-      + "."
+      f"needs more than gradients; use --config.optimizer.name={near[0]}."
     )
   return known[name]
 
 
 def _arguments(c: Any, function: Callable[..., Any]) -> dict[str, Any]:
-  """What an optimizer is given beside its learning rate."""
+  """Arguments of an optimizer beside its learning rate."""
   takes = [*inspect.signature(function).parameters][1:]
+  own = _KEYS.get(c.name, ())
   for key in c.args:
     if key not in takes:
-      near = difflib.get_close_matches(key, takes, 1)
-      meant = f" (did you mean {near[0]}?)" if near else ""
       raise UserError(
-        f"optimizer.args has {config_lib.shown(key)}, which {c.name} doesn't "
-        f"take{meant}; it takes {', '.join(takes)}. Its learning rate is "
-        "optimizer.learning_rate."
+        f"optimizer.args has {config_lib.shown(key)}, but {c.name} takes "
+        f"{', '.join(takes)}; the learning rate is optimizer.learning_rate."
       )
-  own = _KEYS.get(c.name, ())
   for key in () if own else (*_KEYS["adamw"], *_KEYS["sgd"]):
-    if c[key] != (default := config_lib.KEYS[f"optimizer.{key}"].default):
+    if c[key] != config_lib.KEYS[f"optimizer.{key}"].default:
       raise UserError(
-        f"optimizer.{key} is of {' and '.join(_KEYS)} alone, and optimizer.name"
-        f"={c.name!r}: leave it at {default}, or give its own arguments, as in "
+        f"optimizer.{key} is of {' and '.join(_KEYS)} alone; for {c.name} use "
         f"--config.optimizer.args=\"{{'{key}': {c[key]!r}}}\"."
       )
   if c.weight_decay and "weight_decay" not in takes:
@@ -160,14 +151,11 @@ def check(config: config_lib.Config) -> None:
     ) from e
 
 
-def updates_done(opt_state: Any, step: jax.Array) -> jax.Array:
-  """What the learning rate goes by: updates made, without those skipped."""
-
-  def counts(x: Any) -> bool:
-    return isinstance(x, optax.ScaleByScheduleState)
-
-  leaves = jax.tree.leaves(opt_state, is_leaf=counts)
-  return next((x.count for x in leaves if counts(x)), step)
+def updates_done(opt_state: Any, step: jax.Array) -> Any:
+  """Updates made, by which the learning rate goes; skipped ones don't count."""
+  kind = optax.ScaleByScheduleState
+  leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, kind))
+  return next((x.count for x in leaves if isinstance(x, kind)), step)
 
 
 def factor(config: config_lib.Config, name: str) -> float:
@@ -188,11 +176,9 @@ def split(
   Only the first is differentiated, clipped, and known to the optimizer.
   """
   flat = weights.flatten(params)
-  frozen = {k for k in flat if not factor(config, k)}
-  return (
-    weights.unflatten({k: v for k, v in flat.items() if k not in frozen}),
-    weights.unflatten({k: flat[k] for k in frozen}),
-  )
+  frozen = {k: v for k, v in flat.items() if not factor(config, k)}
+  trained = {k: v for k, v in flat.items() if k not in frozen}
+  return weights.unflatten(trained), weights.unflatten(frozen)
 
 
 def merge(*trees: Any) -> dict[str, Any]:
@@ -204,15 +190,13 @@ def merge(*trees: Any) -> dict[str, Any]:
 def check_names(config: config_lib.Config, names: Iterable[str]) -> None:
   """Refuses `optimizer.lr_factors` that don't fit a model's parameters."""
   names, pairs = sorted(names), config.optimizer.lr_factors
-  for pattern, _ in pairs:
-    if not any(re.fullmatch(pattern, name) for name in names):
-      raise UserError(
-        f"{_FACTORS} has {pattern!r}, which matches no parameter's whole name; "
-        f"there are: {weights.shorten(names)}. Write it as in {_EXAMPLE}."
-      )
-  if not any(factor(config, name) for name in names):
+  lost = [p for p, _ in pairs if not any(re.fullmatch(p, n) for n in names)]
+  if lost or not any(factor(config, name) for name in names):
+    wrong = "leaves nothing to train"
+    if lost:
+      wrong = f"has {lost[0]!r}, which matches no parameter's whole name"
     raise UserError(
-      f"{_FACTORS}={pairs!r} with optimizer.train={config.optimizer.train!r} "
-      "leaves no parameter to train: give one a factor above 0, as in "
-      f"{_EXAMPLE}."
+      f"optimizer.lr_factors {wrong}; "
+      f"there are: {weights.shorten(names)}. Write it as in "
+      "--config.optimizer.lr_factors=\"(('head/.*', 10.0),)\"."
     )

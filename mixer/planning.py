@@ -17,6 +17,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from mixer import config as config_lib
 from mixer import durations, hardware, optim, sharding, train_step
+from mixer import model as model_lib
 from mixer.errors import UserError, first_line, is_memory
 
 # Shares of the data sheets' numbers that a well-made program reaches.
@@ -74,7 +75,7 @@ def predict(
     "classes": num_classes,
     "updates": steps.total,
     "parameters": parameters,
-    "operations an update": train_step.update_flop(model, c) * c.batch_size,
+    "operations an update": model_lib.update_flop(model, c) * c.batch_size,
   }
 
   kept = width * _kept(c.model.remat, blocks, target)

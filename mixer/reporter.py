@@ -12,7 +12,8 @@ import jax
 from etils import epath
 
 from mixer import config as config_lib
-from mixer import durations, files, hardware, loader, metrics, stop, train_step
+from mixer import durations, files, hardware, loader, metrics, stop
+from mixer import model as model_lib
 from mixer import workdir as workdir_lib
 from mixer.errors import UserError
 
@@ -119,7 +120,7 @@ class Reporter:
     self._workdir, self._inputs = workdir, inputs
     self._config, self._plan = inputs.config, inputs.plan
     self._live, self._drawn = sys.stdout.isatty(), -math.inf  # The live line.
-    self._flop = train_step.update_flop(model, self._config)  # An image.
+    self._flop = model_lib.update_flop(model, self._config)  # An image.
     self._start, self._skipped = start_step, 0
     # Where speed was measured last: the step, and seconds of training.
     self._measured, self._speed = (start_step, 0.0), dict[str, float]()

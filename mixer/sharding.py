@@ -1,4 +1,4 @@
-"""The mesh, and where arrays lie on it.
+"""The mesh, and where arrays are on it.
 
 Two axes, `data` and `fsdp`, and the batch is split over both. Weights are
 split over `fsdp`, whose devices share one copy (of size 1 unless
@@ -21,15 +21,9 @@ AXES = ("data", "fsdp")
 
 
 def make_mesh(devices: Sequence[Any] | None = None, fsdp: int = 1) -> Mesh:
-  """The mesh `(devices / fsdp, fsdp)` of `AXES`.
-
-  Args:
-    devices: those, or all of all hosts.
-    fsdp: how many share one copy of the weights; divides their number.
-  """
+  """The mesh `(devices / fsdp, fsdp)` of `AXES`; by default all devices'."""
   devices = jax.devices() if devices is None else devices
-  shape = (len(devices) // fsdp, fsdp)
-  types = (AxisType.Auto,) * 2
+  shape, types = (len(devices) // fsdp, fsdp), (AxisType.Auto,) * 2
   order = jax.make_mesh(shape, AXES, axis_types=types, devices=devices).devices
   # Host by host, so that host p holds the p-th part of a batch, and a batch is
   # the same on any number of hosts. JAX's order, which follows the wires, need
@@ -62,18 +56,17 @@ def optimizer(mesh: Mesh, tree: Any, config: config_lib.Config) -> Any:
   """A sharding for every array that only the update touches.
 
   It cuts the shards of `weights` further, so that gathering these from new
-  weights that lie so is all that has to be communicated.
+  weights that are split so is all that has to be communicated.
   """
   axes = ("fsdp", "data") if config.sharding.zero1 else ("fsdp",)
   return _split(mesh, tree, axes, config.sharding.min_size)
 
 
 def _split(mesh: Mesh, tree: Any, axes: Sequence[str], min_size: int) -> Any:
-  def place(x: Any) -> NamedSharding:
-    spec = split_shape(x.shape, {a: mesh.shape[a] for a in axes}, min_size)
-    return NamedSharding(mesh, spec)
-
-  return jax.tree.map(place, tree)
+  sizes = {axis: mesh.shape[axis] for axis in axes}
+  return jax.tree.map(
+    lambda x: NamedSharding(mesh, split_shape(x.shape, sizes, min_size)), tree
+  )
 
 
 def split_shape(
@@ -98,25 +91,13 @@ def split_shape(
   return PartitionSpec(*(n or None for n in names))
 
 
-def put_batch(
-  mesh: Mesh, local: Mapping[str, np.ndarray]
-) -> dict[str, jax.Array]:
+def put_batch(mesh: Mesh, local: Mapping[str, np.ndarray], where: Any = None):
   """`[B / hosts, ...]` of each host -> `[B, ...]`, split over all devices."""
-  return _put(batch(mesh), local)
+  put = jax.make_array_from_process_local_data
+  return {k: put(where or batch(mesh), v) for k, v in local.items()}
 
 
-def put_batches(
-  mesh: Mesh, local: Sequence[Mapping[str, np.ndarray]]
-) -> dict[str, jax.Array]:
+def put_batches(mesh: Mesh, local: Sequence[Mapping[str, np.ndarray]]):
   """As `put_batch`, of several: arrays `[n, B, ...]`."""
   stacked = {k: np.stack([b[k] for b in local]) for k in local[0]}
-  return _put(batches(mesh), stacked)
-
-
-def _put(
-  where: NamedSharding, local: Mapping[str, np.ndarray]
-) -> dict[str, jax.Array]:
-  return {
-    k: jax.make_array_from_process_local_data(where, v)
-    for k, v in local.items()
-  }
+  return put_batch(mesh, stacked, batches(mesh))

@@ -3,10 +3,9 @@
 Everything here runs on the devices. Hosts ship uint8 images and labels.
 """
 
-import dataclasses
 import enum
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import flax.struct
 import jax
@@ -20,10 +19,8 @@ from mixer import durations, optim, sharding, weights
 from mixer import model as model_lib
 
 Batch = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]
-# Losses of examples: (params, batch, number of the part) -> float32 `[B]`; the
-# number is None for a whole batch.
-LossFn: TypeAlias = Callable[[Any, Batch, jax.Array | None], jax.Array]
+# (params, batch, number of the part or None) -> losses, float32 `[B]`.
+LossFn = Callable[[Any, Batch, Any], jax.Array]
 
 
 class Purpose(enum.IntEnum):
@@ -36,19 +33,12 @@ class Purpose(enum.IntEnum):
 
 @flax.struct.dataclass
 class TrainState:
-  """All that training carries from step to step.
+  """All that training carries from step to step."""
 
-  Attributes:
-    step: int32, updates done.
-    params: float32 tree.
-    opt_state: optax's.
-    ema: an average of `params`, or None where the config wants none.
-  """
-
-  step: jax.Array
-  params: Any
+  step: jax.Array  # int32, updates done.
+  params: Any  # A float32 tree.
   opt_state: Any
-  ema: Any
+  ema: Any  # An average of `params`, or None where the config wants none.
 
   @property
   def eval_params(self) -> Any:
@@ -56,9 +46,7 @@ class TrainState:
     return self.params if self.ema is None else self.ema
 
 
-def key_for(
-  seed: int, purpose: Purpose, step: jax.Array | int = 0
-) -> jax.Array:
+def key_for(seed: int, purpose: Purpose, step: Any = 0) -> jax.Array:
   """The random key of a purpose at a step: no key lives in the state."""
   key = jax.random.fold_in(jax.random.key(seed), purpose)
   return jax.random.fold_in(key, step)
@@ -67,15 +55,9 @@ def key_for(
 class Trainer:
   """The jitted functions of a run, and the shape and shardings of its state.
 
-  Attributes:
-    model: the Flax module.
-    num_classes: K.
-    abstract: the state as `jax.ShapeDtypeStruct`s that carry shardings.
-    init: `() -> TrainState`, made where its arrays belong.
-    train_step: `(state, batch) -> (state, metrics)`; the state is donated.
-    train_steps: the same of several batches, `[n, B, ...]`, one after the
-      other; every metric is `[n]`.
-    inference: functions of the state's `eval_params`.
+  `init()` makes a state where its arrays belong, `train_step(state, batch)`
+  gives (state, metrics) and takes the state's memory, `train_steps` does so for
+  batches `[n, B, ...]`; `inference` has functions of `eval_params`.
   """
 
   def __init__(
@@ -94,12 +76,12 @@ class Trainer:
 
     abstract = jax.eval_shape(self._init)
     optim.check_names(config, weights.flatten(abstract.params))
-    everywhere = sharding.replicated(mesh)
-    where = dataclasses.replace(
-      jax.tree.map(lambda _: everywhere, abstract),
-      params=sharding.weights(mesh, abstract.params, config),
-      opt_state=sharding.optimizer(mesh, abstract.opt_state, config),
-      ema=sharding.optimizer(mesh, abstract.ema, config),
+    everywhere: Any = sharding.replicated(mesh)
+    where = TrainState(
+      everywhere,
+      sharding.weights(mesh, abstract.params, config),
+      sharding.optimizer(mesh, abstract.opt_state, config),
+      sharding.optimizer(mesh, abstract.ema, config),
     )
     self.abstract = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -107,17 +89,19 @@ class Trainer:
       where,
     )
     self.init = jax.jit(self._init, out_shardings=where)
-    self.train_step = jax.jit(
-      self._update,
-      in_shardings=(where, sharding.batch(mesh)),
-      out_shardings=(where, everywhere),
-      donate_argnums=0,
-    )
-    self.train_steps = jax.jit(
+
+    def jit(function: Any, split: Any) -> Any:
+      return jax.jit(
+        function,
+        in_shardings=(where, split),
+        out_shardings=(where, everywhere),
+        donate_argnums=0,
+      )
+
+    self.train_step = jit(self._update, sharding.batch(mesh))
+    self.train_steps = jit(
       lambda state, batches: jax.lax.scan(self._update, state, batches),
-      in_shardings=(where, sharding.batches(mesh)),
-      out_shardings=(where, everywhere),
-      donate_argnums=0,
+      sharding.batches(mesh),
     )
     self.inference = Inference(
       self.model, config.loss.name, num_classes, mesh, where.eval_params
@@ -128,36 +112,26 @@ class Trainer:
     images = jnp.zeros((1, *config_lib.image_size(config), 3), self.model.dtype)
     key = key_for(config.seed, Purpose.INIT)
     params = self.model.init(key, images)["params"]
-    return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      opt_state=self._optimizer.init(optim.split(config, params)[0]),
-      # A copy, as a donated buffer must not be given away twice.
-      ema=jax.tree.map(jnp.copy, params)
-      if config.optimizer.ema_decay
-      else None,
-    )
+    opt_state = self._optimizer.init(optim.split(config, params)[0])
+    # A copy, as a donated buffer must not be given away twice.
+    average = config.optimizer.ema_decay and jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.int32(0), params, opt_state, average or None)
 
-  def _update(
-    self, state: TrainState, batch: Batch
-  ) -> tuple[TrainState, Metrics]:
+  def _update(self, state: TrainState, batch: Batch) -> Any:
     """One update; metrics are of the weights before it, unperturbed.
 
-    With SAM, `sam_loss` is the loss at the perturbed weights, and `grad_norm`
-    is not finite where the gradient there isn't. Where broken updates are
-    skipped, `skipped` is 1 for one that was, else 0; only `step` moves then.
+    With SAM, `sam_loss` is at the perturbed weights, and `grad_norm` not finite
+    where the gradient there isn't. `skipped` is 1 where only `step` moves.
     """
     config, c = self._config, self._config.optimizer
+    constrain = jax.lax.with_sharding_constraint
 
-    # Gradients are summed to where they are needed, an update is computed where
-    # its state lies, and only new weights are gathered.
+    # Gradients are summed to where they are needed, and only weights gathered.
     def apart(tree: Any) -> Any:
-      where = sharding.optimizer(self._mesh, tree, config)
-      return jax.lax.with_sharding_constraint(tree, where)
+      return constrain(tree, sharding.optimizer(self._mesh, tree, config))
 
     def together(tree: Any) -> Any:
-      where = sharding.weights(self._mesh, tree, config)
-      return jax.lax.with_sharding_constraint(tree, where)
+      return constrain(tree, sharding.weights(self._mesh, tree, config))
 
     losses, batch = losses_of(
       config, self.model, self.num_classes, state.step, batch
@@ -165,26 +139,30 @@ class Trainer:
     trained, frozen = optim.split(config, state.params)
 
     def gradient(trained: Any) -> tuple[jax.Array, Any]:
-      return accumulated(
+      loss, grads = accumulated(
         lambda trained, *part: losses(optim.merge(trained, frozen), *part),
         trained,
         batch,
         c.accumulate,
       )
+      return loss, apart(together(grads))
 
     loss, grads = gradient(trained)
-    grads, old = apart(together(grads)), apart(state.params)
-    updates_done = optim.updates_done(state.opt_state, state.step)
+    old = apart(state.params)
     metrics = {
       "loss": loss,
-      "learning_rate": self._learning_rate(updates_done),
+      "learning_rate": self._learning_rate(
+        optim.updates_done(state.opt_state, state.step)
+      ),
       "grad_norm": optax.tree.norm(grads),
       "param_norm": optax.tree.norm(old),
     }
     if c.sam_rho:
-      perturbed = ascended(trained, grads, c.sam_rho)
-      metrics["sam_loss"], grads = gradient(together(perturbed))
-      grads = apart(together(grads))
+      # Uphill by rho along the whole gradient (arXiv 2010.01412, equation 2).
+      norm = metrics["grad_norm"]
+      far = jnp.where(norm > 0, c.sam_rho / norm, 0.0)
+      uphill = jax.tree.map(lambda p, g: p + far * g, trained, grads)
+      metrics["sam_loss"], grads = gradient(together(uphill))
       # What stops a run is its grad_norm.
       norm = optax.tree.norm(grads)
       metrics["grad_norm"] = jnp.where(
@@ -217,19 +195,24 @@ def losses_of(
   step: jax.Array | int,
   batch: Batch,
 ) -> tuple[LossFn, Batch]:
-  """What update `step` + 1 makes smaller, and the batch as that takes it."""
+  """What update `step` + 1 makes smaller, and the batch as that takes it.
+
+  Mixup (arXiv 1710.09412) as the authors draw it: one a from Beta(p, p) for the
+  batch; max(a, 1 - a) is the example's share, the rest its left neighbour's.
+  """
   weight = None
-  if config.loss.mixup:
-    key = key_for(config.seed, Purpose.MIXUP, step)
-    weight = mixup_weight(key, config.loss.mixup)
-    batch = with_neighbours(batch)
+  if p := config.loss.mixup:
+    a = jax.random.beta(key_for(config.seed, Purpose.MIXUP, step), p, p)
+    weight = jnp.maximum(a, 1.0 - a)
+    # As uint8, of the whole batch: little moves between devices.
+    batch = batch | {
+      f"neighbour_{k}": jnp.roll(v, 1, axis=0) for k, v in batch.items()
+    }
   dropout_key = key_for(config.seed, Purpose.DROPOUT, step)
 
-  def losses(params: Any, batch: Batch, part: jax.Array | None) -> jax.Array:
+  def losses(params: Any, batch: Batch, part: Any) -> jax.Array:
     images, targets = training_inputs(batch, config, num_classes, weight)
-    key = dropout_key
-    if part is not None:
-      key = jax.random.fold_in(key, part)
+    key = dropout_key if part is None else jax.random.fold_in(dropout_key, part)
     logits = model_lib.apply(model, params, images, key=key)
     return example_losses(config.loss.name, logits, targets)
 
@@ -237,21 +220,16 @@ def losses_of(
 
 
 def training_inputs(
-  batch: Batch,
-  config: config_lib.Config,
-  num_classes: int,
-  weight: jax.Array | None = None,
+  batch: Batch, config: config_lib.Config, num_classes: int, weight: Any = None
 ) -> tuple[jax.Array, jax.Array]:
-  """A batch as shipped, or a part of it -> what the model and the loss take.
-
-  For mixup it has neighbours too, see `with_neighbours`. The images come out in
-  the compute dtype, the targets as float32 `[B, K]`.
-  """
+  """Images in the compute dtype, mixed if there is a weight, and `[B, K]`."""
 
   def read(prefix: str = "") -> tuple[jax.Array, jax.Array]:
-    labels, smoothing = batch[f"{prefix}label"], config.loss.label_smoothing
     images = model_lib.scale(batch[f"{prefix}image"], jnp.dtype("float32"))
-    return images, one_hot(labels, num_classes, smoothing)
+    targets = jax.nn.one_hot(batch[f"{prefix}label"], num_classes)
+    if config.loss.label_smoothing:
+      targets = optax.smooth_labels(targets, config.loss.label_smoothing)
+    return images, targets
 
   images, targets = read()
   if weight is not None:
@@ -261,43 +239,8 @@ def training_inputs(
   return images.astype(config.model.dtype), targets
 
 
-def with_neighbours(batch: Batch) -> Batch:
-  """Adds `neighbour_NAME`, each example's left neighbour, which mixup mixes in.
-
-  While they are uint8, before a batch is cut into parts: so the neighbours are
-  those in the whole batch, and what moves between devices is small.
-  """
-  rolled = {f"neighbour_{k}": jnp.roll(v, 1, axis=0) for k, v in batch.items()}
-  return batch | rolled
-
-
-def mixup_weight(key: jax.Array, p: float) -> jax.Array:
-  """Mixup's weight (arXiv 1710.09412), as the authors' code draws it.
-
-  One a is drawn from Beta(p, p) for the whole batch; max(a, 1 - a) goes to the
-  example itself and the rest to its left neighbour in the batch.
-  """
-  a = jax.random.beta(key, p, p)
-  return jnp.maximum(a, 1.0 - a)
-
-
-def one_hot(
-  labels: jax.Array, num_classes: int, label_smoothing: float = 0.0
-) -> jax.Array:
-  """int `[B]` -> float32 `[B, K]`; smoothing spreads its share evenly."""
-  targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
-  if label_smoothing:
-    targets = targets * (1 - label_smoothing) + label_smoothing / num_classes
-  return targets
-
-
-def example_losses(
-  name: str, logits: jax.Array, targets: jax.Array
-) -> jax.Array:
-  """The loss of each example, float32 `[B]`, in nats.
-
-  For "sigmoid" it is summed over the classes, as the authors pre-train.
-  """
+def example_losses(name: str, logits: Any, targets: Any) -> jax.Array:
+  """Each example's, float32 `[B]`, in nats; a sigmoid's summed over classes."""
   if name == "softmax":
     return optax.softmax_cross_entropy(logits, targets)
   return optax.sigmoid_binary_cross_entropy(logits, targets).sum(axis=-1)
@@ -308,14 +251,11 @@ def accumulated(
 ) -> tuple[jax.Array, Any]:
   """The mean loss of a batch and its gradient, one part after the other.
 
-  Only one part's activations are alive at a time. Part i has the examples i,
-  i + parts, i + 2 parts and so on: every device cuts what it holds, so that no
-  example moves. `parts` divides what each device has of the batch.
+  Part i has the examples i, i + parts, i + 2 parts and so on: every device cuts
+  what it holds, and no example moves.
   """
 
-  def mean(
-    params: Any, examples: Any, part: jax.Array | None
-  ) -> tuple[jax.Array, jax.Array]:
+  def mean(params: Any, examples: Any, part: Any) -> Any:
     losses = loss_fn(params, examples, part)
     return losses.mean(), losses
 
@@ -333,21 +273,9 @@ def accumulated(
     return jax.tree.map(jnp.add, sums, grads), losses
 
   zeros = jax.tree.map(jnp.zeros_like, params)
-  # The sum is all that is taken of the gradients in the loop, so that XLA can
-  # reduce it over the devices once, behind the loop; so for TPUs it does.
+  # Their sum alone, so that XLA can reduce it over devices behind the loop.
   sums, losses = jax.lax.scan(add, zeros, jnp.arange(parts))
   return losses.mean(), jax.tree.map(lambda x: x / parts, sums)
-
-
-def ascended(params: Any, grads: Any, rho: float) -> Any:
-  """SAM's first step (arXiv 2010.01412, equation 2): uphill by `rho`.
-
-  That is `params` + rho g / ||g||, with the norm over all of them; `params`
-  where it is zero in float32.
-  """
-  norm = optax.tree.norm(grads)
-  scale = jnp.where(norm > 0, rho / norm, 0.0)
-  return jax.tree.map(lambda p, g: p + scale * g, params, grads)
 
 
 class Inference:
@@ -357,13 +285,11 @@ class Inference:
   int32 `[B]`, split over the mesh. Results are whole on every device.
 
   Attributes:
-    num_classes: K.
-    mesh: of all devices.
-    features: `-> ([B, C], [B])`, pre-logits float32 and mask.
-    logits: `-> ([B, K], [B])`, logits float32 and mask.
-    examples: `-> dict` of `classes` int32 and `scores` float32 `[B, top]` (see
-      `_top`), `mask`, and for labelled batches `label` and `loss` float32
-      `[B]`.
+    num_classes, mesh: K, and all devices.
+    features, logits: `-> ([B, C or K], [B])`, float32, and mask.
+    examples: `-> dict` of `classes` int32 and `scores` float32 `[B, top]`
+      (softmax over all classes, or sigmoids; of equal logits the lower class
+      first; a NaN makes all classes -1), `mask`; if labelled `label`, `loss`.
   """
 
   def __init__(
@@ -379,28 +305,14 @@ class Inference:
   ):
     """Makes the functions; each compiles when it is first called.
 
-    Args:
-      model: with or without a head.
-      loss: its name, see `example_losses`.
-      num_classes: K, of labels and results.
-      mesh: of all devices.
-      params_sharding: a sharding for each parameter, or one for all; None for
-        a whole copy on every device.
-      columns: int `[K]`, the head's column for each class, where labels are of
-        other classes than the head's; -1 for a class that the head lacks,
-        which is never predicted: its logit is minus infinity. None: class k
-        has column k.
-      top: how many classes `examples` gives, at most K.
+    `columns`, int `[K]`, has the head's column for each class where labels are
+    of other classes than the head's; -1 for one that the head lacks, which is
+    never predicted. `examples` gives `top` classes, at most K.
     """
     self.num_classes, self.mesh = num_classes, mesh
     model = model_lib.placed(model, mesh)
-    everywhere, split = sharding.replicated(mesh), sharding.batch(mesh)
-    where = everywhere if params_sharding is None else params_sharding
-
-    def jit(function: Callable[[Any, Batch], Any]) -> Any:
-      return jax.jit(
-        function, in_shardings=(where, split), out_shardings=everywhere
-      )
+    everywhere = sharding.replicated(mesh)
+    where = (params_sharding or everywhere, sharding.batch(mesh))
 
     def apply(params: Any, batch: Batch, pre_logits: bool) -> jax.Array:
       images = model_lib.scale(batch["image"], model.dtype)
@@ -415,46 +327,24 @@ class Inference:
 
     def examples(params: Any, batch: Batch) -> Batch:
       logits = logits_BK(params, batch)
-      found = _top(logits, loss, min(top, num_classes))
-      found["mask"] = batch["mask"]
+      values, classes = jax.lax.top_k(logits, min(top, num_classes))
+      sound = ~jnp.isnan(logits).any(axis=-1, keepdims=True)
+      total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+      softmax = loss == "softmax"
+      scores = jnp.exp(values - total) if softmax else jax.nn.sigmoid(values)
+      classes = jnp.where(sound, classes, -1)
+      found = {"classes": classes, "scores": scores, "mask": batch["mask"]}
       if "label" in batch:
-        targets = one_hot(batch["label"], num_classes)
+        targets = jax.nn.one_hot(batch["label"], num_classes)
         found["label"] = batch["label"]
         found["loss"] = example_losses(loss, logits, targets)
       return found
 
-    self.examples = jit(examples)
-    self.features = jit(lambda p, batch: (apply(p, batch, True), batch["mask"]))
-    self.logits = jit(lambda p, batch: (logits_BK(p, batch), batch["mask"]))
-
-
-def _top(logits: jax.Array, loss: str, top: int) -> dict[str, jax.Array]:
-  """`classes` int32 and `scores` float32 `[B, top]` of the highest logits.
-
-  Of equal logits the lower class comes first; a NaN among them makes all -1.
-  Scores are softmax's probabilities over all classes, or sigmoids.
-  """
-  values, classes = jax.lax.top_k(logits, top)
-  sound = ~jnp.isnan(logits).any(axis=-1, keepdims=True)
-  if loss == "softmax":
-    total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    scores = jnp.exp(values - total)
-  else:
-    scores = jax.nn.sigmoid(values)
-  return {"classes": jnp.where(sound, classes, -1), "scores": scores}
-
-
-def update_flop(model: model_lib.MlpMixer, config: config_lib.Config) -> int:
-  """FLOP of an update, per image, with what the config asks for.
-
-  SAM trains twice; a linear probe goes forward, and through the head alone
-  backward.
-  """
-  size = config_lib.image_size(config)
-  if config.optimizer.train == "head":
-    head = model.hidden_dim * model.num_classes
-    # The head's input needs no gradient.
-    flop = 2 * model_lib.forward_macs(model, size)[0] + 2 * head
-  else:
-    flop = model_lib.training_flop(model, size)
-  return 2 * flop if config.optimizer.sam_rho else flop
+    self.features, self.logits, self.examples = (
+      jax.jit(function, in_shardings=where, out_shardings=everywhere)
+      for function in (
+        lambda params, batch: (apply(params, batch, True), batch["mask"]),
+        lambda params, batch: (logits_BK(params, batch), batch["mask"]),
+        examples,
+      )
+    )

@@ -257,7 +257,7 @@ def test_speed_is_that_of_training_alone(run):
     assert found[step]["train/images_per_second"] == pytest.approx(32)
     assert found[step]["data/images_per_second"] == 7.0
   assert found[20]["data/wait"] == pytest.approx(0.025)
-  flop = reporter.train_step.update_flop(
+  flop = model.update_flop(
     model.from_config(smoke.get_config(), 10), smoke.get_config()
   )
   assert found[20]["train/mfu"] == pytest.approx(32 * flop / 8e9)

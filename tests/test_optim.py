@@ -5,8 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from optax import contrib
 
 from configs import smoke
@@ -137,20 +135,18 @@ def assert_same_path(config, theirs, plan):
       np.testing.assert_allclose(got, expected[k], atol=2e-6)
 
 
-@pytest.mark.parametrize("clip", [0.0, 2.0])
 @pytest.mark.parametrize("name", _OPTAX)
-def test_optimizers_equal_optax(name, clip):
+def test_optimizers_equal_optax(name):
   options, make = _OPTAX[name]
-  config = changed(name=name, clip_norm=clip, **options)
+  config = changed(name=name, clip_norm=2.0, **options)
   validation.validate(config, 1)
   plan = make_plan(12, 3)
   theirs = make(optim.schedule(config, plan))
-  if clip:
-    theirs = optax.chain(optax.clip_by_global_norm(clip), theirs)
-  assert_same_path(config, theirs, plan)
+  clipped = optax.chain(optax.clip_by_global_norm(2.0), theirs)
+  assert_same_path(config, clipped, plan)
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "lion"])
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_factors_equal_optax_with_an_optimizer_for_each_group(name):
   options, make = _OPTAX[name]
   factors = (("head/.*", 10.0), (".*/bias", 0.5), ("head/bias", 99.0))
@@ -174,12 +170,11 @@ def test_factors_equal_optax_with_an_optimizer_for_each_group(name):
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"name": "lino"}, "near it are --config.optimizer.name=lion"),
+    ({"name": "lino"}, "use --config.optimizer.name=lion"),
     ({"name": "AdamW"}, "--config.optimizer.name=adamw"),
-    ({"name": "schedule_free_sgd"}, "is no optimizer of optax, or one that"),
+    ({"name": "schedule_free_sgd"}, "is no optimizer of optax, or needs more"),
     ({"name": "lbfgs"}, "optimizer.name='lbfgs' with .* doesn't work"),
-    ({"args": {"ns_step": 1}, "name": "muon"}, "did you mean ns_steps"),
-    ({"args": {"learning_rate": 1}}, "'learning_rate', which adamw doesn't"),
+    ({"args": {"learning_rate": 1}}, "'learning_rate', but adamw takes"),
     ({"args": {"ns_steps": "x"}, "name": "muon"}, "doesn't work: "),
     ({"name": "lion", "b1": 0.5}, 'config.optimizer.args="{.b1.: 0.5}"'),
     ({"name": "sgd", "weight_decay": 0.1}, "weight_decay=0 or --config.opt"),
@@ -219,18 +214,7 @@ def test_what_is_trained(options, trained):
   assert {*frozen} == {*params} - trained
   # No empty groups, which can't be saved.
   assert all([*chosen.values(), *frozen.values()])
-
-
-_LEAVES = sorted(weights.flatten(make_params()))
-
-
-@given(st.dictionaries(st.sampled_from(_LEAVES), st.integers(0, 2)))
-def test_split_and_merge_are_inverse(factors):
-  params = make_params()
-  config = changed(lr_factors=tuple(factors.items()))
-  trained, frozen = optim.split(config, params)
-  assert {*weights.flatten(frozen)} == {k for k, f in factors.items() if not f}
-  both = optim.merge(trained, frozen)
+  both = optim.merge(chosen, frozen)
   assert jax.tree.structure(both) == jax.tree.structure(params)
   jax.tree.map(np.testing.assert_array_equal, both, params)
 
@@ -240,16 +224,13 @@ def test_split_and_merge_are_inverse(factors):
   [
     ({"lr_factors": (("haed/.*", 1.0),)}, "matches no parameter's whole"),
     ({"lr_factors": (("head", 1.0),)}, "there are: head/bias; head/kernel; "),
-    ({"lr_factors": ((".*", 0.0),)}, "leaves no parameter to train"),
-    (
-      {"train": "head", "lr_factors": (("head/.*", 0.0),)},
-      "optimizer.train='head' leaves no parameter to train",
-    ),
+    ({"lr_factors": ((".*", 0.0),)}, "leaves nothing to train"),
+    ({"train": "head", "lr_factors": (("head/.*", 0),)}, "leaves nothing"),
   ],
 )
 def test_factors_that_do_not_fit_the_model(options, sentence):
   with pytest.raises(UserError) as caught:
-    optim.check_names(changed(**options), _LEAVES)
+    optim.check_names(changed(**options), weights.flatten(make_params()))
   message = str(caught.value)
   assert message.startswith("optimizer.lr_factors") and sentence in message
   assert "--config.optimizer.lr_factors=\"(('head/.*', 10.0),)\"" in message

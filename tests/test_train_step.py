@@ -8,11 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mixer import model, optim, saving, sharding, train_step
-from mixer.errors import UserError
 from tests import conftest, updates
 
 SGD = {"name": "sgd", "weight_decay": 0.0, "learning_rate": 0.3}
@@ -28,41 +25,14 @@ def update(trainer, state, i=0, devices=8):
 # Inputs and losses.
 
 
-@settings(deadline=None, max_examples=20)
-@given(st.integers(0, 10_000), st.floats(0, 0.9))
-def test_losses_equal_numpy(seed, smoothing):
-  rng = np.random.default_rng(seed)
-  logits = (3 * rng.standard_normal((4, 6))).astype(np.float32)
-  labels = rng.integers(0, 6, 4)
-  targets = train_step.one_hot(jnp.asarray(labels), 6, smoothing)
-  expected = np.full((4, 6), smoothing / 6)
-  expected[np.arange(4), labels] += 1 - smoothing
-  np.testing.assert_allclose(targets, expected, atol=1e-6)
-  p = np.exp(logits.astype(np.float64))
-  log_p = np.log(p / p.sum(axis=-1, keepdims=True))
-  for name, terms in (
-    ("softmax", expected * log_p),
-    (
-      "sigmoid",
-      expected * np.log(p / (1 + p)) - (1 - expected) * np.log(1 + p),
-    ),
-  ):
-    got = train_step.example_losses(name, jnp.asarray(logits), targets)
-    np.testing.assert_allclose(got, -terms.sum(axis=-1), rtol=1e-4)
-
-
 @pytest.mark.parametrize("weight", [None, 0.7])
-def test_inputs_are_scaled_smoothed_and_mixed(smoke_config, weight):
-  smoke_config.loss.label_smoothing = 0.1
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_losses_of_scaled_smoothed_and_mixed_inputs(smoke_config, weight, loss):
+  smoke_config.loss.update(label_smoothing=0.1, name=loss)
   batch = updates.make_batch(size=5)
   given = jax.tree.map(jnp.asarray, batch)
-  if weight is not None:
-    given = train_step.with_neighbours(given)
-    # What moves between devices is small.
-    assert given["neighbour_image"].dtype == np.uint8
-  images, targets = train_step.training_inputs(
-    given, smoke_config, 10, None if weight is None else jnp.float32(weight)
-  )
+  given |= {f"neighbour_{k}": jnp.roll(v, 1, axis=0) for k, v in given.items()}
+  images, targets = train_step.training_inputs(given, smoke_config, 10, weight)
   scaled = batch["image"] / 127.5 - 1
   soft = np.eye(10)[batch["label"]] * 0.9 + 0.01
   a = weight or 1.0
@@ -70,24 +40,14 @@ def test_inputs_are_scaled_smoothed_and_mixed(smoke_config, weight):
     mixed = a * want + (1 - a) * np.roll(want, 1, axis=0)
     np.testing.assert_allclose(got, mixed, atol=1e-6)
   half = model.scale(given["image"], jnp.dtype("bfloat16"))
-  assert half.dtype == jnp.bfloat16
   np.testing.assert_allclose(half.astype(jnp.float32), scaled, atol=2**-8)
-
-
-def test_mixup_weights_follow_the_folded_beta_distribution():
-  p, n = 0.5, 4000
-  weights = jax.vmap(lambda key: train_step.mixup_weight(key, p))(
-    jax.random.split(jax.random.key(0), n)
-  )
-  assert 0.5 <= weights.min() <= weights.max() <= 1
-  # Independent: numpy's own draws of the same law.
-  draws = np.random.default_rng(0).beta(p, p, n)
-  quantiles = np.linspace(0.05, 0.95, 10)
-  np.testing.assert_allclose(
-    np.quantile(weights, quantiles),
-    np.quantile(np.maximum(draws, 1 - draws), quantiles),
-    atol=0.03,
-  )
+  logits = 3 * np.random.default_rng(0).standard_normal((5, 10))
+  p, t = np.exp(logits), np.asarray(targets, np.float64)
+  terms = t * np.log(p / p.sum(axis=-1, keepdims=True))
+  if loss == "sigmoid":
+    terms = t * np.log(p / (1 + p)) - (1 - t) * np.log(1 + p)
+  got = train_step.example_losses(loss, jnp.float32(logits), targets)
+  np.testing.assert_allclose(got, -terms.sum(axis=-1), rtol=1e-4)
 
 
 def test_keys_differ_by_seed_purpose_and_step():
@@ -100,25 +60,14 @@ def test_keys_differ_by_seed_purpose_and_step():
   assert len(set(keys)) == len(keys)
 
 
-# Gradients.
-
-
-@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-15, 1e15, 1e30])
-def test_ascent_goes_rho_along_the_gradient(size):
-  # A zero gradient has no direction; the squares of some leave float32.
-  params = {"w": jnp.ones(4)}
-  got = train_step.ascended(params, {"w": jnp.full(4, size)}, 0.5)["w"]
-  expected = 1.25 if size in (1e-15, 1e15) else 1.0
-  np.testing.assert_allclose(got, expected, rtol=1e-5)
-
-
 # Updates.
 
 
 def plain_update(config, params, opt_state, step, batch):
   """One update written out, without jit, sharding or TrainState."""
   key = train_step.key_for(config.seed, train_step.Purpose.MIXUP, step)
-  a = train_step.mixup_weight(key, config.loss.mixup)
+  a = jax.random.beta(key, config.loss.mixup, config.loss.mixup)
+  a = jnp.maximum(a, 1 - a)
   images = jnp.asarray(batch["image"].astype(np.float32) / 127.5 - 1)
   targets = jax.nn.one_hot(batch["label"], 10)
   images = a * images + (1 - a) * jnp.roll(images, 1, axis=0)
@@ -191,9 +140,7 @@ def test_updates_and_metrics_equal_a_plain_loop(smoke_config, accumulate, rho):
   [
     (8, True, 2, {"accumulate": 2, "sam_rho": 0.5}),
     updates.slow(8, True, 1, {}),
-    updates.slow(4, False, 2, {}),
-    updates.slow(8, False, 1, {}),
-    updates.slow(8, True, 8, {"train": "head"}),
+    updates.slow(4, False, 2, {"train": "head"}),
     updates.slow(8, True, 2, {"name": "muon", "args": {"ns_steps": 3}}),
   ],
 )
@@ -242,23 +189,11 @@ def test_several_updates_at_once_are_those_one_by_one(smoke_config):
   jax.tree.map(np.testing.assert_array_equal, state, again)
 
 
-@pytest.mark.slow
-def test_bfloat16_keeps_state_in_float32(smoke_config):
-  _, _, exact = updates.run(smoke_config, 8)
-  smoke_config.model.dtype = "bfloat16"
-  _, state, metrics = updates.run(smoke_config, 8)
-  kinds = {x.dtype for x in jax.tree.leaves((state.params, state.ema))}
-  assert kinds == {jnp.dtype("float32")}
-  for one, two in zip(metrics, exact, strict=True):
-    np.testing.assert_allclose(one["loss"], two["loss"], rtol=0.01)
-
-
-@pytest.mark.parametrize("fsdp", [2, updates.slow(1)])
-def test_what_accelerators_compute_is_the_same(plain_config, fsdp):
+def test_what_accelerators_compute_is_the_same(plain_config):
   plain_config.optimizer.update(SGD)
   plain_config.sharding.min_size = 64
   _, whole, whole_metrics = updates.run(plain_config, 1)
-  plain_config.model.layout, plain_config.sharding.fsdp = "token_major", fsdp
+  plain_config.model.layout, plain_config.sharding.fsdp = "token_major", 2
   _, other, metrics = updates.run(plain_config, 8)
   updates.assert_trees_close(whole, other, rtol=2e-3, atol=2e-4)
   updates.assert_trees_close(whole_metrics, metrics, rtol=1e-3)
@@ -290,31 +225,7 @@ def test_no_example_moves_but_for_mixup(plain_config, accumulate, mixup):
   assert moved - gradients == neighbours
 
 
-@pytest.mark.slow
-def test_parts_and_frozen_layers_save_memory_and_time(plain_config):
-  plain_config.batch_size, plain_config.image_size = 64, 64
-  plain_config.model.update(num_blocks=3, hidden_dim=64)
-
-  def compiled(**options):
-    plain_config.optimizer.update(options)
-    return updates.compiled(plain_config, 1)
-
-  whole = compiled()
-  # Beside an eighth of the activations there are gradients and bytes.
-  parts = compiled(accumulate=8).memory_analysis().temp_size_in_bytes
-  assert parts < 0.25 * whole.memory_analysis().temp_size_in_bytes
-  # Forward alone is a third.
-  probe = compiled(accumulate=1, train="head").cost_analysis()["flops"]
-  assert probe < 0.45 * whole.cost_analysis()["flops"]
-
-
 # What is trained.
-
-
-def test_patterns_are_compared_with_the_model(plain_config):
-  plain_config.optimizer.lr_factors = (("MixerBlock_1/.*", 0.0),)
-  with pytest.raises(UserError, match="'MixerBlock_1/.*', which matches no"):
-    train_step.Trainer(plain_config, updates.PLAN, 10, sharding.make_mesh())
 
 
 @pytest.mark.parametrize(
@@ -420,19 +331,3 @@ def test_a_broken_update_is_skipped_and_leaves_no_trace(smoke_config, rho):
   schedule = optim.schedule(smoke_config, updates.PLAN)
   np.testing.assert_allclose(metrics["learning_rate"], schedule(1))
   assert trainer.train_step._cache_size() == 1
-
-
-def test_a_step_that_was_skipped_goes_on_by_itself(plain_config):
-  # Nobody mends anything: an update so large that the next loss overflows
-  # stays; all after it are skipped, and count.
-  plain_config.nonfinite = "skip"
-  plain_config.optimizer.update(SGD)
-  plain_config.optimizer.update(learning_rate=1e38, clip_norm=0.0)
-  _, state, metrics = updates.run(plain_config, 2, steps=5)
-  skipped = [m["skipped"] for m in metrics]
-  assert skipped[:1] == [0]
-  assert skipped[-1] == 1
-  assert skipped == sorted(skipped)
-  assert int(state.step) == 5
-  made = optim.updates_done(state.opt_state, state.step)
-  assert int(made) == skipped.count(0)
