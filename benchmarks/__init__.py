@@ -1,7 +1,8 @@
-"""What all benchmarks share: timing, processes, results, tables."""
+"""What all benchmarks share: flags, timing in turn, processes, results."""
 
 import argparse
 import datetime
+import functools
 import json
 import multiprocessing
 import os
@@ -12,29 +13,68 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent import futures
 from typing import Any
 from unittest import mock
 
+import numpy as np
+
 ROOT = pathlib.Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 # Does something n times, waits for its end, and returns the last result.
 Run = Callable[[int], Any]
+# Flags of what measures models.
+MODELS: dict[str, Any] = {"variants": ["S/32", "S/16"], "batch": 32}
+MODELS |= {"seconds": 3.0, "dtype": "float32"}
+
+
+def main(doc: str | None, body: Callable[[Any], None], **flags: Any) -> int:
+  """A benchmark's command line: flags by their defaults; the exit code."""
+  from mixer import cli
+
+  parser = argparse.ArgumentParser(
+    prog=f"python -m benchmarks.{pathlib.Path(sys.argv[0]).stem}",
+    description=doc,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  for name, default in ({"rounds": 5, "out": ""} | flags).items():
+    kind = names if isinstance(default, list) else type(default)
+    if default is None:  # As often as it is given.
+      parser.add_argument(f"--{name}", action="append")
+    elif isinstance(default, tuple):  # One of them, without dashes.
+      parser.add_argument(name, choices=default)
+    else:
+      parser.add_argument(f"--{name}", type=kind, default=default)
+  return cli.run(body, parser.parse_args())
+
+
+def names(text: str) -> list[str]:
+  """Of a flag's value, what is between commas."""
+  return text.split(",")
+
+
+def repeated(
+  one: Callable[[], Any], wait: Callable[[Any], Any] = np.asarray
+) -> Run:
+  """What does a pass n times, and waits for the last result."""
+
+  def run(n: int) -> Any:
+    result: Any = None
+    for _ in range(n):
+      result = one()
+    return wait(result)
+
+  return run
 
 
 def seconds_each(run: Run, seconds: float) -> float:
-  """Median seconds of one of what `run` does, which has run before.
+  """Median seconds of one of what `run` does, for about that long.
 
-  Short ones are timed several at once, so that waiting costs nothing; one that
-  takes longer than `seconds` is timed once.
+  Short ones are timed several at once, so that waiting costs nothing.
   """
-  start = time.perf_counter()
+  start, found = time.perf_counter(), []
   run(1)
-  found = [time.perf_counter() - start]
-  n = max(1, round(0.1 / found[0]))
-  if n > 1:
-    found = []
+  n = max(1, round(0.1 / (time.perf_counter() - start)))
   while not found or time.perf_counter() - start < seconds:
     before = time.perf_counter()
     run(n)
@@ -42,62 +82,71 @@ def seconds_each(run: Run, seconds: float) -> float:
   return statistics.median(found)
 
 
-class Process:
-  """An object in a process of its own, which is idle until it is asked.
+def in_turn(
+  contenders: Mapping[Any, Callable[[], Any]], rounds: int
+) -> dict[Any, list[Any]]:
+  """What each returns in every round, in which all have their turn."""
+  found: dict[Any, list[Any]] = {name: [] for name in contenders}
+  for _ in range(rounds):
+    for name, measure in contenders.items():
+      found[name].append(measure())
+  return found
 
-  Attributes:
-    hello: the object's own, which says what it is; {} if a package is missing.
+
+class Process:
+  """`make(*args)` in a process of its own, which is idle until it is asked.
+
+  It returns `hello`, which says what it is, and functions by name. Where a
+  package is missing, `hello` is {}. `variables` are of the environment.
   """
 
-  def __init__(self, factory: Callable[..., Any], *args: Any, **variables: str):
-    """Makes `factory(*args)` there, with additional environment variables."""
+  def __init__(self, make: Callable[..., Any], *args: Any, **variables: str):
     spawn = multiprocessing.get_context("spawn")
     self._pool = futures.ProcessPoolExecutor(1, spawn)
     with mock.patch.dict(os.environ, variables):
-      making = self._pool.submit(_make, factory, *args)
+      making = self._pool.submit(_make, make, *args)
     self.hello: dict[str, Any] = making.result()
 
-  def ask(self, method: str, *args: Any) -> Any:
-    """What a method of the object returns."""
-    return self._pool.submit(_ask, method, *args).result()
+  def ask(self, name: str, *args: Any) -> Any:
+    """What a function of it returns."""
+    return self._pool.submit(_ask, name, *args).result()
 
   def close(self) -> None:
     """Ends it, and waits for that."""
     self._pool.shutdown()
 
 
-_HELD: list[Any] = []
+_FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
 
-def _make(factory: Callable[..., Any], *args: Any) -> dict[str, Any]:
+def _make(make: Callable[..., Any], *args: Any) -> dict[str, Any]:
   try:
-    _HELD.append(factory(*args))
+    hello, functions = make(*args)
   except ImportError as e:
-    print(f"{factory.__name__} is left out: {e}", file=sys.stderr)
+    print(f"{make.__name__} is left out: {e}", file=sys.stderr)
     return {}
-  return _HELD[0].hello
+  _FUNCTIONS.update(functions)
+  return hello
 
 
-def _ask(method: str, *args: Any) -> Any:
-  return getattr(_HELD[0], method)(*args)
+def _ask(name: str, *args: Any) -> Any:
+  return _FUNCTIONS[name](*args)
 
 
-class OnJax:
-  """Starts JAX; its `hello` is platform, devices, versions."""
+def start() -> dict[str, Any]:
+  """Starts JAX; platform, devices, versions."""
+  from mixer import runtime
 
-  def __init__(self):
-    from mixer import runtime
-
-    runtime.start()
-    # Whose machine it is, is private.
-    self.hello = runtime.environment() | {"host": ""}
+  runtime.start()
+  # Whose machine it is, is private.
+  return runtime.environment() | {"host": ""}
 
 
 def environment() -> dict[str, Any]:
   """JAX's, of which this process starts none."""
-  process = Process(OnJax)
-  process.close()
-  return process.hello
+  spawn = multiprocessing.get_context("spawn")
+  with futures.ProcessPoolExecutor(1, spawn) as pool:
+    return pool.submit(start).result()
 
 
 def cores() -> int:
@@ -108,45 +157,13 @@ def cores() -> int:
 
 
 def _processor() -> str:
-  """The name of the CPU's model, where the system has it."""
   info = pathlib.Path("/proc/cpuinfo")
   text = info.read_text() if info.exists() else ""
   named = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
   return named[1] if named else platform.processor() or platform.machine()
 
 
-def parser(
-  module: str, doc: str | None, *shared: str
-) -> argparse.ArgumentParser:
-  """A benchmark's flags: what all have, and those of `shared`."""
-  made = argparse.ArgumentParser(
-    prog=f"python -m benchmarks.{module}",
-    description=doc,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  made.add_argument("--rounds", type=int, default=5)
-  made.add_argument("--out", type=pathlib.Path, help="another .json file")
-  flags: dict[str, dict[str, Any]] = {
-    "variants": {"type": names, "default": ["S/32", "S/16"]},
-    "batch": {"type": int, "default": 32},
-    "seconds": {"type": float, "default": 3, "help": "of each"},
-    "dtype": {"choices": ("float32", "bfloat16"), "default": "float32"},
-  }
-  for name in shared:
-    made.add_argument(f"--{name}", **flags[name])
-  return made
-
-
-def run(body: Callable[[argparse.Namespace], None], args: Any) -> int:
-  """Runs a benchmark; what stops it is said in a sentence."""
-  from mixer import cli
-
-  return cli.run(body, args)
-
-
-def write(
-  name: str, args: argparse.Namespace, found: dict[str, Any], record: Any
-) -> None:
+def write(name: str, args: Any, hello: dict[str, Any], record: Any) -> None:
   """Prints where results come from; writes them, with date and machine."""
   words = [w for w in sys.argv[1:] if not w.startswith(("--out", "/"))]
   words = ["--authors=DIR" if w.startswith("--authors") else w for w in words]
@@ -156,32 +173,39 @@ def write(
     "command": shlex.join(["python", "-m", f"benchmarks.{module}", *words]),
     "processor": _processor(),
     "cores": cores(),
-    "environment": found,
+    "environment": hello,
   } | record
   where = f"{cores()} cores of {record['processor']}"
-  if found["platform"] != "cpu":
-    where = f"{found['num_devices']} x {found['device_kind']}"
-  jax = found.get("versions", {}).get("jax")
+  if hello["platform"] != "cpu":
+    where = f"{hello['num_devices']} x {hello['device_kind']}"
+  jax = hello.get("versions", {}).get("jax")
   print(f"\n{where}, JAX {jax}; {record['date']}, `{record['command']}`")
-  path = args.out or RESULTS / f"{name}_{found['platform']}.json"
+  own = ROOT / "benchmarks" / "results" / f"{name}_{hello['platform']}.json"
+  path = pathlib.Path(args.out) if args.out else own
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(json.dumps(record, indent=2) + "\n")
   print(f"written to {path}", flush=True)
 
 
-def row(*cells: Any) -> None:
-  """Prints a row of a Markdown table."""
+@functools.cache
+def _head(*names: str) -> None:
+  _line(names)
+  _line(["---"] * len(names))
+
+
+def _line(cells: Iterable[Any]) -> None:
   print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
-def head(*cells: str) -> None:
-  """Prints the head of a Markdown table."""
-  row(*cells)
-  row(*("---" for _ in cells))
+def row(cells: Mapping[str, Any]) -> None:
+  """Prints a row of a Markdown table, and first its head."""
+  _head(*cells)
+  _line(cells.values())
 
 
-def number(value: float) -> str:
-  """Three figures, or all of a larger one."""
+def number(values: Iterable[float]) -> str:
+  """Their median: three figures, or all of a larger one."""
+  value = statistics.median(values)
   return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
@@ -191,6 +215,7 @@ def spread(values: Iterable[float], digits: int = 2) -> str:
   return f"{min(found):.{digits}f} to {max(found):.{digits}f}"
 
 
-def names(text: str) -> list[str]:
-  """Of a flag's value, what is between commas."""
-  return text.split(",")
+def ratio(ours: list[float], theirs: list[float]) -> str:
+  """Median and spread of the ratios within rounds."""
+  found = [a / b for a, b in zip(ours, theirs, strict=True)]
+  return f"{statistics.median(found):.2f} ({spread(found)})"

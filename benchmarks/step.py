@@ -1,13 +1,12 @@
 r"""Speed and memory of the forward pass and the training step.
 
-  python -m benchmarks.step [--variants=S/32,S/16] [--batch=32]
-    [--dtype=float32] [--compare="KEY=VALUE ..." ...]
+  python -m benchmarks.step [--variants=S/32,S/16] [--batch=32] [--seconds=3]
+    [--rounds=5] [--dtype=float32] [--compare="KEY=VALUE ..." ...]
 
 Times what `train.py` runs (AdamW, clipping, donated state; a uint8 batch on the
 device; 1,000 classes, 224 px) in turn with matmuls of large squares in the same
-dtype: what the device can do, whatever its data sheet says. Each variant has a
-process of its own, without the compilation cache. Each `--compare` is a setting
-of the config ("" is the default one); all are timed in turn:
+dtype: what the device can do, whatever its data sheet says. Each `--compare` is
+a setting of the config ("" is the default one); all are timed in turn:
 
   python -m benchmarks.step --compare=model.remat=none \
     --compare=model.remat=block
@@ -21,7 +20,6 @@ import functools
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -34,14 +32,14 @@ from mixer import model as model_lib
 from mixer.errors import UserError
 
 CLASSES = 1_000
-PASSES = ("forward", "train")
+# Keys of a model's shape beside its variant.
+SHAPE = ("num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
 
 
 def recipe(variant: str, batch: int, dtype: str) -> config_lib.Config:
   """What is measured: as the recipes train, without what is random."""
   config = config_lib.default()
-  config.model.variant = variant
-  config.model.dtype = dtype
+  config.model.update(variant=variant, dtype=dtype)
   config.batch_size = batch
   config.data.eval_short_side = 0  # Any image size will do.
   config.total = "1000000 steps"
@@ -63,10 +61,9 @@ def make_batch(config: config_lib.Config) -> dict[str, np.ndarray]:
 def changed(config: config_lib.Config, text: str) -> config_lib.Config:
   """The config with settings such as "model.remat=block"."""
   values = {}
-  for word in text.split():
-    key, _, value = word.partition("=")
+  for key, _, value in (word.partition("=") for word in text.split()):
     if key not in config_lib.KEYS:
-      raise UserError(f"--compare={word}: {config_lib.unknown(key)}")
+      raise UserError(f"--compare={text}: {config_lib.unknown(key)}")
     try:
       values[key] = ast.literal_eval(value)
     except (SyntaxError, ValueError):
@@ -79,153 +76,137 @@ def changed(config: config_lib.Config, text: str) -> config_lib.Config:
   return config
 
 
-class Passes:
-  """The compiled passes of a config, with all they take on the device."""
+def passes(
+  config: config_lib.Config, params: Any = None, classes: int = CLASSES
+) -> dict[str, Any]:
+  """`forward` and `train`: (run, compiled, seconds of compiling).
 
-  def __init__(self, config: config_lib.Config):
-    mesh = sharding.make_mesh()
-    plan = durations.plan(config, 1)
-    trainer = train_step.Trainer(config, plan, CLASSES, mesh)
-    batch = sharding.put_batch(mesh, make_batch(config))
-    self.batch_size = config.batch_size
-    self._state = trainer.init()
-    self._batch = {
-      "forward": {k: batch[k] for k in ("image", "mask")},
-      "train": {k: batch[k] for k in ("image", "label")},
-    }
-    self.compiled: dict[str, Any] = {}
-    self.compile_seconds: dict[str, float] = {}
-    for name, function, first in (
-      ("forward", trainer.inference.logits, self._state.params),
-      ("train", trainer.train_step, self._state),
-    ):
-      before = time.perf_counter()
-      lowered = function.lower(first, self._batch[name])
-      self.compiled[name] = lowered.compile()
-      self.compile_seconds[name] = time.perf_counter() - before
-      self.run(name, 1)
-    size = config_lib.image_size(config)
-    self.flop = {  # Of an image.
-      "forward": 2 * model_lib.forward_macs(trainer.model, size)[0],
-      "train": train_step.update_flop(trainer.model, config),
-    }
+  `run(n)` does it n times, waits, and returns logits, or the loss before the
+  last update. Weights are `params` where given.
+  """
+  mesh, plan = sharding.make_mesh(), durations.plan(config, 1)
+  trainer = train_step.Trainer(config, plan, classes, mesh)
+  batch = sharding.put_batch(mesh, make_batch(config))
+  held = [trainer.init()]
+  if params is not None:
+    where = jax.tree.map(lambda x: x.sharding, trainer.abstract.params)
+    held[0] = held[0].replace(params=jax.device_put(params, where))
+  masked = {k: batch[k] for k in ("image", "mask")}
+  labelled = {k: batch[k] for k in ("image", "label")}
 
-  def run(self, name: str, n: int) -> None:
-    """Does a pass n times, and waits for its end."""
-    found: Any = None
-    for _ in range(n):
-      if name == "train":
-        self._state, found = self.compiled[name](self._state, self._batch[name])
-      else:
-        found = self.compiled[name](self._state.params, self._batch[name])
-    jax.block_until_ready((self._state, found))
+  def compiled(function: Any, *args: Any) -> tuple[Any, float]:
+    before = time.perf_counter()
+    return function.lower(*args).compile(), time.perf_counter() - before
+
+  forward = compiled(trainer.inference.logits, held[0].params, masked)
+  train = compiled(trainer.train_step, held[0], labelled)
+
+  def logits() -> Any:
+    return forward[0](held[0].params, masked)[0]
+
+  def update() -> Any:
+    held[0], metrics = train[0](held[0], labelled)
+    return metrics["loss"]
+
+  return {
+    "forward": (benchmarks.repeated(logits), *forward),
+    "train": (benchmarks.repeated(update), *train),
+  }
 
 
 def matmul(dtype: str) -> tuple[benchmarks.Run, int]:
   """What multiplies two squares n times on one device, and the FLOP of it."""
   side = 2048 if jax.default_backend() == "cpu" else 8192
   x = jax.random.normal(jax.random.key(0), (side, side), dtype)
-  multiply = jax.jit(lambda x, y: (x @ y) / side)
-
-  def run(n: int) -> None:
-    y = x
-    for _ in range(n):
-      y = multiply(x, y)
-    jax.block_until_ready(y)
-
-  run(1)
+  multiply = jax.jit(lambda x: (x @ x) / side)
+  run = benchmarks.repeated(lambda: multiply(x), jax.block_until_ready)
   return run, 2 * side**3
 
 
-class Variant(benchmarks.OnJax):
-  """A variant in all settings, in a process of its own."""
-
-  def measure(
-    self, configs: Sequence[Any], rounds: int, seconds: float
-  ) -> list[dict[str, Any]]:
-    """A row of the table for each setting and pass."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    made = [Passes(config_lib.from_json(c, {})) for c in configs]
-    square, flop = matmul(configs[0]["model"]["dtype"])
-    rates: dict[tuple[int, str], list[float]] = {}
-    best = 0.0
-    for _ in range(rounds):
-      best = max(best, flop / benchmarks.seconds_each(square, seconds / 3))
-      for name in PASSES:
-        for i, one in enumerate(made):
-          run = functools.partial(one.run, name)
-          rate = one.batch_size / benchmarks.seconds_each(run, seconds)
-          rates.setdefault((i, name), []).append(rate)
-    rows = []
-    for (i, name), rate in rates.items():
-      flops = statistics.median(rate) * made[i].flop[name]
-      memory = made[i].compiled[name].memory_analysis()
-      rows.append(
-        {
-          "setting": i,
-          "pass": name,
-          "images_per_second": rate,
-          "flops": flops,
-          "of_matmul": flops / best / jax.device_count(),
-          "ratios": [a / b for a, b in zip(rate, rates[0, name], strict=True)],
-          "temporaries": memory and memory.temp_size_in_bytes,
-          "compile_seconds": made[i].compile_seconds[name],
-        }
-      )
-    return rows
+def measure(
+  settings: list[config_lib.Config], rounds: int, seconds: float
+) -> list[dict[str, Any]]:
+  """A variant in all settings: a result for each and either pass."""
+  made = {
+    (name, i): one
+    for i, config in enumerate(settings)
+    for name, one in passes(config).items()
+  }
+  runs: dict[Any, Any] = {key: one[0] for key, one in made.items()}
+  runs["matmul"], flop = matmul(settings[0].model.dtype)
+  for run in runs.values():
+    run(1)
+  each = functools.partial(benchmarks.seconds_each, seconds=seconds)
+  turns = {key: functools.partial(each, run) for key, run in runs.items()}
+  found = benchmarks.in_turn(turns, rounds)
+  best = flop / min(found.pop("matmul")) * jax.device_count()
+  rows = []
+  for (name, i), times in sorted(found.items()):
+    config, (_, compiled, compile_seconds) = settings[i], made[name, i]
+    model = model_lib.from_config(config, CLASSES)
+    work = model_lib.update_flop(model, config)
+    if name == "forward":
+      size = config_lib.image_size(config)
+      work = 2 * model_lib.forward_macs(model, size)[0]
+    flops = config.batch_size * work / statistics.median(times)
+    memory = compiled.memory_analysis()
+    rows.append(
+      {
+        "setting": i,
+        "pass": name,
+        "images_per_second": [config.batch_size / t for t in times],
+        "flops": flops,
+        "of_matmul": flops / best,
+        "ratios": [a / b for a, b in zip(found[name, 0], times, strict=True)],
+        "temporaries": memory.temp_size_in_bytes if memory else 0,
+        "compile_seconds": compile_seconds,
+      }
+    )
+  return rows
 
 
 def body(args: Any) -> None:
   """Measures, prints and writes."""
+  compared = args.compare or [""]
   configs = {
-    variant: [
-      changed(recipe(variant, args.batch, args.dtype), text)
-      for text in args.compare
+    name: [
+      changed(recipe(name, args.batch, args.dtype), text) for text in compared
     ]
-    for variant in args.variants
+    for name in args.variants
   }
-  benchmarks.head(
-    *("model", "batch", "pass", "setting", "ms", "images/s (spread)"),
-    *("GFLOP/s", "of the best matmul", "ratio (spread)"),
-    *("temporaries, MiB", "compile, s"),
-  )
-  found, rows = {}, []
-  for variant, settings in configs.items():
-    process = benchmarks.Process(Variant)
-    found = process.hello
-    plain = [config_lib.to_json(c) for c in settings]
-    made = process.ask("measure", plain, args.rounds, args.seconds)
-    process.close()
-    for row in sorted(made, key=lambda row: row["pass"]):
-      setting = args.compare[row["setting"]]
-      rows.append(row | {"model": variant, "setting": setting})
-      rate = statistics.median(row["images_per_second"])
-      ratio = statistics.median(row["ratios"])
+  hello, rows = benchmarks.start(), []
+  jax.config.update("jax_enable_compilation_cache", False)
+  for name, settings in configs.items():
+    for row in measure(settings, args.rounds, args.seconds):
+      row |= {"model": name, "setting": compared[row["setting"]]}
+      rows.append(row)
+      rates, ratios = row["images_per_second"], row["ratios"]
       benchmarks.row(
-        *(variant, args.batch, row["pass"], setting or "-"),
-        f"{args.batch / rate * 1e3:,.1f}",
-        f"{benchmarks.number(rate)} "
-        f"({benchmarks.spread(row['images_per_second'], 1)})",
-        f"{row['flops'] / 1e9:,.0f}",
-        f"{row['of_matmul']:.0%}",
-        f"{ratio:.2f} ({benchmarks.spread(row['ratios'])})",
-        f"{(row['temporaries'] or 0) / 2**20:,.0f}",
-        f"{row['compile_seconds']:.1f}",
+        {
+          "model": name,
+          "batch": args.batch,
+          "pass": row["pass"],
+          "setting": row["setting"] or "-",
+          "ms": f"{args.batch / statistics.median(rates) * 1e3:,.1f}",
+          "images/s (spread)": f"{benchmarks.number(rates)} "
+          f"({benchmarks.spread(rates, 1)})",
+          "GFLOP/s": f"{row['flops'] / 1e9:,.0f}",
+          "of the best matmul": f"{row['of_matmul']:.0%}",
+          "ratio (spread)": f"{benchmarks.number(ratios)} "
+          f"({benchmarks.spread(ratios)})",
+          "temporaries, MiB": f"{row['temporaries'] / 2**20:,.0f}",
+          "compile, s": f"{row['compile_seconds']:.1f}",
+        }
       )
   # A comparison answers another question than the table.
-  name = "step_compared" if len(args.compare) > 1 else "step"
+  name = "step_compared" if len(compared) > 1 else "step"
   flags = {"batch": args.batch, "dtype": args.dtype}
-  benchmarks.write(name, args, found, flags | {"rows": rows})
+  benchmarks.write(name, args, hello, flags | {"rows": rows})
 
 
 def main() -> int:
   """Runs the command line."""
-  shared = ("variants", "batch", "dtype", "seconds")
-  parser = benchmarks.parser("step", __doc__, *shared)
-  parser.add_argument("--compare", action="append", metavar="KEY=VALUE")
-  args = parser.parse_args()
-  args.compare = args.compare or [""]
-  return benchmarks.run(body, args)
+  return benchmarks.main(__doc__, body, compare=None, **benchmarks.MODELS)
 
 
 if __name__ == "__main__":
