@@ -64,20 +64,21 @@ def _open(name: str) -> epath.Path:
   return path
 
 
-def _evaluate(
-  path: epath.Path, args: argparse.Namespace
-) -> dict[str, Any] | None:
-  """New content for `report.json` of the newest checkpoint, if it is due."""
+def _due(path: epath.Path, wanted: bool | None) -> int | None:
+  """The step of the newest checkpoint, if it is to be evaluated."""
   steps, (kept, _) = checkpoints.committed(path), collect.kept(path)
-  if not steps or args.evaluate is False:
+  if not steps or wanted is False:
     return None
-  if kept and kept["step"] >= steps[-1] and not args.evaluate:
-    return None
-  runtime.start(args.platform)  # Only now, as a run may have the accelerator.
-  model = trained.load(os.fspath(path / "checkpoints" / str(steps[-1])))
+  fresh = kept and kept["step"] >= steps[-1]
+  return None if fresh and not wanted else steps[-1]
+
+
+def _evaluate(path: epath.Path, step: int, data_dir: str) -> dict[str, Any]:
+  """The content of `report.json` for a checkpoint."""
+  model = trained.load(os.fspath(path / "checkpoints" / str(step)))
   config = model.config
   assert config is not None  # Of a run it has one.
-  data, folder = config.data, args.data_dir or config.data.data_dir
+  data, folder = config.data, data_dir or config.data.data_dir
   split = split_lib.open_split(data.name, data.eval_split, folder)
   columns = evaluate.match(model, split.class_names, data.name)
   mesh, count = sharding.make_mesh(), len(split.class_names)
@@ -94,9 +95,7 @@ def _evaluate(
         bar.show(f"evaluating {path.name}", k * size, len(split))
         yield batch
 
-  return predictions.gather(
-    steps[-1], functions, params, shown(), split, config
-  )[1]
+  return predictions.gather(step, functions, params, shown(), split, config)[1]
 
 
 def main(args: argparse.Namespace) -> None:
@@ -106,14 +105,19 @@ def main(args: argparse.Namespace) -> None:
   if args.output:
     target = workdir.path(args.output)
     files.make_parent(target)
+  due = {path: _due(path, args.evaluate) for path in paths}
+  # With nothing to evaluate, the accelerator is left to others.
+  idle = all(step is None for step in due.values())
+  runtime.start("cpu" if idle and not args.platform else args.platform)
   # Of the folders' names, those that all have go without saying.
   folders = zip(*(path.parts[:-1] for path in paths), strict=False)
   common = len([*itertools.takewhile(lambda x: len({*x}) == 1, folders)])
   runs = []
-  for path in paths:
+  for path, step in due.items():
     content, notes = None, []
     try:
-      if content := _evaluate(path, args):
+      if step is not None:
+        content = _evaluate(path, step, args.data_dir)
         collect.keep(path, content)
     except (UserError, jax.errors.JaxRuntimeError, MemoryError) as e:
       why = cli.own_flags(errors.first_line(e), args)

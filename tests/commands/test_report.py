@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import smoke
-from mixer import cli, evaluate, sharding, train_step, trained
+from mixer import cli, evaluate, runtime, sharding, train_step, trained
 from mixer import workdir as workdir_lib
 from mixer.datasets import split as split_lib
 from mixer.report import collect, predictions
@@ -117,9 +117,12 @@ def test_it_evaluates_once(made, run, command, monkeypatch):
   )
   assert all(f"  note: {note}" in out for note in found["notes"])
   assert out.endswith(f"written to    {run}/report.html\n")
-  monkeypatch.setattr(trained, "load", None)  # Not a second time.
+  # Not a second time, and an accelerator is left to others.
+  started = []
+  monkeypatch.setattr(runtime, "start", started.append)
+  monkeypatch.setattr(trained, "load", None)
   command(run)
-  assert check(made, run) == found
+  assert check(made, run) == found and started == ["cpu"]
 
 
 def test_several_and_those_without_a_model(
