@@ -134,7 +134,7 @@ class Watch:
     self.checks, self.leaving = list[_Call](), list[_Call]()
     self._board, self._poll = board, poll
     self._name, self._interrupts = "", 0  # Of the first signal.
-    self._passed, self._last = 0, -1  # Checks; the one to stop at.
+    self._passed = self._last = 0  # Checks; the one to stop at, if known.
     self._turn, self._ended = threading.Lock(), threading.Event()
     self._silent = self._limit = 0.0
     self._reader = threading.Thread(target=self._read_board, daemon=True)
@@ -188,7 +188,7 @@ class Watch:
       if "failed" in posted:
         self._board.stay()
         self._end(FAILED, f"\n{posted['failed']}")
-      if "stop" in posted and self._last < 0:
+      if "stop" in posted and not self._last:
         self._name = posted["stop"]
         with self._turn:  # No check is passed meanwhile.
           self._last = self._board.next_after(self._passed)

@@ -116,7 +116,9 @@ def test_the_lock(store, workdir, monkeypatch, capsys):
     held.check()
     put("runs/one/config.json", b"", {})
     put(name, content, {})
-    assert "was taken over by another run" in test_lock.lost(held)
+    test_lock.until(lambda: not held._held.is_ours())
+    with pytest.raises(lock.LostError, match="was taken over by another run"):
+      held.check()
   assert store.objects[name] == content and len(failed) == 2
 
 
