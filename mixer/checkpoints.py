@@ -102,11 +102,7 @@ def best(scores: Mapping[int, float]) -> int | None:
 
 @contextlib.contextmanager
 def _reading(where: epath.Path) -> Iterator[None]:
-  """Lets Orbax read without other hosts; all errors but of memory are damage.
-
-  Each host reads its own part of every array; `mixer.saving` asks whether all
-  could, where waiting has an end.
-  """
+  """Lets Orbax read without other hosts; errors but of memory are damage."""
   me, context = ocp.multihost.process_index(), ocp.Context()
   context.multiprocessing.primary_host = me
   context.multiprocessing.active_processes = {me}
@@ -143,10 +139,7 @@ def _kinds(tree: Any) -> dict[str, list[Any]]:
 
 
 def changed(about: Header, parts: dict[str, Any]) -> list[str]:
-  """The names of arrays in these parts that are not as they were saved.
-
-  Where several hosts have parts of them, all have to call it.
-  """
+  """Names of arrays that are not as saved; all hosts have to call it."""
   now = digests(parts)
   saved = {k: v[2] for k, v in about.arrays.items() if k.split("/")[0] in parts}
   return sorted(k for k in {*now, *saved} if now.get(k) != saved.get(k))
@@ -237,10 +230,7 @@ def verify(path: epath.PathLike) -> tuple[int, list[str]]:
 
 
 def mend_config(workdir: epath.PathLike) -> str:
-  """Writes a damaged config.json anew, as the newest checkpoint has it.
-
-  Returns a message about it; "" if it is sound, or no checkpoint can tell.
-  """
+  """Writes a damaged config.json anew from the newest checkpoint; a message."""
   try:
     workdir_lib.read_config(workdir)
   except workdir_lib.DamagedConfig:
@@ -288,11 +278,7 @@ _SMALL = 1 << 14
 
 
 def digests(tree: Any) -> dict[str, str]:
-  """The digest of every leaf, 16 hexadecimal digits by '/'-joined name.
-
-  Elements have 1, 2 or 4 bytes. Where several hosts have parts of an array,
-  all have to call this.
-  """
+  """Of every leaf 16 hexadecimal digits by name; all hosts have to call it."""
   leaves = weights.flatten(tree)
   # All is under way on the devices before the first result is waited for.
   on_device = {k: _sums(v) for k, v in leaves.items() if _is_large(v)}

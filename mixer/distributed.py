@@ -44,10 +44,7 @@ class HostsError(UserError):
 
 
 def start(args: argparse.Namespace) -> str:
-  """Meets the other processes, if there are any, and starts JAX.
-
-  Takes train.py's flags; returns the kind of cluster, "none" for one process.
-  """
+  """Meets the other processes, if any, and starts JAX; the kind of cluster."""
   runtime.configure(args.platform)
   address, count = args.coordinator_address, args.num_processes
   index, cluster = args.process_id, args.cluster
@@ -119,10 +116,7 @@ _rounds: collections.Counter[str] = collections.Counter()
 
 
 def gather(name: str, value: Any, timeout: float = _TIMEOUT) -> list[Any]:
-  """Every process's value (small JSON), in their order, on every process.
-
-  All have to call it, in one order for one name; HostsError: some did not.
-  """
+  """Every process's value (small JSON) on all, if all call it in one order."""
   if jax.process_count() == 1:
     return [json.loads(json.dumps(value))]
   _rounds[name] += 1  # All processes count alike, and no key comes twice.
@@ -196,11 +190,7 @@ class Board:
 
 
 def end_failed(error: Exception, message: str) -> None:
-  """Ends one of several processes that has failed; returns for a single one.
-
-  An error that comes of another's loss ends in `stop.LOST`, or in the other's
-  own message.
-  """
+  """Ends one of several processes, LOST if it failed by another's loss."""
   if not several():
     return
   board, failure = Board(), ""

@@ -105,8 +105,10 @@ class Writer:
     self.lines = max([least - 1, *kept]) + 1
     self.damage = found.damage
     self._path, self._sinks = epath.Path(workdir) / FILE, []
-    # Seconds between two flushes: a bucket's takes a while.
-    self._every = 30.0 if files.is_remote(workdir) else 10.0
+    # A bucket's flush takes a while, and may fail until the next save.
+    self._every, self._bearable = 10.0, ()
+    if files.is_remote(workdir):
+      self._every, self._bearable = 30.0, (UserError,)
     self._flushed = time.monotonic()
     if jax.process_index():
       return
@@ -138,8 +140,7 @@ class Writer:
       for sink in self._sinks:
         sink.write(step, values)
     if time.monotonic() - self._flushed > self._every:
-      # A store that is out of reach is tried again, at the latest at a save.
-      with contextlib.suppress(*[UserError] if self._every > 10 else []):
+      with contextlib.suppress(*self._bearable):
         self.flush()
 
   def flush(self) -> None:
@@ -213,11 +214,7 @@ class _Copies:
 
 
 class _TensorBoard:
-  """An event file, written in the caller's thread.
-
-  The thread of tensorboardX's SummaryWriter dies of a full disk, and training
-  then waits for it forever.
-  """
+  """An event file; SummaryWriter's thread would die of a full disk unseen."""
 
   def __init__(self, workdir: pathlib.Path, start_step: int):
     # Imported late: it takes a while, and reading records doesn't need it.

@@ -35,11 +35,7 @@ class NotFinite(UserError):
 
 
 class Goodput:
-  """Seconds of wall time by kind, over all starts of a run.
-
-  Each record of metrics.jsonl has them as they stand, so that a start knows
-  what was spent before it, and what in vain.
-  """
+  """Seconds of wall time by kind, over all starts of a run, by its records."""
 
   def __init__(self, began: float, writer: metrics.Writer):
     """Goes on from the records; those dropped were made in vain."""
@@ -136,10 +132,7 @@ class Reporter:
   def update(
     self, step: int, values: Mapping[str, jax.Array], count: int = 1
   ) -> None:
-    """Takes metrics, still being computed; reads those before.
-
-    Of one update they are scalars, of several `[count]`; the last is `step`.
-    """
+    """Takes metrics, scalars or `[count]`, up to `step`; reads those before."""
     self.settle()
     self._pending = (step, count, values)
 

@@ -154,12 +154,7 @@ def environment() -> dict[str, Any]:
 def history(
   before: Mapping[str, Any] | None, step: int, origin: str
 ) -> dict[str, Any]:
-  """What a checkpoint keeps of where it comes from, after that of `before`.
-
-  `origin` of the first start, `environment` of this one, and `history`: for
-  each change of environment the `steps` at which starts in it began, and the
-  `origin` and `environment` of the first of them.
-  """
+  """What a checkpoint keeps of its starts, an entry for each environment."""
   now, entries = environment(), list((before or {}).get("history", ()))
   if entries and entries[-1]["environment"] == now:
     last = entries.pop()  # A thousand preemptions are one entry.

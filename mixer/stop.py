@@ -98,10 +98,7 @@ def listen() -> None:
 
 @contextlib.contextmanager
 def interrupting() -> Iterator[None]:
-  """Lets signals raise KeyboardInterrupt with their name, once.
-
-  A second Ctrl-C ends the process at once. After `listen` nothing is changed.
-  """
+  """Lets a signal raise KeyboardInterrupt, once, if nobody listens."""
 
   def stop(number: int, frame: object) -> None:
     for s in before:

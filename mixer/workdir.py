@@ -127,8 +127,10 @@ def check(
   Keys in `allow`, and `config.FREE_KEYS`, may differ from what it was made
   with; all may before there is a checkpoint (`step` of the newest, or None).
   """
-  there = [p.name for p in epath.Path(workdir).iterdir()]
-  names = sorted(name for name in there if name[0] != ".")
+  names = []
+  with contextlib.suppress(FileNotFoundError):  # A bucket has no folders.
+    names = sorted(p.name for p in epath.Path(workdir).iterdir())
+  names = [name for name in names if name[0] != "."]
   if names and CONFIG not in names:
     raise UserError(
       f"--workdir={workdir} holds files ({', '.join(names[:5])}) but no "

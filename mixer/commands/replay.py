@@ -107,12 +107,7 @@ def _examine(
   state: train_step.TrainState,
   batch: train_step.Batch,
 ) -> dict[str, Any]:
-  """Looks into the update that comes next.
-
-  Returns the `losses` of its examples, in the batch's order; and by name the
-  largest magnitudes in `weights`, `gradients` and what `layers` give out
-  without dropout and mixup. NaN where there is one.
-  """
+  """Losses of the next update's examples; by name the largest magnitudes."""
   model, parts = trainer.model, config.optimizer.accumulate
 
   def largest(tree: Any) -> Any:  # NaN goes through `max`.
