@@ -112,7 +112,7 @@ def test_prepare(streams, tmp_path):
       image(photos / name / f"{number}{EVIL}", 10 * number + len(name))
   (photos / ASCII[0] / f"x{EVIL}").touch()
   args = ["prepare", "folder", "--name=evil", f"--source={photos}"]
-  args += [f"--data_dir={tmp_path / 'data'}", "--workers=0"]
+  args.append(f"--data_dir={tmp_path / 'data'}")
   out, err = streams()
   assert cli.main([*args, "--bad=fail"]) == 1
   assert cli.main([*args, "--max_bad=1", "--restart"]) == 0
