@@ -63,8 +63,12 @@ def hold_out(text: str) -> dict[str, int | float]:
 # Flags for images of the user, most of them fields of `journal.Options`: how
 # they are parsed, and their help.
 _OWN: dict[str, tuple[dict[str, Any], str]] = {
-  "name": ({}, "of the set that `folder` makes"),
+  "name": ({}, "of the set that `folder` makes of your images"),
   "classes": ({"type": _path}, "a file with the classes, one a line"),
+  "columns": (
+    {"metavar": "FILE,LABEL[,SPLIT]"},
+    "of a table of labels; guessed by their names",
+  ),
   "resize": (
     {"type": flags.number(int, 0, 10**5), "dest": "short_side"},
     "make images with a longer short side so small; 0: keep every byte",
@@ -133,11 +137,10 @@ def _list() -> None:
   from mixer.datasets import catalog
 
   for name, entry in catalog.ENTRIES.items():
-    how = "is made here"
-    if entry.downloads:
-      how = f"is downloaded, {entry.downloads / 1e9:.2g} GB; needs TensorFlow"
-    if entry.by_hand:
-      how = f"--source={entry.by_hand}"
+    size = f"downloaded, {entry.downloads / 1e9:.2g} GB; needs TensorFlow"
+    ways = [f"--source={entry.by_hand}"] if entry.by_hand else []
+    ways += [size] if entry.downloads else []
+    how = "; or ".join(ways) or "made here"
     print(f"{name:<32}{entry.what}\n{'':<32}{how}")
   print(
     "Any other set that TFDS knows is prepared by its name, and what TFDS has "
@@ -198,6 +201,7 @@ def _own(args: argparse.Namespace, root: pathlib.Path) -> tuple[str, Any]:
   from mixer import files, runtime
   from mixer.datasets import catalog, stored
   from mixer.datasets.prepare import build, journal, sets
+  from mixer.datasets.prepare import request as request_lib
   from mixer.progress import Progress
 
   base, release, version = catalog.split_name(args.set)
@@ -205,7 +209,7 @@ def _own(args: argparse.Namespace, root: pathlib.Path) -> tuple[str, Any]:
   if release not in ("", *spec.releases) or version not in ("", spec.version):
     known = " or ".join(f"{base}/{r}".rstrip("/") for r in spec.releases)
     raise UserError(f"name {known}, in version {spec.version}.")
-  for flag in ("name", "classes", "accept_truncated"):
+  for flag in ("name", "classes", "columns", "accept_truncated"):
     if getattr(args, flag) and flag not in spec.takes:
       raise UserError(f"--{flag} is not for {base}; leave it out.")
   if base == "folder" and not re.fullmatch("[a-z][a-z0-9_]*", args.name or ""):
@@ -239,13 +243,14 @@ def _own(args: argparse.Namespace, root: pathlib.Path) -> tuple[str, Any]:
   if not args.source:
     how = catalog.how_to(args.set, args.data_dir)
     raise UserError(f"name the images that you have with --source. {how}")
-  more = bool(args.accept_truncated), given.get("seed", 0)
-  request = sets.Request(base, release, args.source, args.classes, *more)
+  more = bool(args.accept_truncated), given.get("seed", 0), args.columns or ""
+  request = request_lib.Request(base, release, args.source, args.classes, *more)
   with Progress() as progress, stored.lock(info["name"], root):
     source = sets.open_source(request)
     progress.say(f"preparing {name} in {root} from {source.description}")
     defaults = dict(spec.options)
-    if not any((source.class_sizes or {"": 1}).values()):  # All have a split.
+    sizes = source.class_sizes or {"": 1}
+    if source.has_splits or not any(sizes.values()):  # All have a split.
       defaults.pop("hold_out", None)
     if args.restart:
       journal.clean(folder)

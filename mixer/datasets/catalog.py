@@ -17,7 +17,8 @@ SHIPPED = ("digits", "glyphs")
 # Prepared from images that the user has; these by TFDS as well.
 ALSO_TFDS = (
   *("imagenet2012", "imagenet2012_real", "imagenet_v2"),
-  *("mnist", "fashion_mnist"),
+  *("mnist", "fashion_mnist", "cifar10", "cifar100"),
+  *("oxford_iiit_pet", "oxford_flowers102"),
 )
 OWN = ("imagenet21k", "imagenet21k_p", "folder", *ALSO_TFDS)
 
@@ -46,6 +47,7 @@ _UNPACKED = ", or what was unpacked from it"
 _ILSVRC = "image-net.org/download-images, with an account"
 _TARS = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 _IDX = "a folder with its four idx files, such as train-images-idx3-ubyte.gz"
+_CIFAR = "www.cs.toronto.edu/~kriz/cifar.html"
 
 ENTRIES = {
   "digits": Entry("1,797 handwritten digits, 8 x 8; shipped", 0, 10, 1_400),
@@ -62,8 +64,9 @@ ENTRIES = {
     _ILSVRC,
   ),
   "folder": Entry(
-    "images of your own, in one folder a class",
-    by_hand="a folder with CLASS/*, or train/CLASS/* and test/CLASS/*",
+    "images of your own: folders, a table, WebDataset, parquet",
+    by_hand="a folder with CLASS/*, or train/CLASS/* and test/CLASS/*; a .csv "
+    "or .tsv of files and labels; NAME-0000.tar and so on, or .parquet files",
   ),
   "imagenet2012": Entry(
     "ImageNet-1k: 1,281,167 + 50,000 images, 1,000 classes",
@@ -100,10 +103,24 @@ ENTRIES = {
     "a folder with train/, test/, sample/ (unpacked) and trainLabels.csv",
     "https://www.kaggle.com/c/diabetic-retinopathy-detection/data",
   ),
-  "cifar10": Entry("images 32 x 32, 10 classes", 170_052_171, 10, 50_000),
-  "cifar100": Entry("images 32 x 32 (VTAB)", 168_513_733, 100, 50_000),
-  "oxford_iiit_pet": Entry("37 breeds (VTAB)", 811_092_049, 37, 3_680),
-  "oxford_flowers102": Entry("flowers (VTAB)", 344_878_000, 102, 1_020),
+  "cifar10": Entry(
+    *("images 32 x 32, 10 classes", 170_052_171, 10, 50_000),
+    *("cifar-10-binary.tar.gz", _CIFAR),
+  ),
+  "cifar100": Entry(
+    *("images 32 x 32, 100 classes (VTAB)", 168_513_733, 100, 50_000),
+    *("cifar-100-binary.tar.gz", _CIFAR),
+  ),
+  "oxford_iiit_pet": Entry(
+    *("37 breeds (VTAB)", 811_092_049, 37, 3_680),
+    "a folder with images.tar.gz and annotations.tar.gz",
+    "www.robots.ox.ac.uk/~vgg/data/pets",
+  ),
+  "oxford_flowers102": Entry(
+    *("102 flowers (VTAB)", 344_878_000, 102, 1_020),
+    "a folder with 102flowers.tgz, imagelabels.mat and setid.mat",
+    "www.robots.ox.ac.uk/~vgg/data/flowers/102",
+  ),
   "caltech101": Entry("objects, 102 classes (VTAB)", 137_414_764),
   "dtd": Entry("textures, 47 classes (VTAB)", 625_239_812),
   "sun397": Entry("scenes, 397 classes (VTAB)", 39_095_590_629),

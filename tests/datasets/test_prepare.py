@@ -24,7 +24,8 @@ from tensorflow_datasets.core import read_only_builder, registered
 
 from mixer import cli
 from mixer.datasets import split, stored, wordnet
-from mixer.datasets.prepare import journal, sets
+from mixer.datasets.prepare import journal, sets, small
+from mixer.datasets.prepare import request as request_lib
 from mixer.errors import UserError
 from tests.conftest import ROOT
 from tests.datasets import forms
@@ -187,7 +188,7 @@ def test_the_files_of_mnist(run, given, tmp_path):
     out = run(name, f"--source={given / 'mnist'}")
     assert f"=configs/scratch.py:dataset={name},size=28x28" in out
     theirs = tfds.builder(name, data_dir=str(run.data))
-    want = list(sets.CLASSES[name])
+    want = list(small.CLASSES[name])
     assert theirs.info.features["label"].names == want
     found = [record["image"] for record in theirs.as_data_source("train")]
     assert np.stack(found).tobytes() == pixels
@@ -402,7 +403,7 @@ def test_wrong_flags(run, flag):
 
 def test_the_list(run):
   out = run("--list")
-  assert "is downloaded, 0.17 GB; needs TensorFlow" in out
+  assert "cifar-10-binary.tar.gz; or downloaded, 0.17 GB; needs Ten" in out
   assert "--source=a folder with ILSVRC2012_img_train.tar and" in out
 
 
@@ -534,7 +535,7 @@ def test_a_source_goes_on_where_it_was_stopped(given):
     ("mnist", "mnist"),
     ("imagenet2012", "ilsvrc"),
   ):
-    request = sets.Request(name, "", [given / source])
+    request = request_lib.Request(name, "", [given / source])
     opened = sets.open_source(request)
     opened.find_classes(lambda done: None)
     members = list(opened.members())

@@ -15,6 +15,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from mixer.datasets.prepare import request as request_lib
 from mixer.datasets.prepare import sets, sources
 from mixer.errors import UserError
 from tests.datasets import forms
@@ -81,7 +82,7 @@ def _forged(plain: bytes, rng: np.random.Generator) -> bytes:
 
 def _read(path, name, accept):
   """Name -> bytes of what is read, and whether anything was said."""
-  request = sets.Request(name, "winter21", [path], None, accept)
+  request = request_lib.Request(name, "winter21", [path], None, accept)
   source = sets.open_source(request)
   if name == "imagenet21k_p":  # Whose classes are known, and aren't these.
     source.classes = dict.fromkeys(forms.CLASSES)

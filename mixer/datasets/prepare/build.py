@@ -189,7 +189,7 @@ def _read(work: Work, progress: Progress) -> None:
   """The pass over the source, from where it was committed."""
   source, options, spec = work.source, work.options, work.spec
   images = spec.releases[work.info.get("configName", "")]
-  shuffled = {"train"} if options.shuffle else set[str]()
+  shuffled = {*options.shuffle}
   if source.class_sizes is not None:
     place = by_class(options.hold_out, source.class_sizes, work.labels)
   else:
@@ -214,7 +214,7 @@ def _read(work: Work, progress: Progress) -> None:
         if split not in work.writers:
           work.writers[split] = work.shard(split)
         shard, name = work.writers[split], member.name.encode()
-        if split in shuffled and not member.split:
+        if split in shuffled:
           shard.entry["keys"].append((key + name).hex())
         features = {"image": found.data, "file_name": name}
         features |= {spec.label: (label,), **dict(member.more)}
@@ -255,7 +255,7 @@ def _judge(work: Work, most: float) -> None:
 def _check_room(work: Work) -> None:
   """Refuses at once what would fill the disk after hours."""
   # Twice what is shuffled. How small resized images get isn't known.
-  need = (1 + work.options.shuffle) * work.source.total_bytes
+  need = (1 + bool(work.options.shuffle)) * work.source.total_bytes
   need *= not work.options.short_side
   need -= sum(shard["bytes"] for shard in work.all("shards"))
   free = shutil.disk_usage(work.folder).free

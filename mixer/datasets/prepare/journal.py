@@ -14,7 +14,7 @@ import os
 import pathlib
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
@@ -43,7 +43,8 @@ class Options:
   """How a source of images becomes a data set: see the command's flags."""
 
   hold_out: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
-  shuffle: bool = False  # Puts `train` in the order of the images' hashes.
+  # Splits to put in the order of the images' hashes.
+  shuffle: Sequence[str] = ()
   seed: int = 0
   upright: bool = False
   white_ground: bool = False  # Puts what is transparent on white ground.
@@ -59,6 +60,7 @@ class Options:
     found = dataclasses.asdict(self)
     # The splits are drawn in this order.
     found["hold_out"] = [list(item) for item in self.hold_out.items()]
+    found["shuffle"] = [*self.shuffle]
     return {k: v for k, v in found.items() if k not in ("bad", "max_bad")}
 
 
@@ -241,10 +243,10 @@ def describe(work: Work, data: pathlib.Path, splits: dict[str, Any]) -> None:
     kind = f"tensorflow_datasets.core.features.{python}"
     return {"pythonClassName": kind, key: content}
 
-  side = -1 if work.options.short_side else spec.side or -1
-  shape = [str(side), str(side), "1" if spec.side else "3"]
+  fixed = spec.shape if not work.options.short_side else None
+  shape = [*map(str, fixed or (-1, -1, 3))]
   image: dict[str, Any] = {"dtype": "uint8", "shape": {"dimensions": shape}}
-  image |= {"encodingFormat": "png"} if side > 0 else {}
+  image |= {"encodingFormat": "png"} if fixed else {}
   count = {"numClasses": str(len(names))}
   label = feature("class_label_feature.ClassLabel", "classLabel", count)
   features = {

@@ -6,86 +6,34 @@ as a `Source`.
 
 import contextlib
 import dataclasses
-import gzip
 import importlib.util
-import io
 import json
-import math
 import re
-import struct
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from mixer import files
-from mixer.datasets import catalog, wordnet
-from mixer.datasets.prepare import sources, tars
+from mixer.datasets import wordnet
+from mixer.datasets.prepare import forms, small, sources
+from mixer.datasets.prepare.request import Request
 from mixer.datasets.prepare.sources import Member, Source
 from mixer.errors import UserError
 
 # Of ImageNet-21K-P's archive, the classes that it leaves out.
 _SMALL_CLASSES = "imagenet21k_small_classes"
 _VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
-# But ILSVRC's of other tasks.
-_ARCHIVE = re.compile(r"(?!.*_(test|train_t3|bbox)).*\.(tar|tar\.gz|tgz)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-  """What is to be prepared, and from what."""
-
-  base: str  # The data set, without its config.
-  release: str  # The config, "" if it has none.
-  paths: Sequence[Path]  # At least one.
-  class_file: Path | None = None
-  accept_truncated: bool = False
-  seed: int = 0
-
-  def unfit(self, what: str) -> UserError:
-    """The refusal of a source; `what` says what is there."""
-    entry = catalog.ENTRIES[self.base]
-    where = f" (from {entry.where})" if entry.where else ""
-    return UserError(
-      f"{what}. For {self.base}, --source has to name {entry.by_hand}{where}."
-    )
-
-  def classes(self, listed: str = "") -> Sequence[str] | None:
-    """Those of the user's file, else of a list that we have, else None."""
-    if self.class_file is not None:
-      return sources.read_classes(self.class_file, self.base != "folder")
-    return wordnet.classes(listed) if listed in wordnet.LISTS else None
-
-  def archives(
-    self, layout: tars.Layout, listed: str, labels: Sequence[Path] = ()
-  ) -> Source:
-    """Its folder, an archive, or any number of CLASS.tar or ILSVRC's."""
-    found: set[Path] = set()
-    for path in self.paths:
-      inside = sources.inside(path)[1] if path.is_dir() else []
-      inside = [file for file in inside if _ARCHIVE.fullmatch(file.name)]
-      found |= {*inside} or {path}
-    # In this order whatever order they were named in.
-    paths = sorted(found - {*labels}, key=lambda path: path.name)
-    names = [path.name for path in paths]
-    classes, wnids = self.classes(listed), [*map(sources.wnid_of_tar, names)]
-    if all(wnids):
-      classes = classes or sorted({*wnids})
-    elif len(names) > 1 and not all(n.startswith("ILSVRC") for n in names):
-      raise self.unfit(f"it has {len(names)} archives: {sources.some(names)}")
-    more = self.accept_truncated, sources.fingerprint(labels)
-    return tars.source(paths, layout, classes, *more)
 
 
 def _folder(request: Request) -> Source:
-  """Images of the user's own, in one folder a class."""
-  if len(request.paths) > 1:
-    raise request.unfit(f"--source is given {len(request.paths)} times")
-  (path,) = request.paths
-  return sources.own_folders(path, request.classes(), request.seed)
+  """Images of the user's own: folders of classes, a table, or a hub's form."""
+  classes, (path, *more) = request.classes(), request.paths
+  if hub := forms.shards(request.paths):
+    return forms.of_hub(hub, classes, request.accept_truncated)
+  if more:
+    raise request.unfit(f"--source is given {1 + len(more)} times")
+  if path.suffix.lower() in (".csv", ".tsv"):
+    return forms.table(path, classes, request.columns, request.seed)
+  return sources.own_folders(path, classes, request.seed)
 
 
 def _imagenet21k(request: Request) -> Source:
@@ -162,77 +110,6 @@ def _imagenet_v2(request: Request) -> Source:
   return request.archives(layout, "imagenet1k")
 
 
-# The idx files of MNIST and its like: a magic number and the sizes of the axes,
-# as big-endian 32-bit integers, and the values
-# (https://yann.lecun.com/exdb/mnist/).
-SIDE = 28
-CLASSES = {
-  "mnist": tuple("0123456789"),
-  "fashion_mnist": (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt",
-    "Sneaker", "Bag", "Ankle boot",
-  ),
-}  # fmt: skip
-# How labels of `train` begin: both have the same names of files.
-_BEGIN = {"mnist": [5, 0, 4, 1], "fashion_mnist": [9, 0, 0, 3]}
-_MOST_BYTES = 1 << 30
-
-
-def _idx(request: Request) -> Source:
-  """Four idx files in a folder; members in their order, train first."""
-  (folder, *_), name = request.paths, request.base
-  paths, arrays = [], {}
-  for split, begin in (("train", "train"), ("test", "t10k")):
-    for kind, axes in (("images", 3), ("labels", 1)):
-      # Some copies have a dot for the second dash; some are packed.
-      found = sorted(folder.glob(f"{begin}-{kind}[-.]idx{axes}-ubyte*"))
-      if not found:
-        raise request.unfit(f"{folder} has no {begin}-{kind}-idx{axes}-ubyte")
-      paths.append(found[0])
-      arrays[split, axes] = _read_idx(found[0], axes)
-    images, labels = arrays[split, 3], arrays[split, 1]
-    is_other = [*labels[:4]] in [v for k, v in _BEGIN.items() if k != name]
-    shape = len(labels), SIDE, SIDE
-    if is_other or images.shape != shape or labels.max(initial=0) > 9:
-      raise request.unfit(f"{folder} holds the files of another set")
-
-  def read(start: int) -> Iterator[tuple[Member, int]]:
-    number = 0
-    for split in ("train", "test"):
-      pairs = zip(arrays[split, 3], arrays[split, 1], strict=True)
-      for i, (pixels, label) in enumerate(pairs):
-        png = io.BytesIO()
-        if number >= start:
-          Image.fromarray(pixels).save(png, "PNG")
-        number += 1
-        file = f"{split}/{i:05}.png"
-        yield Member(file, CLASSES[name][label], split, png.getvalue()), number
-
-  count = len(arrays["train", 1]) + len(arrays["test", 1])
-  mark, what = sources.fingerprint(paths), f"idx files ({folder})"
-  return Source(what, mark, read, count, count * SIDE**2, CLASSES[name])
-
-
-def _read_idx(path: Path, axes: int) -> np.ndarray:
-  """The values of an idx file of so many axes, uint8."""
-  content = files.read_bytes(path, "an idx file")
-  try:
-    # By its content: browsers unpack on the way, and keep the name.
-    if content.startswith(b"\x1f\x8b"):
-      with gzip.open(io.BytesIO(content)) as packed:
-        content = packed.read(_MOST_BYTES)
-    magic, *sizes = struct.unpack_from(f">{1 + axes}I", content)
-    values = np.frombuffer(content, np.uint8, offset=4 * (1 + axes))
-    if magic == 0x800 + axes and math.prod(sizes) == values.size:
-      return values.reshape(sizes)
-    why = "its header is another"
-  except (OSError, EOFError, ValueError, struct.error, zlib.error) as e:
-    why = str(e)
-  raise UserError(
-    f"{path} is no idx file of {axes} axes, or damaged ({why}). Get it again."
-  )
-
-
 @dataclasses.dataclass(frozen=True)
 class Spec:
   """A data set: where its images come from, and what it is."""
@@ -247,7 +124,8 @@ class Spec:
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   # What a record calls the number of its class; ReaL's `real_label` is beside.
   label: str = "label"
-  side: int = 0  # Of gray images that all have one size, 0 for others.
+  # Height, width and channels, where all images have the same; as PNGs.
+  shape: tuple[int, int, int] | None = None
 
 
 _ONE, _TAR, _WNIDS = (
@@ -259,8 +137,9 @@ _WHOLE = {"winter21": 13_153_500, "fall11": 14_197_122}
 _V2 = {"matched-frequency": 0, "threshold-0.7": 0, "topimages": 0}
 # Drawn from all images, as in the reference (Kolesnikov et al. 2020).
 _DRAWN = {"hold_out": {"test": 25_600, "validation": 25_600}}
-# TFDS's is shuffled, and recipes choose by slices of it.
-_SHUFFLED = {"shuffle": True}
+# TFDS's are shuffled, and recipes and VTAB choose by slices of them.
+_SHUFFLED = {"shuffle": ["train"]}
+_ALL = {"shuffle": ["train", "validation", "test"]}
 _OWN = {"hold_out": {"validation": 0.1}, "upright": True, "white_ground": True}
 SETS = {
   "imagenet21k": Spec(_imagenet21k, _WNIDS, _WHOLE, options=_DRAWN),
@@ -270,9 +149,16 @@ SETS = {
   ),
   "imagenet2012_real": Spec(_imagenet2012, _TAR, _ONE, label="original_label"),
   "imagenet_v2": Spec(_imagenet_v2, _TAR, _V2, "3.0.0"),
-  "mnist": Spec(_idx, (), _ONE, "3.0.1", side=SIDE),
-  "fashion_mnist": Spec(_idx, (), _ONE, "3.0.1", side=SIDE),
-  "folder": Spec(_folder, ("name", "classes"), _ONE, options=_OWN),
+  "mnist": Spec(small.idx, (), _ONE, "3.0.1", shape=(28, 28, 1)),
+  "fashion_mnist": Spec(small.idx, (), _ONE, "3.0.1", shape=(28, 28, 1)),
+  "cifar10": Spec(small.cifar, (), _ONE, "3.0.2", _ALL, shape=(32, 32, 3)),
+  "cifar100": Spec(small.cifar, (), _ONE, "3.0.2", _ALL, shape=(32, 32, 3)),
+  "oxford_iiit_pet": Spec(small.pets, _TAR, _ONE, "4.0.0", _ALL),
+  "oxford_flowers102": Spec(small.flowers, _TAR, _ONE, "2.1.1", _ALL),
+  "folder": Spec(
+    *(_folder, ("name", "classes", "columns", "accept_truncated"), _ONE),
+    options=_OWN,
+  ),
 }
 
 

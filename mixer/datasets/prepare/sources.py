@@ -64,6 +64,7 @@ class Source:
   classes: Collection[str] | None = None  # In the order of labels.
   # Class -> files whose split is to be drawn, by class; None: drawn by hash.
   class_sizes: dict[str, int] | None = None
+  has_splits: bool = False  # It says the split of every image.
   # Suffix -> files that are no image by their names, found by `read`.
   passed_over: Counter[str] = dataclasses.field(default_factory=Counter)
   warnings: list[str] = dataclasses.field(default_factory=list)
@@ -80,7 +81,7 @@ class Source:
       for member, done in self.read(1 << 62):
         found.add(member.class_name)
         progress(done)
-      self.classes = sorted(found - {""})
+      self.classes = in_order(found)
       self.passed_over.clear()
 
   def members(self, start: int = 0) -> Iterator[tuple[Member, int]]:
@@ -96,14 +97,60 @@ class Source:
     self.warn("kinds of files are left out, no images by their names", others)
 
 
+def listed(
+  what: str,
+  images_of: Iterable[tuple[str, str, str, str]],
+  classes: Collection[str] | None,
+  seed: int,
+  *more: object,
+) -> Source:
+  """Image files that are all listed at once: name, class, split, path of each.
+
+  They come in the order of a hash of their names and the seed, so that any part
+  has every class in it. `what` describes them.
+  """
+  found: list[tuple[bytes, Member, str]] = []
+  marks, total_bytes = hashlib.blake2b(), 0
+  for name, label, split, path in images_of:
+    name, size, time = readable(name), 0, 0
+    with contextlib.suppress(OSError):  # A broken link, or nothing.
+      size, time = os.stat(path).st_size, os.stat(path).st_mtime_ns
+    marks.update(f"{name}\0{size}\0{time}\0".encode())
+    chance = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8)
+    found.append((chance.digest(), Member(name, label, split), path))
+    total_bytes += size
+  found.sort()
+  if not found:
+    raise UserError(
+      f"there is no image in {what}; files of images end in .jpg, .png, .webp "
+      "and the like, or have no suffix."
+    )
+  classes = classes or in_order({member.class_name for _, member, _ in found})
+  sizes = dict.fromkeys(classes, 0)
+  for _, member, _ in found:
+    if member.class_name in sizes:
+      sizes[member.class_name] += not member.split
+
+  def read(start: int) -> Iterator[tuple[Member, int]]:
+    for number, (_, member, path) in enumerate(found):
+      if number >= start:
+        member = member.read(functools.partial(images.read, path))
+      yield member, number
+
+  mark = fingerprint([], marks.hexdigest(), *classes, *more)
+  return Source(what, mark, read, len(found), total_bytes, classes, sizes)
+
+
+def in_order(names: Collection[str]) -> list[str]:
+  """Classes in the order of their labels: of their numbers, or by name."""
+  numbers = all(name.isdecimal() for name in names)
+  return sorted({*names} - {""}, key=int if numbers else str)
+
+
 def own_folders(
   root: Path, classes: Collection[str] | None, seed: int
 ) -> Source:
-  """Any images in one folder a class, all listed at once.
-
-  They come in the order of a hash of their names and the seed, so that any part
-  has every class in it.
-  """
+  """Any images in one folder a class; `listed`."""
   splits, passed_over = _splits(root), Counter[str]()
   folders = [
     # Lists of classes are read line by line, without outer spaces.
@@ -111,38 +158,15 @@ def own_folders(
     for split, parent in splits.items()
     for folder in inside(parent)[0]
   ]
+  found = (
+    (f"{folder.relative_to(root).as_posix()}/{way}", label, split, entry.path)
+    for split, label, folder in folders
+    for way, entry in image_files.find(str(folder), passed_over)
+  )
   classes = classes or sorted({label for _, label, _ in folders})
-  sizes = dict.fromkeys(classes, 0)
-  listed: list[tuple[bytes, Member, str]] = []
-  marks, total_bytes = hashlib.blake2b(), 0
-  for split, label, folder in folders:
-    base = folder.relative_to(root).as_posix()
-    for way, entry in image_files.find(str(folder), passed_over):
-      name, size, time = readable(f"{base}/{way}"), 0, 0
-      with contextlib.suppress(OSError):  # A broken link.
-        size, time = entry.stat().st_size, entry.stat().st_mtime_ns
-      marks.update(f"{name}\0{size}\0{time}\0".encode())
-      chance = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8)
-      listed.append((chance.digest(), Member(name, label, split), entry.path))
-      total_bytes += size
-      if label in sizes:
-        sizes[label] += not split
-  listed.sort()
-  if not listed:
-    raise UserError(
-      f"there is no image in any class folder of {root}; files of images end "
-      "in .jpg, .png, .webp and the like, or have no suffix."
-    )
-
-  def read(start: int) -> Iterator[tuple[Member, int]]:
-    for number, (_, member, path) in enumerate(listed):
-      if number >= start:
-        member = member.read(functools.partial(images.read, path))
-      yield member, number
-
-  mark = fingerprint([], str(root.resolve()), marks.hexdigest(), *classes)
-  total, what = (len(listed), total_bytes), f"folders of images ({root})"
-  source = Source(what, mark, read, *total, classes, sizes, passed_over)
+  where = str(root.resolve())
+  source = listed(f"folders of images ({root})", found, classes, seed, where)
+  source.passed_over = passed_over
   parents = dict.fromkeys([root, *splits.values()])
   stray = [path for parent in parents for path in inside(parent)[1]]
   stray = [path.name for path in stray if image_files.is_image(path.name)]
@@ -153,7 +177,10 @@ def own_folders(
 def _splits(root: Path) -> dict[str, Path]:
   """Split, or "" alone -> its folder, of images in one folder a class."""
   if not root.is_dir():
-    raise UserError(f"{root} is no folder; unpack archives first.")
+    raise UserError(
+      f"{root} is no folder; unpack archives first, but for WebDataset shards "
+      "(NAME-0000.tar). Other forms are .parquet, and a table, .csv or .tsv."
+    )
   folders = inside(root)[0]
   named = [f for f in folders if f.name.lower() in SPLITS]
   others = [f for f in folders if f not in named]

@@ -27,7 +27,10 @@ _PIECE = 1 << 20
 # Says of the path of an image which member it is, without its bytes; it has no
 # class if it is out of place. A member that is a tar has images of its class.
 Layout = Callable[[PurePosixPath], Member | None]
-_Fill = Callable[[Member, Callable[[], bytes]], Member]
+# Gives a member its bytes, of so many, if they are wanted.
+Fill = Callable[[Member, Callable[[], bytes], int], Member]
+# The members of another kind of archive.
+Samples = Callable[["Stream", Path, Fill], Iterator[Member]]
 
 
 class BrokenError(Exception):
@@ -138,7 +141,7 @@ def entries(
 def _members(
   stream: Stream,
   layout: Layout,
-  fill: _Fill,
+  fill: Fill,
   passed_over: Counter[str],
   end: int | None = None,
 ) -> Iterator[Member]:
@@ -151,17 +154,15 @@ def _members(
     if (member := layout(path)) is None:
       continue
     if not (is_tar and member.class_name and not problem):
-      if size > images.MAX_BYTES:
-        problem = f"{size:,} bytes, more than {images.MAX_BYTES:,}"
       member = member._replace(error=problem)
-      yield fill(member, functools.partial(stream.read, size))
+      yield fill(member, functools.partial(stream.read, size), size)
       continue
     inner, after = _of_class(member.class_name), stream.position + size
     try:
       yield from _members(stream, inner, fill, passed_over, after)
     except DamagedError as e:
       error = f"a tar that is cut off or damaged: {e}; the rest is lost"
-      yield fill(member._replace(error=error), bytes)
+      yield fill(member._replace(error=error), bytes, 0)
 
 
 def _of_class(class_name: str) -> Layout:
@@ -179,19 +180,24 @@ def source(
   classes: Collection[str] | None,
   accept_truncated: bool = False,
   *more: object,
+  samples: Samples | None = None,
 ) -> Source:
   """Archives and folders of one layout, read one after the other.
 
   A damaged archive ends the preparation, unless `accept_truncated`, or if it is
-  the tar of a class. `more` is what else the fingerprint tells.
+  the tar of a class. `more` is what else the fingerprint tells; `samples` reads
+  archives in place of `layout`.
   """
   sizes = [path.stat().st_size for path in paths if path.is_file()]
 
   def read(start: int) -> Iterator[tuple[Member, int]]:
     numbers, done = itertools.count(), 0
 
-    def fill(member: Member, data: Callable[[], bytes]) -> Member:
+    def fill(member: Member, data: Callable[[], bytes], size: int) -> Member:
       member = member._replace(name=sources.readable(member.name))
+      if size > images.MAX_BYTES and not member.error:
+        error = f"{size:,} bytes, more than {images.MAX_BYTES:,}"
+        member = member._replace(error=error)
       return member if next(numbers) < start else member.read(data)
 
     for path in paths:
@@ -200,13 +206,14 @@ def source(
           if member := layout(PurePosixPath(way)):
             done += 1
             data = functools.partial(images.read, entry.path)
-            yield fill(member, data), done
+            yield fill(member, data, 0), done
         continue
       last, wnid = "its begin", sources.wnid_of_tar(path.name)
       how = _of_class(wnid) if wnid else layout
       with contextlib.closing(Stream(path)) as stream:
         try:
-          for member in _members(stream, how, fill, found.passed_over):
+          each = _members(stream, how, fill, found.passed_over)
+          for member in samples(stream, path, fill) if samples else each:
             last = member.name
             yield member, done + stream.bytes_done()
         except BrokenError as e:
