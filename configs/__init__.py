@@ -4,6 +4,7 @@ Large recipes start from `mixer_b16_i21k`, all others from the defaults of
 `mixer.config`.
 """
 
+import os
 import re
 from collections.abc import Sequence
 
@@ -34,6 +35,9 @@ def parse(words: str, recipe: str, example: str) -> dict[str, str]:
         f"or size=PIXELS or HEIGHTxWIDTH, as in {recipe}:{example}."
       )
     given[match[1]] = match[2]
+  path = os.path.abspath(os.path.expanduser(given.get("dataset", "")))
+  if "dataset" in given and os.path.exists(path):  # Of images, or a table.
+    given["dataset"] = f"folder:{path}"
   return given
 
 

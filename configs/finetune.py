@@ -11,7 +11,8 @@ Behind the colon may be, in any order:
            .npz file, a workdir or a checkpoint in it; or a variant (B/16),
            whose weights --config.init_from names
   dataset  imagenet2012, cifar10, cifar100, oxford_iiit_pet, oxford_flowers102,
-           vtab/TASK for the 19 tasks of VTAB-1k, or any other prepared set
+           vtab/TASK for the 19 tasks of VTAB-1k, any other prepared set, or a
+           folder of images (DIR/CLASS/*), which is prepared on first use
   size     of the images, in pixels, or height x width as in size=224x320; by
            default that of the weights
 

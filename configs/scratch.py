@@ -1,11 +1,11 @@
 """A set of images of one's own, from random weights, at any size.
 
-  python -m mixer prepare folder --name=birds --source=DIR
-  python train.py --config=configs/scratch.py:dataset=birds --workdir=runs/birds
+  python train.py --config=configs/scratch.py:dataset=DIR --workdir=runs/birds
 
 Behind the colon may be, in any order:
 
-  dataset  a prepared set, such as one of `mixer prepare folder`
+  dataset  a folder of images (DIR/CLASS/*) or a table of labels (.csv), which
+           is prepared on first use; or a prepared set
   size     of the images, in pixels (224), or height x width as in size=224x320
   model    a variant, as in model=B/16; without it a small one that fits the
            size: S with 16-pixel patches at 224 px, of half its widths and with

@@ -248,17 +248,13 @@ def _own(args: argparse.Namespace, root: pathlib.Path) -> tuple[str, Any]:
   with Progress() as progress, stored.lock(info["name"], root):
     source = sets.open_source(request)
     progress.say(f"preparing {name} in {root} from {source.description}")
-    defaults = dict(spec.options)
-    sizes = source.class_sizes or {"": 1}
-    if source.has_splits or not any(sizes.values()):  # All have a split.
-      defaults.pop("hold_out", None)
     if args.restart:
       journal.clean(folder)
     runtime.keep_freed_memory()  # Resizing takes half the time.
     source.find_classes(
       lambda done: progress.show("looking for the classes", done, source.total)
     )
-    options = journal.Options(**defaults | given)
+    options = journal.options(spec, source, given)
     print(build.prepare(source, folder, info, spec, options, progress))
   return name, folder
 

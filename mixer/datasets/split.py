@@ -22,6 +22,8 @@ _SUBSET = 102
 AUTO = "auto"
 _BOUND = r"(?:(-?[\d_.]+)(%|shard)?)?"
 _PART = re.compile(rf"([\w-]+)(?:\[{_BOUND}:{_BOUND}\])?")
+# Of images in a folder, by its path, which are prepared on first use.
+FOLDER = "folder:"
 # Features in which a data set may have the name of an image's file.
 _FILE_NAMES = ("file_name", "image/filename", "filename")
 
@@ -166,11 +168,12 @@ def open_split(name: str, expression: str, data_dir: str) -> Split:
   """Opens a part of a prepared data set; prepares the shipped ones itself.
 
   `name` is of a TFDS data set, with `/config` and `:version` where it has any,
-  of a task of VTAB-1k or of a function (see `by_code`); `expression` a TFDS
-  split expression or `AUTO`, of a task one of `vtab.SPLITS`. UserError: not
-  prepared, damaged, not for classification, no such split.
+  of a task of VTAB-1k, of a function (see `by_code`), or "folder:PATH", which
+  is prepared on first use; `expression` a TFDS split expression or `AUTO`, of a
+  task one of `vtab.SPLITS`. UserError: not prepared, damaged, not for
+  classification, no such split.
   """
-  if by_code.NAME.fullmatch(name):
+  if by_code.NAME.fullmatch(name) and not name.startswith(FOLDER):
     return _open_by_code(name, expression, data_dir)
   task = vtab.find(name) if name.startswith(vtab.PREFIX) else None
   base = task.data_set if task else name
@@ -179,6 +182,10 @@ def open_split(name: str, expression: str, data_dir: str) -> Split:
     from mixer.datasets import shipped
 
     folder = shipped.folder(base, root)
+  elif base.startswith(FOLDER):
+    from mixer.datasets.prepare import straight
+
+    folder = straight.folder(base.removeprefix(FOLDER), root)
   else:
     folder = find(base, root, data_dir)
   found = stored.read(folder)

@@ -12,8 +12,10 @@ from PIL import Image
 from pyarrow import parquet
 from scipy import io as scipy_io
 
+from configs import scratch
 from mixer import cli
 from mixer.datasets import split as split_lib
+from mixer.datasets.prepare import straight
 from tests.datasets import forms
 
 
@@ -304,3 +306,30 @@ def test_a_table(tmp_path, capsys):
   capsys.readouterr()
   assert prepare(tmp_path / "b", *flags) == 1
   assert "has the columns what, where, part" in capsys.readouterr().err
+
+
+def test_a_folder_straight(tmp_path, capsys):
+  """Prepared on first use, known the next time, anew where it has changed."""
+  root = forms.write(
+    tmp_path / "my photos",
+    {f"cat/{k}.ppm": forms.image(k) for k in range(9)}
+    | {f"dog/{k}.ppm": forms.image(20 + k) for k in range(9)},
+  )
+
+  def opened():
+    straight.folder.cache_clear()  # As in another process.
+    name = f"folder:{root}"
+    found = split_lib.open_split(name, "auto", str(tmp_path / "data"))
+    assert found.class_names == ("cat", "dog")
+    return len(found), found.identity, capsys.readouterr().err
+
+  first, again = opened(), opened()
+  assert first[0] == 2 and "preparing folders of images" in first[2]
+  assert again == (*first[:2], "")
+  (root / "dog" / "9.ppm").write_bytes(forms.image(77))
+  _, identity, said = opened()
+  assert "has changed since it was prepared: prepared anew" in said
+  assert identity != first[1]
+  config = scratch.get_config(f"dataset={root},size=32")
+  assert config.data.name == f"folder:{root}"
+  assert scratch.get_config("dataset=birds").data.name == "birds"

@@ -64,6 +64,17 @@ class Options:
     return {k: v for k, v in found.items() if k not in ("bad", "max_bad")}
 
 
+def options(
+  spec: Spec, source: Source, given: Mapping[str, Any]
+) -> Options:
+  """The user's, and the set's defaults where the user gives none."""
+  defaults = dict(spec.options)
+  sizes = source.class_sizes or {"": 1}
+  if source.has_splits or not any(sizes.values()):  # All have a split.
+    defaults.pop("hold_out", None)
+  return Options(**defaults | dict(given))
+
+
 def beside(final: pathlib.Path, suffix: str = "") -> pathlib.Path:
   """A hidden folder beside a data set's; without a suffix, of its making."""
   return final.with_name(f"{stored.PREPARING}{final.name}{suffix}")
