@@ -64,7 +64,10 @@ def serving(folder, gated=()):
   """Serves a folder; the server has `requests` and `endpoint`."""
   server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
   server.folder, server.gated = pathlib.Path(folder), gated
-  server.requests, server.endpoint = [], f"http://127.0.0.1:{server.server_port}"
+  server.requests, server.endpoint = (
+    [],
+    f"http://127.0.0.1:{server.server_port}",
+  )
   threading.Thread(target=server.serve_forever, daemon=True).start()
   try:
     yield server

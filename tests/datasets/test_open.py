@@ -216,7 +216,7 @@ def test_what_is_not_prepared_says_how_to(tmp_path):
   for name, way in (
     ("imagenet2012:5.1.0", "prepare imagenet2012:5.1.0 --source=PATH --data_"),
     ("imagenet2012", "a folder with ILSVRC2012_img_train.tar and"),
-    ("cifar10", "`python -m mixer prepare cifar10 --data_dir="),
+    ("cifar10", "prepare cifar10 --source=PATH --data_dir="),
     ("kmnist", "prepare kmnist --data_dir="),
     ("nosuch/config", "prepare folder --name=nosuch --source=PATH"),
     ("cifar_10", "Did you mean cifar10 or"),

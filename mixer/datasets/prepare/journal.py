@@ -64,9 +64,7 @@ class Options:
     return {k: v for k, v in found.items() if k not in ("bad", "max_bad")}
 
 
-def options(
-  spec: Spec, source: Source, given: Mapping[str, Any]
-) -> Options:
+def options(spec: Spec, source: Source, given: Mapping[str, Any]) -> Options:
   """The user's, and the set's defaults where the user gives none."""
   defaults = dict(spec.options)
   sizes = source.class_sizes or {"": 1}
