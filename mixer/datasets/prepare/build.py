@@ -20,7 +20,7 @@ from mixer import errors, files, inspection
 from mixer.datasets import stored
 from mixer.datasets.prepare import journal
 from mixer.datasets.prepare.journal import Options, Work
-from mixer.datasets.prepare.sets import Spec
+from mixer.datasets.prepare.request import Spec
 from mixer.datasets.prepare.sources import Member, Source
 from mixer.errors import UserError
 from mixer.progress import Progress

@@ -21,7 +21,7 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 
 from mixer import files
 from mixer.datasets import stored
-from mixer.datasets.prepare.sets import Spec
+from mixer.datasets.prepare.request import Spec
 from mixer.datasets.prepare.sources import Source
 from mixer.errors import UserError, first_line
 from mixer.progress import Progress

@@ -1,17 +1,14 @@
-"""What the user asks to be prepared, and opening it as archives or folders."""
+"""What the user asks to be prepared, and what there is to say of a set."""
 
 import dataclasses
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mixer.datasets import catalog, wordnet
-from mixer.datasets.prepare import forms, sources, tars
+from mixer.datasets.prepare import sources
 from mixer.datasets.prepare.sources import Source
 from mixer.errors import UserError
-
-# But ILSVRC's of other tasks.
-_ARCHIVE = re.compile(r"(?!.*_(test|train_t3|bbox)).*\.(tar|tar\.gz|tgz)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,28 +51,20 @@ class Request:
       return path
     raise self.unfit(f"{sources.some(self.paths)} has no {name}")
 
-  def archives(
-    self, layout: tars.Layout, listed: str, labels: Sequence[Path] = ()
-  ) -> Source:
-    """Its folder, an archive, or any number of CLASS.tar or ILSVRC's.
 
-    Also WebDataset shards and parquet files, whose classes are WordNet ids.
-    """
-    classes = self.classes(listed)
-    if hub := forms.shards(self.paths):
-      return forms.of_hub(hub, classes, self.accept_truncated)
-    found: set[Path] = set()
-    for path in self.paths:
-      inside = sources.inside(path)[1] if path.is_dir() else []
-      inside = [file for file in inside if _ARCHIVE.fullmatch(file.name)]
-      found |= {*inside} or {path}
-    # In this order whatever order they were named in.
-    paths = sorted(found - {*labels}, key=lambda path: path.name)
-    names = [path.name for path in paths]
-    wnids = [*map(sources.wnid_of_tar, names)]
-    if all(wnids):
-      classes = classes or sorted({*wnids})
-    elif len(names) > 1 and not all(n.startswith("ILSVRC") for n in names):
-      raise self.unfit(f"it has {len(names)} archives: {sources.some(names)}")
-    more = self.accept_truncated, sources.fingerprint(labels)
-    return tars.source(paths, layout, classes, *more)
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """A data set: where its images come from, and what it is."""
+
+  open: Callable[[Request], Source]
+  takes: Sequence[str]  # Further flags.
+  # Config -> its images without a split, by which numbers to hold out become
+  # shares; 0 if unknown. The first is the default.
+  releases: Mapping[str, int]
+  version: str = "1.0.0"  # TFDS's, of the sets that it knows.
+  # Of `journal.Options`, where the user gives no other.
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  # What a record calls the number of its class; ReaL's `real_label` is beside.
+  label: str = "label"
+  # Height, width and channels, where all images have the same; as PNGs.
+  shape: tuple[int, int, int] | None = None

@@ -5,23 +5,54 @@ as a `Source`.
 """
 
 import contextlib
-import dataclasses
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mixer.datasets import wordnet
-from mixer.datasets.prepare import forms, small, sources
-from mixer.datasets.prepare.request import Request
+from mixer.datasets.prepare import forms, small, sources, tars
+from mixer.datasets.prepare.request import Request, Spec
 from mixer.datasets.prepare.sources import Member, Source
 from mixer.errors import UserError
 
 # Of ImageNet-21K-P's archive, the classes that it leaves out.
 _SMALL_CLASSES = "imagenet21k_small_classes"
+# But ILSVRC's of other tasks.
+_ARCHIVE = re.compile(r"(?!.*_(test|train_t3|bbox)).*\.(tar|tar\.gz|tgz)")
 _VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+
+
+def _archives(
+  request: Request,
+  layout: tars.Layout,
+  listed: str,
+  labels: Sequence[Path] = (),
+) -> Source:
+  """Its folder, an archive, or any number of CLASS.tar or ILSVRC's.
+
+  Also WebDataset shards and parquet files, whose classes are WordNet ids.
+  """
+  classes = request.classes(listed)
+  if hub := forms.shards(request.paths):
+    return forms.of_hub(hub, classes, request.accept_truncated)
+  found: set[Path] = set()
+  for path in request.paths:
+    inside = sources.inside(path)[1] if path.is_dir() else []
+    inside = [file for file in inside if _ARCHIVE.fullmatch(file.name)]
+    found |= {*inside} or {path}
+  # In this order whatever order they were named in.
+  paths = sorted(found - {*labels}, key=lambda path: path.name)
+  names = [path.name for path in paths]
+  wnids = [*map(sources.wnid_of_tar, names)]
+  if all(wnids):
+    classes = classes or sorted({*wnids})
+  elif len(names) > 1 and not all(n.startswith("ILSVRC") for n in names):
+    raise request.unfit(f"it has {len(names)} archives: {sources.some(names)}")
+  more = request.accept_truncated, sources.fingerprint(labels)
+  return tars.source(paths, layout, classes, *more)
 
 
 def _folder(request: Request) -> Source:
@@ -50,7 +81,7 @@ def _imagenet21k(request: Request) -> Source:
       return Member(str(path), "")
     return Member(f"{split}/{folder}/{file}".lstrip("/"), wnid, split)
 
-  return request.archives(layout, request.release + "_p" * processed)
+  return _archives(request, layout, request.release + "_p" * processed)
 
 
 def _imagenet2012(request: Request) -> Source:
@@ -80,7 +111,7 @@ def _imagenet2012(request: Request) -> Source:
     more = (("real_label", tuple(real[number - 1])),) if real else ()
     return Member(file, labels[number - 1], "validation", more=more)
 
-  return request.archives(layout, "imagenet1k", listed)
+  return _archives(request, layout, "imagenet1k", listed)
 
 
 def _real_labels(request: Request, listed: list[Path]) -> list[list[int]]:
@@ -107,25 +138,7 @@ def _imagenet_v2(request: Request) -> Source:
       return Member(str(path), "")
     return Member(f"{folder}/{path.name}", classes[int(folder)], "test")
 
-  return request.archives(layout, "imagenet1k")
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-  """A data set: where its images come from, and what it is."""
-
-  open: Callable[[Request], Source]
-  takes: Sequence[str]  # Further flags.
-  # Config -> its images without a split, by which numbers to hold out become
-  # shares; 0 if unknown. The first is the default.
-  releases: Mapping[str, int]
-  version: str = "1.0.0"  # TFDS's, of the sets that it knows.
-  # Of `journal.Options`, where the user gives no other.
-  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  # What a record calls the number of its class; ReaL's `real_label` is beside.
-  label: str = "label"
-  # Height, width and channels, where all images have the same; as PNGs.
-  shape: tuple[int, int, int] | None = None
+  return _archives(request, layout, "imagenet1k")
 
 
 _ONE, _TAR, _WNIDS = (
