@@ -108,7 +108,12 @@ def _affine_forward(
 
 def _affine_backward(axis: int, grad_dtype: Any, saved: Any, dy: Any) -> Any:
   x, kernel, bias = saved
-  (dx,) = jax.linear_transpose(lambda x: _affine(x, kernel, None, axis), x)(dy)
+  if kernel.ndim == 2 and axis:
+    # Turned, so that a split kernel is gathered anew and not kept whole.
+    dx = jnp.matmul(dy, kernel.astype(dy.dtype).T)
+  else:
+    forward = functools.partial(_affine, kernel=kernel, bias=None, axis=axis)
+    (dx,) = jax.linear_transpose(forward, x)(dy)
   rows = rows_x = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
   dbias = None if bias is None else jnp.sum(dy, rows, dtype=jnp.float32)
   if kernel.ndim == 4:  # As the matmul of patches that it is.

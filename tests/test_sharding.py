@@ -1,9 +1,9 @@
 """Where arrays lie, and what devices send each other, read in compiled code."""
 
 import collections
+import dataclasses
 import math
 import re
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -20,7 +20,8 @@ from tests import updates
 # The mesh.
 
 
-class Device(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Device:
   """As much of a device as a mesh asks for."""
 
   id: int
