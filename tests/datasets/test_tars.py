@@ -199,9 +199,9 @@ def test_memory_is_flat(path):
     tracemalloc.stop()
     return used
 
-  peak(2)  # What is imported or cached once.
-  # Python's tarfile would keep 5,000 headers more, of over 500 bytes each.
-  assert peak(130) < peak(30) + (1 << 20)
+  # Python's tarfile would keep 5,000 headers more, of over 500 bytes each. The
+  # best of two, as other threads of the tests' process allocate as well.
+  assert min(peak(130), peak(130)) < peak(30) + (1 << 20)
 
 
 # Folders of the user's own.
