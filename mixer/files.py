@@ -78,8 +78,24 @@ def make_parent(path: Path) -> None:
 
 
 def in_place(path: Path) -> bool:
-  """Whether it is a device or a pipe, which can't be replaced."""
+  """Whether it can't be replaced: a device, a pipe or an open descriptor."""
+  if _descriptor(path) is not None:
+    return True
   return os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode)
+
+
+def _descriptor(path: Path) -> int | None:
+  """1 for /dev/stdout, 2 for /dev/stderr, N for /dev/fd/N."""
+  names = {"/dev/stdout": "/dev/fd/1", "/dev/stderr": "/dev/fd/2"}
+  name = names.get(os.fspath(path), os.fspath(path))
+  match = re.fullmatch(r"/dev/fd/(\d+)", name)
+  return int(match[1]) if match else None
+
+
+def _open_in_place(path: Path) -> IO[bytes]:
+  number = _descriptor(path)
+  # Opened anew, what /dev/stdout leads to would begin at its start.
+  return open(path if number is None else os.dup(number), "wb")
 
 
 @contextlib.contextmanager
@@ -90,8 +106,8 @@ def atomic_write(
 
   A regular file is written beside its place, synced, and put there when the
   block ends without an exception; until then an older one stays. Of a link the
-  target is replaced; modes are kept. A device or a pipe is written in place, an
-  object in a store at once. `mode` is "wb", or "w" for UTF-8, in which names of
+  target is replaced; modes are kept. A device, a pipe or /dev/stdout is written
+  in place, an object in a store at once. `mode` is "wb", or "w" for UTF-8, in which names of
   files keep their bytes; `advice` ends the UserError that it can't be written.
   If `partial`, what was written before an exception stays, as PATH.partial.
   """
@@ -101,8 +117,9 @@ def atomic_write(
       place = io.BytesIO()
     else:
       stack.enter_context(writing(path, advice))
-      direct = open(path, "wb") if in_place(path) else _replacing(path, partial)
-      place = stack.enter_context(direct)
+      place = stack.enter_context(
+        _open_in_place(path) if in_place(path) else _replacing(path, partial)
+      )
     text = {"errors": "surrogateescape", "newline": "", "write_through": True}
     file = io.TextIOWrapper(place, "utf-8", **text) if mode == "w" else place
     yield file

@@ -80,6 +80,17 @@ def test_a_device_and_a_pipe_are_written_in_place(tmp_path):
   assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
+def test_an_open_descriptor_goes_on_where_it_is(tmp_path):
+  """As `command -o /dev/stdout >> log` wants it."""
+  path = tmp_path / "log"
+  path.write_bytes(b"before\n")
+  with open(path, "ab") as f:
+    write(f"/dev/fd/{f.fileno()}")
+    f.write(b", after")
+  assert path.read_bytes() == b"before\nnew, after"
+  assert [*tmp_path.iterdir()] == [path]
+
+
 def test_what_the_disk_refuses_is_a_sentence(tmp_path):
   (tmp_path / "file").touch()
   for path, why in (
