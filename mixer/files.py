@@ -107,9 +107,10 @@ def atomic_write(
   A regular file is written beside its place, synced, and put there when the
   block ends without an exception; until then an older one stays. Of a link the
   target is replaced; modes are kept. A device, a pipe or /dev/stdout is written
-  in place, an object in a store at once. `mode` is "wb", or "w" for UTF-8, in which names of
-  files keep their bytes; `advice` ends the UserError that it can't be written.
-  If `partial`, what was written before an exception stays, as PATH.partial.
+  in place, an object in a store at once. `mode` is "wb", or "w" for UTF-8, in
+  which names of files keep their bytes; `advice` ends the UserError that it
+  can't be written. If `partial`, what was written before an exception stays, as
+  PATH.partial.
   """
   place: Any
   with contextlib.ExitStack() as stack:
