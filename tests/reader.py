@@ -20,7 +20,7 @@ from PIL import Image
 
 from mixer import cli, weights
 from tests import conftest, trained_files
-from tests.datasets import forms, tfrecords
+from tests.datasets import forms, test_makers, tfrecords
 
 # What makes a run short: all recipes take these.
 SHORT = (
@@ -39,7 +39,11 @@ _NAMES = [
   (r"prepare folder .*--source=(\w+)", "birds"),
   (r"prepare imagenet2012(?:_real)? .*--source=(\w+)", "ilsvrc"),
   (r"prepare fashion_mnist --source=(\S+)", "idx"),
-  (r"prepare cifar10 --source=(\w+)", "tfrecord"),
+  (r"prepare cifar10 --source=(\w+)(?![\w.-])", "tfrecord"),
+  (r"prepare oxford_iiit_pet --source=(\w+)", "pets"),
+  (r"prepare oxford_flowers102 --source=(\w+)", "flowers"),
+  (r"prepare imagenet21k --source=(DIR\w+)", "shards"),
+  (r"dataset=(DIR)\b", "birds"),
   (r"predict .* (DIR)\b", "photos"),
   (r"(?:--workdir=|--output=|-o )(DIR\w*)", None),
 ]
@@ -156,6 +160,10 @@ _FILES = {
   r"ilsvrc|imagenet2012|imagenet_?v2|imagenet21k": _tars,
   r"cifar10|pet": _records,
   r"fashion_mnist": lambda root: forms.mnist(root / "idx"),
+  r"cifar-10-binary": lambda root: test_makers.cifar(root, "cifar10"),
+  r"oxford_iiit_pet": lambda root: test_makers.pets(root / "pets"),
+  r"flowers102": lambda root: test_makers.flowers(root / "flowers"),
+  r"SHARDS": lambda root: test_makers.shards(root / "shards"),
   r"tiny\.npz": lambda root: trained_files.npz(
     root / "tiny.npz", 1000, side=224
   ),

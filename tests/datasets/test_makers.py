@@ -99,7 +99,8 @@ def test_cifar(tmp_path, name, capsys):
     assert words in capsys.readouterr().err
 
 
-def test_pets(tmp_path, capsys):
+def pets(root):
+  """Its two archives in a folder; files by name, lists by theirs."""
   breeds = ["Abyssinian", "american_bulldog", "Bengal"]
   files, lists = {}, {"trainval": [], "test": []}
   for k, breed in enumerate(breeds, 1):
@@ -112,12 +113,17 @@ def test_pets(tmp_path, capsys):
     f"annotations/{k}.txt": "\n".join(v).encode() for k, v in lists.items()
   }
   source = forms.write(
-    tmp_path / "in",
+    root,
     {
       "images.tar.gz": gzip.compress(forms.tar(files)),
       "annotations.tar.gz": gzip.compress(forms.tar(annotations)),
     },
   )
+  return source, files, lists
+
+
+def test_pets(tmp_path, capsys):
+  source, files, lists = pets(tmp_path / "in")
   assert prepare(tmp_path, "oxford_iiit_pet", f"--source={source}") == 0
   assert "3 classes: Abyssinian, american_bulldog, B" in capsys.readouterr().out
   for split, part in (("train", "trainval"), ("test", "test")):
@@ -132,14 +138,20 @@ def test_pets(tmp_path, capsys):
   assert "has no annotations" in capsys.readouterr().err
 
 
-def test_flowers(tmp_path, capsys):
+def flowers(root):
+  """Its archive and two .mat files in a folder."""
   labels = np.array([[1, 102, 77, 1, 2, 102]], np.uint8)
   files = {f"jpg/image_{i:05}.jpg": forms.image(i) for i in range(1, 7)}
   packed = gzip.compress(forms.tar(files))
-  source = forms.write(tmp_path / "in", {"102flowers.tgz": packed})
+  source = forms.write(root, {"102flowers.tgz": packed})
   scipy_io.savemat(source / "imagelabels.mat", {"labels": labels})
   sets = {"trnid": [1, 2], "valid": [3], "tstid": [4, 5, 6]}
   scipy_io.savemat(source / "setid.mat", sets)
+  return source
+
+
+def test_flowers(tmp_path, capsys):
+  source = flowers(tmp_path / "in")
   assert prepare(tmp_path, "oxford_flowers102", f"--source={source}") == 0
   found = {
     split: sorted(f"{c}: {f}" for c, f, _ in read(tmp_path, name, split))
@@ -162,6 +174,19 @@ def test_flowers(tmp_path, capsys):
   bad = tmp_path / "b"
   assert prepare(bad, "oxford_flowers102", f"--source={source}") == 1
   assert "no whole files of MATLAB" in capsys.readouterr().err
+
+
+def shards(root):
+  """ImageNet-21k as on the hub: WordNet ids in the keys, one split."""
+  wnids = "n01440764", "n02084071"
+  for s in range(2):
+    files = {}
+    for k in range(20):
+      key = f"{wnids[k % 2]}_{s}{k}"
+      files[f"{key}.jpg"] = forms.image(100 * s + k)
+      files[f"{key}.cls"] = b"17"
+    forms.write(root, {f"imagenet12k-train-{s:04}.tar": forms.tar(files)})
+  return root
 
 
 def test_webdataset(tmp_path, capsys):
@@ -197,19 +222,12 @@ def test_webdataset(tmp_path, capsys):
   assert prepare(tmp_path / "n", *flags, f"--classes={names}") == 0
   found = read(tmp_path / "n", "mine", "train")
   assert {c for c, _, _ in found} == {"name 0", "name 1"}
-  # As ImageNet-21k is on the hub: one split, of which parts are held out.
-  wnids = "n01440764", "n02084071"
-  for s in range(2):
-    files = {}
-    for k in range(20):
-      key = f"{wnids[k % 2]}_{s}{k}"
-      files[f"{key}.jpg"] = forms.image(100 * s + k)
-      files[f"{key}.cls"] = b"17"
-    shard(f"../w21/imagenet12k-train-{s:04}.tar", files)
+  # One split, of which parts are held out.
+  shards(tmp_path / "w21")
   flags = "imagenet21k", f"--source={tmp_path / 'w21'}"
   assert prepare(tmp_path, *flags, "--hold_out=validation=30%") == 0
   train = read(tmp_path, "imagenet21k", "train")
-  assert {c for c, _, _ in train} == {*wnids}
+  assert {c for c, _, _ in train} == {"n01440764", "n02084071"}
   assert 0 < len(read(tmp_path, "imagenet21k", "validation")) < 40
   # A shard that is cut off.
   path = tmp_path / "w21" / "imagenet12k-train-0001.tar"
