@@ -22,6 +22,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import hypothesis
 import jax
 import pytest
 
@@ -30,6 +31,9 @@ from mixer import runtime
 
 runtime.set_xla_flags()
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# No test judges by wall time: a machine may be busy.
+hypothesis.settings.register_profile("mixer", deadline=None)
+hypothesis.settings.load_profile("mixer")
 
 ROOT = pathlib.Path(__file__).parent.parent
 

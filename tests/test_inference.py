@@ -55,7 +55,7 @@ def by_numpy(logits):
   return np.argsort(-np.asarray(logits), kind="stable")
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(_ANY, min_size=_K, max_size=_K))
 def test_classes_scores_and_losses(functions, logits):
   found = functions("softmax", "examples", logits)
@@ -76,7 +76,7 @@ def test_classes_scores_and_losses(functions, logits):
     np.testing.assert_allclose(sigmoids, wanted, rtol=1e-5)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(_LOGIT, min_size=_K, max_size=_K))
 def test_columns_select_and_order_the_outputs(functions, logits):
   chosen = np.append(np.array(logits)[_COLUMNS[:3]], -np.inf)

@@ -43,7 +43,7 @@ _KINDS = [
   size=st.tuples(st.integers(1, 120), st.integers(1, 90)),
   corners=st.tuples(*[st.floats(0, 1)] * 4),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_box_is_that_of_the_whole(options, size, corners):
   height, width = size
   for image in (picture(*size), picture(*size)[..., 0]):

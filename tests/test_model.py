@@ -227,7 +227,7 @@ def traced_macs(jaxpr) -> int:
   return total
 
 
-@settings(deadline=None, max_examples=5)
+@settings(max_examples=5)
 @given(
   MIXINGS,
   st.sampled_from(LAYOUTS),

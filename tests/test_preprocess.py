@@ -58,7 +58,7 @@ def test_inception_crop_follows_its_law(shape):
 
 @hypothesis.given(_SIDES, st.floats(0.01, 1), st.integers(0, 2**32))
 @hypothesis.example((10, 400), 0.05, 0)  # A strip is taken whole.
-@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.settings(max_examples=200)
 def test_crops_lie_inside_and_within_the_limits(sides, area, seed):
   (height, width), rng = sides, np.random.default_rng(seed)
   left, top, right, bottom = preprocess.crop_box(height, width, rng, area)
@@ -166,7 +166,7 @@ def test_jpegs_are_tensorflows_to_the_bit(kind):
   st.tuples(st.integers(1, 40), st.integers(1, 40)),
   st.integers(0, 20),
 )
-@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.settings(max_examples=100)
 def test_evaluation_cuts_what_is_resized(sides, crop, more):
   image, short = picture(*sides), max(crop) + more
   got = preprocess.evaluation(encode(image, "bmp"), crop, short)

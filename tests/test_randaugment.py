@@ -165,7 +165,7 @@ def test_operations_are_drawn_uniformly_with_replacement(monkeypatch):
   st.floats(0, 30),
   st.integers(0, 2**32),
 )
-@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.settings(max_examples=100)
 def test_apply_is_a_function_of_the_generator(shape, layers, magnitude, seed):
   image = picture(*shape, seed)
   before = image.copy()

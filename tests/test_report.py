@@ -150,7 +150,7 @@ def gathered(rows, num_classes, cuts=()):
   return found
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 999), st.integers(1, 40), st.integers(1, 200), st.data())
 def test_predictions_against_numpy(seed, k, n, data):
   rows = random_rows(seed, k, n)

@@ -52,7 +52,7 @@ def parts(images, by, method):
 
 
 @pytest.mark.parametrize("method", ["tiles", "interleaved"])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(grid=grids, by=factors, t=sides, c=sides, seed=seeds)
 def test_pre_logits_are_the_mean_of_the_parts(method, grid, by, t, c, seed):
   params = random_params(make_shape(grid, t, c), seed)

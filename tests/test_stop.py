@@ -131,7 +131,7 @@ class Board:
     return 1 + max(self._passed)
 
 
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=4), st.integers(1, 40))
 def test_all_processes_stop_at_the_same_check(delays, at):
   # Threads in place of processes: each at a pace of its own.

@@ -35,7 +35,7 @@ def assert_same(params, flat):
 widths = st.integers(1, 3)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.builds(weights.Shape, *6 * [widths], num_classes=st.integers(0, 3)))
 def test_what_is_saved_is_loaded(tmp_path_factory, shape):
   flat = trained_files.random_weights(shape)

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mixer.datasets.prepare import build
@@ -33,7 +33,6 @@ def draw(files, hold_out):
   return out
 
 
-@settings(deadline=None)
 @given(FILES, HOLD_OUTS)
 def test_laws_of_folders(files, hold_out):
   try:
