@@ -23,12 +23,14 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint.experimental.v1
-from etils import epath
+from etils import epath, epy
 
 from mixer import errors, files, weights
 from mixer import workdir as workdir_lib
 from mixer.errors import UserError, first_line
+
+with epy.lazy_imports():  # It takes a while that weights in .npz needn't wait.
+  import orbax.checkpoint.experimental.v1
 
 # Orbax's annotations don't fit its own classes.
 ocp: Any = orbax.checkpoint.experimental.v1

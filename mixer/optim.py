@@ -5,6 +5,8 @@ alone. AdamW and SGD, the paper's, take their arguments from keys of their own;
 any optimizer takes more from `optimizer.args`.
 """
 
+from __future__ import annotations
+
 import difflib
 import inspect
 import re
@@ -13,12 +15,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-from optax import contrib
+from etils import epy
 
 from mixer import config as config_lib
 from mixer import durations, weights
 from mixer.errors import UserError, first_line
+
+with epy.lazy_imports():
+  import optax
 
 # The arguments that have keys of their own.
 _KEYS = {"adamw": ("b1", "b2", "eps"), "sgd": ("momentum",)}
@@ -83,6 +87,9 @@ def decay_mask(params: Any) -> Any:
 
 def _function(name: str) -> Callable[..., optax.GradientTransformation]:
   """The optimizer of optax, or of optax.contrib, that has a name."""
+  import optax  # Not the lazy one, whose variables are not known yet.
+  from optax import contrib
+
   known = {
     key: value
     for key, value in (vars(contrib) | vars(optax)).items()

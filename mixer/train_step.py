@@ -11,12 +11,15 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from etils import epy
 from jax.sharding import Mesh
 
 from mixer import config as config_lib
 from mixer import durations, optim, sharding, weights
 from mixer import model as model_lib
+
+with epy.lazy_imports():  # Inference without labels needs none of it.
+  import optax
 
 Batch = dict[str, jax.Array]
 # (params, batch, number of the part or None) -> losses, float32 `[B]`.

@@ -12,7 +12,6 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-import fsspec.config
 from etils import epath
 
 from mixer import config as config_lib
@@ -46,6 +45,8 @@ def path(written: epath.PathLike) -> epath.Path:
       f"{written} needs gcsfs, which is not installed: make setup-gcs, or "
       'pip install -e ".[gcs]".'
     )
+  import fsspec.config  # Here, as workdirs on disks needn't wait for it.
+
   # A cache of listings would hide what others write.
   options = fsspec.config.conf.setdefault("gcs", {})
   options.setdefault("use_listings_cache", False)

@@ -185,7 +185,8 @@ def test_too_little_memory_is_no_damage(saved, monkeypatch):
   def load(*unused):
     raise MemoryError
 
-  monkeypatch.setattr(checkpoints.ocp, "load_checkpointables", load)
+  ocp = "orbax.checkpoint.experimental.v1"  # Not the lazy one.
+  monkeypatch.setattr(f"{ocp}.load_checkpointables", load)
   with pytest.raises(MemoryError):
     checkpoints.load_params(saved[0])
 

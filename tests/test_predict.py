@@ -310,6 +310,24 @@ def test_control_c_leaves_what_is_done(
       assert len({row["path"] for row in csv.DictReader(f)}) == 4
 
 
+_ONE = """
+import sys
+from mixer import cli
+assert not cli.main(["predict", *sys.argv[1:]])
+heavy = "optax orbax grain fsspec matplotlib pyarrow requests scipy sklearn"
+heavy = {*heavy.split(), "tensorflow_datasets", "tensorstore", "torch"}
+assert not heavy & {*sys.modules}, heavy & {*sys.modules}
+"""
+
+
+def test_an_npz_file_and_an_image_take_few_libraries(photos, tmp_path):
+  trained_files.npz(tmp_path / "a.npz", 3)
+  words = "--checkpoint=a.npz", str(photos / "00.png")
+  env = dict(os.environ) | {"PYTHONPATH": str(conftest.ROOT)}
+  command = [sys.executable, "-c", _ONE, *words]
+  subprocess.run(command, cwd=tmp_path, env=env, check=True)
+
+
 @pytest.mark.slow
 def test_a_signal_to_a_process(run, photos, tmp_path):
   """A real signal to the command, once rows are there."""
