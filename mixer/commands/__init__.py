@@ -1,1 +1,0 @@
-"""Commands beside train.py: `python -m mixer NAME`."""

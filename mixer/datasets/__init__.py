@@ -1,1 +1,0 @@
-"""Data sets: the builders that TFDS lacks, and how sets are opened."""

@@ -1,1 +1,0 @@
-"""Data files about classes; `make` rebuilds them."""

@@ -1,1 +1,0 @@
-"""From images, TFDS or TFRecord to ArrayRecord files, once."""
