@@ -52,6 +52,8 @@ def open_inputs(config: config_lib.Config) -> Inputs:
   """Opens the data; a UserError names what can't work, before it is tried."""
   validation.validate(config, jax.device_count())
   train, evaluation = open_splits(config)
+  if config.loss.class_weights:
+    class_weights(train)  # Now, as it may take long.
   return Inputs(
     config_lib.changed(config, {"data.eval_split": evaluation.expression}),
     train,
@@ -74,6 +76,16 @@ def open_splits(config: config_lib.Config) -> tuple[Split, Split]:
       f"{d.eval_split}; its function should name the same ones, in one order."
     )
   return train, evaluation
+
+
+def class_weights(split: Split) -> np.ndarray:
+  """float32 `[K]`: of each class 1 / its share of the split, / their number.
+
+  So the mean over the split's examples is 1. Reads the labels of all of them.
+  """
+  counts = np.bincount(split.labels, minlength=len(split.class_names))
+  balanced = len(split) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+  return balanced.astype(np.float32)
 
 
 def open_fewshot(config: config_lib.Config) -> evaluate.Fewshot | None:
@@ -112,14 +124,15 @@ def train_batches(
   """This host's parts of the global batches `start_step`, `start_step` + 1...
 
   Update N consumes batch N - 1. Gives `image` uint8 `[B / P, H, W, 3]`, `label`
-  int32 `[B / P]`, of P hosts, without end; `next` raises UserError if a record
-  can't be decoded.
+  int32 `[B / P]`, of P hosts, without end, and `weight` float32 `[B / P]` with
+  `loss.class_weights`; `next` raises UserError if a record can't be decoded.
   """
   hosts, order = jax.process_count(), _order(split, config)
   length, size = config.batch_size // hosts, config_lib.image_size(config)
   _, *fields = (f.name for f in dataclasses.fields(preprocess.TrainOptions))
   options = preprocess.TrainOptions(size, *(config.data[k] for k in fields))
   seed = _seed(config, _AUGMENT)
+  weights = class_weights(split) if config.loss.class_weights else None
 
   def make(places: range, images: np.ndarray) -> list[int]:
     def prepare(k: int, image: Any, out: np.ndarray) -> None:
@@ -131,7 +144,8 @@ def train_batches(
     return loader.fill(split, examples, images, prepare)
 
   def finish(images: np.ndarray, labels: list[int]) -> loader.Batch:
-    return {"image": images, "label": np.array(labels, np.int32)}
+    batch = {"image": images, "label": np.array(labels, np.int32)}
+    return batch if weights is None else batch | {"weight": weights[labels]}
 
   first = start_step * hosts + jax.process_index()
   return loader.Loader(

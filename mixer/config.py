@@ -108,6 +108,10 @@ KEYS: dict[str, Key] = {
   "loss.name": _choice("cross-entropy", "softmax", "sigmoid"),
   "loss.label_smoothing": Key(0.0, "share given to all classes", 0, 1),
   "loss.mixup": Key(0.0, "p of Beta(p, p); 0: no mixup", 0, 1000),
+  "loss.class_weights": _choice(
+    "of an example's loss; balanced: the rarer its class, the more",
+    *("", "balanced"),
+  ),
   "optimizer.name": Key("adamw", "or sgd, or any of optax and optax.contrib"),
   "optimizer.args": Key({}, "more of its arguments, as \"{'nesterov': True}\""),
   "optimizer.learning_rate": Key(1e-3, "the highest", 0, _FLOAT),
@@ -139,9 +143,11 @@ KEYS: dict[str, Key] = {
   "keep_every": Key("", "keep those at its multiples as well", free=True),
   "keep_best": _choice(
     "save and keep the best by this metric as well; commands then take it",
-    *("", "eval/accuracy", "eval/accuracy_top5", "eval/loss"),
+    *("", "eval/accuracy", "eval/balanced_accuracy", "eval/macro_f1"),
+    *("eval/accuracy_top5", "eval/loss"),
     free=True,
   ),
+  "log.wandb": Key("", "project on Weights & Biases; empty: none", free=True),
   "report": Key(True, "write report.html at the end", free=True),
   "sharding.zero1": Key(True, "split optimizer state (ZeRO-1)", free=True),
   "sharding.fsdp": Key(1, "devices to a copy of weights", 1, 10**6, True),

@@ -142,15 +142,24 @@ class ConfusionCounts:
   def metrics(self) -> dict[str, float]:
     """Of the examples so far, at least one.
 
-    `real_accuracy` is the share of those with any valid label whose predicted
-    class is one of these (arXiv 2006.07159).
+    `balanced_accuracy` is the mean recall of classes with examples, `macro_f1`
+    the mean F1 of those with examples or predictions, `imbalance` the size of
+    the largest class over that of the smallest. `real_accuracy` is the share of
+    those with any valid label whose predicted class is one of these (arXiv
+    2006.07159).
     """
-    count = int(self.examples.sum())
+    count, sizes = int(self.examples.sum()), self.examples
+    right, there = self.confusion.diagonal(), sizes > 0
+    either = sizes + self.confusion.sum(axis=0)  # True or predicted.
+    f1 = 2 * right[either > 0] / either[either > 0]
     found: dict[str, float] = {
-      "accuracy": int(self.confusion.diagonal().sum()) / count,
+      "accuracy": int(right.sum()) / count,
       "accuracy_top5": self._top5 / count,
+      "balanced_accuracy": float(np.mean(right[there] / sizes[there])),
+      "macro_f1": float(np.mean(f1)),
       "loss": self._loss / count,
       "examples": count,
+      "imbalance": float(sizes.max() / sizes[there].min()),
     }
     if self._real_examples:
       found["real_accuracy"] = self._real_correct / self._real_examples

@@ -255,7 +255,10 @@ class Reporter:
     """Writes an evaluation's record and line."""
     self.writer.write(step, values)
     self.writer.flush()
-    shown = [f"{k} {v:.4f}" for k, v in values.items() if k != "eval/examples"]
+    hidden = {"eval/examples", "eval/imbalance", "eval/macro_f1"}
+    if values.get("eval/imbalance", 1.0) <= 1.5:
+      hidden.add("eval/balanced_accuracy")
+    shown = [f"{k} {v:.4f}" for k, v in values.items() if k not in hidden]
     self.say(f"step {step}: " + "  ".join(shown))
 
   def scores(self) -> dict[int, float]:

@@ -200,6 +200,8 @@ def losses_of(
 ) -> tuple[LossFn, Batch]:
   """What update `step` + 1 makes smaller, and the batch as that takes it.
 
+  If the batch has a `weight` for each example, it multiplies the loss.
+
   Mixup (arXiv 1710.09412) as the authors draw it: one a from Beta(p, p) for the
   batch; max(a, 1 - a) is the example's share, the rest its left neighbour's.
   """
@@ -217,7 +219,12 @@ def losses_of(
     images, targets = training_inputs(batch, config, num_classes, weight)
     key = dropout_key if part is None else jax.random.fold_in(dropout_key, part)
     logits = model_lib.apply(model, params, images, key=key)
-    return example_losses(config.loss.name, logits, targets)
+    found = example_losses(config.loss.name, logits, targets)
+    if "weight" in batch:
+      other = batch.get("neighbour_weight", 0.0)
+      share = 1.0 if weight is None else weight
+      found *= share * batch["weight"] + (1.0 - share) * other
+    return found
 
   return losses, batch
 

@@ -174,9 +174,12 @@ def _differences(
   old: dict[str, Any], config: dict[str, Any], resolved: dict[str, Any]
 ) -> dict[str, list[str]]:
   """Lines about what differs, by what --allow_change calls it."""
+  # Keys that have come since have their defaults.
+  before = config_lib.flatten(config_lib.default())
+  before |= config_lib.flatten(old["config"])
   changed = {
     key: [line]
-    for key, line in config_lib.differences(old["config"], config).items()
+    for key, line in config_lib.differences(before, config).items()
     if key not in config_lib.FREE_KEYS
   }
   if lines := data_set_differences(old["resolved"], resolved):

@@ -140,12 +140,24 @@ def test_counts_are_scikit_learns_for_any_batches(k, n, cuts, seed):
     )
   assert matrix.dtype == np.int64
   np.testing.assert_array_equal(matrix, cells)
+  # A NaN is no class.
+  either = np.union1d(labels, first[sound])
+  sizes = np.unique(labels, return_counts=True)[1]
   # As in arXiv 2006.07159: of the images with valid labels, those with a
   # prediction among these.
   real = [p in v for p, v in zip(first, valid, strict=True) if v]
   assert counts.metrics() == {
     "accuracy": sklearn_metrics.accuracy_score(labels, first),
     "accuracy_top5": (classes == labels[:, None]).any(axis=-1).mean(),
+    "balanced_accuracy": pytest.approx(
+      sklearn_metrics.recall_score(
+        labels, first, labels=np.unique(labels), average="macro"
+      )
+    ),
+    "macro_f1": pytest.approx(
+      sklearn_metrics.f1_score(labels, first, labels=either, average="macro")
+    ),
+    "imbalance": sizes.max() / sizes.min(),
     "examples": n,
     "loss": 0.25,
     **({"real_accuracy": np.mean(real)} if real else {}),

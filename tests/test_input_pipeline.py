@@ -1,11 +1,13 @@
 """Batches are a function of the seed, their number and their size."""
 
+import dataclasses
 import hashlib
 import itertools
 
 import jax
 import numpy as np
 import pytest
+from sklearn.utils.class_weight import compute_sample_weight
 
 import input_pipeline
 from mixer.datasets import split as split_lib
@@ -154,3 +156,20 @@ def test_splits_and_few_shots_are_those_of_the_config(smoke_config):
   smoke_config.fewshot.shots = (1000,)
   with pytest.raises(UserError, match=r"1000 are asked for.*fewshot\.shots"):
     input_pipeline.open_fewshot(smoke_config)
+
+
+def test_weights_of_balanced_classes_are_scikit_learns(smoke_config):
+  # Of unequal classes, one of them without an example.
+  whole = split_lib.open_split("digits", "train", smoke_config.data.data_dir)
+  label = whole.labels
+  keep = np.flatnonzero((label != 3) & (np.arange(len(label)) % 12 >= label))
+  split = dataclasses.replace(whole, indices=keep)
+  smoke_config.batch_size, smoke_config.loss.class_weights = 8, "balanced"
+  balanced = compute_sample_weight("balanced", split.labels)
+  expected = dict(zip(split.labels.tolist(), balanced.tolist(), strict=True))
+  assert balanced.mean() == pytest.approx(1) and max(balanced) > 1.5
+  batches = input_pipeline.train_batches(split, smoke_config)
+  for batch in itertools.islice(batches, 3):
+    assert batch["weight"].dtype == np.float32
+    want = [expected[k] for k in batch["label"].tolist()]
+    np.testing.assert_allclose(batch["weight"], want, rtol=1e-6)

@@ -312,6 +312,16 @@ def test_time_goes_on_over_starts(run, capsys):
   assert " 7.7%  lost to restarts" in out and "in all" in out
 
 
+def test_the_line_of_an_evaluation_is_short(run, capsys):
+  values = {"eval/accuracy": 0.5, "eval/balanced_accuracy": 0.25}
+  values |= {"eval/macro_f1": 0.125, "eval/examples": 8}
+  for imbalance in (1.5, 1.6):
+    run().report.evaluation(1, values | {"eval/imbalance": imbalance})
+  alike, unlike = capsys.readouterr().out.splitlines()
+  assert alike == "step 1: eval/accuracy 0.5000"
+  assert unlike == f"{alike}  eval/balanced_accuracy 0.2500"
+
+
 def test_a_terminal_gets_one_live_line(run, capsys, monkeypatch):
   monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
   r = run(total="100 steps", log_every="10 steps", peak=1e9)

@@ -31,7 +31,7 @@ RECORDS = [
     "goodput/start": 4.0,
     "goodput/step": 61.5,
   },
-  {"step": 10, "eval/accuracy": 0.5, "eval/loss": 1.9},
+  {"step": 10, "eval/accuracy": 0.5, "eval/loss": 1.9, "eval/macro_f1": 0.125},
   {"step": 20, "eval/accuracy": 0.25, "eval/loss": 1.5},
 ]
 
@@ -160,6 +160,9 @@ def test_predictions_against_numpy(seed, k, n, data):
   label, first, loss = rows["label"], rows["classes"][:, 0], rows["loss"]
   assert (got["examples"], got["step"], got["split"]) == (n, 7, "test")
   assert got["accuracy"] == np.mean(label == first)
+  right = [np.mean(first[label == c] == c) for c in np.unique(label)]
+  assert got["balanced_accuracy"] == pytest.approx(np.mean(right))
+  assert 0 <= got["macro_f1"] <= 1
   mean = loss.astype(np.float64).mean()
   expected = pytest.approx(mean, rel=1e-6) if np.isfinite(mean) else None
   assert got["mean_loss"] == expected
@@ -330,6 +333,7 @@ def test_a_whole_run(tmp_path):
   }
   assert got["finals"] == [
     ["Accuracy", "25.00%", "at step 20; best 50.00% at 10"],
+    ["Macro F1", "12.50%", "at step 10"],
     ["Evaluation loss", "1.5", "at step 20"],
     ["Training loss", "not finite", "at step 20"],
     ["Images per second", "1,100", "at step 20"],

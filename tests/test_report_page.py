@@ -372,14 +372,15 @@ def test_settings_that_differ_and_what_is_missing(show):
   runs[0]["weights"] = runs[1]["predictions"] = None
   runs[2]["predictions"] |= {
     "worst": [], "pairs": [], "mean_loss": None, "accuracy": 0.875,
-    "accuracy_top5": None, "calibration": {"ece": None, "bins": []},
+    "accuracy_top5": None, "balanced_accuracy": 0.75, "macro_f1": None,
+    "calibration": {"ece": None, "bins": []},
   }  # fmt: skip
   runs[1]["settings"].append(["extra", "null"])
   page = show(runs)
   parts = page.locator("#predictions > details")
   assert parts.locator("> summary").all_inner_texts() == ["a", "c"]
   parts.nth(1).locator("> summary").click()
-  text = "accuracy 87.50%, top-5 –, mean loss –."
+  text = "accuracy 87.50%, top-5 –, balanced 75.00%, macro F1 –, mean loss –."
   assert parts.nth(1).get_by_text(text).is_visible()
   assert page.locator("#weights > details").count() == 2
   assert table(page, "Differences") == [

@@ -50,6 +50,31 @@ def test_losses_of_scaled_smoothed_and_mixed_inputs(smoke_config, weight, loss):
   np.testing.assert_allclose(got, -terms.sum(axis=-1), rtol=1e-4)
 
 
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("mixup", [0.0, 0.5])
+def test_weights_multiply_the_losses_and_are_mixed(plain_config, loss, mixup):
+  smoothing = 0.1 * (loss == "softmax")
+  plain_config.loss.update(name=loss, mixup=mixup, label_smoothing=smoothing)
+  module = model.from_config(plain_config, 10)
+  batch = updates.make_batch(size=8)
+  images = jnp.zeros((1, 16, 16, 3))
+  params = module.init(jax.random.key(1), images)["params"]
+  params["head"]["kernel"] += jax.random.normal(jax.random.key(2), (16, 10))
+  w = np.random.default_rng(0).gamma(1, 1, 8).astype(np.float32)
+  found = []
+  for given in (batch, batch | {"weight": w}):
+    given = jax.tree.map(jnp.asarray, given)
+    losses, whole = train_step.losses_of(plain_config, module, 10, 3, given)
+    found.append(losses(params, whole, None))
+  a = 1.0
+  if mixup:
+    key = train_step.key_for(plain_config.seed, train_step.Purpose.MIXUP, 3)
+    a = jax.random.beta(key, mixup, mixup)
+    a = max(a, 1 - a)
+  mixed = a * w + (1 - a) * np.roll(w, 1)
+  np.testing.assert_allclose(found[1], found[0] * mixed, rtol=1e-5)
+
+
 def test_keys_differ_by_seed_purpose_and_step():
   keys = [
     tuple(jax.random.key_data(train_step.key_for(seed, purpose, step)).tolist())

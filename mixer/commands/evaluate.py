@@ -9,10 +9,11 @@ r"""Evaluates a trained model on a data set.
     --data=oxford_iiit_pet --split=test --fewshot
 
 Published for imagenet1k/Mixer-B_16: 76.44 % on ImageNet, 82.36 % with the ReaL
-labels. A run of ours knows its own data set. Prints top-1, top-5, loss and ReaL
-accuracy; writes results.json, per_class.csv, confusion.csv (and .npy, .png
-where classes are few), with --examples=FILE.csv (or .parquet) every example.
-With --fewshot, ridge regression on frozen features takes the place of the head.
+labels. A run of ours knows its own data set. Prints top-1, top-5, balanced
+accuracy (the mean over classes), macro F1, loss and ReaL accuracy; writes
+results.json, per_class.csv, confusion.csv (and .npy, .png where classes are
+few), with --examples=FILE.csv (or .parquet) every example. With --fewshot,
+ridge regression on frozen features takes the place of the head.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ _DENSE_CLASSES, _NAMED_CLASSES = 1_000, 40
 _LINES = {
   "accuracy": "top-1         {:.2%}",
   "accuracy_top5": "top-5         {:.2%}",
+  "balanced_accuracy": "balanced      {:.2%}",
+  "macro_f1": "macro F1      {:.2%}",
   "loss": "loss          {:.4f} nats ({loss})",
   "real_accuracy": "ReaL          {:.2%}",
   "real_examples": "              of {:,} examples with valid labels",

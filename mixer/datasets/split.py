@@ -12,7 +12,7 @@ import numpy as np
 from array_record.python import array_record_data_source
 from google.protobuf.message import DecodeError
 
-from mixer import files
+from mixer import files, progress
 from mixer.datasets import by_code, catalog, stored, vtab
 from mixer.errors import UserError, first_line
 
@@ -92,8 +92,9 @@ class Split:
 
   def _all(self, key: str) -> list[Any]:
     places = range(len(self))
-    groups = (places[i : i + 256] for i in places[::256])
-    return [record.get(key) for group in groups for record in self.read(group)]
+    groups = [places[i : i + 256] for i in places[::256]]
+    track = progress.track(groups, f"reading labels of {self.name}")
+    return [record.get(key) for group in track for record in self.read(group)]
 
   @functools.cached_property
   def labels(self) -> np.ndarray:

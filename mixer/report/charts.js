@@ -3,7 +3,7 @@
 
 const CHARTS = [
   ["Loss", /^(train|eval)\/loss$/],
-  ["Accuracy", /^(train|eval)\/accuracy|^fewshot\//],
+  ["Accuracy", /^eval\/(accuracy|balanced|macro_f1)|^fewshot\//],
   ["Learning rate", /^train\/learning_rate$/],
   ["Gradient norm", /^train\/grad_norm$/],
   ["Images per second", /^(train|data)\/images_per_second$/],

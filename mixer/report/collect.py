@@ -28,6 +28,8 @@ _RECORDS = 20_000  # Of a metric; a browser draws them without a pause.
 _FINALS = {
   "eval/accuracy": ("Accuracy", "{:.2%}", max),
   "eval/accuracy_top5": ("Top-5 accuracy", "{:.2%}", max),
+  "eval/balanced_accuracy": ("Balanced accuracy", "{:.2%}", max),
+  "eval/macro_f1": ("Macro F1", "{:.2%}", max),
   "eval/loss": ("Evaluation loss", "{:.4g}", min),
   "train/loss": ("Training loss", "{:.4g}", None),
   "train/images_per_second": ("Images per second", "{:,.0f}", None),

@@ -141,8 +141,9 @@ function predictions(p) {
   return [
     el("p", null, `The split “${p.split}” with the weights of step `
       + `${whole(p.step)}: ${whole(p.examples)} examples, accuracy `
-      + `${percent(p.accuracy, 2)}, top-5 ${percent(p.accuracy_top5, 2)}, mean `
-      + `loss ${number(p.mean_loss, 4)}.`),
+      + `${percent(p.accuracy, 2)}, top-5 ${percent(p.accuracy_top5, 2)}, `
+      + `balanced ${percent(p.balanced_accuracy, 2)}, macro F1 `
+      + `${percent(p.macro_f1, 2)}, mean loss ${number(p.mean_loss, 4)}.`),
     block("Worst mistakes", "Wrong, highest loss first.",
       cards(p.worst, name)),
     confusion(p, name),

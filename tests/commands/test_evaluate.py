@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pyarrow.parquet
 import pytest
+import sklearn.metrics
 from PIL import Image
 
 from mixer import cli, evaluate, model, preprocess, runtime, trained
@@ -69,6 +70,13 @@ def test_a_run_on_its_own_data(digits_run, command, data_dir, tmp_path):
   loss = -log_p[np.arange(len(labels)), labels].mean()
   assert m["loss"] == pytest.approx(loss, rel=1e-5)
   assert "real_accuracy" not in m
+  assert m["balanced_accuracy"] == pytest.approx(
+    sklearn.metrics.balanced_accuracy_score(labels, guesses)
+  )
+  assert m["macro_f1"] == pytest.approx(
+    sklearn.metrics.f1_score(labels, guesses, average="macro")
+  )
+  assert f"balanced      {m['balanced_accuracy']:.2%}\nmacro F1   " in out
   assert f"top-1         {m['accuracy']:.2%}\n" in out
   assert "data set      digits, test: 397 examples, 10 classes\n" in out
   assert (got["data"], got["split"]) == ("digits", "test")
