@@ -56,6 +56,7 @@ def train(
   config: config_lib.Config,
   workdir: epath.PathLike,
   allow_change: Collection[str] = (),
+  profile: tuple[int, int] | None = None,
 ) -> dict[str, float]:
   """Trains, or goes on training, until the config's `total`.
 
@@ -63,6 +64,7 @@ def train(
     config: see `mixer.config.default`.
     workdir: of the run: config, checkpoints, metrics.
     allow_change: config keys that may differ from an earlier start.
+    profile: the first and the last update to trace, or None.
 
   Returns:
     The last evaluation, named as in metrics.jsonl.
@@ -76,6 +78,11 @@ def train(
   with stop.Watch(board) as watch:
     # What is trained on, and from which weights.
     inputs = input_pipeline.open_inputs(config)
+    if profile and profile[1] > inputs.plan.total:
+      raise UserError(
+        f"--profile={profile[0]}:{profile[1]}: the run has only updates 1 to "
+        f"{inputs.plan.total}."
+      )
     mend = functools.partial(checkpoints.mend_config, path)
     distributed.say(distributed.on_first("config", mend))
     class_names = inputs.train_split.class_names
@@ -114,7 +121,7 @@ def train(
         keep_every=inputs.plan.keep_every,
         scores=lambda: run.report.scores(),
       ) as saved:
-        run = _Run(path, inputs, origin, saved, watch, began)
+        run = _Run(path, inputs, origin, saved, watch, began, profile)
         run.metadata |= {"config": asked, "resolved": resolved}
         if jax.process_index() == 0:
           workdir_lib.write_config(path, asked, resolved)
@@ -135,6 +142,7 @@ class _Run:
     saved: saving.Checkpoints,
     watch: stop.Watch,
     began: float,
+    profile: tuple[int, int] | None,
   ):
     """Makes the model, restores or makes its state, opens the metrics."""
     config, plan = inputs.config, inputs.plan
@@ -159,12 +167,15 @@ class _Run:
     self.shown: dict[str, Any] | None = None  # What report.html shows.
     self.report.say(reporter.header(inputs, self.trainer.abstract.params))
     self.report.say(f"{path}: {message}")
+    self.profile = reporter.Profile(
+      self.report, path / "profile", profile, self.step
+    )
 
   def to_the_end(self) -> None:
     """Trains; however that ends, reports where the time went."""
     ours, report = True, self.report
-    report.goodput.begin()
     try:
+      report.begin()
       self.train()
       report.say(f"{self.path}: done")
     except (saving.SaveError, reporter.NotFinite):
@@ -181,6 +192,8 @@ class _Run:
         self.wait()
       raise
     finally:
+      if ours:
+        self.profile.close()
       if ours and self.step > self.start:
         report.account(self.step)
       report.close()
@@ -201,9 +214,13 @@ class _Run:
     while self.step < plan.total:
       self.watch.check()
       count = durations.at_once(plan, self.step, config.steps_per_dispatch)
+      self.profile.before(self.step + count)
       with report.goodput.spend("data"):
         local = [next(batches) for _ in range(count)]
-      with report.goodput.spend("step" if count in compiled else "compile"):
+      with (
+        report.goodput.spend("step" if count in compiled else "compile"),
+        jax.profiler.StepTraceAnnotation("train", step_num=self.step + 1),
+      ):
         if count == 1:
           batch = sharding.put_batch(self.mesh, local[0])
           self.state, values = self.trainer.train_step(self.state, batch)
@@ -213,6 +230,7 @@ class _Run:
       compiled.add(count)
       self.step += count
       self.watch.working = True
+      self.profile.after(self.step, values)
       report.update(self.step, values, count)
       if self.is_due(plan.checkpoint_every):
         self.save()
@@ -300,7 +318,8 @@ class _Run:
 
 def main(args: argparse.Namespace) -> int:
   """Trains as the command line says; returns the exit code."""
-  return cli.run(lambda args: cli.train(args, train), args)
+  work = functools.partial(train, profile=args.profile)
+  return cli.run(lambda args: cli.train(args, work), args)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,9 @@ def parser(name: str, description: str | None = None) -> flags.Parser:
   if name == "train.py":
     found = flags.Parser("python train.py", description)
     flags.add_run(found)
+    text = "trace updates FIRST to LAST into WORKDIR/profile, for xprof"
+    kind: Any = {"type": flags.span, "metavar": "FIRST:LAST"}
+    found.add_argument("--profile", help=text, **kind)
   else:
     found = flags.Parser(f"mixer {name}", _module(name).__doc__)
     _module(name).add_flags(found)

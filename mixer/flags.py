@@ -84,6 +84,17 @@ def number(
   return parse
 
 
+def span(value: str) -> tuple[int, int]:
+  """Reads FIRST:LAST, of updates, which are counted from 1."""
+  first, _, last = value.partition(":")
+  with contextlib.suppress(argparse.ArgumentTypeError):
+    if (found := (positive(first), positive(last)))[0] <= found[1]:
+      return found
+  raise argparse.ArgumentTypeError(
+    f"{value!r} is no span of updates such as 11:15, from 1 on"
+  )
+
+
 positive = number(int, 1, 10**12)
 
 

@@ -1,4 +1,4 @@
-"""The records of a run: metrics.jsonl and TensorBoard files.
+"""The records of a run: metrics.jsonl, TensorBoard files, Weights & Biases.
 
 A line of metrics.jsonl is a JSON object of a step and numbers. Its last field,
 `check`, has the number of the line and a CRC-32 of the rest: a line that is
@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import pathlib
+import secrets
 import socket
 import tempfile
 import time
@@ -21,7 +22,7 @@ import jax
 from etils import epath
 
 from mixer import files, lock
-from mixer.errors import UserError
+from mixer.errors import UserError, first_line
 
 FILE = "metrics.jsonl"
 _LARGEST = 1 << 30  # Bytes; some 3 million records.
@@ -127,6 +128,12 @@ class Writer:
         f.writelines(f"{_line(n, r)}\n" for n, r in kept.items())
       lines = _Lines(folder / FILE, self.lines)
       self._sinks = [lines, _TensorBoard(folder, start_step), *copies]
+
+  def log_to_wandb(self, project: str, config: dict[str, Any]) -> None:
+    """Sends what is written from now on to Weights & Biases as well."""
+    if not jax.process_index():
+      start = self.records[-1]["step"] if self.records else 0
+      self._sinks.append(_Wandb(self._path.parent, project, config, start))
 
   def last(self, name: str) -> dict[str, float]:
     """The newest record that has that metric, with its `step`; or {}."""
@@ -240,6 +247,44 @@ class _TensorBoard:
   def write(self, step: int, values: dict[str, float]) -> None:
     pairs = [{"tag": k, "simple_value": v} for k, v in values.items()]
     self._add(step=step, summary={"value": pairs})
+
+
+class _Wandb:
+  """A run on Weights & Biases; what it drops is what it has already."""
+
+  def __init__(
+    self, workdir: epath.Path, project: str, config: dict[str, Any], start: int
+  ):
+    path, local = workdir / "wandb_id", not files.is_remote(workdir)
+    try:
+      import wandb  # pyright: ignore[reportMissingImports]
+
+      if not start or not path.exists():  # Else the run goes on there, too.
+        path.write_text(secrets.token_hex(8))
+      self._run = wandb.init(
+        project=project,
+        name=workdir.name or None,
+        config=config,
+        dir=str(workdir) if local else None,
+        id=path.read_text(),
+        resume="allow",
+      )
+    except Exception as e:
+      raise UserError(
+        f"log.wandb={project}: W&B can't be used: {first_line(e)}; "
+        'pip install -e ".[metrics]" and `wandb login`, or WANDB_MODE=offline. '
+        'To do without: --config.log.wandb="".'
+      ) from e
+    self.flush = lambda: None
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    # A run goes on without it.
+    with contextlib.suppress(Exception):
+      self._run.log(values, step=step)
+
+  def close(self) -> None:
+    with contextlib.suppress(Exception):
+      self._run.finish()
 
 
 def duration(seconds: float) -> str:

@@ -1,9 +1,14 @@
-"""What a running training reports: losses one step late, speed, time, NaNs."""
+"""What a running training reports: losses one step late, speed, time, NaNs.
+
+And the profile of some updates.
+"""
 
 import contextlib
 import math
+import pathlib
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,7 +17,7 @@ import jax
 from etils import epath
 
 from mixer import config as config_lib
-from mixer import durations, files, hardware, loader, metrics, stop
+from mixer import durations, errors, files, hardware, loader, metrics, stop
 from mixer import model as model_lib
 from mixer import workdir as workdir_lib
 from mixer.errors import UserError
@@ -122,6 +127,13 @@ class Reporter:
     self._measured, self._speed = (start_step, 0.0), dict[str, float]()
     self._pending: tuple[int, int, Mapping[str, jax.Array]] | None = None
     self.say(self.writer.damage)
+
+  def begin(self) -> None:
+    """The start is over."""
+    if project := self._config.log.wandb:
+      config = config_lib.to_json(self._config)
+      self.writer.log_to_wandb(project, config)
+    self.goodput.begin()
 
   def say(self, text: str) -> None:
     """A line that stays, in place of the live one."""
@@ -278,6 +290,59 @@ class Reporter:
     if self._drawn >= 0:
       stop.say("")
     self.writer.close()
+
+
+class Profile:
+  """Traces updates, in whole dispatches, into WORKDIR/profile."""
+
+  def __init__(
+    self,
+    report: Reporter,
+    folder: epath.Path,
+    span: tuple[int, int] | None,
+    done: int,
+  ):
+    """`span`: the first and last, or None; `done`: the run's updates so far."""
+    self._report, self._folder, self._span = report, folder, span
+    self._files: tempfile.TemporaryDirectory[str] | None = None
+    if span and span[1] <= done:
+      report.say(f"no profile: update {span[1]} is done, as are {done} in all.")
+      self._span = None
+
+  def before(self, last: int) -> None:
+    """Begins, if the first of them is among the next updates, up to `last`."""
+    if self._span and not self._files and last >= self._span[0]:
+      self._files = tempfile.TemporaryDirectory(prefix="mixer-")
+      jax.profiler.start_trace(self._files.name)
+
+  def after(self, step: int, values: Any) -> None:
+    """Ends, if `step`, which gave these metrics, was the last of them."""
+    if self._span and step >= self._span[1]:
+      jax.block_until_ready(values)
+      self.close()
+
+  def close(self) -> None:
+    """Ends a trace that has begun; says how to look at it."""
+    span, self._span = self._span, None
+    if not span or not self._files:
+      return
+    # One session of all hosts, as the tools want it.
+    name = "updates_{}_{}".format(*span)
+    folder = self._folder / "plugins" / "profile" / name
+    several = f"{jax.process_index()}." * (jax.process_count() > 1)
+    try:
+      with self._report.goodput.spend("saving"), self._files as traced:
+        jax.profiler.stop_trace()
+        workdir_lib.make(folder)
+        for path in pathlib.Path(traced).rglob("*.xplane.pb"):
+          with files.atomic_write(folder / f"{several}{path.name}") as f:
+            f.write(path.read_bytes())
+    except Exception as e:  # The run goes on.
+      return self._report.say(f"no profile: {errors.first_line(e)}.")
+    where = shlex.quote(str(self._folder))
+    self._report.say(
+      f"profile: `xprof --logdir={where}` shows it (pip install xprof)."
+    )
 
 
 def header(inputs: Any, params: Any) -> str:

@@ -32,7 +32,7 @@ FOREIGN = {
 # Of other programs, as sentences name them: gcsfuse, gcloud, git, tar, pip.
 FOREIGN_FLAGS = {
   *("file-cache-max-size-mb", "cache-dir", "target-size-policy-mode"),
-  *("service-account", "short", "sparse", "force-reinstall", "help"),
+  *("logdir", "service-account", "short", "sparse", "force-reinstall", "help"),
   "xla_cpu_experimental_ynn_fusion_type",
 }
 

@@ -8,13 +8,17 @@ import shutil
 import subprocess
 import sys
 import time
+import types
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 import input_pipeline
 import train
 from mixer import checkpoints, evaluate, metrics, trained
+from mixer import config as config_lib
 from mixer import workdir as workdir_lib
 from mixer.datasets import split as split_lib
 from mixer.datasets import stored
@@ -285,6 +289,81 @@ def test_fine_tuning_starts_from_a_workdir(
   assert metrics.read(tmp_path / "run")[0]["train/loss"] == pytest.approx(
     np.log(10), rel=1e-5
   )
+
+
+class Wandb(types.ModuleType):
+  """What of Weights & Biases a run uses; `calls` in order."""
+
+  def __init__(self):
+    super().__init__("wandb")
+    self.calls: list[Any] = []
+
+  def init(self, **given):
+    self.calls.append(given)
+    return self
+
+  def log(self, values, step):
+    self.calls.append((step, values))
+    if step == 4:
+      raise ConnectionError("the service is gone")
+
+  def finish(self):
+    self.calls.append("finish")
+
+
+def traced(workdir):
+  """The updates in each profile, by its folder's name."""
+  found = {}
+  for file in (workdir / "profile").rglob("*.xplane.pb"):
+    assert file.parent.parent == workdir / "profile" / "plugins" / "profile"
+    planes = jax.profiler.ProfileData.from_file(str(file)).planes
+    events = [e for p in planes for line in p.lines for e in line.events]
+    steps = [dict(e.stats)["step_num"] for e in events if e.name == "train"]
+    found[file.parent.name] = sorted(steps)
+  return found
+
+
+def test_weights_of_classes_wandb_and_a_profile_over_two_starts(
+  plain_config, tmp_path, monkeypatch, capsys
+):
+  c, workdir, fake = plain_config, tmp_path / "run", Wandb()
+  monkeypatch.setitem(sys.modules, "wandb", fake)
+  c.data.train_split, c.loss.class_weights = "train[:100]", "balanced"
+  c.total, c.schedule.warmup, c.eval_every = "6 steps", "0", "0"
+  c.log_every, c.log.wandb, c.keep_best = "1 steps", "mixer", "eval/macro_f1"
+  with pytest.raises(UserError, match="5:7: the run has only updates 1 to 6"):
+    train.train(c, workdir, profile=(5, 7))
+  assert not workdir.exists()
+  c.total = "4 steps"
+  train.train(c, workdir, profile=(2, 3))
+  assert "profile: `xprof --logdir=" in capsys.readouterr().out
+  assert traced(workdir) == {"updates_2_3": [2, 3]}
+  first, *logged, end = fake.calls
+  assert end == "finish"
+  identity = {"id": first["id"], "resume": "allow", "dir": str(workdir)}
+  assert first == identity | {
+    "project": "mixer", "name": "run", "config": config_lib.to_json(c)
+  }  # fmt: skip
+  records = [dict(r) for r in metrics.read(workdir)]
+  assert logged == [(r.pop("step"), r) for r in records]
+  assert {"eval/balanced_accuracy", "train/loss"} <= {
+    k for r in records for k in r
+  }
+  # It goes on there, too; of updates sent together all are traced.
+  fake.calls.clear()
+  c.total, c.steps_per_dispatch, c.log_every = "12 steps", 4, "0"
+  train.train(c, workdir, ("total",), profile=(6, 6))
+  assert fake.calls[0]["id"] == first["id"]
+  assert fake.calls[1][0] == 12
+  assert traced(workdir) == {"updates_2_3": [2, 3], "updates_6_6": [5]}
+  train.train(c, workdir, profile=(6, 6))
+  assert "no profile: update 6 is done" in capsys.readouterr().out
+  # What can't be used is a sentence, and loses nothing.
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  with pytest.raises(UserError, match="log.wandb=mixer: W&B can't be used: "):
+    train.train(c, workdir)
+  c.log.wandb = ""
+  assert train.train(c, workdir)["eval/macro_f1"] > 0
 
 
 def test_importing_train_starts_no_backend():

@@ -68,6 +68,13 @@ def test_free_keys_may_differ_and_what_follows_may_not(made):
     new = value + 1 if new is None else new
     changes[key.replace(".", "__")] = new
   assert workdir.check(made, *start({"log_every": 11}, **changes), (), 9) == ""
+  # As a version wrote it that lacked some keys.
+  old, resolved = start()
+  del old["log"], old["loss"]["class_weights"]
+  workdir.write_config(made, old, resolved)
+  assert workdir.check(made, *start(), (), 9) == ""
+  (line,) = refusal(made, start(loss__class_weights="balanced"))[1:-1]
+  assert line == "  loss.class_weights: '' -> 'balanced'"
   lines = refusal(made, start({"num_classes": 11}))
   assert lines[1] == "  resolved.num_classes: '(absent)' -> 11"
   assert "--allow_change=resolved.num_classes." in lines[-1]
