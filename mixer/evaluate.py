@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import scipy.sparse
 
-from mixer import loader, preprocess, sharding, train_step
+from mixer import loader, notebook, preprocess, sharding, train_step
 from mixer.errors import UserError
 
 Batches = Iterable[dict[str, np.ndarray]]
@@ -105,15 +105,17 @@ class ConfusionCounts:
   """Exact sums over what `examples` yields, for K classes.
 
   `valid_labels` are the labels of each example of the split, in its order, that
-  count as right for `real_accuracy`.
+  count as right for `real_accuracy`; `names` are of the classes, for notebooks.
   """
 
   def __init__(
     self,
     num_classes: int,
     valid_labels: Sequence[frozenset[int]] | None = None,
+    names: Sequence[str] = (),
   ):
     self._valid = valid_labels
+    self._names = names or [str(k) for k in range(num_classes)]
     self.examples = np.zeros(num_classes, np.int64)  # Of each class.
     # [K, K], rows true, columns predicted; without NaNs.
     shape = num_classes, num_classes
@@ -178,6 +180,21 @@ class ConfusionCounts:
     wrong = (self.confusion - correct).tocsr()
     times = wrong.max(axis=1).toarray()
     return np.ravel(wrong.argmax(axis=1)), np.ravel(times)
+
+  def _repr_html_(self) -> str:
+    """The metrics, and the classes, those with most mistakes first."""
+    if not self.examples.any():
+      return "no examples"
+    correct, (other, times) = self.confusion.diagonal(), self.confused()
+    order = np.argsort(correct - self.examples, kind="stable")
+    rows = (
+      (self._names[k], self.examples[k], correct[k])
+      + (self._names[int(other[k])] if times[k] else "", times[k])
+      for k in order[: notebook.ROWS].tolist()
+    )
+    head = "class", "examples", "correct", "most often taken for", "times"
+    metrics = ((k, f"{v:,.7g}") for k, v in self.metrics().items())
+    return notebook.table(metrics) + notebook.table(rows, head)
 
 
 def match(

@@ -25,6 +25,7 @@ from mixer import (
   errors,
   inspection,
   loader,
+  notebook,
   preprocess,
   runtime,
   sharding,
@@ -54,6 +55,8 @@ class Prediction:
       "" where nobody knows.
     problem: why there are none, a sentence without its full stop; "" if there
       are. Only `Predictor.stream` gives such; `predict` raises.
+    pixels: what the model saw, uint8 [H, W, 3], which notebooks show; kept of
+      the first 100 images.
   """
 
   source: str
@@ -62,6 +65,9 @@ class Prediction:
   indexes: tuple[int, ...] = ()
   class_ids: tuple[str, ...] = ()
   problem: str = ""
+  pixels: np.ndarray | None = dataclasses.field(
+    default=None, repr=False, compare=False
+  )
 
   def lines(self, width: int = 0) -> list[str]:
     """A line for each class; the source takes `width` characters or more."""
@@ -76,6 +82,27 @@ class Prediction:
 
   def __str__(self) -> str:
     return "\n".join(self.lines())
+
+  def _repr_html_(self) -> str:
+    return Predictions([self])._repr_html_()
+
+
+class Predictions(list[Prediction]):
+  """A list that notebooks show as a table."""
+
+  def _repr_html_(self) -> str:
+    rows = [
+      (
+        "" if one.pixels is None else one.pixels,
+        one.source,
+        "\n".join(one.names) or one.problem,
+        "\n".join(f"{score:.3f}" for score in one.scores),
+      )
+      for one in self[: notebook.ROWS]
+    ]
+    if more := len(self) - len(rows):
+      rows.append(("", f"and {more:,} more", "", ""))
+    return notebook.table(rows, ("", "image", "class", "score"))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,7 +156,25 @@ class Predictor:
   def __reduce__(self) -> tuple[Any, ...]:
     return _again, (self.model, self.batch_size)
 
-  def predict(self, images: Any, top: int = 5) -> list[Prediction]:
+  def __repr__(self) -> str:
+    return f"<Predictor of {errors.printable(self.model.origin)}>"
+
+  def _repr_html_(self) -> str:
+    module, (height, width) = self.model.module, self.model.image_size
+    count = sum(x.size for x in jax.tree.leaves(self.model.params))
+    names = self.model.class_names or ()
+    some = ", ".join(names[:10]) + ", ..." * (len(names) > 10)
+    return notebook.table(
+      {
+        "model": f"Mixer of {module.num_blocks} blocks, {module.hidden_dim:,} "
+        f"channels, {count:,} parameters",
+        "images": f"{height} x {width} px, in patches of {module.patch_size}",
+        "classes": f"{module.num_classes:,}" + f": {some}" * bool(some),
+        "origin": self.model.origin,
+      }.items()
+    )
+
+  def predict(self, images: Any, top: int = 5) -> Predictions:
     """The classes that the model sees on images.
 
     Args:
@@ -139,7 +184,7 @@ class Predictor:
     Raises:
       UserError: an image can't be used; or the model has no head.
     """
-    return list(map(_sound, self.stream(images, top)))
+    return Predictions(map(_sound, self.stream(images, top)))
 
   def stream(self, images: Any, top: int = 5) -> Iterator[Prediction]:
     """As `predict`, one after the other as they come, however many.
@@ -153,7 +198,7 @@ class Predictor:
     count = min(_whole("top", top), self._num_classes())
     names, ids = self.model.class_names, self.model.class_ids
 
-    def result(source: str, problem: str, row: Any) -> Prediction:
+    def result(source: str, problem: str, pixels: Any, row: Any) -> Prediction:
       classes = row["classes"][:count].tolist()
       if not problem and classes[0] < 0:
         problem = "the model's logits for it are not numbers (NaN)"
@@ -165,6 +210,7 @@ class Predictor:
         tuple(row["scores"][:count].tolist()),
         tuple(classes),
         tuple(ids[c] if ids else "" for c in classes),
+        pixels=pixels,
       )
 
     # As many as the next power of ten, so that another `top` rarely compiles.
@@ -217,9 +263,9 @@ class Predictor:
     return jax.device_put(self.model.params, everywhere)
 
   def _results(
-    self, step: Any, images: Any, result: Callable[[str, str, Any], Any]
+    self, step: Any, images: Any, result: Callable[[str, str, Any, Any], Any]
   ) -> Iterator[Any]:
-    """`result` of source, problem and what `step` gives, for each image."""
+    """`result` of what `_fit` and `step` give, for each image."""
     _refuse_fork()
     numbered = enumerate(_each(images))
     few = max(1, self.batch_size // 4)
@@ -230,7 +276,7 @@ class Predictor:
     size = self._mesh.size if len(first) <= few else self.batch_size
     every = itertools.chain(first, numbered)
 
-    def make(some: Any, images: np.ndarray) -> list[tuple[str, str]]:
+    def make(some: Any, images: np.ndarray) -> list[tuple[str, str, Any]]:
       rows = zip(*zip(*some, strict=True), images, strict=True)
       return [_fit(self.model, *row) for row in rows]
 
@@ -247,8 +293,8 @@ class Predictor:
 
 def _fit(
   model: Any, place: int, image: Any, out: np.ndarray
-) -> tuple[str, str]:
-  """Fits an image into `out`; its source, and why it can't be used."""
+) -> tuple[str, str, np.ndarray | None]:
+  """Fits an image into `out`; its source, why it can't be used, its pixels."""
   is_path = isinstance(image, str | os.PathLike)
   name = image if is_path else getattr(image, "name", None)
   known = isinstance(name, str | os.PathLike)
@@ -257,8 +303,8 @@ def _fit(
     out[...] = fit(image, model)
   except ValueError as e:
     out[...] = 0
-    return source, str(e)
-  return source, ""
+    return source, str(e), None
+  return source, "", out.copy() if place < notebook.ROWS else None
 
 
 def _read(started: Iterator[tuple[Any, Any]], result: Any) -> Iterator[Any]:
@@ -272,7 +318,7 @@ def _read(started: Iterator[tuple[Any, Any]], result: Any) -> Iterator[Any]:
     pending = later
 
 
-def _vector(source: str, problem: str, row: Any) -> Features:
+def _vector(source: str, problem: str, pixels: Any, row: Any) -> Features:
   values = np.full_like(row[0], np.nan) if problem else row[0]
   return Features(source, problem, values)
 

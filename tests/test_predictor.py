@@ -1,5 +1,8 @@
 """`mixer.load` and what it gives, against numpy and the model itself."""
 
+import base64
+import dataclasses
+import io
 import itertools
 import os
 import pickle
@@ -14,7 +17,7 @@ import pytest
 from PIL import Image
 
 import mixer
-from mixer import errors, predictor, runtime, sharding, trained
+from mixer import errors, evaluate, predictor, runtime, sharding, trained
 from mixer.datasets import wordnet
 from tests import conftest, reference, trained_files
 
@@ -194,6 +197,36 @@ def test_a_bad_image_is_named_and_a_stream_goes_on(loaded, images, tmp_path):
   assert found[0] == loaded.predict(images[0])[0]
   assert np.isnan(rows[1].values).all()
   close(rows[2].values, loaded.features(images[1])[0])
+
+
+def test_notebooks_show_models_predictions_and_confusions(loaded, images):
+  """Pictures are what the model saw; nothing that is named becomes HTML."""
+  named = tuple(f"<b>{k}</b>\x1b" for k in range(_CLASSES))
+  model = dataclasses.replace(loaded.model, class_names=named)
+  model = predictor.Predictor(model, loaded.batch_size)
+  many = model.predict(np.concatenate([images, images]), top=1)
+  shown = many._repr_html_()
+  pictures = re.findall(r'<img src="data:image/png;base64,([^"]+)"', shown)
+  assert len(pictures) == 100 and "and 40 more" in shown
+  seen = np.array(Image.open(io.BytesIO(base64.b64decode(pictures[69]))))
+  np.testing.assert_array_equal(seen, predictor.fit(images[69], model.model))
+  assert many[69]._repr_html_().count(pictures[69]) == 1
+  (problem,) = model.stream([b"<html>"])
+  counts = evaluate.ConfusionCounts(_CLASSES, names=named)
+  assert counts._repr_html_() == "no examples"
+  label = np.array([1, 1, 1, 2, 3])
+  classes = np.array([[2], [2], [1], [2], [-1]])
+  counts.add({"label": label, "classes": classes, "loss": np.ones(5)})
+  rows = re.findall("<tr>(.*?)</tr>", counts._repr_html_())
+  cells = [re.findall("<td[^>]*>(.*?)</td>", row) for row in rows]
+  assert ["accuracy", "0.4"] in cells
+  name = r"&lt;b&gt;{}&lt;/b&gt;\x1b".format
+  assert [name(1), "3", "1", name(2), "2"] in cells
+  assert [name(3), "1", "0", "", "0"] in cells  # Its logits are NaN.
+  texts = shown, model._repr_html_(), problem._repr_html_(), *rows
+  assert not any("<b" in x.replace("<br>", "") for x in texts)
+  assert "25: &lt;b&gt;0" in texts[1] and "&lt;html&gt;" in texts[2]
+  assert repr(model) == f"<Predictor of {model.model.origin}>"
 
 
 @pytest.mark.parametrize("call", ["predict", "features", "logits", "stream"])

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from configs import smoke
-from mixer import __version__, block, metrics, model, reporter, sharding
+from mixer import (
+  __version__,
+  block,
+  metrics,
+  model,
+  notebook,
+  reporter,
+  sharding,
+)
 from mixer import config as config_lib
 from mixer import workdir as workdir_lib
 from mixer.insight import kernels
@@ -247,12 +255,12 @@ def test_many_classes():
 
 def test_thumbnails():
   image = np.random.default_rng(0).integers(0, 256, (64, 40, 3), np.uint8)
-  kind, got = decoded(predictions.thumbnail(image))
+  kind, got = decoded(notebook.thumbnail(image))
   assert kind == "PNG"
   np.testing.assert_array_equal(got, image)
   rows = np.linspace(0, 255, 192)[:, None, None]
   image = np.broadcast_to(rows, (192, 384, 3)).astype(np.uint8)
-  kind, got = decoded(predictions.thumbnail(image))
+  kind, got = decoded(notebook.thumbnail(image))
   assert kind == "JPEG" and got.shape == (96, 192, 3)
   assert np.abs(got - rows.reshape(96, 2).mean(1)[:, None, None]).max() < 12
 

@@ -1,7 +1,5 @@
 """What a report shows of a model: its predictions for a split, its weights."""
 
-import base64
-import io
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +10,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from mixer import config as config_lib
-from mixer import errors, evaluate, preprocess, sharding, trained
+from mixer import errors, evaluate, notebook, preprocess, sharding, trained
 from mixer.datasets import split as split_lib
 from mixer.errors import UserError
 from mixer.insight import kernels
@@ -21,8 +19,6 @@ from mixer.insight import kernels
 # units in a figure. A table of more than _ALL_CLASSES has the worst.
 _MATRIX, _PAIRS, _EXAMPLES, _UNITS, _WORST_CLASSES = 30, 30, 24, 64, 100
 _ALL_CLASSES, _BINS = 1_000, 15
-# Images of at most _EXACT pixels a side become PNGs, others JPEGs.
-_EXACT, _LARGEST, _QUALITY = 64, 192, 85
 
 
 def gather(
@@ -57,7 +53,7 @@ def gather(
       "loss": _finite(rows["loss"][i]),
       "top": [[int(k), float(p)] for k, p in top if k != evaluate.NO_CLASS],
       "file": errors.printable(record.get("file_name", "")),
-      "image": thumbnail(image),
+      "image": notebook.thumbnail(image),
     }
 
   samples = kernels.evenly(len(split), _EXAMPLES).tolist()
@@ -144,22 +140,6 @@ def _calibration(rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
   return {"ece": float(ece) if len(count) else None, "bins": bins.T.tolist()}
 
 
-def thumbnail(image: np.ndarray) -> str:
-  """A data URI of an image, uint8 `[H, W, 3]`, at most 192 px a side."""
-  pil = Image.fromarray(image)
-  if max(pil.size) <= _EXACT:
-    return _uri(pil, "png", optimize=True)
-  pil.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
-  return _uri(pil, "jpeg", quality=_QUALITY)
-
-
-def _uri(image: Image.Image, kind: str, **options: Any) -> str:
-  buffer = io.BytesIO()
-  image.save(buffer, kind, **options)
-  encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
-  return f"data:image/{kind};base64,{encoded}"
-
-
 def _figures(
   params: Any, config: config_lib.Config, mesh: Mesh
 ) -> tuple[list[dict[str, Any]], list[str]]:
@@ -195,6 +175,8 @@ def _figures(
       f"{len(some)} of {len(images):,} {what}. Low frequencies first, each "
       "scaled by its largest weight."
     )
-    figure["image"] = _uri(Image.fromarray(picture), "png", optimize=True)
+    figure["image"] = notebook.uri(
+      Image.fromarray(picture), "png", optimize=True
+    )
     figures.append(figure)
   return figures, notes
