@@ -38,10 +38,10 @@ def fill(
 ) -> list[int]:
   """Makes the images of some examples of a split; returns their labels.
 
-  `prepare` gets a number among `places`, the encoded image, the place of its
-  pixels. UserError if a record can't be read or decoded.
+  `prepare` gets a number among `places`, the image (encoded, or its pixels) and
+  where its pixels belong. UserError if a record can't be read or decoded.
   """
-  records = split.read(places)
+  records = split.decoded(places)
   for k, (record, out) in enumerate(zip(records, images, strict=True)):
     try:
       prepare(k, record["image"], out)

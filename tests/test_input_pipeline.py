@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import dataclasses
 import itertools
 
 import jax
@@ -143,6 +144,29 @@ def test_a_damaged_record_is_named(smoke_config, make):
   ):
     for _ in itertools.islice(make(split, smoke_config), 44):
       pass
+
+
+def test_images_of_a_small_set_are_decoded_once(smoke_config):
+  split, _ = input_pipeline.open_splits(smoke_config)
+  asked: list[int] = []
+
+  class Counted:
+    def __len__(self):
+      return len(split.source)
+
+    def __getitems__(self, indices):
+      asked.extend(indices)
+      return split.source.__getitems__(indices)
+
+  def images(of):
+    batches = input_pipeline.eval_batches(of, smoke_config)
+    return np.concatenate([b["image"][b["mask"]] for b in batches])
+
+  counted = dataclasses.replace(split, source=Counted(), kept={})
+  plain = images(dataclasses.replace(split, kept=None))
+  for _ in range(2):
+    np.testing.assert_array_equal(images(counted), plain)
+  assert sorted(asked) == [*range(len(split))]
 
 
 def test_splits_and_few_shots_are_those_of_the_config(smoke_config):
