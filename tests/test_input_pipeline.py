@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import dataclasses
 import itertools
 
 import jax
