@@ -20,7 +20,7 @@ def table(rows: Iterable[Sequence[Any]], head: Sequence[str] = ()) -> str:
   """A table; pixels become pictures, and all else escaped text."""
   lines = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
   names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-  return f"<table><tr>{names}</tr>{lines}</table>"
+  return f"<table>{f'<tr>{names}</tr>' * bool(head)}{lines}</table>"
 
 
 def _cell(value: Any) -> str:
