@@ -56,7 +56,7 @@ def train(
   config: config_lib.Config,
   workdir: epath.PathLike,
   allow_change: Collection[str] = (),
-  profile: tuple[int, int] | None = None,
+  profile: reporter.Span | None = None,
 ) -> dict[str, float]:
   """Trains, or goes on training, until the config's `total`.
 
@@ -142,7 +142,7 @@ class _Run:
     saved: saving.Checkpoints,
     watch: stop.Watch,
     began: float,
-    profile: tuple[int, int] | None,
+    profile: reporter.Span | None,
   ):
     """Makes the model, restores or makes its state, opens the metrics."""
     config, plan = inputs.config, inputs.plan
@@ -167,9 +167,7 @@ class _Run:
     self.shown: dict[str, Any] | None = None  # What report.html shows.
     self.report.say(reporter.header(inputs, self.trainer.abstract.params))
     self.report.say(f"{path}: {message}")
-    self.profile = reporter.Profile(
-      self.report, path / "profile", profile, self.step
-    )
+    self.profile = reporter.Profile(self.report, profile, self.step)
 
   def to_the_end(self) -> None:
     """Trains; however that ends, reports where the time went."""

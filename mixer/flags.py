@@ -85,14 +85,13 @@ def number(
 
 
 def span(value: str) -> tuple[int, int]:
-  """Reads FIRST:LAST, of updates, which are counted from 1."""
-  first, _, last = value.partition(":")
-  with contextlib.suppress(argparse.ArgumentTypeError):
-    if (found := (positive(first), positive(last)))[0] <= found[1]:
-      return found
-  raise argparse.ArgumentTypeError(
-    f"{value!r} is no span of updates such as 11:15, from 1 on"
-  )
+  """Reads FIRST:LAST, of updates."""
+  with contextlib.suppress(ValueError):
+    first, last = map(int, value.split(":"))
+    if 1 <= first <= last:
+      return first, last
+  wrong = f"{value!r} is no span of updates, counted from 1, such as 11:15"
+  raise argparse.ArgumentTypeError(wrong)
 
 
 positive = number(int, 1, 10**12)

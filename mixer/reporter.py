@@ -1,7 +1,4 @@
-"""What a running training reports: losses one step late, speed, time, NaNs.
-
-And the profile of some updates.
-"""
+"""What a running training reports: losses one step late, NaNs, a profile."""
 
 import contextlib
 import math
@@ -22,6 +19,7 @@ from mixer import model as model_lib
 from mixer import workdir as workdir_lib
 from mixer.errors import UserError
 
+Span = tuple[int, int]  # The first and the last of some updates.
 # What a run's wall time goes into. `step` is all that is not something else:
 # the loop waits for the devices.
 KINDS = {
@@ -118,7 +116,7 @@ class Reporter:
     self.writer = metrics.Writer(workdir, start_step, lines)
     self.goodput = Goodput(began, self.writer)
     self.loader: loader.Loader | None = None
-    self._workdir, self._inputs = workdir, inputs
+    self.workdir, self._inputs = workdir, inputs
     self._config, self._plan = inputs.config, inputs.plan
     self._live, self._drawn = sys.stdout.isatty(), -math.inf  # The live line.
     self._flop = model_lib.update_flop(model, self._config)  # An image.
@@ -232,7 +230,7 @@ class Reporter:
     raise NotFinite(
       f"{what}: training stops there.{skipped} All checkpoints are from before "
       f"it. {records}\nIn a new --workdir, with --config.init_from="
-      f"{self._workdir} for its weights: lower optimizer.learning_rate "
+      f"{self.workdir} for its weights: lower optimizer.learning_rate "
       f"({o.learning_rate:g}), clip gradients harder by optimizer.clip_norm "
       f"({o.clip_norm:g}; 0: not at all), lengthen schedule.warmup, or try "
       "model.dtype=float32. With the same command: leave such updates out by "
@@ -242,9 +240,9 @@ class Reporter:
 
   def _blame(self, step: int, what: str) -> str:
     """Writes WORKDIR/nonfinite/STEP.json; returns sentences about it."""
-    path = self._workdir / "nonfinite" / f"{step}.json"
+    path = self.workdir / "nonfinite" / f"{step}.json"
     command = (
-      f"python -m mixer replay {shlex.quote(str(self._workdir))} --step={step}"
+      f"python -m mixer replay {shlex.quote(str(self.workdir))} --step={step}"
     )
     data, records = self._config.data, self._inputs.train_records(step)
     kept = f"all {len(records)} in {path}"
@@ -295,15 +293,9 @@ class Reporter:
 class Profile:
   """Traces updates, in whole dispatches, into WORKDIR/profile."""
 
-  def __init__(
-    self,
-    report: Reporter,
-    folder: epath.Path,
-    span: tuple[int, int] | None,
-    done: int,
-  ):
-    """`span`: the first and last, or None; `done`: the run's updates so far."""
-    self._report, self._folder, self._span = report, folder, span
+  def __init__(self, report: Reporter, span: Span | None, done: int):
+    """Of the run that `report` is of, which has `done` updates."""
+    self._report, self._span = report, span
     self._files: tempfile.TemporaryDirectory[str] | None = None
     if span and span[1] <= done:
       report.say(f"no profile: update {span[1]} is done, as are {done} in all.")
@@ -327,9 +319,9 @@ class Profile:
     if not span or not self._files:
       return
     # One session of all hosts, as the tools want it.
-    name = "updates_{}_{}".format(*span)
-    folder = self._folder / "plugins" / "profile" / name
-    several = f"{jax.process_index()}." * (jax.process_count() > 1)
+    where = self._report.workdir / "profile"
+    folder = where / "plugins" / "profile" / "updates_{}_{}".format(*span)
+    several = f"{jax.process_index()}-" * (jax.process_count() > 1)
     try:
       with self._report.goodput.spend("saving"), self._files as traced:
         jax.profiler.stop_trace()
@@ -339,10 +331,8 @@ class Profile:
             f.write(path.read_bytes())
     except Exception as e:  # The run goes on.
       return self._report.say(f"no profile: {errors.first_line(e)}.")
-    where = shlex.quote(str(self._folder))
-    self._report.say(
-      f"profile: `xprof --logdir={where}` shows it (pip install xprof)."
-    )
+    command = f"xprof --logdir={shlex.quote(str(where))}"
+    self._report.say(f"profile: `{command}` shows it (pip install xprof).")
 
 
 def header(inputs: Any, params: Any) -> str:

@@ -184,6 +184,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(
     "--config.eval_every=",
     "--config.checkpoint_every=20 steps",
     "--config.log_every=10 steps",
+    "--profile=398:400",
   )
   assert train_command(tmp_path / "local", *args).returncode == 0
 
@@ -204,6 +205,8 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(
   assert third.returncode == 0, err
   assert "workdir is taken over" in out and "going on after step" in out
   assert "runs/one/.owner.json" not in store.objects
+  (traced,) = (n for n in store.objects if n.endswith(".xplane.pb"))
+  assert traced.startswith("runs/one/profile/plugins/profile/updates_398_400/")
   for name, data in store.objects.items():
     path = tmp_path / "copied" / name.removeprefix("runs/one/")
     path.parent.mkdir(parents=True, exist_ok=True)
