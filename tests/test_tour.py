@@ -16,11 +16,12 @@ def test_no_outputs_are_stored():
 
 
 @pytest.mark.slow
-def test_it_runs():
+def test_it_runs(tmp_path, monkeypatch):
   reason = "the notebook is not run: make setup-notebook"
   nbformat = pytest.importorskip("nbformat", reason=reason)
   nbclient = pytest.importorskip("nbclient", reason=reason)
   pytest.importorskip("ipykernel", reason=reason)
+  monkeypatch.setenv("TMPDIR", str(tmp_path))  # Of the kernel.
   tour = nbformat.read(_PATH, 4)
   at = {"metadata": {"path": str(_PATH.parent)}}
   nbclient.NotebookClient(tour, timeout=600, resources=at).execute()
