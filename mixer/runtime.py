@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import pathlib
 import platform as platform_lib
@@ -109,6 +110,8 @@ def keep_freed_memory() -> None:
 def quiet_libraries() -> None:
   """Silences libraries: what they log as errors are exceptions here too."""
   absl.logging.set_verbosity(absl.logging.FATAL)
+  for name in ("gcsfs", "google.auth"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
   warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 

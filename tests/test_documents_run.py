@@ -72,6 +72,8 @@ def additions(text: str) -> str:
   more = [reader.SHORT]
   if "Mixer-" not in text:
     more.append(reader.SMALL)
+  if "--profile=11:15" in text:
+    more.append('--config.total="15 steps"')
   if ",paper" in text:
     # ImageNet's few shots want an image of each of its 1,000 classes.
     more.append("--config.fewshot.name=digits --config.fewshot.eval_split=test")
