@@ -34,7 +34,7 @@ help: ## List these targets.
 setup: $(VENV)/.installed-core ## Build .venv from requirements.txt.
 	@:
 
-setup-%: $(VENV)/.installed-% ## Add requirements-%.txt: dev, gpu, tpu, gcs, export, metrics, notebook, tensorflow.
+setup-%: $(VENV)/.installed-% ## Add requirements-%.txt: dev, gpu, tpu, gcs, hub, export, metrics, notebook, tensorflow.
 	@:
 
 demo: setup ## Train a small Mixer on this machine, into DEMO_DIR.

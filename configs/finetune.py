@@ -7,8 +7,9 @@
 
 Behind the colon may be, in any order:
 
-  model    a released checkpoint (imagenet21k/Mixer-B_16), which is fetched, an
-           .npz file, a workdir or a checkpoint in it; or a variant (B/16),
+  model    a released checkpoint (imagenet21k/Mixer-B_16) or one of the hub
+           (timm/NAME), which is fetched, an .npz or .safetensors file, a folder
+           of timm's, a workdir or a checkpoint in it; or a variant (B/16),
            whose weights --config.init_from names
   dataset  imagenet2012, cifar10, cifar100, oxford_iiit_pet, oxford_flowers102,
            vtab/TASK for the 19 tasks of VTAB-1k, any other prepared set, or a

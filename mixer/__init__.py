@@ -35,8 +35,10 @@ def load(
 
   Args:
     path: a workdir of train.py (for its best checkpoint, if it keeps that, else
-      its newest), a checkpoint in it, an .npz file, or the name of a released
-      one, as "imagenet21k/Mixer-B_16", which is downloaded once.
+      its newest), a checkpoint in it, an .npz or .safetensors file, a folder
+      with model.safetensors and config.json, as timm writes it, "timm/NAME"
+      or "hf-hub:OWNER/NAME", or the name of a released file, as
+      "imagenet21k/Mixer-B_16"; what has to be is downloaded once.
     image_size: of the images, in pixels: a side, or (height, width); None for
       what the model was trained at.
     resize: how the model is fitted to another size, "tiles", "interleaved"

@@ -57,6 +57,7 @@ class MixerBlock(nn.Module):
   grad_dtype: jnp.dtype | None = None
   token_axis: int = 1
   mixing: TokenMixing = TokenMixing()
+  gelu: str = "tanh"
 
   @nn.compact
   def __call__(
@@ -88,7 +89,9 @@ class MixerBlock(nn.Module):
       # where joined axes could not be split over devices by the batch.
       y = y.reshape(-1, y.shape[-1])
     mlp = layers.MlpBlock(
-      self.channels_mlp_dim, x.shape[-1], *how, name="channel_mixing"
+      *(self.channels_mlp_dim, x.shape[-1], *how),
+      gelu=self.gelu,
+      name="channel_mixing",
     )
     y = mlp(y, keys[2]).reshape(x.shape)
     return _residual(x, y, keys[3], drop_path, batch_axis)
@@ -105,7 +108,8 @@ def _mix(block: MixerBlock, y: jax.Array, key: jax.Array | None) -> jax.Array:
   g, plain = mixing.groups, TokenMixing(pyramid=mixing.pyramid)
   axis = 0 if mixing == plain and block.token_axis == 0 else -1
   widths = (block.tokens_mlp_dim, block.num_tokens * g)
-  mlp = layers.MlpBlock(*widths, block.dropout, *how, axis, name="token_mixing")
+  sizes: Any = (*widths, block.dropout, *how, axis, block.gelu)
+  mlp = layers.MlpBlock(*sizes, name="token_mixing")
   if axis == 0:
     return mlp(y, key)
   if mixing.projection:

@@ -67,6 +67,7 @@ KEYS: dict[str, Key] = {
   "model.stochastic_depth": Key(0.0, "rate at the last block", 0, 1),
   "model.head_bias": Key(0.0, "initial bias of the head", -1000, 1000),
   "model.dtype": _choice("of activations and matmuls", "bfloat16", "float32"),
+  "model.gelu": _choice("tanh form, as released, or exact", "tanh", "exact"),
   "model.layout": _choice(
     "of activations, [S, B, C] or [B, S, C]; empty: as suits the devices",
     *("", "token_major", "batch_major"),

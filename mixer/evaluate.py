@@ -30,6 +30,7 @@ def batches(
   batch_size: int,
   threads: int = 16,
   prefetch: int = 2,
+  interpolation: str = "",
 ) -> loader.Loader[loader.Batch]:
   """This host's parts of batches that hold every example exactly once.
 
@@ -41,7 +42,8 @@ def batches(
   start, places = jax.process_index() * length, range(len(split))
 
   def prepare(k: int, image: Any, out: np.ndarray) -> None:
-    out[...] = preprocess.evaluation(image, image_size, short_side)
+    how = image_size, short_side, interpolation
+    out[...] = preprocess.evaluation(image, *how)
 
   def finish(images: np.ndarray, labels: list[int]) -> loader.Batch:
     label, mask = np.zeros(length, np.int32), np.arange(length) < len(labels)

@@ -49,8 +49,10 @@ def build(model: trained.Trained) -> onnx.ModelProto:
     x = add("MatMul", x, weight(f"{name}/kernel"))
     return add("Add", x, weight(f"{name}/bias"))
 
+  gelu = {"tanh": "tanh", "exact": "none"}[module.gelu]
+
   def mlp(x: str, name: str) -> str:
-    x = add("Gelu", dense(x, f"{name}/Dense_0"), approximate="tanh")
+    x = add("Gelu", dense(x, f"{name}/Dense_0"), approximate=gelu)
     return dense(x, f"{name}/Dense_1")
 
   # Every patch times the stem's kernel, as a matrix.

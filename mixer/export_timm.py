@@ -1,21 +1,32 @@
-"""Weights for timm (huggingface/pytorch-image-models), and what it must know.
+"""Weights for timm (huggingface/pytorch-image-models) and the hub.
 
 timm's MlpMixer computes the same but for its GELU, which is the exact one
-unless it is told otherwise, and nothing in a file can tell it.
+unless it is told otherwise, and nothing in a file can tell it: our own reading
+heeds `gelu` in config.json.
 """
 
-import json
 import math
 import pathlib
+import textwrap
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
-from mixer import trained, weights
+from mixer import (
+  checkpoints,
+  errors,
+  files,
+  metrics,
+  timm_format,
+  trained,
+  weights,
+)
+from mixer import config as config_lib
+from mixer.timm_format import CONFIG, SUFFIX, WEIGHTS
 
-SUFFIX, BOUND = ".safetensors", 1e-4
-MEMBERS = ("config.json", "model.safetensors")
+BOUND, CARD = 1e-4, "README.md"
+MEMBERS = (CONFIG, CARD, WEIGHTS)
 # (P, blocks, C) of those that timm makes by name, all for 224 px by default.
 _ARCHITECTURES = {
   (32, 8, 512): "mixer_s32_224",
@@ -25,23 +36,6 @@ _ARCHITECTURES = {
   (32, 24, 1024): "mixer_l32_224",
   (16, 24, 1024): "mixer_l16_224",
 }
-_MODULES = {
-  "LayerNorm_0": "norm1",
-  "LayerNorm_1": "norm2",
-  "token_mixing": "mlp_tokens",
-  "channel_mixing": "mlp_channels",
-  "Dense_0": "fc1",
-  "Dense_1": "fc2",
-  "pre_head_layer_norm": "norm",
-  "stem": "stem.proj",
-}
-
-
-def name_of(name: str) -> str:
-  """timm's name of a parameter: `stem.proj.weight` for `stem/kernel`."""
-  *modules, leaf = name.replace("MixerBlock_", "blocks.").split("/")
-  parts = [_MODULES.get(module, module) for module in modules]
-  return ".".join([*parts, "bias" if leaf == "bias" else "weight"])
 
 
 def state_dict(params: weights.Params) -> dict[str, np.ndarray]:
@@ -52,9 +46,18 @@ def state_dict(params: weights.Params) -> dict[str, np.ndarray]:
   """
   axes = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
   return {
-    name_of(name): np.ascontiguousarray(np.transpose(x, axes[np.ndim(x)]))
+    timm_format.name_of(name): np.ascontiguousarray(
+      np.transpose(x, axes[np.ndim(x)])
+    )
     for name, x in weights.flatten(params).items()
   }
+
+
+def _architecture(model: trained.Trained) -> str:
+  """timm's name of a model; "" where it has none."""
+  module = model.module
+  key = module.patch_size, module.num_blocks, module.hidden_dim
+  return _ARCHITECTURES.get(key, "")
 
 
 def arguments(model: trained.Trained) -> dict[str, Any]:
@@ -82,9 +85,7 @@ def config(model: trained.Trained) -> dict[str, Any]:
   Of a size that timm has no name for, the architecture is one that it refuses
   to make by name, and all arguments are there for who makes it by class.
   """
-  args, module = arguments(model), model.module
-  key = module.patch_size, module.num_blocks, module.hidden_dim
-  architecture = _ARCHITECTURES.get(key, "")
+  args, architecture = arguments(model), _architecture(model)
   if architecture:
     args = {k: args[k] for k in ("img_size", "mlp_ratio")}
   crop = 1.0
@@ -99,7 +100,7 @@ def config(model: trained.Trained) -> dict[str, Any]:
     "custom_load": False,
     "input_size": [3, *model.image_size],
     "fixed_input_size": True,
-    "interpolation": "bilinear",
+    "interpolation": model.interpolation[len("pillow_") :] or "bilinear",
     "crop_pct": crop,
     "crop_mode": "center" if model.short_side else "squash",
     "mean": [0.5] * 3,
@@ -116,38 +117,103 @@ def config(model: trained.Trained) -> dict[str, Any]:
   return {
     "architecture": architecture or "mlp_mixer",
     "num_classes": model.num_classes,
-    "num_features": module.hidden_dim,
+    "num_features": model.module.hidden_dim,
+    "gelu": model.module.gelu,
     "global_pool": "avg",
     "model_args": args,
     "pretrained_cfg": pretrained,
   }
 
 
+def card(model: trained.Trained) -> str:
+  """README.md of a repository on the hub: its model card."""
+  about, facts = trained.metadata(model), [f"The weights of {model.origin}."]
+  if model.config is not None:
+    workdir, step = checkpoints.locate(model.checkpoint)
+    found = {
+      k: v
+      for record in metrics.read(workdir)
+      for k, v in record.items()
+      if record["step"] <= step and k.startswith(("eval/", "fewshot/"))
+    }
+    facts = [f"data.name: {model.config.data.name}", f"updates: {step}"]
+    facts += [f"{k}: {v}" for k, v in found.items()]
+    changed = config_lib.differences(config_lib.default(), model.config)
+    changed.pop("data.data_dir", "")  # Nobody else's business.
+    facts += changed.values()
+  tanh = (
+    "Its GELU is the tanh approximation, that of timm's Mixer the exact one: "
+    "without act_layer, logits differ by some 2e-4 of the largest.\n\n"
+  ) * (model.module.gelu == "tanh")
+  lines = textwrap.dedent(loading(model, pathlib.Path("DIR"))).strip()
+  return f"""---
+library_name: timm
+pipeline_tag: image-classification
+tags: [image-classification, timm, mlp-mixer]
+# license: to be named by who publishes this
+---
+
+# MLP-Mixer
+
+[MLP-Mixer](https://arxiv.org/abs/2105.01601) of {model.num_classes:,} classes,
+with {model.loss} scores. Images: {about["preprocessing"]}
+
+## Training
+
+Data, metrics, and the recipe as changes of the defaults of mixer:
+
+{textwrap.indent(errors.printable(chr(10).join(facts), chr(10)), "    ")}
+
+## Use
+
+{tanh}DIR is a copy of this repository; `hf-hub:OWNER/NAME` can replace
+`local-dir:DIR`. In mixer: `mixer.load("hf-hub:OWNER/NAME")`.
+
+```python
+{lines}
+```
+"""
+
+
 def write(model: trained.Trained, target: pathlib.Path) -> None:
   """Writes the file, or the files of a folder."""
   strings = {"format": "pt", **trained.strings(trained.metadata(model))}
-  file = target / MEMBERS[1] if target.is_dir() else target
+  file = target / WEIGHTS if target.is_dir() else target
   # By itself safetensors has other errors of a disk that is full.
   found = safetensors.numpy.save(state_dict(model.params), strings)
   file.write_bytes(found)
   if target.is_dir():
-    text = json.dumps(config(model), indent=2) + "\n"
-    (target / MEMBERS[0]).write_text(text)
+    text = files.json_text(config(model), indent=2) + "\n"
+    (target / CONFIG).write_text(text, "utf-8")
+    (target / CARD).write_text(card(model), "utf-8")
 
 
 def loading(model: trained.Trained, path: pathlib.Path) -> str:
   """Lines of Python that load and run it, with the GELU it was trained with."""
-  file = str(path / MEMBERS[1] if path.is_dir() else path)
-  return f"""
+  tanh = model.module.gelu == "tanh"
+  gelu = ", act_layer=timm.layers.GELUTanh" * tanh
+  note = "  # Not timm's own GELU." * tanh
+  folder = path.suffix != SUFFIX
+  file = str(path / WEIGHTS if folder else path)
+  loaded = f"""
     import safetensors.torch
     import timm
     import torch
 
     arguments = {arguments(model)}
     model = timm.models.mlp_mixer.MlpMixer(
-      **arguments, act_layer=timm.layers.GELUTanh  # Not timm's own GELU.
+      **arguments{gelu}{note}
     )
-    model.load_state_dict(safetensors.torch.load_file({file!r}))
+    model.load_state_dict(safetensors.torch.load_file({file!r}))"""
+  if folder and _architecture(model):
+    loaded = f"""
+    import timm
+    import torch
+
+    model = timm.create_model(
+      {f"local-dir:{path}"!r}, pretrained=True{gelu}{note}
+    )"""
+  return f"""{loaded}
     model.eval()
 
     def run(images):

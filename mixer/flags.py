@@ -134,8 +134,9 @@ def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
     "--checkpoint",
     required=required,
     metavar="PATH",
-    help="a workdir of train.py, a checkpoint in it, an .npz file or the name "
-    "of a released one, such as imagenet1k/Mixer-B_16",
+    help="a workdir of train.py, a checkpoint in it, an .npz or .safetensors "
+    "file, a folder of timm's, timm/NAME or hf-hub:OWNER/NAME, or the name of "
+    "a released file, such as imagenet1k/Mixer-B_16",
   )
   text = "448, or 224x448 for height and width; default: as trained"
   add("--image_size", type=image_size, metavar="PIXELS", help=text)

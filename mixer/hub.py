@@ -32,8 +32,8 @@ def fetch(name: str) -> pathlib.Path:
     import huggingface_hub
   except ImportError as e:
     raise UserError(
-      f"{name} is on the Hugging Face hub, which takes huggingface_hub: pip "
-      'install "mixer-jax[hub]".'
+      f"{name} is on the Hugging Face hub, which takes huggingface_hub: make "
+      "setup-hub, or pip install huggingface_hub safetensors."
     ) from e
   paths = []
   try:

@@ -1,7 +1,6 @@
 """What a run starts from: random weights, another run's, or released ones."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,7 +88,8 @@ def load(config: config_lib.Config, class_names: Sequence[str]) -> Origin:
   else:
     params.pop("head", None)
     head = "with a fresh head"
-  message = f"starting from the weights of {found.source}, {head}"
+  source = found.source if found.config else found.origin
+  message = f"starting from the weights of {source}, {head}"
   message = f"{message}; {fitting}" if fitting else message
   shape = {"tokens_mlp_dim": found.module.tokens_mlp_dim}
   return Origin(message, params, shape)
@@ -104,6 +104,11 @@ def _check_same(config: config_lib.Config, found: trained.Trained) -> None:
       f"init_from={path} was trained on images permuted otherwise: set "
       f"--config.data.permute={theirs.permute} "
       f"--config.data.permute_seed={theirs.permute_seed}."
+    )
+  if theirs.gelu != config.model.gelu:
+    raise UserError(
+      f"init_from={path} was trained with the {theirs.gelu} form of GELU: set "
+      f"--config.model.gelu={theirs.gelu}."
     )
   # Its T follows the weights, and so does its number of tokens.
   width = theirs.tokens_mlp_dim
@@ -136,14 +141,15 @@ def _check_head(
 
 _SHAPE = (
   *("variant", "num_blocks", "hidden_dim", "tokens_mlp_dim"),
-  *("channels_mlp_dim", "token_mixing", "token_groups", "group_projection"),
-  *("pyramid_blocks", "pyramid_tokens"),
+  *("channels_mlp_dim", "gelu", "token_mixing", "token_groups"),
+  *("group_projection", "pyramid_blocks", "pyramid_tokens"),
 )
 
 
 def model_of(path: str) -> tuple[dict[str, Any], tuple[int, int]]:
   """The keys of config.model, and the image size, that weights are of."""
-  if not released.resolve(path):  # JAX must not start: hosts meet later.
+  file = released.resolve(path)
+  if not file:  # JAX must not start: hosts meet later.
     place = workdir_lib.path(path)
     if place.parent.name == "checkpoints":
       place = place.parent.parent
@@ -151,13 +157,13 @@ def model_of(path: str) -> tuple[dict[str, Any], tuple[int, int]]:
     config = config_lib.from_json(stored["config"], stored["resolved"])
     keys = {key: config.model[key] for key in _SHAPE}
     return keys, config_lib.image_size(config)
-  shape = dataclasses.asdict(weights.shape_of(released.load(path)))
-  patch = shape.pop("patch_size")
-  side = math.isqrt(shape["num_tokens"]) * patch
-  found = {key: shape[key] for key in _SHAPE if key in shape}
+  model = trained.of_file(path, file)
+  module, patch = model.module, model.module.patch_size
+  found = {k: getattr(module, k) for k in _SHAPE if hasattr(module, k)}
+  gelu = {"gelu": found.pop("gelu")}
   for letter in "SBLH":
     variant = f"{letter}/{patch}"
     spec = dataclasses.asdict(model_lib.parse_variant(variant))
     if spec.items() >= found.items():
-      return {"variant": variant}, (side, side)
-  return {"variant": f"S/{patch}"} | found, (side, side)
+      return {"variant": variant} | gelu, model.image_size
+  return {"variant": f"S/{patch}"} | found | gelu, model.image_size

@@ -216,6 +216,12 @@ def _gelu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
+@jax.checkpoint  # For the backward pass x alone is kept.
+def exact_gelu(x: jax.Array) -> jax.Array:
+  """GELU as PyTorch computes it unless told otherwise, by erf."""
+  return jax.nn.gelu(x, approximate=False)
+
+
 class MlpBlock(nn.Module):
   """Dense -> GELU -> dropout -> Dense -> dropout over one axis."""
 
@@ -225,6 +231,7 @@ class MlpBlock(nn.Module):
   dtype: jnp.dtype = jnp.float32
   grad_dtype: jnp.dtype | None = None
   axis: int = -1
+  gelu: str = "tanh"
 
   @nn.compact
   def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
@@ -233,6 +240,7 @@ class MlpBlock(nn.Module):
     drop = nn.Dropout(self.dropout, deterministic=key is None)
     how: Any = (True, self.dtype, self.grad_dtype, self.axis)
     x = checkpoint_name(Dense(self.mlp_dim, *how)(x), PRE_ACTIVATIONS)
-    x = _chosen(gelu, self.grad_dtype)(x)
+    tanh = _chosen(gelu, self.grad_dtype)
+    x = exact_gelu(x) if self.gelu == "exact" else tanh(x)
     x = Dense(self.out_dim, *how)(drop(x, rng=keys[0]))
     return drop(x, rng=keys[1])

@@ -40,6 +40,7 @@ class MlpMixer(nn.Module):
     remat: what the backward pass computes again: "none"; "pre_activations",
       all but the residual stream and the outputs of the MLPs' first matmuls,
       so no matmul; "block", all but a block's input.
+    gelu: "tanh", the approximation of the released models, or "exact".
     permute: a fixed permutation of the images, see `permute`.
     grad_dtype: of the kernels' gradients, see `layers.affine`.
     mesh: over which the batch is split; None for one device.
@@ -58,6 +59,7 @@ class MlpMixer(nn.Module):
   layout: str = ""
   remat: str = "none"
   mixing: block.TokenMixing = block.TokenMixing()
+  gelu: str = "tanh"
   permute: str = ""
   permute_seed: int = 0
   grad_dtype: jnp.dtype | None = None
@@ -99,6 +101,7 @@ class MlpMixer(nn.Module):
         *types,
         token_axis,
         self.mixing,
+        self.gelu,
         name=f"MixerBlock_{i}",
       )(
         x,
@@ -217,6 +220,7 @@ def from_config(config: config_lib.Config, num_classes: int) -> MlpMixer:
       projection=m.group_projection,
       pyramid=tuple(zip(m.pyramid_blocks, m.pyramid_tokens, strict=True)),
     ),
+    gelu=m.gelu,
     permute=config.data.permute,
     permute_seed=config.data.permute_seed,
   )

@@ -119,6 +119,8 @@ def load(path: str, batch_size: int | None = None, **how: Any) -> "Predictor":
   _refuse_fork()
   runtime.start_as_library()
   model = trained.load(path, **how)
+  if not model.config and model.origin != model.source:
+    logging.getLogger("mixer").warning("loaded %s", model.origin)
   if model.unnamed:
     logging.getLogger("mixer").warning(model.unnamed)
   return Predictor(model, batch_size)
@@ -127,7 +129,8 @@ def load(path: str, batch_size: int | None = None, **how: Any) -> "Predictor":
 def fit(image: Any, model: Any) -> np.ndarray:
   """One image as a `Trained` model takes it, uint8 [H, W, 3]; or ValueError."""
   pixels = inspection.pixels(image)
-  return preprocess.evaluation(pixels, model.image_size, model.short_side)
+  how = model.image_size, model.short_side, model.interpolation
+  return preprocess.evaluation(pixels, *how)
 
 
 class Predictor:

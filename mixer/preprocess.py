@@ -9,7 +9,7 @@ for a square, or (height, width).
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -91,7 +91,10 @@ def train(
 
 
 def evaluation(
-  image: bytes | np.ndarray, size: Size = 224, short_side: int = 256
+  image: bytes | np.ndarray,
+  size: Size = 224,
+  short_side: int = 256,
+  interpolation: str = "",
 ) -> np.ndarray:
   """Decodes an image and takes its middle, as the paper evaluates.
 
@@ -100,6 +103,8 @@ def evaluation(
     size: cut out of the middle, half a pixel up and left where it must be.
     short_side: to which `resize_short` goes before; 0: no crop, but `resize`,
       as in training and in VTAB (arXiv 1910.04867).
+    interpolation: "pillow_bilinear" or "pillow_bicubic", antialiased, to resize
+      as timm does; "" for the means over areas, or `resize`, of the paper.
 
   Returns:
     uint8 [height, width, 3], writable, sharing no memory with `image`.
@@ -115,9 +120,24 @@ def evaluation(
       f"from it: give a short_side of at least {max(crop)}."
     )
   pixels = images.Opened(image).pixels()
+  if interpolation:
+    way = Image.Resampling[interpolation.removeprefix("pillow_").upper()]
+    return _by_pillow(pixels, crop, short_side, way)
   if not short_side:
     return resize(pixels, crop)
   return resize_short(pixels, short_side, crop)
+
+
+def _by_pillow(
+  image: np.ndarray, crop: tuple[int, int], short_side: int, way: Any
+) -> np.ndarray:
+  """Resizes and crops as torchvision's Resize and CenterCrop, of timm."""
+  (height, width), (tall, wide) = image.shape[:2], crop
+  if short_side:  # The longer side is cut off to whole pixels.
+    tall, wide = (short_side * s // min(height, width) for s in (height, width))
+  resized = np.asarray(Image.fromarray(image).resize((wide, tall), way))
+  top, left = round((tall - crop[0]) / 2), round((wide - crop[1]) / 2)
+  return resized[top : top + crop[0], left : left + crop[1]].copy()
 
 
 def crop_box(

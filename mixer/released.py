@@ -1,9 +1,10 @@
-"""The authors' released weights: their names, where they are, downloading.
+"""Files of weights by name or path; downloading the authors' released ones.
 
-The files (.npz) are at https://storage.googleapis.com/mixer_models.
+Those (.npz) are at https://storage.googleapis.com/mixer_models.
 """
 
 import fcntl
+import importlib.util
 import os
 import pathlib
 import sys
@@ -12,7 +13,7 @@ from typing import Any, BinaryIO
 
 from etils import epy
 
-from mixer import errors, files, progress, weights
+from mixer import errors, files, hub, progress, timm_format, weights
 from mixer.errors import UserError, first_line
 
 with epy.lazy_imports():
@@ -24,6 +25,13 @@ NAMES = {
   "sam": ("Mixer-B_16", "Mixer-B_32"),
   "gsam": tuple(f"Mixer-{x}" for x in ("B_16", "B_32", "S_16", "S_32", "S_8")),
 }
+# timm's conversions; what their names say of fine-tuning is not so.
+COPIES = {
+  "imagenet21k/Mixer-B_16": "timm/mixer_b16_224.goog_in21k",
+  "imagenet21k/Mixer-L_16": "timm/mixer_l16_224.goog_in21k",
+  "imagenet1k/Mixer-B_16": "timm/mixer_b16_224.goog_in21k_ft_in1k",
+  "imagenet1k/Mixer-L_16": "timm/mixer_l16_224.goog_in21k_ft_in1k",
+}
 _URL = "https://storage.googleapis.com/mixer_models"
 _ATTEMPTS = 5
 # Before the second attempt; twice as long before each further one.
@@ -33,12 +41,13 @@ _TIMEOUT_SECONDS = 15.0  # To connect, and for each read.
 
 
 def load(path: files.Path) -> dict[str, Any]:
-  """Loads the weights in an .npz file, or those of a released name.
+  """Loads the weights in a file, or those of a name.
 
   Args:
-    path: `weights.npz`, `imagenet21k/Mixer-B_16` (with or without .npz), or
-      the https:// or gs:// address of a released file. A file on this machine
-      comes first; a released one is downloaded once.
+    path: `weights.npz`, a .safetensors file or a folder with that and
+      config.json, `timm/NAME` or `hf-hub:OWNER/NAME`; `imagenet21k/Mixer-B_16`
+      (with or without .npz), or the https:// or gs:// address of a released
+      file. What is on this machine comes first; others are downloaded once.
 
   Returns:
     Nested dict of float32 numpy arrays, under the current names.
@@ -50,22 +59,32 @@ def load(path: files.Path) -> dict[str, Any]:
   file = resolve(path)
   if file is None:
     raise UserError(f"{path} is a folder where an .npz file was expected.")
+  return read(file, path)
+
+
+def read(file: pathlib.Path, path: files.Path) -> dict[str, Any]:
+  """The weights in a file to which `path` resolves."""
   try:
-    return weights.load(file)
+    is_timm = file.suffix == timm_format.SUFFIX
+    return (timm_format.load if is_timm else weights.load)(file)
   except UserError as e:
-    again = f" Remove {file}: it is then downloaded anew."
-    raise UserError(f"{e}{again if name_of(path) else ''}") from e
+    again = f" Remove {os.path.realpath(file)}: it is then downloaded anew."
+    named = name_of(path) or hub.is_name(str(path))
+    raise UserError(f"{e}{again if named else ''}") from e
 
 
 def resolve(path: files.Path) -> pathlib.Path | None:
-  """The .npz file on this machine, downloaded if it must; None for a run.
+  """The file of weights, downloaded if it must be; None for a run.
 
   Downloaded files are in `$MIXER_CACHE/released/<folder>/<file>`, where
   MIXER_CACHE is `~/.cache/mixer` unless set. MIXER_RELEASED_URL replaces the
-  address of their folders by that of a mirror.
+  address of their folders by that of a mirror. What is on the Hugging Face hub
+  is in its own cache.
   """
   place = pathlib.Path(path).expanduser()
   # Of a checkpoint that is gone, and of a bucket, its reader tells more.
+  if os.path.exists(place / timm_format.WEIGHTS):
+    return place / timm_format.WEIGHTS
   gone = place.name.isdecimal() and place.parent.name == "checkpoints"
   if os.path.isdir(place) or (gone and os.path.isdir(place.parent)):
     return None
@@ -73,15 +92,21 @@ def resolve(path: files.Path) -> pathlib.Path | None:
     return place
   if name := name_of(path):
     if not (file := _cache() / f"{name}.npz").exists():
-      _download(f"{_base()}/{name}.npz", file)
+      try:
+        _download(f"{_base()}/{name}.npz", file)
+      except UserError as e:
+        return _copy(name, e)
     return file
+  if hub.is_name(str(path)):
+    return hub.fetch(str(path)) / timm_format.WEIGHTS
   if files.is_remote(path) and not str(path).endswith(".npz"):
     return None
   names = [f"{folder}/{name}" for folder in NAMES for name in NAMES[folder]]
   raise UserError(
-    f"there are no weights at {path}: expected an .npz file, a workdir of "
-    "train.py or one of its checkpoints on this machine, or the name of a "
-    f"released file: {', '.join(names)}."
+    f"there are no weights at {path}: expected an .npz or .safetensors file, a "
+    "folder with model.safetensors, a workdir of train.py or one of its "
+    "checkpoints on this machine; timm/NAME or hf-hub:OWNER/NAME; or the name "
+    f"of a released file: {', '.join(names)}."
   )
 
 
@@ -94,6 +119,18 @@ def name_of(path: files.Path) -> str:
     name = name.removeprefix(f"{base}/")
   folder, _, name = name.removesuffix(".npz").partition("/")
   return f"{folder}/{name}" if name in NAMES.get(folder, ()) else ""
+
+
+def _copy(name: str, error: UserError) -> pathlib.Path:
+  """The hub's copy of a released file that can't be downloaded."""
+  copy = COPIES.get(name)
+  if not copy or not importlib.util.find_spec("huggingface_hub"):
+    raise error
+  _say(f"{error} Instead, {copy} on the Hugging Face hub is taken.")
+  try:
+    return hub.fetch(copy) / timm_format.WEIGHTS
+  except UserError as e:
+    raise UserError(f"{error} Nor is its copy to be had: {e}") from e
 
 
 def _cache() -> pathlib.Path:

@@ -2,7 +2,8 @@
 
 From a run everything comes from the checkpoint's own metadata; from an .npz
 file from FILE.npz.json beside it, which `mixer export` writes, from what is
-known of released files, or else from the weights themselves.
+known of released files, or else from the weights themselves; from a
+.safetensors file as `timm_format` says.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from mixer import (
   released,
   resolution,
   runtime,
+  timm_format,
   weights,
 )
 from mixer import config as config_lib
@@ -57,6 +59,8 @@ class Trained:
   source: str  # Where it is, for people.
   origin: str  # The same, and what was done to it.
   config: config_lib.Config | None = None  # Of the run that it comes from.
+  checkpoint: str = ""  # The path of that.
+  interpolation: str = ""  # "pillow_bicubic", "pillow_bilinear": instead.
 
   @property
   def num_classes(self) -> int:
@@ -92,7 +96,14 @@ def load(
     if value and value not in known:
       raise UserError(f"{name}={value!r}: expected one of {', '.join(known)}.")
   file = released.resolve(path)
-  found = _of_file(path, file) if file else _of_run(path, averaged)
+  found = of_file(path, file) if file else _of_run(path, averaged)
+  if file and file.suffix == timm_format.SUFFIX:
+    copy = released.COPIES.get(released.name_of(path), "")
+    exact = found.module.gelu == "exact"
+    gelu = "exact GELU, as timm computes it" if exact else "tanh GELU"
+    words = f"SHA-256 of its parameters {weights.digest(found.params)}"
+    origin = f"{path} ({f'copy {copy}; ' if copy else ''}{gelu}; {words})"
+    found = dataclasses.replace(found, origin=origin)
   if image_size is not None:
     found, message = fitted(found, image_size, method)
     if message:
@@ -157,6 +168,7 @@ def _of_run(path: str, averaged: bool) -> Trained:
     source=f"{where})",
     origin=f"{where}{kept})",
     config=config,
+    checkpoint=info["path"],
   )
 
 
@@ -168,34 +180,39 @@ def mismatches(params: Any, module: model_lib.MlpMixer, size: Any) -> str:
   return weights.shorten(lines)
 
 
-def _of_file(path: str, file: pathlib.Path) -> Trained:
-  params = released.load(path)
+def of_file(path: str, file: pathlib.Path) -> Trained:
+  """The model of a file of weights, to which `path` resolves."""
+  params = released.read(file, path)
   shape = dataclasses.asdict(weights.shape_of(params))
   tokens, p = shape.pop("num_tokens"), shape["patch_size"]
-  known: dict[str, Any] = read_beside(file)
-  if not known:
-    side, ids, loss = math.isqrt(tokens) * p, None, "softmax"
-    if name := released.name_of(path):
-      of_21k = name.startswith("imagenet21k/")
-      ids = wordnet.classes("head" if of_21k else "imagenet1k")
-    if "head" in params and np.mean(params["head"]["bias"]) < _SIGMOID_BIAS:
-      loss = "sigmoid"
-    names = names_for_people(ids) if ids else None
-    known = dict(image_size=(side, side), class_ids=ids, class_names=names)
-    known |= dict(short_side=round(side * _SHORT_SIDE / _CROP), loss=loss)
+  side, ids, loss = math.isqrt(tokens) * p, None, "softmax"
+  name, is_timm = released.name_of(path), file.suffix == timm_format.SUFFIX
+  if name:
+    of_21k = name.startswith("imagenet21k/")
+    ids = wordnet.classes("head" if of_21k else "imagenet1k")
+  if "head" in params and np.mean(params["head"]["bias"]) < _SIGMOID_BIAS:
+    loss = "sigmoid"
+  known: dict[str, Any] = dict(image_size=(side, side), class_ids=ids)
+  known |= dict(class_names=names_for_people(ids) if ids else None, loss=loss)
+  known |= dict(short_side=round(side * _SHORT_SIDE / _CROP))
+  if not (name and is_timm):  # The hub's copy of it is used as released.
+    known |= read_beside(file)
   classes, k = known["class_ids"], shape["num_classes"]
   if math.prod(known["image_size"]) != tokens * p**2:
+    said = timm_format.CONFIG if is_timm else beside(file).name
     raise UserError(
-      f"the weights in {path} are for images that are no squares, and there is "
-      f"no {beside(file).name}, as `mixer export` writes, to say which."
+      f"the weights in {path} are for images of another size than "
+      f"{known['image_size']}; where images are no squares, {said} has to say "
+      "it, as `mixer export` writes it."
     )
   if classes and len(classes) != k:
+    again = "Remove it: it is then" if name else "It must be exported or"
     raise UserError(
       f"{file} is not {path}: it has {k:,} classes, not {len(classes):,}. "
-      "Remove it: it is then downloaded anew."
+      f"{again} downloaded anew."
     )
-  dtype = jnp.dtype(known.pop("dtype", "float32"))
-  module = model_lib.MlpMixer(**shape, dtype=dtype)
+  how: Any = dict(dtype=jnp.dtype(known.pop("dtype", "float32")))
+  module = model_lib.MlpMixer(**shape, **how, gelu=known.pop("gelu", "tanh"))
   return Trained(module, params, **known, source=path, origin=path)
 
 
@@ -236,21 +253,22 @@ def metadata(model: Trained, dtype: str = "", **more: Any) -> dict[str, Any]:
   """What goes along with exported weights, as JSON by name."""
   height, width = model.image_size
   size = f"{height} x {width}"
-  first = f"squeeze to {size}, bilinearly"
+  usual = "area" if model.short_side else "bilinear"
+  way = model.interpolation or usual
+  first = f"squeeze to {size} ({way})"
   if model.short_side:
-    first = (
-      f"resize the shorter side to {model.short_side} by mean over areas, "
-    )
+    first = f"resize the shorter side to {model.short_side} ({way}), "
     first += f"crop the central {size}"
   found = {
     "image_height": height,
     "image_width": width,
     "short_side": model.short_side,
     "crop": "center",
-    "interpolation": "area" if model.short_side else "bilinear",
+    "interpolation": way,
     "preprocessing": f"RGB, {first} (height x width), uint8; the model "
     "itself scales them.",
     "scores": model.loss,
+    "gelu": model.module.gelu,
     "dtype": dtype or None,
     "class_ids": model.class_ids,
     "class_names": model.class_names,
@@ -283,10 +301,12 @@ def write_beside(file: pathlib.Path, model: Trained) -> None:
 
 
 def read_beside(file: pathlib.Path) -> dict[str, Any]:
-  """An .npz file's metadata as attributes of `Trained`, and its dtype.
+  """A file's metadata as attributes of `Trained`, dtype and GELU.
 
   {} where there is none.
   """
+  if file.suffix == timm_format.SUFFIX:
+    return _attributes(timm_format.about(file))
   place = beside(file)
   if not place.exists():
     return {}
@@ -298,11 +318,19 @@ def read_beside(file: pathlib.Path) -> dict[str, Any]:
       f"{place} is damaged, or was not written with the weights in {file}: "
       f"export the model anew, or remove {place}."
     )
-  return {
-    "image_size": (found["image_height"], found["image_width"]),
-    "class_ids": tuple(found.get("class_ids", ())) or None,
-    "class_names": tuple(found.get("class_names", ())) or None,
-    "short_side": found["short_side"],
-    "loss": found["scores"],
-    "dtype": found["dtype"],
-  }
+  return _attributes(found)
+
+
+def _attributes(found: dict[str, Any]) -> dict[str, Any]:
+  """What metadata say; without those that they leave out."""
+  known = {k: found[k] for k in ("short_side", "dtype", "gelu") if k in found}
+  if "image_height" in found:
+    known["image_size"] = (found["image_height"], found["image_width"])
+  if ids := tuple(found.get("class_ids") or ()):
+    names = tuple(found.get("class_names") or names_for_people(ids))
+    known |= {"class_ids": ids, "class_names": names}
+  if "scores" in found:
+    known["loss"] = found["scores"]
+  if (way := found.get("interpolation", "")).startswith("pillow_"):
+    known["interpolation"] = way
+  return known

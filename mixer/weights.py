@@ -151,6 +151,22 @@ def check_finite(params: Params, where: str) -> None:
     )
 
 
+def digest(params: Params) -> str:
+  """SHA-256 over all parameters, in a stated order.
+
+  For each leaf, ordered by its '/'-joined name: the name, its dtype and its
+  shape as `name dtype (shape)` in UTF-8, a zero byte, then its values in C
+  order, little-endian.
+  """
+  sha = hashlib.sha256()
+  for name, leaf in sorted(flatten(params).items()):
+    leaf = np.asarray(leaf)
+    leaf = np.asarray(leaf, leaf.dtype.newbyteorder("<"), order="C")
+    sha.update(f"{name} {leaf.dtype.name} {leaf.shape}".encode() + b"\0")
+    sha.update(leaf.tobytes())
+  return sha.hexdigest()
+
+
 def load(path: files.Path) -> dict[str, Any]:
   """Loads the weights in an .npz file of either dialect.
 

@@ -10,6 +10,7 @@ import hashlib
 import http.server
 import pathlib
 import threading
+from typing import Any
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -24,7 +25,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     self.answer(True)
 
   def answer(self, with_body):
-    server = self.server
+    server: Any = self.server
     server.requests.append(self.path)
     parts = self.path.strip("/").split("?")[0].split("/")
     owner, name, _, _, *file = [*parts, "", "", "", ""][: max(4, len(parts))]
@@ -55,19 +56,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
     if with_body:
       self.wfile.write(body)
 
-  def log_message(self, *unused):
+  def log_message(self, format, *args):
     pass
 
 
 @contextlib.contextmanager
 def serving(folder, gated=()):
   """Serves a folder; the server has `requests` and `endpoint`."""
-  server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+  server: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
   server.folder, server.gated = pathlib.Path(folder), gated
-  server.requests, server.endpoint = (
-    [],
-    f"http://127.0.0.1:{server.server_port}",
-  )
+  server.requests = []
+  server.endpoint = f"http://127.0.0.1:{server.server_port}"
   threading.Thread(target=server.serve_forever, daemon=True).start()
   try:
     yield server

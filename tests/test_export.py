@@ -390,7 +390,7 @@ def test_where_it_is_put(tmp_path, monkeypatch):
     ("npz", "weights.pt", "expected the name of a file that ends in .npz."),
     ("npz", "/dev/null/w.npz", "w.npz can't be written: "),
     ("npz", "folder.npz", "expected the name of a file that ends in .npz."),
-    ("timm", "file", "or of a new folder for config.json and model.safeten"),
+    ("timm", "file", "or of a new folder for config.json and README.md and"),
     ("npz", "pipe.npz", "can't be written: expected"),
     ("timm", "full", "can't be written: expected"),
     ("npz", "none.npz", "there are no weights at runs/no"),

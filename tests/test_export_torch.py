@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
+import mixer
 from benchmarks import peers
 from mixer import model as model_lib
 from mixer.commands import export as command
@@ -49,3 +51,37 @@ def test_the_lines_that_load_it(tmp_path, export, kind, name):
     assert found["input_size"] == (3, 64, 96)
     assert [*found["mean"]] == [*found["std"]] == [0.5] * 3
     assert found["interpolation"] == "bilinear"
+
+
+@pytest.mark.parametrize("kind", ["goog", "miil"])
+def test_timm_to_ours_and_back(tmp_path, export, kind):
+  """From a picture to logits, by timm's own saving and preprocessing."""
+  made = timm.create_model("mixer_s32_224", num_classes=7)
+  with torch.no_grad():
+    for name, x in made.named_parameters():
+      scale = x[0].numel() ** -0.5 if x.ndim > 1 else 0.1
+      scale_of_norm = "norm" in name and name.endswith("weight")
+      x.copy_(torch.randn_like(x) * scale + float(scale_of_norm))
+  fixed = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "interpolation": "bilinear"}
+  labels = {"label_names": list("abcdefg")}
+  changed = {"pretrained_cfg": fixed} if kind == "miil" else {}
+  timm.models.save_for_hf(
+    made, tmp_path / kind, labels | changed, safe_serialization=True
+  )
+  noise = np.random.default_rng(0).integers(0, 256, (20, 31, 3), np.uint8)
+  picture = Image.fromarray(noise).resize((500, 375))
+  kinds = [tmp_path / kind]
+  export(tmp_path / kind, "ours", "hf")
+  kinds.append(tmp_path / "ours")
+  logits = []
+  for path in kinds:
+    theirs = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+    data = timm.data.resolve_model_data_config(theirs)
+    x = timm.data.create_transform(**data)(picture)[None]
+    with torch.inference_mode():
+      logits.append(theirs(x).numpy())
+    found = mixer.load(path)
+    assert found.model.class_ids == tuple("abcdefg")
+    logits.append(found.logits(picture))
+  for other in logits[1:]:
+    np.testing.assert_allclose(other, logits[0], rtol=1e-5, atol=1e-5)

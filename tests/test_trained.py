@@ -150,7 +150,7 @@ def test_metadata_beside_a_file(tmp_path):
   beside.unlink()
   params = trained.load(str(path), (4, 12), "resample").params
   weights.save(params, tmp_path / "oblong.npz")
-  with pytest.raises(UserError, match="images that are no squares.*npz.json"):
+  with pytest.raises(UserError, match="images are no squares.*npz.json"):
     trained.load(str(tmp_path / "oblong.npz"))
 
 

@@ -143,8 +143,9 @@ def main(args: argparse.Namespace) -> None:
   )
 
   def batches(some: split_lib.Split) -> evaluate.Batches:
+    how: Any = {"interpolation": model.interpolation}
     size, short_side = model.image_size, model.short_side
-    return evaluate.batches(some, size, short_side, batch_size)
+    return evaluate.batches(some, size, short_side, batch_size, **how)
 
   metrics: dict[str, Any] = {"examples": len(split)}
   if args.fewshot:
@@ -181,6 +182,7 @@ def main(args: argparse.Namespace) -> None:
     "classes_matched": matched,
     "image_size": [height, width],
     "short_side": model.short_side,
+    "interpolation": model.interpolation,
     "dtype": np.dtype(model.module.dtype).name,
     "loss": model.loss,
     "batch_size": batch_size,

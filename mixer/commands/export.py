@@ -1,12 +1,13 @@
 """Writes a trained model to a file that other programs take.
 
   python -m mixer export --checkpoint=WORKDIR --to=npz --output=weights.npz
-  python -m mixer export --checkpoint=WORKDIR --to=timm --output=DIR1
+  python -m mixer export --checkpoint=WORKDIR --to=hf --output=DIR1
   python -m mixer export --checkpoint=WORKDIR --to=onnx --output=model.onnx
   python -m mixer export --checkpoint=WORKDIR --to=stablehlo --output=DIR2
 
 npz: weights in the layout of the released files, which every command here
-takes. timm: weights for PyTorch. onnx: the model from uint8 pixels to logits.
+takes. hf (or timm): a folder for the Hugging Face hub with a model card, or one
+file, which timm loads in PyTorch. onnx: the model from uint8 pixels to logits.
 stablehlo: the same as a program for JAX, with the same bits. Class names, the
 kind of loss and the preprocessing of images go along: inside of .onnx and
 .safetensors, in info.json of a folder, or in FILE.json beside FILE.
@@ -25,6 +26,7 @@ import importlib
 import os
 import pathlib
 import secrets
+import shlex
 import shutil
 import sys
 import textwrap
@@ -52,8 +54,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   flags.add_model(parser)
   parser.set_defaults(platform="cpu")
   add = parser.add_argument
-  text = "timm and stablehlo: a folder, or FILE.safetensors, FILE.stablehlo"
-  choices = "npz", "timm", "onnx", "stablehlo"
+  choices = "npz", "hf", "timm", "onnx", "stablehlo"
+  text = "hf and stablehlo: a folder, or FILE.safetensors, FILE.stablehlo"
   add("--to", choices=choices, default="npz", help=text)
   text = "a file, or a new folder"
   add("-o", "--output", required=True, metavar="PATH", help=text)
@@ -73,7 +75,8 @@ def main(args: argparse.Namespace) -> None:
   form: Any = _npz()
   if args.to != "npz":
     try:
-      form = importlib.import_module(f"mixer.export_{args.to}")
+      name = {"hf": "timm"}.get(args.to, args.to)
+      form = importlib.import_module(f"mixer.export_{name}")
     except ImportError as e:
       raise UserError(_missing(e)) from e
   path = pathlib.Path(args.output).expanduser()
@@ -104,6 +107,10 @@ def main(args: argparse.Namespace) -> None:
     f"{table}To load it:\n{textwrap.indent(loading, '  ')}",
     flush=True,
   )
+  if args.to == "hf" and path.is_dir():
+    print(
+      f"\nTo publish it:\n\n  hf upload OWNER/NAME {shlex.quote(str(path))}"
+    )
   if missing:
     print(f"\nNOT VERIFIED: {missing}.", file=sys.stderr)
 

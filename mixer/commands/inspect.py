@@ -3,11 +3,11 @@
   python -m mixer inspect CHECKPOINT [--parameters] [--json]
   python -m mixer inspect CHECKPOINT OTHER [--json]
 
-A checkpoint is a workdir (its newest one), WORKDIR/checkpoints/STEP, an .npz
-file or the name of a released one. Prints the model, the starts of its run, the
-newest metrics, the config and a SHA-256 over all parameters (and over their
-average). Verifies all arrays, the optimizer's too, by their saved digests: the
-exit code is 1 if one differs. Of two checkpoints, prints how far apart their
+A checkpoint is whatever --checkpoint takes: a workdir (its newest one), one of
+its checkpoints, a file of weights, a name. Prints the model, the starts of its
+run, the newest metrics, the config and a SHA-256 over all parameters (and over
+their average). Verifies all arrays, the optimizer's too, by their saved
+digests: the exit code is 1 if one differs. Of two, prints how far apart their
 weights are, and every other difference.
 """
 
@@ -50,7 +50,7 @@ _NOISE = (
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the command's own."""
   add = parser.add_argument
-  text = "workdir, WORKDIR/checkpoints/STEP, .npz file, or released name"
+  text = "workdir, WORKDIR/checkpoints/STEP, file of weights, or name"
   add("path", metavar="CHECKPOINT", help=text)
   add("other", metavar="OTHER", nargs="?", help="to compare it with")
   text = "list every parameter, and norms by module"
@@ -72,14 +72,14 @@ def describe(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     facts |= {"digests": count, "not_as_saved": different}
     if info["averaged"]:
       average, _ = checkpoints.load_params(path, verify=False)
-      facts["sha256_ema"] = digest(average)
+      facts["sha256_ema"] = weights.digest(average)
     file = info["path"]
   else:
-    params = released.load(path)
+    params = released.read(file, path)
     with open(file, "rb") as f:
       facts["file_sha256"] = hashlib.file_digest(f, "sha256").hexdigest()
     if known := trained.read_beside(file):
-      facts["class_names"] = known["class_ids"]
+      facts["class_names"] = known.get("class_ids")
   flat = weights.flatten(params)
   norm = np.linalg.norm
   modules = {
@@ -96,27 +96,11 @@ def describe(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     "parameters": sum(x.size for x in flat.values()),
     "norm": float(norm([x["norm"] for x in modules.values()])),
     "finite": not weights.not_finite(params),
-    "sha256": digest(params),
+    "sha256": weights.digest(params),
     "modules": modules,
     "shapes": {k: list(x.shape) for k, x in flat.items()},
   }
   return about | facts, flat
-
-
-def digest(params: weights.Params) -> str:
-  """SHA-256 over all parameters, in a stated order.
-
-  For each leaf, ordered by its '/'-joined name: the name, its dtype and its
-  shape as `name dtype (shape)` in UTF-8, a zero byte, then its values in C
-  order, little-endian.
-  """
-  sha = hashlib.sha256()
-  for name, leaf in sorted(weights.flatten(params).items()):
-    leaf = np.asarray(leaf)
-    leaf = np.asarray(leaf, leaf.dtype.newbyteorder("<"), order="C")
-    sha.update(f"{name} {leaf.dtype.name} {leaf.shape}".encode() + b"\0")
-    sha.update(leaf.tobytes())
-  return sha.hexdigest()
 
 
 def _modules(flat: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -12,7 +12,6 @@ import pytest
 
 from configs import smoke
 from mixer import cli, metrics, runtime, saving, weights
-from mixer.commands import inspect
 from tests import states, trained_files
 
 pytestmark = pytest.mark.usefixtures("untouched")
@@ -46,7 +45,7 @@ def test_the_digest_is_what_its_docstring_says():
     for group, leaves in reversed(params.items())
   }
   expected = by_the_docstring(params)
-  assert inspect.digest(params) == inspect.digest(turned) == expected
+  assert weights.digest(params) == weights.digest(turned) == expected
 
 
 @pytest.fixture(scope="module")
