@@ -139,16 +139,17 @@ def _arguments(c: Any, function: Callable[..., Any]) -> dict[str, Any]:
 def check(config: config_lib.Config) -> None:
   """Refuses an optimizer, or its arguments, that can't work."""
   c, plan = config.optimizer, durations.Plan(2, 1, 1, 1, 1)
-  # An update of a small layer, of which nothing is computed.
-  params = {"head": {"kernel": jnp.zeros((8, 8)), "bias": jnp.zeros(8)}}
+  # An update of a small layer: shapes alone, as the least array is compiled.
+  shapes = {"kernel": (8, 8), "bias": (8,)}
+  like = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()}
 
   def update(params: Any) -> Any:
-    optimizer = make(config, plan)
+    optimizer, value = make(config, plan), params["head"]["bias"][0]
     state = optimizer.init(params)
-    return optimizer.update(params, state, params, value=jnp.float32(1))
+    return optimizer.update(params, state, params, value=value)
 
   try:
-    jax.eval_shape(update, params)
+    jax.eval_shape(update, {"head": like})
   except UserError:
     raise
   except Exception as e:  # Whatever optax says of a value.

@@ -77,7 +77,8 @@ class Trainer:
     self._optimizer = optim.make(config, plan)
     self._learning_rate = optim.schedule(config, plan)
 
-    abstract = jax.eval_shape(self._init)
+    init = self._init  # The same object, so that it is traced once.
+    abstract = jax.eval_shape(init)
     optim.check_names(config, weights.flatten(abstract.params))
     everywhere: Any = sharding.replicated(mesh)
     where = TrainState(
@@ -91,7 +92,7 @@ class Trainer:
       abstract,
       where,
     )
-    self.init = jax.jit(self._init, out_shardings=where)
+    self.init = jax.jit(init, out_shardings=where)
 
     def jit(function: Any, split: Any) -> Any:
       return jax.jit(
