@@ -1,6 +1,12 @@
-"""What all benchmarks share: flags, timing in turn, processes, results."""
+"""What all benchmarks share: flags, turns, processes, tables and results.
 
-import argparse
+A benchmark generates rows, `{column: text, number or list}`; a list has a
+number of each round. They are printed as Markdown, a list as its median, least
+and most, and written as JSON with date, machine and command, to --out=FILE or
+benchmarks/results/NAME_PLATFORM.json.
+"""
+
+import contextlib
 import datetime
 import functools
 import json
@@ -13,7 +19,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
 from typing import Any
 from unittest import mock
@@ -21,64 +27,123 @@ from unittest import mock
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent
-# Does something n times, waits for its end, and returns the last result.
-Run = Callable[[int], Any]
+Rows = Iterator[dict[str, Any]]
 # Flags of what measures models.
-MODELS: dict[str, Any] = {"variants": ["S/32", "S/16"], "batch": 32}
+MODELS: dict[str, Any] = {"variants": "S/32,S/16", "batch": 32}
 MODELS |= {"seconds": 3.0, "dtype": "float32"}
+_SPAWN = multiprocessing.get_context("spawn")
+_MADE: dict[str, Any] = {}  # What this process answers by.
 
 
-def main(doc: str | None, body: Callable[[Any], None], **flags: Any) -> int:
-  """A benchmark's command line: flags by their defaults; the exit code."""
+def main(
+  doc: str | None, measure: Callable[[Any], Rows], flags: dict[str, Any]
+) -> int:
+  """Runs a benchmark with flags of these defaults; returns the exit code.
+
+  None means a flag that may be repeated; of a tuple one is chosen, without
+  dashes.
+  """
   from mixer import cli
+  from mixer import flags as flags_lib
 
-  parser = argparse.ArgumentParser(
-    prog=f"python -m benchmarks.{pathlib.Path(sys.argv[0]).stem}",
-    description=doc,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  module = pathlib.Path(sys.argv[0]).stem
+  parser = flags_lib.Parser(f"python -m benchmarks.{module}", doc)
   for name, default in ({"rounds": 5, "out": ""} | flags).items():
-    kind = names if isinstance(default, list) else type(default)
-    if default is None:  # As often as it is given.
-      parser.add_argument(f"--{name}", action="append")
-    elif isinstance(default, tuple):  # One of them, without dashes.
+    if isinstance(default, tuple):
       parser.add_argument(name, choices=default)
+    elif default is None:
+      parser.add_argument(f"--{name}", action="append")
     else:
-      parser.add_argument(f"--{name}", type=kind, default=default)
-  return cli.run(body, parser.parse_args())
+      parser.add_argument(f"--{name}", type=type(default), default=default)
+  parser.set_defaults(name=module, command=f"benchmarks.{module}")
+  args = parser.read(sys.argv[1:])
+  return cli.run(lambda args: _report(measure, args), args)
 
 
-def names(text: str) -> list[str]:
-  """Of a flag's value, what is between commas."""
-  return text.split(",")
+def _report(measure: Callable[[Any], Rows], args: Any) -> None:
+  """Prints and writes what is measured; `args.name` names the result."""
+  machine, rows = environment(), []
+  for row in measure(args):
+    head = () if rows else (row, ["---"] * len(row))
+    for cells in (*head, map(_cell, row.values())):
+      print("| " + " | ".join(cells) + " |", flush=True)
+    rows.append(row)
+  # Where folders are on this machine is private.
+  paths = r"(?<=^--)(out|authors|scratch|data_dir)=.*"
+  words = [re.sub(paths, r"\1=DIR", w) for w in sys.argv[1:]]
+  record = {
+    "date": datetime.date.today().isoformat(),
+    "command": shlex.join(["python", "-m", args.command, *words]),
+    "processor": f"{cores()} cores of {_processor()}",
+    "device": f"{machine['num_devices']} x {machine['device_kind']}",
+    "environment": machine,
+    "rows": rows,
+  }
+  print("\n" + "; ".join([*record.values()][:4]))
+  own = f"benchmarks/results/{args.name}_{machine['platform']}.json"
+  path = pathlib.Path(args.out or ROOT / own)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(record, indent=2) + "\n")
+  print(f"written to {path}", flush=True)
 
 
-def repeated(
-  one: Callable[[], Any], wait: Callable[[Any], Any] = np.asarray
-) -> Run:
-  """What does a pass n times, and waits for the last result."""
-
-  def run(n: int) -> Any:
-    result: Any = None
-    for _ in range(n):
-      result = one()
-    return wait(result)
-
-  return run
+def _cell(value: Any) -> str:
+  if isinstance(value, list):
+    middle, low, high = statistics.median(value), min(value), max(value)
+    return f"{_cell(middle)} ({_cell(low)} to {_cell(high)})"
+  if isinstance(value, float):
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+  return str(value)
 
 
-def seconds_each(run: Run, seconds: float) -> float:
-  """Median seconds of one of what `run` does, for about that long.
+def _processor() -> str:
+  info = pathlib.Path("/proc/cpuinfo")
+  text = info.read_text() if info.exists() else ""
+  named = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+  return named[1] if named else platform.machine()
+
+
+def cores() -> int:
+  """Number of cores that this process may use."""
+  return len(os.sched_getaffinity(0))
+
+
+def start() -> dict[str, Any]:
+  """Starts JAX; platform, devices, versions."""
+  from mixer import runtime
+
+  runtime.start()
+  return runtime.environment() | {"host": ""}  # Which is private.
+
+
+def environment() -> dict[str, Any]:
+  """As `start`, in a process that is gone then."""
+  with futures.ProcessPoolExecutor(1, _SPAWN) as pool:
+    return pool.submit(start).result()
+
+
+def seconds_each(
+  one: Callable[[], Any],
+  seconds: float,
+  wait: Callable[[Any], Any] = np.asarray,
+) -> float:
+  """Median seconds of a pass, measured for about `seconds`.
 
   Short ones are timed several at once, so that waiting costs nothing.
   """
-  start, found = time.perf_counter(), []
-  run(1)
-  n = max(1, round(0.1 / (time.perf_counter() - start)))
-  while not found or time.perf_counter() - start < seconds:
-    before = time.perf_counter()
-    run(n)
-    found.append((time.perf_counter() - before) / n)
+
+  def each(n: int) -> float:
+    begin, result = time.perf_counter(), None
+    for _ in range(n):
+      result = one()
+    wait(result)
+    return (time.perf_counter() - begin) / n
+
+  end = time.perf_counter() + seconds
+  n = max(1, round(0.1 / each(1)))
+  found = [each(n)]
+  while time.perf_counter() < end:
+    found.append(each(n))
   return statistics.median(found)
 
 
@@ -87,135 +152,47 @@ def in_turn(
 ) -> dict[Any, list[Any]]:
   """What each returns in every round, in which all have their turn."""
   found: dict[Any, list[Any]] = {name: [] for name in contenders}
-  for _ in range(rounds):
-    for name, measure in contenders.items():
-      found[name].append(measure())
+  for name in [*contenders] * rounds:
+    found[name].append(contenders[name]())
   return found
 
 
-class Process:
-  """`make(*args)` in a process of its own, which is idle until it is asked.
+def ratios(over: Iterable[float], under: Iterable[float]) -> list[float]:
+  """Those within rounds."""
+  return [a / b for a, b in zip(over, under, strict=True)]
 
-  It returns `hello`, which says what it is, and functions by name. Where a
-  package is missing, `hello` is {}. `variables` are of the environment.
+
+@contextlib.contextmanager
+def field(
+  contenders: Mapping[str, tuple[Any, ...]], **variables: str
+) -> Iterator[dict[str, Callable[..., Any]]]:
+  """Runs `make(*args)` of each in a process that is idle until it is asked.
+
+  That returns functions by name; `ask(name, *args)`, given here, calls them.
+  `variables` are of the environment. Whose packages don't work is left out.
   """
-
-  def __init__(self, make: Callable[..., Any], *args: Any, **variables: str):
-    spawn = multiprocessing.get_context("spawn")
-    self._pool = futures.ProcessPoolExecutor(1, spawn)
-    with mock.patch.dict(os.environ, variables):
-      making = self._pool.submit(_make, make, *args)
-    self.hello: dict[str, Any] = making.result()
-
-  def ask(self, name: str, *args: Any) -> Any:
-    """What a function of it returns."""
-    return self._pool.submit(_ask, name, *args).result()
-
-  def close(self) -> None:
-    """Ends it, and waits for that."""
-    self._pool.shutdown()
+  asks = {}
+  with contextlib.ExitStack() as stack, mock.patch.dict(os.environ, variables):
+    for name, work in contenders.items():
+      pool = stack.enter_context(futures.ProcessPoolExecutor(1, _SPAWN))
+      if missing := pool.submit(_make, *work).result():
+        print(f"{name} is left out: {missing}", file=sys.stderr)
+      else:
+        asks[name] = functools.partial(_ask, pool)
+    yield asks
 
 
-_FUNCTIONS: dict[str, Callable[..., Any]] = {}
-
-
-def _make(make: Callable[..., Any], *args: Any) -> dict[str, Any]:
+def _make(make: Callable[..., dict[str, Any]], *args: Any) -> str:
   try:
-    hello, functions = make(*args)
-  except ImportError as e:
-    print(f"{make.__name__} is left out: {e}", file=sys.stderr)
-    return {}
-  _FUNCTIONS.update(functions)
-  return hello
+    _MADE.update(make(*args))
+  except (ImportError, RuntimeError) as e:  # Of builds that don't fit.
+    return str(e)
+  return ""
 
 
-def _ask(name: str, *args: Any) -> Any:
-  return _FUNCTIONS[name](*args)
+def _ask(pool: futures.Executor, *args: Any) -> Any:
+  return pool.submit(_answer, *args).result()
 
 
-def start() -> dict[str, Any]:
-  """Starts JAX; platform, devices, versions."""
-  from mixer import runtime
-
-  runtime.start()
-  # Whose machine it is, is private.
-  return runtime.environment() | {"host": ""}
-
-
-def environment() -> dict[str, Any]:
-  """JAX's, of which this process starts none."""
-  spawn = multiprocessing.get_context("spawn")
-  with futures.ProcessPoolExecutor(1, spawn) as pool:
-    return pool.submit(start).result()
-
-
-def cores() -> int:
-  """That this process may use."""
-  if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
-
-
-def _processor() -> str:
-  info = pathlib.Path("/proc/cpuinfo")
-  text = info.read_text() if info.exists() else ""
-  named = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
-  return named[1] if named else platform.processor() or platform.machine()
-
-
-def write(name: str, args: Any, hello: dict[str, Any], record: Any) -> None:
-  """Prints where results come from; writes them, with date and machine."""
-  words = [w for w in sys.argv[1:] if not w.startswith(("--out", "/"))]
-  words = ["--authors=DIR" if w.startswith("--authors") else w for w in words]
-  module = pathlib.Path(sys.argv[0]).stem
-  record = {
-    "date": datetime.date.today().isoformat(),
-    "command": shlex.join(["python", "-m", f"benchmarks.{module}", *words]),
-    "processor": _processor(),
-    "cores": cores(),
-    "environment": hello,
-  } | record
-  where = f"{cores()} cores of {record['processor']}"
-  if hello["platform"] != "cpu":
-    where = f"{hello['num_devices']} x {hello['device_kind']}"
-  jax = hello.get("versions", {}).get("jax")
-  print(f"\n{where}, JAX {jax}; {record['date']}, `{record['command']}`")
-  own = ROOT / "benchmarks" / "results" / f"{name}_{hello['platform']}.json"
-  path = pathlib.Path(args.out) if args.out else own
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(record, indent=2) + "\n")
-  print(f"written to {path}", flush=True)
-
-
-@functools.cache
-def _head(*names: str) -> None:
-  _line(names)
-  _line(["---"] * len(names))
-
-
-def _line(cells: Iterable[Any]) -> None:
-  print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-
-
-def row(cells: Mapping[str, Any]) -> None:
-  """Prints a row of a Markdown table, and first its head."""
-  _head(*cells)
-  _line(cells.values())
-
-
-def number(values: Iterable[float]) -> str:
-  """Their median: three figures, or all of a larger one."""
-  value = statistics.median(values)
-  return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
-
-
-def spread(values: Iterable[float], digits: int = 2) -> str:
-  """From the least to the most."""
-  found = list(values)
-  return f"{min(found):.{digits}f} to {max(found):.{digits}f}"
-
-
-def ratio(ours: list[float], theirs: list[float]) -> str:
-  """Median and spread of the ratios within rounds."""
-  found = [a / b for a, b in zip(ours, theirs, strict=True)]
-  return f"{statistics.median(found):.2f} ({spread(found)})"
+def _answer(name: str, *args: Any) -> Any:
+  return _MADE[name](*args)

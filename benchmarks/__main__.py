@@ -1,67 +1,63 @@
-"""All that is timed of the model and of training, one after the other.
+"""Speed of the model and of training: all benchmarks of them, in turn.
 
   python -m benchmarks [--only=step,loop,startup,peers] [--quick]
     [--authors=DIR]
 
-Runs `python -m benchmarks.NAME` of each with what fits the platform (on an
-accelerator bfloat16, larger models and batches); each prints its tables and
-where its results are. `--quick` takes tiny settings, to see whether all works:
-its figures mean nothing, and go to runs/bench_quick.
+Runs `python -m benchmarks.NAME` of each, on an accelerator in bfloat16 with
+larger models and batches. `--quick` takes tiny settings, to see whether all
+works: its figures mean nothing, and go to runs/bench_quick.
 """
 
-import argparse
 import shlex
 import subprocess
 import sys
+from typing import Any
 
 import benchmarks
+from mixer import cli, flags
+from mixer.errors import UserError
 
 _LARGE = "--variants=S/32,S/16,B/32,B/16,L/16 --batch=256 --dtype=bfloat16"
+_B16 = "--variant=B/16 --batch=256 --dtype=bfloat16"
 _TINY = "--variants=S/32 --batch=2 --rounds=1 --seconds=0"
-# Module and its words; flags for --quick; flags on an accelerator.
+# Module and its words; flags on a CPU, on an accelerator, and for --quick.
 RUNS = {
-  "step": ("step", _TINY, _LARGE),
+  "step": ("step", "", _LARGE, _TINY),
   "loop": (
     "training loop",
-    "--variant=demo --steps=3 --rounds=1",
-    "--variant=B/16 --batch=256 --dtype=bfloat16",
+    "",
+    _B16,
+    "--variant=S/32 --batch=2 --rounds=1 --steps=3",
   ),
   "startup": (
-    "training startup",
+    *("training startup", "--variant=B/16 --batch=8", _B16),
     "--variant=S/32 --batch=2 --rounds=1",
-    "--batch=256 --dtype=bfloat16",
   ),
-  "peers": ("peers", _TINY, _LARGE),
+  "peers": ("peers", "", _LARGE, _TINY),
 }
 
 
-def main() -> int:
-  """Runs the command line."""
-  parser = argparse.ArgumentParser(prog="python -m benchmarks")
-  parser.add_argument("--only", type=benchmarks.names, default=[*RUNS])
-  parser.add_argument("--quick", action="store_true", help="tiny settings")
-  parser.add_argument("--authors", help="see benchmarks.peers")
-  args = parser.parse_args()
-  if unknown := {*args.only} - {*RUNS}:
-    parser.error(f"--only takes some of {','.join(RUNS)}, not {unknown}")
-  on_cpu = benchmarks.environment()["platform"] == "cpu"
-  failed = []
+def run(args: Any) -> None:
+  """Runs them; a UserError at the end names those that failed."""
+  on_cpu, failed = benchmarks.environment()["platform"] == "cpu", []
   for name in args.only:
-    words, quick, large = RUNS[name]
-    flags = quick if args.quick else "" if on_cpu else large
-    command = ["-m", *f"benchmarks.{words} {flags}".split()]
+    words, cpu, accelerator, quick = RUNS[name]
+    more = quick if args.quick else cpu if on_cpu else accelerator
+    command = ["-m", *f"benchmarks.{words} {more}".split()]
     if args.quick:
       command.append(f"--out=runs/bench_quick/{name}.json")
     if name == "peers" and args.authors:
       command.append(f"--authors={args.authors}")
     print(f"\n$ python {shlex.join(command)}", flush=True)
     done = subprocess.run([sys.executable, *command], cwd=benchmarks.ROOT)
-    if done.returncode:
-      failed.append(name)
+    failed += [name] * bool(done.returncode)
   if failed:
-    print(f"error: failed: {', '.join(failed)}", file=sys.stderr)
-  return int(bool(failed))
+    raise UserError(f"failed: {', '.join(failed)}; the errors are above.")
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  parser, every = flags.Parser("python -m benchmarks", __doc__), [*RUNS]
+  parser.add_argument("--only", type=flags.some_of(every), default=every)
+  parser.add_argument("--quick", action="store_true")
+  parser.add_argument("--authors", default="")
+  sys.exit(cli.run(run, parser.read(sys.argv[1:])))

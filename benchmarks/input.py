@@ -5,8 +5,7 @@
 Decoding, Inception crop, resizing to 224, flip, batches of 64, from the same
 encoded files in memory (500 x 375, about 100 KB: parts of the two photographs
 that scikit-learn ships), on the same cores, in turn, each contender in its own
-process. One whose packages are missing is left out. Prints medians as
-Markdown, and writes benchmarks/results/input_cpu.json.
+process. One whose packages are missing is left out.
 """
 
 import functools
@@ -19,6 +18,7 @@ from typing import Any
 import benchmarks
 
 BATCH, SIZE = 64, 224
+FLAGS = {"seconds": 4.0, "cores": benchmarks.cores()}
 
 
 def make_files() -> list[bytes]:
@@ -41,18 +41,11 @@ def make_files() -> list[bytes]:
   return found
 
 
-class Files(list):
-  """Records of encoded files in memory, many times over."""
+class Files(list[bytes]):
+  """The same as records of our data sets."""
 
-  def __len__(self):
-    return 1_000_000
-
-  def __getitem__(self, i: Any) -> Any:
-    return list.__getitem__(self, i % list.__len__(self)), i % 10
-
-  def __getitems__(self, indices: Any) -> Any:
-    found = map(self.__getitem__, indices)
-    return [{"image": image, "label": label} for image, label in found]
+  def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+    return [{"image": self[i], "label": 0} for i in indices]
 
 
 def ours(files: list[bytes], cores: int) -> Iterator[Any]:
@@ -61,7 +54,7 @@ def ours(files: list[bytes], cores: int) -> Iterator[Any]:
   from mixer import config as config_lib
   from mixer.datasets import split
 
-  part = split.Split("files", "all", Files(files), tuple("0123456789"))
+  part = split.Split("files", "all", Files(files * 10_000), ("any",))
   config = config_lib.default()
   config.batch_size = BATCH
   config.data.threads = cores
@@ -98,89 +91,71 @@ def tf_data(files: list[bytes], cores: int) -> Iterator[Any]:
 
 def torch(files: list[bytes], cores: int) -> Iterator[Any]:
   """DataLoader and torchvision's transforms."""
+  import torch  # pyright: ignore[reportMissingImports]
   from PIL import Image
   from torch.utils import data  # pyright: ignore[reportMissingImports]
   from torchvision import transforms  # pyright: ignore[reportMissingImports]
 
-  steps = [
+  steps = (
     transforms.RandomResizedCrop(SIZE, scale=(0.05, 1)),
     transforms.RandomHorizontalFlip(),
     transforms.PILToTensor(),
-  ]
+  )
+  prepare: Any = transforms.Compose(steps)
 
-  class Images(Files):
-    """Decoded, one by one."""
-
-    __getitems__ = None  # pyright: ignore
-
-    def __getitem__(self, i: int) -> Any:
-      encoded, label = super().__getitem__(i)
-      image: Any = Image.open(io.BytesIO(encoded)).convert("RGB")
-      for step in steps:
-        image = step(image)
-      return image, label
+  def collate(part: list[bytes]) -> Any:  # In a worker.
+    images = (Image.open(io.BytesIO(file)).convert("RGB") for file in part)
+    return torch.stack([prepare(image) for image in images])
 
   loader: Any = data.DataLoader
-  return iter(loader(Images(files), BATCH, num_workers=cores))
+  return iter(
+    loader(files * 10_000, BATCH, num_workers=cores, collate_fn=collate)
+  )
 
 
 # With the package whose version is shown.
-CONTENDERS = {
+PIPELINES = {
   "mixer": (ours, "mixer"),
   "tf.data": (tf_data, "tensorflow"),
   "PyTorch": (torch, "torchvision"),
 }
 
 
-def contender(name: str, files: list[bytes], cores: int) -> Any:
-  """Measures a pipeline: `rate(seconds)`, in images a second."""
-  batches, package = CONTENDERS[name]
-  try:
-    version = f"{package} {__import__(package).__version__}"
-  except RuntimeError as e:  # Builds that don't fit each other.
-    raise ImportError(str(e)) from e
+def contender(name: str, files: list[bytes], cores: int) -> dict[str, Any]:
+  """A pipeline: `version`, and `rate(seconds)`, in images a second."""
+  make, package = PIPELINES[name]
+  version = f"{package} {__import__(package).__version__}"
 
   def rate(seconds: float) -> float:
-    iterator, count = batches(files, cores), 0
+    batches, count = make(files, cores), 0
     for _ in range(4):
-      next(iterator)
+      next(batches)
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:
-      next(iterator)
+      next(batches)
       count += BATCH
     return count / (time.perf_counter() - start)
 
-  return {"version": version}, {"rate": rate}
+  return {"version": lambda: version, "rate": rate}
 
 
-def body(args: Any) -> None:
-  """Measures, prints and writes."""
+def measure(args: Any) -> benchmarks.Rows:
+  """A row of each pipeline that there is."""
   files = make_files()
-  field = {
-    n: benchmarks.Process(contender, n, files, args.cores) for n in CONTENDERS
-  }
-  field = {name: process for name, process in field.items() if process.hello}
-  turns = {
-    n: functools.partial(p.ask, "rate", args.seconds) for n, p in field.items()
-  }
-  rates = benchmarks.in_turn(turns, args.rounds)
-  for name, process in field.items():
-    process.close()
-    benchmarks.row(
-      {
-        "pipeline": process.hello["version"],
-        "images/s": benchmarks.number(rates[name]),
-        "ours over it (spread)": benchmarks.ratio(rates["mixer"], rates[name]),
+  work = {name: (contender, name, files, args.cores) for name in PIPELINES}
+  with benchmarks.field(work) as asks:
+    turns = {
+      name: functools.partial(ask, "rate", args.seconds)
+      for name, ask in asks.items()
+    }
+    rates = benchmarks.in_turn(turns, args.rounds)
+    for name, found in rates.items():
+      yield {
+        "pipeline": asks[name]("version"),
+        "images/s": found,
+        "ours over it": benchmarks.ratios(rates["mixer"], found),
       }
-    )
-  record = {"images_per_second": rates, "cores": args.cores}
-  benchmarks.write("input", args, benchmarks.environment(), record)
-
-
-def main() -> int:
-  """Runs the command line."""
-  return benchmarks.main(__doc__, body, seconds=4.0, cores=benchmarks.cores())
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  sys.exit(benchmarks.main(__doc__, measure, FLAGS))

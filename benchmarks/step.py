@@ -5,21 +5,18 @@ r"""Speed and memory of the forward pass and the training step.
 
 Times what `train.py` runs (AdamW, clipping, donated state; a uint8 batch on the
 device; 1,000 classes, 224 px) in turn with matmuls of large squares in the same
-dtype: what the device can do, whatever its data sheet says. Each `--compare` is
-a setting of the config ("" is the default one); all are timed in turn:
+dtype, the best that the device does. Each `--compare` is a setting of the
+config ("" is the default one); all are timed in turn, and `rate` is the ratio
+of a setting's images/s to the first's:
 
   python -m benchmarks.step --compare=model.remat=none \
     --compare=model.remat=block
-
-Prints medians of the rounds as Markdown, and writes
-benchmarks/results/step_cpu.json, or step_gpu.json, step_tpu.json.
 """
 
-import ast
 import functools
 import statistics
 import sys
-import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,13 +24,11 @@ import numpy as np
 
 import benchmarks
 from mixer import config as config_lib
-from mixer import durations, sharding, train_step, validation
+from mixer import durations, flags, sharding, train_step, validation
 from mixer import model as model_lib
-from mixer.errors import UserError
 
+FLAGS = benchmarks.MODELS | {"compare": None}
 CLASSES = 1_000
-# Keys of a model's shape beside its variant.
-SHAPE = ("num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
 
 
 def recipe(variant: str, batch: int, dtype: str) -> config_lib.Config:
@@ -44,6 +39,13 @@ def recipe(variant: str, batch: int, dtype: str) -> config_lib.Config:
   config.data.eval_short_side = 0  # Any image size will do.
   config.total = "1000000 steps"
   config.optimizer.weight_decay = 0.1
+  return config
+
+
+def changed(config: config_lib.Config, text: str) -> config_lib.Config:
+  """The config with settings such as "model.remat=block"."""
+  config = config_lib.changed(config, dict(map(flags.override, text.split())))
+  validation.validate(config, 1)
   return config
 
 
@@ -58,156 +60,89 @@ def make_batch(config: config_lib.Config) -> dict[str, np.ndarray]:
   }
 
 
-def changed(config: config_lib.Config, text: str) -> config_lib.Config:
-  """The config with settings such as "model.remat=block"."""
-  values = {}
-  for key, _, value in (word.partition("=") for word in text.split()):
-    if key not in config_lib.KEYS:
-      raise UserError(f"--compare={text}: {config_lib.unknown(key)}")
-    try:
-      values[key] = ast.literal_eval(value)
-    except (SyntaxError, ValueError):
-      values[key] = value
-  try:
-    config = config_lib.changed(config, values)
-  except TypeError as e:
-    raise UserError(f"--compare={text}: {e}") from e
-  validation.validate(config, 1)
-  return config
-
-
 def passes(
   config: config_lib.Config, params: Any = None, classes: int = CLASSES
-) -> dict[str, Any]:
-  """`forward` and `train`: (run, compiled, seconds of compiling).
+) -> dict[str, tuple[Callable[[], jax.Array], Any]]:
+  """`forward` and `train`: what does one, and the compiled function.
 
-  `run(n)` does it n times, waits, and returns logits, or the loss before the
-  last update. Weights are `params` where given.
+  The first gives logits, the second the loss before its update. Weights are
+  `params` where given.
   """
   mesh, plan = sharding.make_mesh(), durations.plan(config, 1)
   trainer = train_step.Trainer(config, plan, classes, mesh)
   batch = sharding.put_batch(mesh, make_batch(config))
-  held = [trainer.init()]
-  if params is not None:
-    where = jax.tree.map(lambda x: x.sharding, trainer.abstract.params)
-    held[0] = held[0].replace(params=jax.device_put(params, where))
   masked = {k: batch[k] for k in ("image", "mask")}
   labelled = {k: batch[k] for k in ("image", "label")}
+  state = trainer.init()
+  if params is not None:
+    where = jax.tree.map(lambda x: x.sharding, trainer.abstract.params)
+    state = state.replace(params=jax.device_put(params, where))
+  logits = trainer.inference.logits.lower(state.params, masked).compile()
+  step = trainer.train_step.lower(state, labelled).compile()
 
-  def compiled(function: Any, *args: Any) -> tuple[Any, float]:
-    before = time.perf_counter()
-    return function.lower(*args).compile(), time.perf_counter() - before
-
-  forward = compiled(trainer.inference.logits, held[0].params, masked)
-  train = compiled(trainer.train_step, held[0], labelled)
-
-  def logits() -> Any:
-    return forward[0](held[0].params, masked)[0]
-
-  def update() -> Any:
-    held[0], metrics = train[0](held[0], labelled)
+  def update() -> jax.Array:
+    nonlocal state
+    state, metrics = step(state, labelled)
     return metrics["loss"]
 
-  return {
-    "forward": (benchmarks.repeated(logits), *forward),
-    "train": (benchmarks.repeated(update), *train),
-  }
+  forward = lambda: logits(state.params, masked)[0]  # noqa: E731
+  return {"forward": (forward, logits), "train": (update, step)}
 
 
-def matmul(dtype: str) -> tuple[benchmarks.Run, int]:
-  """What multiplies two squares n times on one device, and the FLOP of it."""
+def matmul_flops(dtype: str, seconds: float) -> Callable[[], float]:
+  """Measures the FLOP/s of large squares on one device."""
   side = 2048 if jax.default_backend() == "cpu" else 8192
   x = jax.random.normal(jax.random.key(0), (side, side), dtype)
-  multiply = jax.jit(lambda x: (x @ x) / side)
-  run = benchmarks.repeated(lambda: multiply(x), jax.block_until_ready)
-  return run, 2 * side**3
+  multiply, wait = jax.jit(lambda x: (x @ x) / side), jax.block_until_ready
+  each = functools.partial(benchmarks.seconds_each, lambda: multiply(x))
+  return lambda: 2 * side**3 / each(seconds, wait)
 
 
-def measure(
-  settings: list[config_lib.Config], rounds: int, seconds: float
-) -> list[dict[str, Any]]:
-  """A variant in all settings: a result for each and either pass."""
-  made = {
-    (name, i): one
-    for i, config in enumerate(settings)
-    for name, one in passes(config).items()
-  }
-  runs: dict[Any, Any] = {key: one[0] for key, one in made.items()}
-  runs["matmul"], flop = matmul(settings[0].model.dtype)
-  for run in runs.values():
-    run(1)
-  each = functools.partial(benchmarks.seconds_each, seconds=seconds)
-  turns = {key: functools.partial(each, run) for key, run in runs.items()}
-  found = benchmarks.in_turn(turns, rounds)
-  best = flop / min(found.pop("matmul")) * jax.device_count()
-  rows = []
-  for (name, i), times in sorted(found.items()):
-    config, (_, compiled, compile_seconds) = settings[i], made[name, i]
-    model = model_lib.from_config(config, CLASSES)
-    work = model_lib.update_flop(model, config)
-    if name == "forward":
-      size = config_lib.image_size(config)
-      work = 2 * model_lib.forward_macs(model, size)[0]
-    flops = config.batch_size * work / statistics.median(times)
-    memory = compiled.memory_analysis()
-    rows.append(
-      {
-        "setting": i,
-        "pass": name,
-        "images_per_second": [config.batch_size / t for t in times],
-        "flops": flops,
-        "of_matmul": flops / best,
-        "ratios": [a / b for a, b in zip(found[name, 0], times, strict=True)],
-        "temporaries": memory.temp_size_in_bytes if memory else 0,
-        "compile_seconds": compile_seconds,
-      }
-    )
-  return rows
-
-
-def body(args: Any) -> None:
-  """Measures, prints and writes."""
-  compared = args.compare or [""]
+def measure(args: Any) -> benchmarks.Rows:
+  """Rows of all variants, passes and settings."""
+  settings = args.compare or [""]
+  if len(settings) > 1:  # Answers another question than the table.
+    args.name = "step_compared"
   configs = {
-    name: [
-      changed(recipe(name, args.batch, args.dtype), text) for text in compared
-    ]
-    for name in args.variants
+    v: [changed(recipe(v, args.batch, args.dtype), s) for s in settings]
+    for v in args.variants.split(",")
   }
-  hello, rows = benchmarks.start(), []
+  benchmarks.start()
   jax.config.update("jax_enable_compilation_cache", False)
-  for name, settings in configs.items():
-    for row in measure(settings, args.rounds, args.seconds):
-      row |= {"model": name, "setting": compared[row["setting"]]}
-      rows.append(row)
-      rates, ratios = row["images_per_second"], row["ratios"]
-      benchmarks.row(
-        {
-          "model": name,
-          "batch": args.batch,
-          "pass": row["pass"],
-          "setting": row["setting"] or "-",
-          "ms": f"{args.batch / statistics.median(rates) * 1e3:,.1f}",
-          "images/s (spread)": f"{benchmarks.number(rates)} "
-          f"({benchmarks.spread(rates, 1)})",
-          "GFLOP/s": f"{row['flops'] / 1e9:,.0f}",
-          "of the best matmul": f"{row['of_matmul']:.0%}",
-          "ratio (spread)": f"{benchmarks.number(ratios)} "
-          f"({benchmarks.spread(ratios)})",
-          "temporaries, MiB": f"{row['temporaries'] / 2**20:,.0f}",
-          "compile, s": f"{row['compile_seconds']:.1f}",
-        }
+  for variant, changes in configs.items():
+    made = [passes(config) for config in changes]
+    turns: dict[Any, Callable[[], float]] = {
+      (name, i): functools.partial(
+        benchmarks.seconds_each, one[name][0], args.seconds
       )
-  # A comparison answers another question than the table.
-  name = "step_compared" if len(compared) > 1 else "step"
-  flags = {"batch": args.batch, "dtype": args.dtype}
-  benchmarks.write(name, args, hello, flags | {"rows": rows})
-
-
-def main() -> int:
-  """Runs the command line."""
-  return benchmarks.main(__doc__, body, compare=None, **benchmarks.MODELS)
+      for name in ("forward", "train")
+      for i, one in enumerate(made)
+    }
+    turns["matmul"] = matmul_flops(args.dtype, args.seconds)
+    found = benchmarks.in_turn(turns, args.rounds)
+    best = max(found.pop("matmul")) * jax.device_count()
+    for (name, i), seconds in found.items():
+      config = changes[i]
+      model = model_lib.from_config(config, CLASSES)
+      flop = model_lib.update_flop(model, config)
+      if name == "forward":
+        size = config_lib.image_size(config)
+        flop = 2 * model_lib.forward_macs(model, size)[0]
+      flops = args.batch * flop / statistics.median(seconds)
+      memory = made[i][name][1].memory_analysis()
+      yield {
+        "model": variant,
+        "batch": args.batch,
+        "pass": name,
+        "setting": settings[i] or "-",
+        "ms": statistics.median(seconds) * 1e3,
+        "images/s": [args.batch / s for s in seconds],
+        "GFLOP/s": flops / 1e9,
+        "% of the best matmul": 100 * flops / best,
+        "rate": benchmarks.ratios(found[name, 0], seconds),
+        "temporaries, MiB": memory and memory.temp_size_in_bytes / 2**20,
+      }
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  sys.exit(benchmarks.main(__doc__, measure, FLAGS))

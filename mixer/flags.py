@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
       self.error(self._unknown(unknown[0].partition("=")[0]))
     if has_config:
       try:
-        values = dict(map(_override, keys))
+        values = dict(map(override, keys))
         args.config = config_lib.changed(_recipe(args.config), values)
       except UserError as e:
         self.error(str(e))
@@ -169,7 +169,7 @@ def add_config(parser: argparse.ArgumentParser, beside: str) -> None:
   parser.epilog = "\n".join(lines)
 
 
-def _override(word: str) -> tuple[str, Any]:
+def override(word: str) -> tuple[str, Any]:
   """Reads "--config.seed=3" -> ("seed", 3): a value of the default's type."""
   key, _, text = word.removeprefix(_PREFIX).partition("=")
   if key not in config_lib.KEYS:
