@@ -120,7 +120,8 @@ def _of_config(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
   _, height, width = fixed["input_size"]
   if size := args.get("img_size"):
     height, width = (size, size) if isinstance(size, int) else size
-  mode, share = fixed.get("crop_mode") or "center", fixed.get("crop_pct", 0.875)
+  mode, share = fixed.get("crop_mode") or "center", fixed.get("crop_pct")
+  share = share or 0.875  # As timm's default.
   way = fixed.get("interpolation") or "bicubic"
   other = sorted(args.keys() - _ARGUMENTS)
   cropped = mode == "center" and height == width and 0 < share <= 1

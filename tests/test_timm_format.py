@@ -155,7 +155,10 @@ def test_classes(tmp_path):
     assert found.class_ids == tuple(labels)
     assert found.class_names == tuple(texts.values())
   by_number = {"label_names": {str(k): v for k, v in enumerate(labels)}}
-  found = trained.load(str(write(tmp_path / "a", PARAMS, by_number)))
+  found = trained.load(
+    str(write(tmp_path / "a", PARAMS, by_number, {"crop_pct": None}))
+  )
+  assert found.short_side == 9
   assert found.class_ids == found.class_names == tuple(labels)
   for tag, name in (
     ("goog_in21k", "head"),
