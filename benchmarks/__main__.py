@@ -20,20 +20,13 @@ from mixer.errors import UserError
 _LARGE = "--variants=S/32,S/16,B/32,B/16,L/16 --batch=256 --dtype=bfloat16"
 _B16 = "--variant=B/16 --batch=256 --dtype=bfloat16"
 _TINY = "--variants=S/32 --batch=2 --rounds=1 --seconds=0"
-# Module and its words; flags on a CPU, on an accelerator, and for --quick.
+_SHORT = "--variant=S/32 --batch=2 --rounds=1 --steps=3"
+# Module and its words; more of them on an accelerator, and for --quick.
 RUNS = {
-  "step": ("step", "", _LARGE, _TINY),
-  "loop": (
-    "training loop",
-    "",
-    _B16,
-    "--variant=S/32 --batch=2 --rounds=1 --steps=3",
-  ),
-  "startup": (
-    *("training startup", "--variant=B/16 --batch=8", _B16),
-    "--variant=S/32 --batch=2 --rounds=1",
-  ),
-  "peers": ("peers", "", _LARGE, _TINY),
+  "step": ("step", _LARGE, _TINY),
+  "loop": ("training loop", _B16, _SHORT),
+  "startup": ("training startup --variant=B/16 --batch=8", _B16, _SHORT),
+  "peers": ("peers", _LARGE, _TINY),
 }
 
 
@@ -41,8 +34,8 @@ def run(args: Any) -> None:
   """Runs them; a UserError at the end names those that failed."""
   on_cpu, failed = benchmarks.environment()["platform"] == "cpu", []
   for name in args.only:
-    words, cpu, accelerator, quick = RUNS[name]
-    more = quick if args.quick else cpu if on_cpu else accelerator
+    words, accelerator, quick = RUNS[name]
+    more = quick if args.quick else "" if on_cpu else accelerator
     command = ["-m", *f"benchmarks.{words} {more}".split()]
     if args.quick:
       command.append(f"--out=runs/bench_quick/{name}.json")

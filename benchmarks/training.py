@@ -12,6 +12,7 @@ first update's loss is printed: with an empty compilation cache, and then with
 the cache that this has filled.
 """
 
+import functools
 import os
 import pathlib
 import shutil
@@ -22,8 +23,6 @@ import tempfile
 import time
 from typing import Any
 
-import jax
-
 import benchmarks
 import input_pipeline
 from benchmarks import step
@@ -33,6 +32,7 @@ from mixer import metrics
 from mixer.errors import UserError
 
 FIRST = 3  # Steps that don't count: compiling, and a loader that is ahead.
+SECONDS = 3.0  # Of the bare step in a turn.
 FLAGS = {"what": ("loop", "startup"), "variant": "S/32", "batch": 32}
 FLAGS |= {"dtype": "float32", "steps": 15}
 
@@ -82,13 +82,7 @@ def loop(args: Any, folder: pathlib.Path) -> benchmarks.Rows:
   config = config_lib.changed(recipe, keys(args, folder, steps))
   split, _ = input_pipeline.open_splits(config)
   update, _ = step.passes(config, classes=len(split.class_names))["train"]
-
-  def bare() -> float:
-    start, loss = time.perf_counter(), None
-    for _ in range(args.steps):
-      loss = update()
-    jax.block_until_ready(loss)
-    return (time.perf_counter() - start) / args.steps
+  bare = functools.partial(benchmarks.seconds_each, update, SECONDS)
 
   def whole() -> float:
     train(args, folder, steps)
@@ -96,7 +90,6 @@ def loop(args: Any, folder: pathlib.Path) -> benchmarks.Rows:
     found = [r.get("train/seconds_per_step") for r in records]
     return statistics.mean(s for s in found if s)
 
-  bare()
   # Around, so that a drift of the machine cancels.
   turns = {"before": bare, "whole": whole, "after": bare}
   before, found, after = benchmarks.in_turn(turns, args.rounds).values()

@@ -27,7 +27,7 @@ def run(tmp_path, monkeypatch):
   def run(module, *flags):
     """The exit code, and what is written."""
     path = tmp_path / "found.json"
-    words = [module.__file__, *flags, "--rounds=2", f"--out={path}"]
+    words = [module.__file__, "--rounds=2", *flags, f"--out={path}"]
     monkeypatch.setattr(sys, "argv", words)
     code = benchmarks.main(module.__doc__, module.measure, module.FLAGS)
     return code, json.loads(path.read_text()) if path.exists() else {}
@@ -74,7 +74,7 @@ def test_two_settings_side_by_side(run, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_loop_and_a_start(run):
-  flags = ["--variant=S/32", "--batch=2", "--steps=2"]
+  flags = ["--variant=S/32", "--batch=2", "--steps=2", "--rounds=1"]
   code, record = run(training, "loop", *flags)
   (row,) = record["rows"]
   assert code == 0 and row["train.py over bare"] == benchmarks.ratios(
