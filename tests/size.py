@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable
 
 ROOT = pathlib.Path(__file__).parent.parent
-LIMITS = {"lines": 23_500, "files": 114, "circles": 0, "floors": 9}
+LIMITS = {"lines": 19_500, "files": 104, "circles": 0, "floors": 9}
 KINDS = (".py", ".js", ".css", ".html", ".sh")
 
 
