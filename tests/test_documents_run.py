@@ -31,7 +31,11 @@ _LEFT_OUT = {
 # What ends with a sentence here: (document or "", command, sentence).
 _STOPS = [
   ("docs/data.md", "flowers:load", "No module named 'flowers'.*put its folder"),
-  ("", r"mixer prepare (cifar10|svhn_cropped|vtab/(pets|dtd))$", "make setup-tensorflow"),
+  (
+    "",
+    r"mixer prepare (cifar10|svhn_cropped|vtab/(pets|dtd))$",
+    "make setup-tensorflow",
+  ),
   ("", r"mixer plan .*--compile", "make setup-tpu"),
   ("", r"mixer plan --compile$", "required: --hardware"),
   ("", r"--workdir=gs://", "Google Cloud Storage can't be used"),
