@@ -25,7 +25,9 @@ _TURNED = ("JPEG", "PNG", "TIFF", "WEBP")
 
 
 def model(size=(20, 24), short_side=30):
-  return types.SimpleNamespace(image_size=size, short_side=short_side)
+  return types.SimpleNamespace(
+    image_size=size, short_side=short_side, interpolation=""
+  )
 
 
 def pillow(mode, size=(41, 63)):
