@@ -15,7 +15,8 @@ from scipy import io as scipy_io
 from configs import scratch
 from mixer import cli
 from mixer.datasets import split as split_lib
-from mixer.datasets.prepare import straight
+from mixer.datasets.prepare import request as request_lib
+from mixer.datasets.prepare import sets, straight
 from tests.datasets import forms
 
 
@@ -284,6 +285,29 @@ def test_parquet(tmp_path, capsys):
       prepare(tmp_path / "b", "folder", "--name=x", f"--source={path}") == 1
     )
     assert words in capsys.readouterr().err
+
+
+def test_a_stopped_pass_goes_on_anywhere(tmp_path):
+  """What comes from member k on is the same, whatever was read before."""
+  rows = [{"bytes": forms.image(k), "path": f"{k}.png"} for k in range(9)]
+  table = pyarrow.table({"image": rows, "label": ["b", "a", "c"] * 3})
+  for part in range(2):
+    path = tmp_path / f"part-{part:04}.parquet"
+    parquet.write_table(table, path, row_group_size=4)
+  cifar10, _ = cifar(tmp_path / "c", "cifar10")
+  for name, source in (
+    ("folder", tmp_path),
+    ("imagenet21k", shards(tmp_path / "w")),
+    ("cifar10", cifar10),
+    ("oxford_iiit_pet", pets(tmp_path / "p")[0]),
+    ("oxford_flowers102", flowers(tmp_path / "f")),
+  ):
+    request = request_lib.Request(name, "", [source])
+    whole = [member for member, _ in sets.open_source(request).members()]
+    assert len(whole) > 4
+    for start in (1, 4, len(whole) - 1, len(whole)):
+      found = sets.open_source(request).members(start)
+      assert [member for member, _ in found] == whole[start:]
 
 
 def test_a_table(tmp_path, capsys):
