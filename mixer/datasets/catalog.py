@@ -44,6 +44,7 @@ class Entry(NamedTuple):
 
 
 _UNPACKED = ", or what was unpacked from it"
+_SHARDS = ", or its shards of WebDataset or parquet"
 _ILSVRC = "image-net.org/download-images, with an account"
 _TARS = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 _IDX = "a folder with its four idx files, such as train-images-idx3-ubyte.gz"
@@ -55,12 +56,12 @@ ENTRIES = {
   "imagenet21k": Entry(  # Sizes of winter 2021, less what we hold out.
     "ImageNet-21k, as released in winter 2021 or fall 2011",
     *(0, 19_167, 13_153_500 - 51_200),
-    f"winter21_whole.tar.gz, fall11_whole.tar{_UNPACKED}",
+    f"winter21_whole.tar.gz, fall11_whole.tar{_UNPACKED}{_SHARDS}",
     _ILSVRC,
   ),
   "imagenet21k_p": Entry(  # Sizes: arXiv 2104.10972.
     *("ImageNet-21K-P, the processed subset", 0, 10_450, 11_060_223),
-    f"imagenet21k_resized.tar.gz{_UNPACKED}",
+    f"imagenet21k_resized.tar.gz{_UNPACKED}{_SHARDS}",
     _ILSVRC,
   ),
   "folder": Entry(
@@ -70,7 +71,8 @@ ENTRIES = {
   ),
   "imagenet2012": Entry(
     "ImageNet-1k: 1,281,167 + 50,000 images, 1,000 classes",
-    *(0, 1_000, 1_281_167, f"a folder with {' and '.join(_TARS)}"),
+    *(0, 1_000, 1_281_167),
+    f"a folder with {' and '.join(_TARS)}{_SHARDS}",
     _ILSVRC,
   ),
   "imagenet2012_real": Entry(
