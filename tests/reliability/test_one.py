@@ -39,7 +39,8 @@ def test_killed_at_a_commit_and_stopped_at_an_update(start, tmp_path, finish):
   hit_once(start, workdir, "commit", 2, "SIGKILL")
   assert conftest.newest(workdir) == 8
   hit_once(start, workdir, "metrics", 4, "SIGINT")
-  assert conftest.newest(workdir) == 12
+  # A thread hears the signal, at this check of the loop or by the next one.
+  assert conftest.newest(workdir) in (12, 13)
   run = finish(workdir)
   assert "lost to restarts" in run.out[0]
 
