@@ -82,11 +82,12 @@ def _samples(
   ):
     path = PurePosixPath(name)
     stem, _, suffix = path.name.partition(".")
-    if str(path.with_name(stem) if stem else "") != key:
+    own = str(path.with_name(stem)) if stem else ""
+    if own != key:
       if member:
         label = _label(key, about, names)
         yield member._replace(class_name=label, split=split)
-      key, member, about = str(path.with_name(stem) if stem else ""), None, {}
+      key, member, about = own, None, {}
     suffix = suffix.lower()
     if member is None and image_files.named(f"x.{suffix}"):
       read = functools.partial(stream.read, size)

@@ -34,6 +34,8 @@ CLASSES = {
 }  # fmt: skip
 # How labels of `train` begin: both have the same names of files.
 _BEGIN = {"mnist": [5, 0, 4, 1], "fashion_mnist": [9, 0, 0, 3]}
+# The arrays of setid.mat.
+_FLOWER_SPLITS = {"trnid": "train", "valid": "validation", "tstid": "test"}
 _MOST_BYTES = 1 << 30
 
 
@@ -191,9 +193,7 @@ def flowers(request: Request) -> Source:
     label = labels["labels"][0]
     splits = {
       int(k): split
-      for key, split in (
-        *(("trnid", "train"), ("valid", "validation"), ("tstid", "test")),
-      )
+      for key, split in _FLOWER_SPLITS.items()
       for k in sets[key][0]
     }
   except Exception as e:  # scipy raises anything at bytes of another kind.
