@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from mixer import config as config_lib
 from mixer.errors import UserError
 
+_MOST_TOKENS = 1024  # More make the token MLPs large and slow.
+
 
 def choose(words: str, recipe: str, choices: Sequence[str]) -> None:
   """Refuses other words behind a recipe's colon than these."""
@@ -46,6 +48,20 @@ def set_size(c: config_lib.Config, size: str) -> None:
   height, _, width = size.partition("x")
   c.image_size = int(height)
   c.image_width = int(width) if width not in ("", height) else 0
+
+
+def patch(c: config_lib.Config, recipe: str) -> int:
+  """The largest patch up to 16 pixels with at least 7 to each side."""
+  height, width = config_lib.image_size(c)
+  sizes = range(min(16, height // 7, width // 7), 0, -1)
+  side = next((p for p in sizes if not height % p and not width % p), 1)
+  if height * width > _MOST_TOKENS * side**2:
+    raise UserError(
+      f"size={height}x{width} behind {recipe}: no patch of up to 16 pixels "
+      "divides it into a fit number of tokens; take multiples of 16 as in "
+      "size=224x320, or name a model as in model=S/32."
+    )
+  return side
 
 
 def small_model(

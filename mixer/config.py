@@ -90,11 +90,15 @@ KEYS: dict[str, Key] = {
   "data.eval_split": Key("validation", "likewise; auto: test or validation"),
   "data.examples_per_class": Key(0, "to train on; 0: all", 0, _MANY),
   "data.subset_seed": Key(0, "seed of their selection", 0, _SEED),
-  "data.crop": _choice("of training; resize: none", "inception", "resize"),
+  "data.crop": _choice(
+    "of training; resize: none; pad: shifted by up to an eighth of a side",
+    *("inception", "resize", "pad"),
+  ),
   "data.crop_area_min": Key(0.05, "smallest share of the area", 0, 1),
   "data.flip": Key(True, "flip every second image left to right"),
   "data.randaugment_layers": Key(0, "operations an image; 0: none", 0, 100),
   "data.randaugment_magnitude": Key(10, "their strength", 0, 31),
+  "data.randaugment_scaled": Key(False, "its pixels, of 224, by the size"),
   # Section 3.4 of the paper.
   "data.permute": _choice(
     "a fixed permutation of all images; empty: none", "", "patches", "pixels"
@@ -109,6 +113,7 @@ KEYS: dict[str, Key] = {
   "loss.name": _choice("cross-entropy", "softmax", "sigmoid"),
   "loss.label_smoothing": Key(0.0, "share given to all classes", 0, 1),
   "loss.mixup": Key(0.0, "p of Beta(p, p); 0: no mixup", 0, 1000),
+  "loss.cutmix": Key(0.0, "likewise; both: one or the other", 0, 1000),
   "loss.class_weights": _choice(
     "of an example's loss; balanced: the rarer its class, the more",
     *("", "balanced"),

@@ -60,7 +60,12 @@ def make(
   c = config.optimizer
   chain = [optax.clip_by_global_norm(c.clip_norm)] if c.clip_norm else []
   function = _function(c.name)
-  chain.append(function(schedule(config, plan), **_arguments(c, function)))
+  arguments = _arguments(c, function)
+  if "adam_learning_rate" in arguments:  # Muon's second, which falls likewise.
+    second = {"optimizer.learning_rate": arguments["adam_learning_rate"]}
+    falling = schedule(config_lib.changed(config, second), plan)
+    arguments["adam_learning_rate"] = falling
+  chain.append(function(schedule(config, plan), **arguments))
   whole = optax.with_extra_args_support(optax.chain(*chain))
 
   def scale(path: Any, update: jax.Array) -> jax.Array:
@@ -83,6 +88,22 @@ def decay_mask(params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(
     lambda path, _: path[-1].key == "kernel", params
   )
+
+
+def muon_matrices(params: Any) -> Any:
+  """The axes of kernels in blocks, which Muon takes; None for what AdamW does.
+
+  That is stem, head, biases and norms: Muon is for hidden matrices.
+  """
+  from optax import contrib
+
+  def axes(path: Any, x: Any) -> Any:
+    hidden = path[0].key not in ("stem", "head") and path[-1].key == "kernel"
+    if not hidden or x.ndim < 2:
+      return None
+    return contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1)
+
+  return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def _function(name: str) -> Callable[..., optax.GradientTransformation]:
@@ -132,6 +153,7 @@ def _arguments(c: Any, function: Callable[..., Any]) -> dict[str, Any]:
     "weight_decay": c.weight_decay,
     "mask": decay_mask,
     "weight_decay_mask": decay_mask,
+    "muon_weight_dimension_numbers": muon_matrices,
   }
   return {key: given[key] for key in given if key in takes} | dict(c.args)
 
@@ -144,12 +166,12 @@ def check(config: config_lib.Config) -> None:
   like = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()}
 
   def update(params: Any) -> Any:
-    optimizer, value = make(config, plan), params["head"]["bias"][0]
+    optimizer, value = make(config, plan), params["block"]["bias"][0]
     state = optimizer.init(params)
     return optimizer.update(params, state, params, value=value)
 
   try:
-    jax.eval_shape(update, {"head": like})
+    jax.eval_shape(update, {"block": like})
   except UserError:
     raise
   except Exception as e:  # Whatever optax says of a value.

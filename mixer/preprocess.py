@@ -27,7 +27,9 @@ class TrainOptions:
   """What `train` does to an image, in this order; named as in the config."""
 
   size: Size = 224
-  crop: Literal["inception", "resize"] = "inception"  # "resize" squashes all.
+  # "resize" squashes all of the image; so does "pad", and then shifts it by up
+  # to an eighth of a side, 4 of 32 pixels, and mirrors what is beyond its edge.
+  crop: Literal["inception", "resize", "pad"] = "inception"
   crop_area_min: float = 0.05  # Of the image's area.
   flip: bool = True  # Half of the images, left to right.
   affine_degrees: float = 0.0  # Rotation, up to this either way.
@@ -35,6 +37,7 @@ class TrainOptions:
   affine_translate: float = 0.0  # Shift, up to this share of a side either way.
   randaugment_layers: int = 0  # Operations applied to each image.
   randaugment_magnitude: float = 10  # 0 to 30.
+  randaugment_scaled: bool = False  # Its pixels, of 224, by the image's side.
 
 
 def decode(encoded: bytes) -> np.ndarray:
@@ -78,15 +81,20 @@ def train(
     box = crop_box(opened.height, opened.width, rng, o.crop_area_min)
   out = np.empty((*size, 3), np.uint8) if out is None else out
   cv2.resize(opened.crop(box, size), size[::-1], out)
+  if o.crop == "pad":
+    most = size[0] // 8, size[1] // 8
+    y, x = (int(rng.integers(2 * n + 1)) for n in most)
+    edges = most[0], most[0], most[1], most[1]
+    padded = cv2.copyMakeBorder(out, *edges, cv2.BORDER_REFLECT_101)
+    out[...] = padded[y : y + size[0], x : x + size[1]]
   if o.flip and rng.random() < 0.5:
     cv2.flip(out, 1, out)
   shape = o.affine_degrees, o.affine_scale, o.affine_translate
   if any(shape):
     out[...] = affine(out, rng, *shape)
   if o.randaugment_layers:
-    out[...] = randaugment.apply(
-      out, rng, o.randaugment_layers, o.randaugment_magnitude
-    )
+    how = o.randaugment_layers, o.randaugment_magnitude, o.randaugment_scaled
+    out[...] = randaugment.apply(out, rng, *how)
   return out
 
 

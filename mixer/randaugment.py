@@ -23,11 +23,12 @@ pixel, and shears keep the top left corner in place.
 
 This is the reference as it runs, oddities included (arXiv 1909.13719, by the
 `distort_image_with_randaugment` of TensorFlow's TPU models and big_vision's
-Mixer recipe): Translate and Cutout count pixels of a 224-pixel image at any
-size; Solarize's threshold overflows its byte (google-research/big_vision#110);
-Contrast pivots on pixel count / 256, not on the mean grey level; Posterize gets
-weaker with the magnitude. OpenCV rounds Sharpness's smoothing and grey levels
-where the reference truncates: at most 1 + factor in a value.
+Mixer recipe): Translate, Cutout and Contrast count pixels of a 224-pixel image
+at any size, unless `scaled`; Solarize's threshold overflows its byte
+(google-research/big_vision#110); Contrast pivots on pixel count / 256, not on
+the mean grey level; Posterize gets weaker with the magnitude. OpenCV rounds
+Sharpness's smoothing and grey levels where the reference truncates: at most 1 +
+factor in a value.
 """
 
 import math
@@ -39,7 +40,9 @@ import numpy as np
 _FILL = (128, 128, 128)
 _LEVELS = np.arange(256)
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
-_Operation = Callable[[np.ndarray, np.random.Generator, float], np.ndarray]
+_Operation = Callable[
+  [np.ndarray, np.random.Generator, float, float], np.ndarray
+]
 
 
 def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
@@ -92,9 +95,9 @@ def _factor(m: float) -> float:
   return m / 10 * 1.8 + 0.1
 
 
-def _away_from(pixels: int, m: float) -> np.ndarray:
+def _away_from(pixels: float, m: float) -> np.ndarray:
   """The table of Contrast and, of no pixels, Brightness."""
-  grey = min(pixels // 256, 255)
+  grey = min(int(pixels / 256), 255)
   values = (grey + _factor(m) * (_LEVELS - grey)).clip(0, 255)
   return np.trunc(values + 1e-6)  # A hair more, lest 0.1 * 10 be 0.
 
@@ -155,38 +158,52 @@ def _either(rng: np.random.Generator, m: float, at_10: float) -> float:
   return value if rng.random() < 0.5 else -value
 
 
-# (image, rng, magnitude) -> image; drawn by position. Matrices as `_nearest`
-# takes them: shears and shifts are to the left and up, or the other way.
+# (image, rng, magnitude, scale of pixels) -> image; drawn by position. Matrices
+# as `_nearest` takes them: shears and shifts are left and up, or the other way.
 OPERATIONS: dict[str, _Operation] = {
-  "AutoContrast": lambda x, rng, m: _by_histogram(x, _stretched),
-  "Equalize": lambda x, rng, m: _by_histogram(x, _equalized),
-  "Invert": lambda x, rng, m: cv2.bitwise_not(x),
-  "Rotate": lambda x, rng, m: _rotate(x, _either(rng, m, 30)),
-  "Posterize": lambda x, rng, m: _look_up(x, _posterized(m)),
-  "Solarize": lambda x, rng, m: _look_up(x, _solarized(m)),
-  "Color": lambda x, rng, m: _blend(_grey(x), x, m),
-  "Contrast": lambda x, rng, m: _look_up(x, _away_from(x[..., 0].size, m)),
-  "Brightness": lambda x, rng, m: _look_up(x, _away_from(0, m)),
-  "Sharpness": lambda x, rng, m: _blend(_smoothed(x), x, m),
-  "ShearX": lambda x, rng, m: _nearest(x, 1, _either(rng, m, 0.3), 0, 0, 1, 0),
-  "ShearY": lambda x, rng, m: _nearest(x, 1, 0, 0, _either(rng, m, 0.3), 1, 0),
-  "TranslateX": lambda x, rng, m: _nearest(
-    x, 1, 0, _either(rng, m, 100), 0, 1, 0
+  "AutoContrast": lambda x, rng, m, s: _by_histogram(x, _stretched),
+  "Equalize": lambda x, rng, m, s: _by_histogram(x, _equalized),
+  "Invert": lambda x, rng, m, s: cv2.bitwise_not(x),
+  "Rotate": lambda x, rng, m, s: _rotate(x, _either(rng, m, 30)),
+  "Posterize": lambda x, rng, m, s: _look_up(x, _posterized(m)),
+  "Solarize": lambda x, rng, m, s: _look_up(x, _solarized(m)),
+  "Color": lambda x, rng, m, s: _blend(_grey(x), x, m),
+  "Contrast": lambda x, rng, m, s: _look_up(
+    x, _away_from(x[..., 0].size / s**2, m)
   ),
-  "TranslateY": lambda x, rng, m: _nearest(
-    x, 1, 0, 0, 0, 1, _either(rng, m, 100)
+  "Brightness": lambda x, rng, m, s: _look_up(x, _away_from(0, m)),
+  "Sharpness": lambda x, rng, m, s: _blend(_smoothed(x), x, m),
+  "ShearX": lambda x, rng, m, s: _nearest(
+    x, 1, _either(rng, m, 0.3), 0, 0, 1, 0
   ),
-  "Cutout": lambda x, rng, m: _cutout(x, rng, int(m / 10 * 40)),
-  "SolarizeAdd": lambda x, rng, m: _look_up(x, _brightened(m)),
+  "ShearY": lambda x, rng, m, s: _nearest(
+    x, 1, 0, 0, _either(rng, m, 0.3), 1, 0
+  ),
+  "TranslateX": lambda x, rng, m, s: _nearest(
+    x, 1, 0, _either(rng, m, 100 * s), 0, 1, 0
+  ),
+  "TranslateY": lambda x, rng, m, s: _nearest(
+    x, 1, 0, 0, 0, 1, _either(rng, m, 100 * s)
+  ),
+  "Cutout": lambda x, rng, m, s: _cutout(x, rng, int(m / 10 * 40 * s)),
+  "SolarizeAdd": lambda x, rng, m, s: _look_up(x, _brightened(m)),
 }
 _OPERATIONS = tuple(OPERATIONS.values())
 
 
 def apply(
-  image: np.ndarray, rng: np.random.Generator, layers: int, magnitude: float
+  image: np.ndarray,
+  rng: np.random.Generator,
+  layers: int,
+  magnitude: float,
+  scaled: bool = False,
 ) -> np.ndarray:
-  """Applies random operations, one or more, to uint8 [H, W, 3]."""
+  """Applies random operations, one or more, to uint8 [H, W, 3].
+
+  If `scaled`, what counts pixels takes the same share of any size.
+  """
+  scale = min(image.shape[:2]) / 224 if scaled else 1.0
   for _ in range(layers):
     operation = _OPERATIONS[rng.integers(len(_OPERATIONS))]
-    image = operation(image, rng, magnitude)
+    image = operation(image, rng, magnitude, scale)
   return image

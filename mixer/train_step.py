@@ -32,6 +32,7 @@ class Purpose(enum.IntEnum):
   INIT = 0
   MIXUP = 1
   DROPOUT = 2
+  CUTMIX = 3
 
 
 @flax.struct.dataclass
@@ -202,14 +203,9 @@ def losses_of(
   """What update `step` + 1 makes smaller, and the batch as that takes it.
 
   If the batch has a `weight` for each example, it multiplies the loss.
-
-  Mixup (arXiv 1710.09412) as the authors draw it: one a from Beta(p, p) for the
-  batch; max(a, 1 - a) is the example's share, the rest its left neighbour's.
   """
-  weight = None
-  if p := config.loss.mixup:
-    a = jax.random.beta(key_for(config.seed, Purpose.MIXUP, step), p, p)
-    weight = jnp.maximum(a, 1.0 - a)
+  own = own_share(config, step)
+  if own is not None:
     # As uint8, of the whole batch: little moves between devices.
     batch = batch | {
       f"neighbour_{k}": jnp.roll(v, 1, axis=0) for k, v in batch.items()
@@ -217,23 +213,53 @@ def losses_of(
   dropout_key = key_for(config.seed, Purpose.DROPOUT, step)
 
   def losses(params: Any, batch: Batch, part: Any) -> jax.Array:
-    images, targets = training_inputs(batch, config, num_classes, weight)
+    images, targets = training_inputs(batch, config, num_classes, own)
     key = dropout_key if part is None else jax.random.fold_in(dropout_key, part)
     logits = model_lib.apply(model, params, images, key=key)
     found = example_losses(config.loss.name, logits, targets)
     if "weight" in batch:
       other = batch.get("neighbour_weight", 0.0)
-      share = 1.0 if weight is None else weight
+      share = 1.0 if own is None else own.mean()
       found *= share * batch["weight"] + (1.0 - share) * other
     return found
 
   return losses, batch
 
 
+def own_share(config: config_lib.Config, step: Any) -> jax.Array | None:
+  """What is an example's own of each pixel; the rest is its left neighbour's.
+
+  One draw for the batch, a from Beta(p, p). Mixup (arXiv 1710.09412) as the
+  authors draw it: max(a, 1 - a), a scalar. CutMix (arXiv 1905.04899): `[H, W,
+  1]`, 0 in a box of 1 - a of the area where it is inside, else 1. Of both, each
+  is taken in half of the updates. None: nothing is mixed.
+  """
+  own, loss = None, config.loss
+  if p := loss.mixup:
+    a = jax.random.beta(key_for(config.seed, Purpose.MIXUP, step), p, p)
+    own = jnp.maximum(a, 1.0 - a)
+  if p := loss.cutmix:
+    keys = jax.random.split(key_for(config.seed, Purpose.CUTMIX, step), 4)
+    side = jnp.sqrt(1.0 - jax.random.beta(keys[0], p, p))
+
+    def inside(key: jax.Array, size: int) -> jax.Array:
+      half = (side * size / 2).astype(jnp.int32)
+      away = jnp.arange(size) - jax.random.randint(key, (), 0, size)
+      return (-half <= away) & (away < half)
+
+    height, width = config_lib.image_size(config)
+    box = inside(keys[1], height)[:, None] & inside(keys[2], width)
+    cut = jnp.where(box[..., None], 0.0, 1.0)
+    if own is not None:
+      cut = jnp.where(jax.random.bernoulli(keys[3]), cut, own)
+    own = cut
+  return own
+
+
 def training_inputs(
-  batch: Batch, config: config_lib.Config, num_classes: int, weight: Any = None
+  batch: Batch, config: config_lib.Config, num_classes: int, own: Any = None
 ) -> tuple[jax.Array, jax.Array]:
-  """Images in the compute dtype, mixed if there is a weight, and `[B, K]`."""
+  """Images in the compute dtype and targets `[B, K]`, mixed by `own_share`."""
 
   def read(prefix: str = "") -> tuple[jax.Array, jax.Array]:
     images = model_lib.scale(batch[f"{prefix}image"], jnp.dtype("float32"))
@@ -243,10 +269,11 @@ def training_inputs(
     return images, targets
 
   images, targets = read()
-  if weight is not None:
+  if own is not None:
     other_images, other_targets = read("neighbour_")
-    images = weight * images + (1 - weight) * other_images
-    targets = weight * targets + (1 - weight) * other_targets
+    images = own * images + (1 - own) * other_images
+    share = own.mean()
+    targets = share * targets + (1 - share) * other_targets
   return images.astype(config.model.dtype), targets
 
 

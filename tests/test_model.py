@@ -9,13 +9,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixer import block as block_lib
 from mixer import config as config_lib
-from mixer import durations, layers, model, planning, sharding, weights
+from mixer import (
+  durations,
+  layers,
+  model,
+  optim,
+  planning,
+  sharding,
+  train_step,
+  weights,
+)
 from mixer.errors import UserError
 from tests import conftest, reference
 
@@ -473,13 +483,8 @@ def test_orders_are_permutations_that_never_change():
   assert model.random_order(10, 7, 1).tolist() == [3, 9, 1, 6, 2, 5, 4, 8, 0, 7]
 
 
-def test_a_mixer_does_not_mind_the_order_of_patches_and_pixels():
-  # The paper's figure 4: the curves match. Weights follow the permutation.
-  patches, pixels = orders_seen(12, 12, 4, 7)
-  np.testing.assert_array_equal(np.sort(patches), np.arange(9))
-  np.testing.assert_array_equal(np.sort(pixels), np.arange(16))
-  images, params = random_images(3), random_params(small())
-  expected = apply(small(), params, images)
+def reordered(params, patches, pixels):
+  """The weights that do with permuted images what `params` do with others."""
   stem = params["stem"]["kernel"]
   turned = stem.reshape(16, 3, -1)[pixels].reshape(stem.shape)
   same = params | {"stem": params["stem"] | {"kernel": turned}}
@@ -494,14 +499,63 @@ def test_a_mixer_does_not_mind_the_order_of_patches_and_pixels():
         },
       }
     }
+  return same
+
+
+def test_a_mixer_does_not_mind_the_order_of_patches_and_pixels():
+  # The paper's figure 4: the curves match. Weights follow the permutation.
+  orders = patches, pixels = orders_seen(12, 12, 4, 7)
+  np.testing.assert_array_equal(np.sort(patches), np.arange(9))
+  np.testing.assert_array_equal(np.sort(pixels), np.arange(16))
+  images, params = random_images(3), random_params(small())
+  expected = apply(small(), params, images)
   shuffled = small(permute="patches", permute_seed=7)
-  close(apply(shuffled, same, images), expected)
+  close(apply(shuffled, reordered(params, *orders), images), expected)
   for other in (shuffled, small(permute="pixels")):  # Those must follow.
     assert np.abs(apply(other, params, images) - expected).max() > 0.01
   every = model.permute(jnp.asarray(images), "pixels", 4, 3)
   order = model.random_order(12 * 12, 3)
   flat = images.reshape(3, -1, 3)[:, order]
   np.testing.assert_array_equal(every, flat.reshape(images.shape))
+
+
+def test_shuffled_patches_change_nothing_of_training(smoke_config):
+  smoke_config.image_size = 12
+  # An epsilon by which rounding can't turn the sign of what is nearly 0.
+  smoke_config.optimizer.update(learning_rate=1e-2, eps=1e-2)
+  smoke_config.model.update(dropout=0.0, stochastic_depth=0.0)
+  optimizer = optim.make(smoke_config, durations.Plan(9, 1, 1, 1, 1))
+  batch = {"image": np.uint8(127 * (random_images(8) + 1))}
+  batch["label"] = np.arange(8) % 7
+  batch = jax.tree.map(jnp.asarray, batch)
+
+  def train(module, params):
+    state = optimizer.init(params)
+
+    @jax.jit
+    def update(params, state, step):
+      losses, inputs = train_step.losses_of(
+        smoke_config, module, 7, step, batch
+      )
+      grads = jax.grad(lambda p: losses(p, inputs, None).mean())(params)
+      updates, state = optimizer.update(grads, state, params)
+      return optax.apply_updates(params, updates), state
+
+    for step in range(9):
+      params, state = update(params, state, step)
+    return params
+
+  orders, params = orders_seen(12, 12, 4, 7), random_params(small())
+  plain = train(small(), params)
+  shuffled = small(permute="patches", permute_seed=7)
+  found = train(shuffled, reordered(params, *orders))
+  moved = np.abs(plain["stem"]["kernel"] - params["stem"]["kernel"]).max()
+  assert moved > 0.01
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
+    found,
+    reordered(plain, *orders),
+  )
 
 
 def test_configs_describe_the_model():

@@ -29,6 +29,17 @@ def make_params(seed=0):
   }
 
 
+def make_blocks(seed=0):
+  """As `make_params`, and a block: of one MLP, and of several."""
+  rng = np.random.default_rng((seed, 1))
+  kernels = {"one": (4, 3), "several": (2, 3, 4)}
+  block = {
+    name: {"kernel": jnp.asarray(rng.standard_normal(shape), jnp.float32)}
+    for name, shape in kernels.items()
+  }
+  return make_params(seed) | {"MixerBlock_0": block}
+
+
 def changed(**optimizer):
   config = smoke.get_config()
   config.optimizer.update(optimizer)
@@ -58,13 +69,13 @@ def test_schedules_equal_their_formulas(decay, expected, warmup):
     )
 
 
-def run(config, plan, steps=8):
+def run(config, plan, steps=8, make=make_params):
   """Ours on random gradients; yields (params, gradients, next params)."""
   optimizer = optim.make(config, plan)
-  params = make_params()
+  params = make()
   state = optimizer.init(params)
   for i in range(steps):
-    gradients = jax.tree.map(lambda x: 3 * x, make_params(i + 1))
+    gradients = jax.tree.map(lambda x: 3 * x, make(i + 1))
     updates, state = optimizer.update(gradients, state, params)
     following = optax.apply_updates(params, updates)
     yield params, gradients, following
@@ -114,19 +125,13 @@ _OPTAX = {
     {"weight_decay": 0.2, "args": {"b1": 0.8}},
     lambda lr: optax.lion(lr, 0.8, weight_decay=0.2, mask=_MASK),
   ),
-  "muon": (
-    {"weight_decay": 0.2, "args": {"ns_steps": 3, "adam_b1": 0.8}},
-    lambda lr: contrib.muon(
-      lr, ns_steps=3, adam_b1=0.8, weight_decay=0.2, weight_decay_mask=_MASK
-    ),
-  ),
 }
 
 
-def assert_same_path(config, theirs, plan):
+def assert_same_path(config, theirs, plan, make=make_params):
   """Ours takes the parameters where an optimizer of optax does."""
   state = None
-  for params, gradients, following in run(config, plan, 6):
+  for params, gradients, following in run(config, plan, 6, make):
     state = theirs.init(params) if state is None else state
     with jax.numpy_dtype_promotion("standard"):
       updates, state = theirs.update(gradients, state, params)
@@ -144,6 +149,33 @@ def test_optimizers_equal_optax(name):
   theirs = make(optim.schedule(config, plan))
   clipped = optax.chain(optax.clip_by_global_norm(2.0), theirs)
   assert_same_path(config, clipped, plan)
+
+
+def test_muon_takes_the_kernels_of_blocks_and_adamw_the_rest():
+  args = {"ns_steps": 3, "adam_b1": 0.8, "adam_learning_rate": 2e-3}
+  config = changed(name="muon", clip_norm=0.0, weight_decay=0.2, args=args)
+  plan = make_plan(12, 3)
+  rate = optim.schedule(config, plan)
+  second = optim.schedule(changed(learning_rate=2e-3), plan)
+  matrix = contrib.MuonDimensionNumbers
+  axes = {"one": {"kernel": matrix(0, 1)}, "several": {"kernel": matrix(1, 2)}}
+  groups = {
+    "MixerBlock_0": contrib.muon(
+      rate,
+      ns_steps=3,
+      weight_decay=0.2,
+      muon_weight_dimension_numbers=lambda p: {
+        k: axes if k == "MixerBlock_0" else None for k in p
+      },
+    ),
+    "rest": optax.adamw(second, 0.8, weight_decay=0.0, nesterov=True),
+  }
+  labels = {
+    k: k if k in groups else "rest" for k in ("stem", "norm", "head", *groups)
+  }
+  del labels["rest"]
+  theirs = optax.multi_transform(groups, labels)
+  assert_same_path(config, theirs, plan, make_blocks)
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import input_pipeline
-from configs import finetune, scratch, smoke
+from configs import cifar10, finetune, scratch, smoke
 from mixer import config as config_lib
 from mixer import durations, released, validation
 from mixer import initial as lib
@@ -148,13 +148,13 @@ def test_other_words_are_refused(words, sentence):
 @pytest.mark.parametrize(
   ("size", "variant", "short_side"),
   [
-    ("8", "S/1", 8),
+    ("8", "S/1", 8),  # Up to 64 px that of configs/cifar10.py.
     ("28", "S/4", 28),
+    ("32x48", "S/4", 48),
     ("64", "S/8", 64),
     ("96", "S/12", 110),
     ("224", "S/16", 256),
     ("224x320", "S/16", 366),
-    ("32x48", "S/4", 48),
   ],
 )
 def test_the_patch_divides_the_size(size, variant, short_side):
@@ -163,21 +163,32 @@ def test_the_patch_divides_the_size(size, variant, short_side):
   assert (c.model.variant, c.data.eval_short_side) == (variant, short_side)
   height, width = config_lib.image_size(c)
   assert size in (f"{height}", f"{height}x{width}")
-  for examples in (1, 54, 14_000_000):  # The schedule fits any number.
+  for examples in (54, 14_000_000):  # The schedule fits any number.
     plan = durations.plan(c, examples)
-    assert plan.warmup < plan.total == round(300 * examples / 128)
+    epochs = int(c.total.split()[0])
+    assert plan.warmup < plan.total == round(epochs * examples / 128)
 
 
-def test_small_images_have_a_small_model():
-  c = scratch.get_config("size=32")
+@pytest.mark.parametrize(
+  ("words", "millions"), [("", "0.31"), ("model=nano", "1.13")]
+)
+def test_models_for_small_photographs(words, millions):
+  c = cifar10.get_config(words)
+  validation.validate(c, 8)
   module = model_lib.from_config(c, 10)
   images = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
   shapes = jax.eval_shape(module.init, jax.random.key(0), images)
-  assert sum(x.size for x in jax.tree.leaves(shapes)) < 5e6
-  # As the docstring has it.
+  found = sum(x.size for x in jax.tree.leaves(shapes)) / 1e6
+  assert f"{found:.2f}" == millions and f"({millions} M" in cifar10.__doc__
+  # The same behind the other recipe's colon; any size, any set.
+  assert scratch.get_config("size=32") == cifar10.get_config()
+  c = scratch.get_config("size=64x48,dataset=mine")
+  assert c == cifar10.get_config("dataset=mine,size=64x48")
+
+
+def test_a_model_from_scratch_may_be_named():
+  large = model_lib.build("S/16", 10)  # As the docstring has it.
   whole = 300 * 50_000
-  assert f"{model_lib.training_flop(module, 32) * whole:.0e}" == "3e+16"
-  large = model_lib.build("S/16", 10)
   assert f"{model_lib.training_flop(large, 224) * whole:.0e}" == "3e+17"
   c = scratch.get_config("model=B/32,size=64")
   assert (c.model.variant, c.model.hidden_dim) == ("B/32", 0)
@@ -195,6 +206,14 @@ def test_small_images_have_a_small_model():
 def test_words_that_scratch_refuses(words, sentence):
   with pytest.raises(UserError, match=sentence):
     scratch.get_config(words)
+  if "scratch" not in sentence:
+    with pytest.raises(UserError, match=f"behind configs/cifar10.*{sentence}"):
+      cifar10.get_config(words)
+
+
+def test_models_that_cifar10_refuses():
+  with pytest.raises(UserError, match="as in .*cifar10.py:model=nano"):
+    cifar10.get_config("model=B/16")
 
 
 def test_the_evaluation_split_that_there_is(data_dir):

@@ -181,7 +181,7 @@ def test_evaluation_cuts_what_is_resized(sides, crop, more):
   assert not np.shares_memory(squeezed, image)
 
 
-@pytest.mark.parametrize("crop", ["inception", "resize"])
+@pytest.mark.parametrize("crop", ["inception", "resize", "pad"])
 def test_train_is_its_parts_in_order(crop):
   image = picture(90, 130)
   options = preprocess.TrainOptions(
@@ -196,6 +196,10 @@ def test_train_is_its_parts_in_order(crop):
       left, top, right, bottom = preprocess.crop_box(90, 130, rng, 0.2)
       want = image[top:bottom, left:right]
     want = preprocess.resize(want, (40, 56))
+    if crop == "pad":
+      y, x = rng.integers(11), rng.integers(15)
+      edges = ((5, 5), (7, 7), (0, 0))
+      want = np.pad(want, edges, "reflect")[y : y + 40, x : x + 56].copy()
     if rng.random() < 0.5:
       want, flipped = want[:, ::-1].copy(), flipped + 1
     want = preprocess.affine(want, rng, 20, 0.2, 0.3)

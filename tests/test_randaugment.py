@@ -19,11 +19,11 @@ def picture(height=61, width=83, seed=0):
   return noisy.clip(7, 243).astype(np.uint8)
 
 
-def run(name, magnitude, image, seed=0):
+def run(name, magnitude, image, seed=0, scale=1.0):
   """What an operation makes of an image, which it must not change."""
   before = image.copy()
   rng = np.random.default_rng(seed)
-  result = randaugment.OPERATIONS[name](image, rng, magnitude)
+  result = randaugment.OPERATIONS[name](image, rng, magnitude, scale)
   np.testing.assert_array_equal(image, before)
   return result
 
@@ -135,7 +135,7 @@ def test_cutout_is_a_square_about_any_pixel():
   hits, rng = np.zeros((8, 4)), np.random.default_rng(0)
   for _ in range(4000):
     # Pad 1: rows y-1 and y, columns x-1 and x.
-    grey = randaugment.OPERATIONS["Cutout"](black, rng, 0.25)[..., 0]
+    grey = randaugment.OPERATIONS["Cutout"](black, rng, 0.25, 1.0)[..., 0]
     hits[tuple(np.argwhere(grey == 128).max(0))] += 1
   assert hits.min() > 80 and hits.max() < 175  # 125 expected.
   for m, pad in ((0, 0), (10, 40), (15, 60), (20, 80)):
@@ -144,10 +144,35 @@ def test_cutout_is_a_square_about_any_pixel():
     assert max(sizes) == (2 * pad) ** 2
 
 
+@pytest.mark.parametrize("name", randaugment.OPERATIONS)
+def test_pixels_are_counted_by_the_size_where_they_are_scaled(name):
+  image = picture(112, 112)
+  for seed in range(4):
+    got = run(name, 10, image, seed, scale=112 / 224)
+    if name in ("TranslateX", "TranslateY", "Cutout"):  # Of half the pixels.
+      want = run(name, 5, image, seed)
+    elif name == "Contrast":  # From the grey level as of 224 x 224 pixels.
+      want = run(name, 10, np.tile(image, (2, 2, 1)), seed)[:112, :112]
+    else:
+      want = run(name, 10, image, seed)
+    np.testing.assert_array_equal(got, want)
+  options = {"layers": 1, "magnitude": 10}
+  drawn = [
+    [
+      randaugment.apply(
+        image, np.random.default_rng(s), scaled=scaled, **options
+      )
+      for s in range(40)
+    ]
+    for scaled in (False, True)
+  ]
+  assert 3 < sum((a != b).any() for a, b in zip(*drawn, strict=True)) < 20
+
+
 def test_operations_are_drawn_uniformly_with_replacement(monkeypatch):
   names, drawn = list(randaugment.OPERATIONS), []
   assert len(names) == 16
-  recorders = [lambda i, rng, m, n=n: (drawn.append(n), i)[1] for n in names]
+  recorders = [lambda i, *_, n=n: (drawn.append(n), i)[1] for n in names]
   monkeypatch.setattr(randaugment, "_OPERATIONS", recorders)
   rng = np.random.default_rng(0)
   for _ in range(4000):

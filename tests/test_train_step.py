@@ -25,18 +25,22 @@ def update(trainer, state, i=0, devices=8):
 # Inputs and losses.
 
 
-@pytest.mark.parametrize("weight", [None, 0.7])
+@pytest.mark.parametrize("weight", [None, 0.7, np.eye(16)[..., None]])
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 def test_losses_of_scaled_smoothed_and_mixed_inputs(smoke_config, weight, loss):
   smoke_config.loss.update(label_smoothing=0.1, name=loss)
   batch = updates.make_batch(size=5)
   given = jax.tree.map(jnp.asarray, batch)
   given |= {f"neighbour_{k}": jnp.roll(v, 1, axis=0) for k, v in given.items()}
-  images, targets = train_step.training_inputs(given, smoke_config, 10, weight)
+  own = None if weight is None else jnp.float32(weight)
+  images, targets = train_step.training_inputs(given, smoke_config, 10, own)
   scaled = batch["image"] / 127.5 - 1
   soft = np.eye(10)[batch["label"]] * 0.9 + 0.01
-  a = weight or 1.0
-  for got, want in ((images, scaled), (targets, soft)):
+  share = 1.0 if weight is None else weight
+  shares = share, np.mean(share)
+  for got, want, a in zip(
+    (images, targets), (scaled, soft), shares, strict=True
+  ):
     mixed = a * want + (1 - a) * np.roll(want, 1, axis=0)
     np.testing.assert_allclose(got, mixed, atol=1e-6)
   half = model.scale(given["image"], jnp.dtype("bfloat16"))
@@ -51,10 +55,11 @@ def test_losses_of_scaled_smoothed_and_mixed_inputs(smoke_config, weight, loss):
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("mixup", [0.0, 0.5])
-def test_weights_multiply_the_losses_and_are_mixed(plain_config, loss, mixup):
+@pytest.mark.parametrize("mix", ["", "mixup", "cutmix"])
+def test_weights_multiply_the_losses_and_are_mixed(plain_config, loss, mix):
   smoothing = 0.1 * (loss == "softmax")
-  plain_config.loss.update(name=loss, mixup=mixup, label_smoothing=smoothing)
+  plain_config.loss.update(name=loss, label_smoothing=smoothing)
+  plain_config.loss.update({"mixup": 0.0} | ({mix: 0.5} if mix else {}))
   module = model.from_config(plain_config, 10)
   batch = updates.make_batch(size=8)
   images = jnp.zeros((1, 16, 16, 3))
@@ -67,12 +72,44 @@ def test_weights_multiply_the_losses_and_are_mixed(plain_config, loss, mixup):
     losses, whole = train_step.losses_of(plain_config, module, 10, 3, given)
     found.append(losses(params, whole, None))
   a = 1.0
-  if mixup:
+  if mix == "mixup":
     key = train_step.key_for(plain_config.seed, train_step.Purpose.MIXUP, 3)
-    a = jax.random.beta(key, mixup, mixup)
+    a = jax.random.beta(key, 0.5, 0.5)
     a = max(a, 1 - a)
+  elif mix:
+    a = np.mean(train_step.own_share(plain_config, 3))
+    assert 0 < a < 1
   mixed = a * w + (1 - a) * np.roll(w, 1)
   np.testing.assert_allclose(found[1], found[0] * mixed, rtol=1e-5)
+
+
+def test_cutmix_draws_boxes_of_any_share_anywhere(plain_config):
+  plain_config.update(image_size=24, image_width=40)
+  plain_config.loss.update(mixup=0.0, cutmix=1.0)
+
+  def draw(count):
+    def one(step):
+      return train_step.own_share(plain_config, step)[..., 0]
+
+    return np.asarray(jax.vmap(one)(jnp.arange(count)))
+
+  boxes = draw(1000) == 0
+  for mask in boxes[:100]:
+    rows, columns = mask.any(1), mask.any(0)
+    np.testing.assert_array_equal(mask, rows[:, None] & columns)
+    for line in (rows, columns):  # One piece.
+      assert np.abs(np.diff(line.astype(int), prepend=0, append=0)).sum() <= 2
+  # Uniform but for what lies outside: with u = sqrt(1 - a), E of each side's
+  # part inside is u - u^2 / 4, and 1 - a is uniform.
+  u = np.sqrt(np.linspace(0, 1, 10_001))
+  expected = np.mean((u - u**2 / 4) ** 2)
+  assert abs(boxes.mean() - expected) < 0.03
+  # As often in the middle of the left as of the right half, of top and bottom.
+  share = boxes.mean(0)
+  assert np.abs(share - share[::-1, ::-1]).max() < 0.06
+  plain_config.loss.mixup = 0.5
+  both = draw(100).reshape(100, -1)
+  assert 30 < np.sum(both.min(1) == both.max(1)) < 70  # Mixup: one number.
 
 
 def test_keys_differ_by_seed_purpose_and_step():

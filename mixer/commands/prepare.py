@@ -25,7 +25,10 @@ from mixer.errors import UserError
 
 # The recipe that a set is for; any other is for fine-tuning.
 _RECIPES = {
+  "cifar10": "cifar10.py",
+  "cifar100": "cifar10.py",
   "digits": "smoke.py",
+  "fashion_mnist": "fashion_mnist.py",
   "glyphs": "demo.py",
   "imagenet2012": "mixer_i1k.py",
   "imagenet21k": "mixer_b16_i21k.py",

@@ -7,7 +7,7 @@ import pathlib
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -42,7 +42,7 @@ _MOST_BYTES = 1 << 30
 def idx(request: Request) -> Source:
   """Four idx files in a folder; members in their order, train first."""
   (folder, *_), name = request.paths, request.base
-  paths, arrays = [], {}
+  paths, arrays, sets = [], {}, {}
   for split, begin in (("train", "train"), ("test", "t10k")):
     for kind, axes in (("images", 3), ("labels", 1)):
       # Some copies have a dot for the second dash; some are packed.
@@ -56,20 +56,31 @@ def idx(request: Request) -> Source:
     shape = len(labels), _SIDE, _SIDE
     if is_other or images.shape != shape or labels.max(initial=0) > 9:
       raise request.unfit(f"{folder} holds the files of another set")
+    sets[split] = images, labels
+  return _of_arrays(f"idx files ({folder})", paths, sets, CLASSES[name])
+
+
+def _of_arrays(
+  what: str,
+  paths: Sequence[Path],
+  sets: Mapping[str, tuple[np.ndarray, np.ndarray]],
+  names: Sequence[str],
+) -> Source:
+  """PNGs of each split's pixels, uint8 [N, H, W, ...], and labels [N]."""
 
   def read(start: int) -> Iterator[tuple[Member, int]]:
     number = 0
-    for split in ("train", "test"):
-      pairs = zip(arrays[split, 3], arrays[split, 1], strict=True)
-      for i, (pixels, label) in enumerate(pairs):
-        data = _png(pixels) if number >= start else b""
+    for split, arrays in sets.items():
+      for i, (pixels, label) in enumerate(zip(*arrays, strict=True)):
+        data = _png(np.ascontiguousarray(pixels)) if number >= start else b""
         number += 1
-        file = f"{split}/{i:05}.png"
-        yield Member(file, CLASSES[name][label], split, data), number
+        # Without a class, a label that no class has is reported.
+        known = names[label] if label < len(names) else ""
+        yield Member(f"{split}/{i:05}.png", known, split, data), number
 
-  count = len(arrays["train", 1]) + len(arrays["test", 1])
-  mark, what = sources.fingerprint(paths), f"idx files ({folder})"
-  return Source(what, mark, read, count, count * _SIDE**2, CLASSES[name])
+  total = sum(len(labels) for _, labels in sets.values())
+  size = sum(images.nbytes for images, _ in sets.values())
+  return Source(what, sources.fingerprint(paths), read, total, size, names)
 
 
 def _read_idx(path: Path, axes: int) -> np.ndarray:
@@ -112,30 +123,16 @@ def cifar(request: Request) -> Source:
   wanted = [listed, *parts["train"], *parts["test"]]
   found = _content(path, wanted)
   names = tuple(found.get(listed, b"").decode().split())
-  arrays = {}
+  sets = {}
   for split, own in parts.items():
     data = b"".join(found.get(name, b"") for name in own)
     row = labels + 3072
     if len(names) != count or not data or len(data) % row:
       raise request.unfit(f"{path} is no whole {form}")
-    arrays[split] = np.frombuffer(data, np.uint8).reshape(-1, row)
-
-  def read(start: int) -> Iterator[tuple[Member, int]]:
-    number = 0
-    for split, rows in arrays.items():
-      for i, row in enumerate(rows):
-        label, data = row[labels - 1], b""
-        if number >= start:
-          image = row[labels:].reshape(3, 32, 32).transpose(1, 2, 0)
-          data = _png(np.ascontiguousarray(image))
-        number += 1
-        name = f"{split}/{i:05}.png"
-        class_name = names[label] if label < count else ""
-        yield Member(name, class_name, split, data), number
-
-  total = sum(map(len, arrays.values()))
-  mark = sources.fingerprint([path])
-  return Source(str(path), mark, read, total, 3072 * total, names)
+    rows = np.frombuffer(data, np.uint8).reshape(-1, row)
+    pixels = rows[:, labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    sets[split] = pixels, rows[:, labels - 1]
+  return _of_arrays(str(path), [path], sets, names)
 
 
 def _content(path: Path, wanted: list[str]) -> dict[str, bytes]:
