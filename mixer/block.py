@@ -70,8 +70,9 @@ class MixerBlock(nn.Module):
     keys = (None,) * 4 if key is None else jax.random.split(key, 4)
     how: Any = (self.dropout, self.dtype, self.grad_dtype)
     norm = functools.partial(layers.LayerNorm, self.grad_dtype)
-    batch_axis = 1 - self.token_axis
-    y = _mix(self, norm(name="LayerNorm_0")(x), keys[0])
+    batch = x.shape[1 - self.token_axis]
+    shares = [_shares(k, drop_path, batch, self.dtype) for k in keys[1::2]]
+    y = _mix(self, norm(name="LayerNorm_0")(x), keys[0], shares[0])
     if self.num_tokens != x.shape[self.token_axis]:
       # What a pyramid's mixing is added to: a linear map that all channels
       # share. The paper doesn't say what its pyramids had; this one, like the
@@ -80,8 +81,7 @@ class MixerBlock(nn.Module):
       linear = (self.num_tokens, False, *how[1:])
       x = layers.Dense(*linear, name="token_shortcut")(x)
       x = jnp.moveaxis(x, -1, self.token_axis)
-    x = _residual(x, y, keys[1], drop_path, batch_axis)
-    x = checkpoint_name(x, layers.RESIDUAL)
+    x = checkpoint_name(x + y, layers.RESIDUAL)
 
     y = norm(name="LayerNorm_1")(x)
     if self.token_axis:
@@ -93,11 +93,12 @@ class MixerBlock(nn.Module):
       gelu=self.gelu,
       name="channel_mixing",
     )
-    y = mlp(y, keys[2]).reshape(x.shape)
-    return _residual(x, y, keys[3], drop_path, batch_axis)
+    return x + mlp(y, keys[2], _along(shares[1], y)).reshape(x.shape)
 
 
-def _mix(block: MixerBlock, y: jax.Array, key: jax.Array | None) -> jax.Array:
+def _mix(
+  block: MixerBlock, y: jax.Array, key: jax.Array | None, share_B: Any
+) -> jax.Array:
   """Applies the token MLP; to be called in the block's compact method.
 
   The paper doesn't say in what order the channels of a group come out: here in
@@ -111,7 +112,7 @@ def _mix(block: MixerBlock, y: jax.Array, key: jax.Array | None) -> jax.Array:
   sizes: Any = (*widths, block.dropout, *how, axis, block.gelu)
   mlp = layers.MlpBlock(*sizes, name="token_mixing")
   if axis == 0:
-    return mlp(y, key)
+    return mlp(y, key, _along(share_B, y))
   if mixing.projection:
     # The G functions side by side, a view's outputs G columns apart.
     y = layers.Dense(y.shape[-1], False, *how, name="group_projection")(y)
@@ -121,32 +122,37 @@ def _mix(block: MixerBlock, y: jax.Array, key: jax.Array | None) -> jax.Array:
     y_BCS = y_BCS.reshape(b, c // g, g * s)
     keys = None if key is None else jax.random.split(key, c // g)
     y_BCS = nn.vmap(
-      lambda mlp, y, key: mlp(y, key),
+      lambda mlp, y, key: mlp(y, key, _along(share_B, y)),
       in_axes=(1, None if keys is None else 0),  # pyright: ignore
       out_axes=1,
       variable_axes={"params": 0},
       split_rngs={"params": True},
     )(mlp, y_BCS, keys)
   else:
-    y_BCS = mlp(y_BCS.reshape(-1, g * s), key)
+    rows = y_BCS.reshape(-1, g * s)
+    y_BCS = mlp(rows, key, _along(share_B, rows))
   return jnp.moveaxis(y_BCS.reshape(b, c, -1), -1, block.token_axis)
 
 
-def _residual(
-  x: jax.Array, y: jax.Array, key: Any, drop_path: Any, batch_axis: int
-) -> jax.Array:
-  """x + y, or with stochastic depth (arXiv 1603.09382) x alone for some images.
+def _shares(key: Any, drop_path: Any, batch: int, dtype: Any) -> Any:
+  """Stochastic depth (arXiv 1603.09382): each image's share of a branch, `[B]`.
 
-  What is kept is scaled by 1 / (1 - rate), so that the expected branch is
-  the one that inference computes. The authors' code (big_vision) does not
-  scale: there inference sees branches that are stronger than in training by
-  that factor, 1.11 at most at the paper's rate of 0.1.
+  0, or 1 / (1 - rate), so that the expected branch is the one that inference
+  computes; None without it. The authors' code (big_vision) does not scale:
+  there inference sees branches that are stronger than in training by that
+  factor, 1.11 at most at the paper's rate of 0.1.
   """
   if key is None or drop_path is None:
-    return x + y
+    return None
   keep = 1.0 - drop_path
-  kept_B = jax.random.bernoulli(key, keep, (x.shape[batch_axis],))
-  factor_B = jnp.where(kept_B, 1.0 / keep, 0.0).astype(y.dtype)
-  factor = jnp.expand_dims(factor_B, (1 - batch_axis, 2))
-  # A branch that is left out may be anything, NaN as well.
-  return x + jnp.where(factor == 0, jnp.zeros((), y.dtype), factor * y)
+  kept_B = jax.random.bernoulli(key, keep, (batch,))
+  return jnp.where(kept_B, 1.0 / keep, 0.0).astype(dtype)
+
+
+def _along(share_B: Any, y: jax.Array) -> Any:
+  """So that it broadcasts with `[., B, .]`, or with rows, B times so many."""
+  if share_B is None:
+    return None
+  if y.ndim == 3:
+    return share_B[:, None]
+  return jnp.repeat(share_B, len(y) // len(share_B))[:, None]

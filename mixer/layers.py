@@ -30,13 +30,16 @@ class Dense(nn.Module):
   bias_init: Initializer = nn.initializers.zeros
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """`[..., I]` -> `[..., O]`, or for axis 0 `[I, ...]` -> `[O, ...]`."""
+  def __call__(self, x: jax.Array, share: Any = None) -> jax.Array:
+    """`[..., I]` -> `[..., O]`, or for axis 0 `[I, ...]` -> `[O, ...]`.
+
+    `share`, which broadcasts with the result, multiplies the bias.
+    """
     o = self.features
     kernel = self.param("kernel", self.kernel_init, (x.shape[self.axis], o))
     bias = self.param("bias", self.bias_init, (o,)) if self.use_bias else None
     x = x.astype(self.dtype)
-    return affine(x, kernel, bias, self.grad_dtype, self.axis)
+    return affine(x, kernel, bias, self.grad_dtype, self.axis, share)
 
 
 class PatchConv(nn.Module):
@@ -61,7 +64,12 @@ class PatchConv(nn.Module):
 
 
 def affine(
-  x: jax.Array, kernel: jax.Array, bias: Any, grad_dtype: Any, axis: int = -1
+  x: jax.Array,
+  kernel: jax.Array,
+  bias: Any,
+  grad_dtype: Any,
+  axis: int = -1,
+  share: Any = None,
 ) -> jax.Array:
   """A layer's matmul or convolution; gradients leave it in `grad_dtype`.
 
@@ -70,11 +78,11 @@ def affine(
   for biases.
   """
   if grad_dtype is None:
-    return _affine(x, kernel, bias, axis)
-  return _affine_in(x, kernel, bias, axis, grad_dtype)
+    return _affine(x, kernel, bias, share, axis)
+  return _affine_in(x, kernel, bias, share, axis, grad_dtype)
 
 
-def _affine(x: Any, kernel: Any, bias: Any, axis: int) -> jax.Array:
+def _affine(x: Any, kernel: Any, bias: Any, share: Any, axis: int) -> jax.Array:
   kernel = kernel.astype(x.dtype)
   if kernel.ndim == 4:
     axes = ("NHWC", "HWIO", "NHWC")
@@ -90,32 +98,38 @@ def _affine(x: Any, kernel: Any, bias: Any, axis: int) -> jax.Array:
   if bias is None:
     return y
   bias = bias.astype(x.dtype)
-  return y + (bias if axis else bias.reshape(-1, *(1,) * (x.ndim - 1)))
+  bias = bias if axis else bias.reshape(-1, *(1,) * (x.ndim - 1))
+  return y + (bias if share is None else share * bias)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _affine_in(
-  x: Any, kernel: Any, bias: Any, axis: int, grad_dtype: Any
+  x: Any, kernel: Any, bias: Any, share: Any, axis: int, grad_dtype: Any
 ) -> jax.Array:
-  return _affine(x, kernel, bias, axis)
+  return _affine(x, kernel, bias, share, axis)
 
 
 def _affine_forward(
-  x: Any, kernel: Any, bias: Any, axis: int, grad_dtype: Any
+  x: Any, kernel: Any, bias: Any, share: Any, axis: int, grad_dtype: Any
 ) -> Any:
-  return _affine(x, kernel, bias, axis), (x, kernel, bias)
+  saved = x, kernel, bias, share
+  return _affine(*saved, axis), saved
 
 
 def _affine_backward(axis: int, grad_dtype: Any, saved: Any, dy: Any) -> Any:
-  x, kernel, bias = saved
+  x, kernel, bias, share = saved
   if kernel.ndim == 2 and axis:
     # Turned, so that a split kernel is gathered anew and not kept whole.
     dx = jnp.matmul(dy, kernel.astype(dy.dtype).T)
   else:
-    forward = functools.partial(_affine, kernel=kernel, bias=None, axis=axis)
+
+    def forward(x: Any) -> jax.Array:
+      return _affine(x, kernel, None, None, axis)
+
     (dx,) = jax.linear_transpose(forward, x)(dy)
   rows = rows_x = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
-  dbias = None if bias is None else jnp.sum(dy, rows, dtype=jnp.float32)
+  own = dy if share is None else share * dy
+  dbias = None if bias is None else jnp.sum(own, rows, dtype=jnp.float32)
   if kernel.ndim == 4:  # As the matmul of patches that it is.
     p, (b, h, w, _) = len(kernel), dy.shape
     x = x[:, : h * p, : w * p].reshape(b, h, p, w, p, -1)
@@ -126,7 +140,8 @@ def _affine_backward(axis: int, grad_dtype: Any, saved: Any, dy: Any) -> Any:
   dkernel = jax.lax.dot_general(
     x, dy, ((rows_x, rows), ((), ())), preferred_element_type=grad_dtype
   )
-  return dx, dkernel.astype(jnp.float32), dbias
+  # A share is drawn: nothing asks for its gradient.
+  return dx, dkernel.astype(jnp.float32), dbias, None
 
 
 _affine_in.defvjp(_affine_forward, _affine_backward)
@@ -234,13 +249,24 @@ class MlpBlock(nn.Module):
   gelu: str = "tanh"
 
   @nn.compact
-  def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    """`[..., D]` -> `[..., out_dim]`; dropout acts only with a key."""
+  def __call__(
+    self, x: jax.Array, key: jax.Array | None = None, share: Any = None
+  ) -> jax.Array:
+    """`[..., D]` -> `[..., out_dim]`; dropout acts only with a key.
+
+    `share`, which broadcasts with the result, multiplies it.
+    """
     keys = (None, None) if key is None else jax.random.split(key)
     drop = nn.Dropout(self.dropout, deterministic=key is None)
     how: Any = (True, self.dtype, self.grad_dtype, self.axis)
     x = checkpoint_name(Dense(self.mlp_dim, *how)(x), PRE_ACTIVATIONS)
     tanh = _chosen(gelu, self.grad_dtype)
     x = exact_gelu(x) if self.gelu == "exact" else tanh(x)
-    x = Dense(self.out_dim, *how)(drop(x, rng=keys[0]))
+    x = drop(x, rng=keys[0])
+    if share is not None:
+      # Here it is part of GELU's pass over memory; of the result it would be
+      # one more, and two more of its gradient: 3.5 of B/16's 61.6 GB a step on
+      # a v5e (docs/log.md). What has no share may be anything, NaN as well.
+      x = jnp.where(share == 0, jnp.zeros((), x.dtype), share * x)
+    x = Dense(self.out_dim, *how)(x, share)
     return drop(x, rng=keys[1])

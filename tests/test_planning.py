@@ -301,23 +301,36 @@ RECIPES = {
 TOO_LARGE = (("mixer_i21k:L/16", "h100-8"), ("mixer_jft:H/14", "h100-8"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-  ("name", "where"), [(n, s) for n, slices in RECIPES.items() for s in slices]
-)
-def test_recipes_fit_where_they_say(name, where):
+def compiled_plan(where, recipe, *words):
+  """What a plan says, of a compiler that has to be installed."""
   package = "libtpu" if hardware.parse(where).grid else "jax-cuda13-plugin"
   if not any(d.name == package for d in metadata.distributions()):
     pytest.skip(f"{package} is not installed")
-  file, _, argument = name.partition(":")
-  recipe = f"configs/{file}.py" + f":{argument}" * bool(argument)
-  words = "plan", "--compile", "--json", f"--hardware={where}"
+  words = "plan", "--compile", "--json", f"--hardware={where}", *words
   out = subprocess.check_output(
     [sys.executable, "-m", "mixer", *words, f"--config={recipe}"],
     env=os.environ | {"XLA_FLAGS": ""},
     cwd=ROOT,
   )
-  found = json.loads(out)
+  return json.loads(out)
+
+
+@pytest.mark.slow
+def test_a_step_on_a_tpu_accesses_no_more_than_it_did():
+  batch = "--config.batch_size=2048"  # 128 images a chip.
+  found = compiled_plan("v5e-16", "configs/mixer_b16_i21k.py", batch)
+  assert found["compiled"]["traffic"] < 58.5e9
+  assert found["compiled"]["temporaries"] < 4.4e9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("name", "where"), [(n, s) for n, slices in RECIPES.items() for s in slices]
+)
+def test_recipes_fit_where_they_say(name, where):
+  file, _, argument = name.partition(":")
+  recipe = f"configs/{file}.py" + f":{argument}" * bool(argument)
+  found = compiled_plan(where, recipe)
   compiled, numbers = found["compiled"], found["numbers"]
   assert compiled["fits"] == ((name, where) not in TOO_LARGE), compiled
   if compiled["fits"]:
