@@ -50,7 +50,7 @@ lint: setup-dev ## Check style and types; changes nothing.
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m basedpyright --pythonpath $(BIN)/python
-	$(BIN)/shellcheck --external-sources launch/*.sh launch/slurm/* .ci/run
+	$(BIN)/shellcheck --external-sources launch/*.sh benchmarks/gpu.sh launch/slurm/* .ci/run
 
 size: setup ## Count lines, files and floors of imports; fails above limits.
 	$(BIN)/python tests/size.py

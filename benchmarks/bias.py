@@ -82,8 +82,8 @@ def recipe(args: Any, seed: int, kind: str) -> config_lib.Config:
   c.data.data_dir = args.data_dir
   c.data.train_split = f"train[:{args.examples}]"
   c.data.permute = SHUFFLES[kind]
-  c.optimizer.name = "adamw"
-  c.optimizer.learning_rate = 3e-3
+  c.optimizer.update(name="adamw", learning_rate=3e-3)
+  c.optimizer.args = {}
   return c
 
 

@@ -136,7 +136,8 @@ def _arguments(c: Any, function: Callable[..., Any]) -> dict[str, Any]:
     if key not in takes:
       raise UserError(
         f"optimizer.args has {config_lib.shown(key)}, but {c.name} takes "
-        f"{', '.join(takes)}; the learning rate is optimizer.learning_rate."
+        f"{', '.join(takes)}; the learning rate is optimizer.learning_rate. "
+        "--config.optimizer.args={} gives none."
       )
   for key in () if own else (*_KEYS["adamw"], *_KEYS["sgd"]):
     if c[key] != config_lib.KEYS[f"optimizer.{key}"].default:

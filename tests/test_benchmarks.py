@@ -1,6 +1,10 @@
 """Benchmarks at tiny sizes: that they run, and what their figures mean."""
 
+import argparse
 import json
+import os
+import shlex
+import subprocess
 import sys
 
 import numpy as np
@@ -8,8 +12,10 @@ import pytest
 
 import benchmarks
 from benchmarks import __main__ as front
+from benchmarks import bias, peers, prepare, step, training
 from benchmarks import input as photographs
-from benchmarks import peers, prepare, step, training
+from mixer import model as model_lib
+from tests import test_documents
 
 SMALL = "model.num_blocks=1 model.hidden_dim=16 image_size=64"
 MODULES = {"step": step, "peers": peers, "training": training}
@@ -54,6 +60,66 @@ def test_unknown_settings_are_refused(run, monkeypatch, capsys):
   ):
     assert run(step, flag) == (1, {})
     assert message in capsys.readouterr().err
+
+
+def test_the_script_for_a_gpu_gives_commands_that_there_are(tmp_path):
+  log = tmp_path / "log"
+  fake = tmp_path / "python"  # Notes how it is called.
+  fake.write_text(
+    f'#!/bin/sh\nprintf "%s\\n" "$*" >> {shlex.quote(str(log))}\n'
+  )
+  fake.chmod(0o755)
+  out = tmp_path / "out"
+  words = ["benchmarks/gpu.sh", out, tmp_path / "cifar.tar.gz", "h200-1"]
+  variables = os.environ | {"PYTHON": str(fake)}
+  subprocess.run(words, cwd=test_documents.ROOT, env=variables, check=True)
+  given = [f"python {line}" for line in log.read_text().splitlines()]
+  assert len(given) == 6 and "--hardware=h200-1" in given[0]
+  for text in given:
+    test_documents.check_words(shlex.split(text))
+  assert {p.name for p in out.iterdir()} == {
+    *("plan_S_32.json", "plan_B_16.json", "peers.md", "nano.txt")
+  }
+
+
+@pytest.mark.slow
+def test_bias_on_shuffled_images(run, tmp_path, monkeypatch):
+  monkeypatch.setattr(bias.sharding, "make_mesh", step.sharding.make_mesh)
+  recipe = bias.recipe
+
+  def on_digits(args, seed, kind):
+    c = recipe(args, seed, kind)
+    c.update(image_size=16, batch_size=64)
+    c.data.update(name="digits", data_dir=str(tmp_path), eval_short_side=0)
+    c.data.update(flip=False)
+    return c
+
+  monkeypatch.setattr(bias, "recipe", on_digits)
+  picture = tmp_path / "bias.png"
+  flags = ["--rounds=1", "--epochs=3", "--examples=600"]
+  flags.append(f"--picture={picture}")
+  code, record = run(bias, *flags)
+  assert code == 0 and picture.read_bytes()[:4] == b"\x89PNG"
+  rows = {(r["net"], r["shuffled"]): r for r in record["rows"]}
+  assert len(rows) == 6
+  for (net, kind), row in rows.items():
+    assert min(row["accuracy, %"]) > 15
+    assert len(row["after each epoch"].split()) == 3
+    assert (row["points lost"] == [0]) == (kind == "none")
+    assert row["MMAC an image"] > 1 and net in ("Mixer", "convolutions")
+
+
+def test_the_net_beside_the_mixer_costs_no_more():
+  args = argparse.Namespace(epochs=1, examples=100, data_dir="")
+  config = bias.recipe(args, 0, "patches")
+  mixer, net = bias.modules(config, 10).values()
+  assert mixer.permute == net.permute == "patches"
+  macs, _ = model_lib.forward_macs(mixer, 32)
+  assert 0.7 * macs < bias.conv_macs(32) < macs
+  images = step.jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
+  shapes = step.jax.eval_shape(net.init, step.jax.random.key(0), images)
+  flop = step.jax.jit(net.apply).lower(shapes, images).cost_analysis()["flops"]
+  assert flop == pytest.approx(2 * bias.conv_macs(32), rel=0.2)
 
 
 @pytest.mark.slow
