@@ -8,7 +8,6 @@ benchmarks/results/NAME_PLATFORM.json.
 
 import contextlib
 import datetime
-import functools
 import json
 import multiprocessing
 import os
@@ -148,12 +147,12 @@ def seconds_each(
 
 
 def in_turn(
-  contenders: Mapping[Any, Callable[[], Any]], rounds: int
+  contenders: Mapping[Any, Callable[..., Any]], rounds: int, *args: Any
 ) -> dict[Any, list[Any]]:
-  """What each returns in every round, in which all have their turn."""
+  """What each makes of `args` in every round, in which all have their turn."""
   found: dict[Any, list[Any]] = {name: [] for name in contenders}
   for name in [*contenders] * rounds:
-    found[name].append(contenders[name]())
+    found[name].append(contenders[name](*args))
   return found
 
 
@@ -178,7 +177,7 @@ def field(
       if missing := pool.submit(_make, *work).result():
         print(f"{name} is left out: {missing}", file=sys.stderr)
       else:
-        asks[name] = functools.partial(_ask, pool)
+        asks[name] = lambda *args, p=pool: p.submit(_answer, *args).result()
     yield asks
 
 
@@ -188,10 +187,6 @@ def _make(make: Callable[..., dict[str, Any]], *args: Any) -> str:
   except (ImportError, RuntimeError) as e:  # Of builds that don't fit.
     return str(e)
   return ""
-
-
-def _ask(pool: futures.Executor, *args: Any) -> Any:
-  return pool.submit(_answer, *args).result()
 
 
 def _answer(name: str, *args: Any) -> Any:

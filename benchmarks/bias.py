@@ -33,7 +33,11 @@ FLAGS = {
   "epochs": 4, "rounds": 3, "examples": 50_000, "data_dir": "",
   "picture": "runs/bias.png",
 }  # fmt: skip
-SHUFFLES = {"none": "", "patches": "patches", "pixels": "pixels"}
+_LOOKS = {  # In the picture, of what is shuffled.
+  "none": ("images as they are", "k", "-"),
+  "patches": ("patches shuffled", "C0", "--"),
+  "pixels": ("pixels shuffled", "C3", "-"),
+}
 _WIDTHS = (32, 64, 128)
 
 
@@ -81,7 +85,7 @@ def recipe(args: Any, seed: int, kind: str) -> config_lib.Config:
   c.total = f"{args.epochs} epochs"
   c.data.data_dir = args.data_dir
   c.data.train_split = f"train[:{args.examples}]"
-  c.data.permute = SHUFFLES[kind]
+  c.data.permute = "" if kind == "none" else kind
   c.optimizer.update(name="adamw", learning_rate=3e-3)
   c.optimizer.args = {}
   return c
@@ -130,7 +134,7 @@ def measure(args: Any) -> benchmarks.Rows:
   benchmarks.start()
   curves: dict[tuple[str, str], list[list[float]]] = {}
   for name in ("Mixer", "convolutions"):
-    for kind in SHUFFLES:
+    for kind in _LOOKS:
       runs, seeds = curves.setdefault((name, kind), []), range(args.rounds)
       inputs: Any = None
       module: Any = None
@@ -171,26 +175,16 @@ def _draw(path: pathlib.Path, curves: Any) -> None:
       ("Mixer", "convolutions"), figure.subplots(1, 2, sharey=True), strict=True
     )
   )
+  epochs = range(1, 1 + len(next(iter(curves.values()))[0]))
   for (name, kind), runs in curves.items():
     percent = 100 * np.array(runs)
-    epochs = np.arange(1, percent.shape[1] + 1)
-    color, style = {
-      "none": ("k", "-"),
-      "patches": ("C0", "--"),
-      "pixels": ("C3", "-"),
-    }[kind]
-    label = {"none": "images as they are", "patches": "patches shuffled"}
-    axes[name].plot(
-      epochs,
-      percent.mean(0),
-      style,
-      color=color,
-      label=label.get(kind, "pixels shuffled"),
-    )
+    label, color, style = _LOOKS[kind]
+    look: Any = {"color": color, "linestyle": style, "label": label}
+    axes[name].plot(epochs, percent.mean(0), **look)
     low, high = percent.min(0), percent.max(0)
     axes[name].fill_between(epochs, low, high, color=color, alpha=0.2)
   for name, axis in axes.items():
-    axis.set(title=name, xlabel="epoch")
+    axis.set(title=name, xlabel="epoch", xticks=epochs)
   axes["Mixer"].set_ylabel("accuracy on CIFAR-10's test split, %")
   axes["Mixer"].legend(frameon=False)
   path.parent.mkdir(parents=True, exist_ok=True)

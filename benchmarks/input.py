@@ -8,7 +8,6 @@ that scikit-learn ships), on the same cores, in turn, each contender in its own
 process. One whose packages are missing is left out.
 """
 
-import functools
 import io
 import sys
 import time
@@ -144,11 +143,7 @@ def measure(args: Any) -> benchmarks.Rows:
   files = make_files()
   work = {name: (contender, name, files, args.cores) for name in PIPELINES}
   with benchmarks.field(work) as asks:
-    turns = {
-      name: functools.partial(ask, "rate", args.seconds)
-      for name, ask in asks.items()
-    }
-    rates = benchmarks.in_turn(turns, args.rounds)
+    rates = benchmarks.in_turn(asks, args.rounds, "rate", args.seconds)
     for name, found in rates.items():
       yield {
         "pipeline": asks[name]("version"),

@@ -31,7 +31,7 @@ from flax.training import train_state
 
 import benchmarks
 from benchmarks import step
-from mixer import __version__, export_timm, optim, trained
+from mixer import __version__, export_timm, optim, runtime, trained
 from mixer import config as config_lib
 from mixer import model as model_lib
 from mixer.errors import UserError
@@ -42,15 +42,6 @@ RATE, DECAY = 1e-4, 0.1
 CHECKS = {
   "forward": ("logits", {"float32": 1e-4, "bfloat16": 3e-2}),
   "train": ("losses", {"float32": 1e-3, "bfloat16": 2e-1}),
-}
-_VARIABLES = {
-  # What `runtime.keep_freed_memory` sets by mallopt, for any program.
-  "GLIBC_TUNABLES": (
-    "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc."
-    f"trim_threshold={2**31 - 1}:glibc.malloc.top_pad={64 * 2**20}"
-  ),
-  # Several processes share the device.
-  "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
 }
 _KEPT = []  # What a library defines is gone with it.
 
@@ -171,6 +162,7 @@ def name_operators(torch: Any) -> None:
 
 def timm(compiled: bool, *spec: Any) -> dict[str, Any]:
   """timm's MlpMixer under PyTorch."""
+  runtime.keep_freed_memory()  # As ours does on CPUs.
   import torch  # pyright: ignore[reportMissingImports]
 
   name_operators(torch)
@@ -229,7 +221,8 @@ def measure(args: Any) -> benchmarks.Rows:
     if args.authors:
       work["authors"] = authors, args.authors, *spec
     work |= {"timm": (timm, False, *spec), "timm compiled": (timm, True, *spec)}
-    with benchmarks.field(work, **_VARIABLES) as asks:
+    # Several processes share the device.
+    with benchmarks.field(work, XLA_PYTHON_CLIENT_PREALLOCATE="false") as asks:
       if len(asks) == 1 or len({ask("platform") for ask in asks.values()}) > 1:
         raise UserError(
           "there is nothing to compare with on this device: install timm (pip "
@@ -252,14 +245,8 @@ def compare(asks: Any, variant: str, args: Any) -> benchmarks.Rows:
           f"by {off:.1e} of the largest, more than rounding does."
         )
       differs[name] = f"{kind} {off:.0e}"
-    turns = {
-      name: functools.partial(ask, "seconds", what, args.seconds)
-      for name, ask in asks.items()
-    }
-    rates = {
-      name: [args.batch / s for s in found]
-      for name, found in benchmarks.in_turn(turns, args.rounds).items()
-    }
+    times = benchmarks.in_turn(asks, args.rounds, "seconds", what, args.seconds)
+    rates = {k: [args.batch / s for s in found] for k, found in times.items()}
     own = rates.pop("ours")
     for name, theirs in rates.items():
       yield {

@@ -89,13 +89,13 @@ def passes(
   return {"forward": (forward, logits), "train": (update, step)}
 
 
-def matmul_flops(dtype: str, seconds: float) -> Callable[[], float]:
-  """Measures the FLOP/s of large squares on one device."""
+def matmul_flops(dtype: str) -> Callable[[float], float]:
+  """Measures the FLOP/s of large squares on one device, for some seconds."""
   side = 2048 if jax.default_backend() == "cpu" else 8192
   x = jax.random.normal(jax.random.key(0), (side, side), dtype)
   multiply, wait = jax.jit(lambda x: (x @ x) / side), jax.block_until_ready
   each = functools.partial(benchmarks.seconds_each, lambda: multiply(x))
-  return lambda: 2 * side**3 / each(seconds, wait)
+  return lambda seconds: 2 * side**3 / each(seconds, wait)
 
 
 def measure(args: Any) -> benchmarks.Rows:
@@ -111,15 +111,13 @@ def measure(args: Any) -> benchmarks.Rows:
   jax.config.update("jax_enable_compilation_cache", False)
   for variant, changes in configs.items():
     made = [passes(config) for config in changes]
-    turns: dict[Any, Callable[[], float]] = {
-      (name, i): functools.partial(
-        benchmarks.seconds_each, one[name][0], args.seconds
-      )
+    turns: dict[Any, Callable[[float], float]] = {
+      (name, i): functools.partial(benchmarks.seconds_each, one[name][0])
       for name in ("forward", "train")
       for i, one in enumerate(made)
     }
-    turns["matmul"] = matmul_flops(args.dtype, args.seconds)
-    found = benchmarks.in_turn(turns, args.rounds)
+    turns["matmul"] = matmul_flops(args.dtype)
+    found = benchmarks.in_turn(turns, args.rounds, args.seconds)
     best = max(found.pop("matmul")) * jax.device_count()
     for (name, i), seconds in found.items():
       config = changes[i]

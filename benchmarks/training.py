@@ -105,9 +105,7 @@ def loop(args: Any, folder: pathlib.Path) -> benchmarks.Rows:
 
 def startup(args: Any, folder: pathlib.Path) -> benchmarks.Rows:
   """From the command to the first update."""
-
-  def warm() -> float:
-    return train(args, folder, 1)
+  warm = functools.partial(train, args, folder, 1)
 
   def cold() -> float:
     shutil.rmtree(folder / "cache", ignore_errors=True)

@@ -13,7 +13,6 @@ from PIL import Image
 
 from mixer import errors, image_files, images, jpeg, preprocess
 
-Kind = images.Kind | Literal["mislabelled", "dark"]
 # Problems with which an image can be used all the same.
 USABLE = ("", "mislabelled", "dark")
 # Sides of chroma blocks trade places when an image is turned on its side.
@@ -30,7 +29,7 @@ class Inspected(NamedTuple):
   """An inspected image; `problem` is a sentence without its full stop."""
 
   data: bytes  # To store: as it was, or encoded anew.
-  kind: Kind = ""
+  kind: images.Kind | Literal["mislabelled", "dark"] = ""
   problem: str = ""
   pixels: np.ndarray | None = None  # Of `data`, unless it was encoded anew.
 

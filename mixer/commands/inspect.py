@@ -27,14 +27,7 @@ from mixer.errors import UserError
 with epy.lazy_imports():
   import numpy as np
 
-  from mixer import (
-    checkpoints,
-    metrics,
-    released,
-    runtime,
-    trained,
-    weights,
-  )
+  from mixer import checkpoints, metrics, released, runtime, trained, weights
   from mixer import config as config_lib
   from mixer.insight import kernels
 

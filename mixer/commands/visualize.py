@@ -50,10 +50,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   add("--explain", type=positive, default=6, help=text)
   text = "noisy copies for the saliency's gradient; 16; 0 for a plain one"
   add("--smooth", type=flags.number(int, 0, 10**6), default=16, help=text)
-  methods, text = (
-    ("pca", "tsne", "umap"),
-    "a second plane of the features, beside PCA",
-  )
+  methods = ("pca", "tsne", "umap")
+  text = "a second plane of the features, beside PCA"
   add("--embedding", choices=methods, default="pca", help=text)
   add("--data_dir", default="", help=flags.DATA_DIR)
 

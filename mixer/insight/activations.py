@@ -44,15 +44,15 @@ def batch_size(model: trained.Trained) -> int:
 
 def in_batches(
   function: Callable[[Any, Any], Any], state: Any, rows: np.ndarray, size: int
-) -> Any:
-  """A jitted `(state, rows) -> tree` over rows; the last batch is filled up."""
+) -> np.ndarray:
+  """Jitted `(state, rows) -> array` over rows; the last batch is filled up."""
   state, parts = jax.device_put(state), []
   size = min(size, len(rows))
   for start in range(0, len(rows), size):
     part = rows[start : start + size]
     full = np.concatenate([part, part[:1].repeat(size - len(part), 0)])
-    parts.append(jax.device_get(function(state, full)))
-  return jax.tree.map(lambda *x: np.concatenate(x)[: len(rows)], *parts)
+    parts.append(np.asarray(function(state, full)))
+  return np.concatenate(parts)[: len(rows)]
 
 
 def features(model: trained.Trained, images: np.ndarray) -> np.ndarray:
@@ -109,29 +109,23 @@ def receptive_fields(
   rows, columns = (n // module.patch_size for n in model.image_size)
   middle = rows // 2 * columns + columns // 2
   token = np.flatnonzero(places == middle).item()
-  picks = jnp.eye(module.num_blocks + 1)[jnp.array(depths)]
 
   @jax.jit
   def gradients(params: Any, images: jax.Array) -> jax.Array:
     def lengths(x: jax.Array) -> jax.Array:
       found = layers(module, params, x)
-      return jnp.stack([_length(x_BSC[:, token]) for x_BSC in found])
+      x_LBC = jnp.stack([found[i][:, token] for i in depths])
+      return jnp.linalg.norm(x_LBC, axis=-1).sum(axis=-1)
 
     _, pull = jax.vjp(lengths, model_lib.scale(images, jnp.float32))
-
-    def field(pick: jax.Array) -> jax.Array:
-      return jnp.abs(pull(jnp.outer(pick, jnp.ones(len(images))))[0]).sum(-1)
-
-    return jnp.swapaxes(jax.lax.map(field, picks), 0, 1)
+    one_by_one = jnp.eye(len(depths))
+    fields = jax.lax.map(lambda x: jnp.abs(pull(x)[0]).sum(-1), one_by_one)
+    return jnp.swapaxes(fields, 0, 1)
 
   size = min(batch_size(model), 8)
   found = in_batches(gradients, model.params, images, size).astype(np.float64)
   sums = found.sum(axis=(2, 3), keepdims=True)
   return (found / np.where(sums > 0, sums, 1)).mean(axis=0)
-
-
-def _length(x: jax.Array) -> jax.Array:
-  return jnp.sqrt(jnp.sum(jnp.square(x), axis=-1))
 
 
 def radius(field: np.ndarray, patch_size: int) -> float:
@@ -176,19 +170,17 @@ def similarity(
   # The estimator of HSIC divides by n - 3.
   size = len(images) // min(batches, len(images) // 4)
 
-  def gram(x_BSC: jax.Array) -> jax.Array:
-    x = x_BSC.reshape(size, -1)
-    x = x - x.mean(axis=0)  # CKA ignores it; else products cancel to rounding.
-    return jnp.matmul(x, x.T, precision="highest")
-
   @jax.jit
   def compare(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     x = model_lib.scale(images, model.module.dtype)
-    found = [x.astype(jnp.float32) for x in layers(model.module, params, x)]
-    unit = [x / jnp.maximum(_length(x)[..., None], 1e-12) for x in found]
-    rows = [jnp.stack([jnp.vdot(a, b) for b in unit]) for a in unit]
-    grams = jnp.stack([gram(x_BSC) for x_BSC in found])
-    return grams, jnp.stack(rows) / (size * found[0].shape[1])
+    x_LBSC = jnp.stack(layers(model.module, params, x)).astype(jnp.float32)
+    lengths = jnp.linalg.norm(x_LBSC, axis=-1, keepdims=True)
+    unit = x_LBSC / jnp.maximum(lengths, 1e-12)
+    cosine = jnp.einsum("lbsc,mbsc->lm", unit, unit) / lengths[0].size
+    # CKA ignores the mean; with it products cancel to rounding.
+    x = x_LBSC - x_LBSC.mean(axis=1, keepdims=True)
+    x = x.reshape(len(x), size, -1)
+    return jnp.matmul(x, x.swapaxes(1, 2), precision="highest"), cosine
 
   params, hsics, cosines = jax.device_put(model.params), [], []
   for start in range(0, len(images) - size + 1, size):

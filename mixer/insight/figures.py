@@ -241,7 +241,7 @@ def embedding(
   groups, kind = np.array(labels), None
   if len({*labels}) == 1 and model.num_classes:
     head, kind = model.params["head"], "predicted class"
-    logits = features @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+    logits = features @ head["kernel"] + head["bias"]
     names = model.class_names or range(model.num_classes)
     groups = np.array(names)[logits.argmax(axis=-1)]
   values, counts = np.unique(groups, return_counts=True)
@@ -252,9 +252,8 @@ def embedding(
     figure = _figure(model, 7.6, 5.2, title)
     axes = figure.subplots()
     axes.plot(*points[~np.isin(groups, common)].T, ".", color="#D0D0D0")
-    for i, value in enumerate(common):
-      look: Any = {"color": f"C{i}", "label": _short(value)}
-      axes.plot(*points[groups == value].T, "o", **look)
+    for value in common:
+      axes.plot(*points[groups == value].T, "o", label=_short(value))
     axes.set(xlabel=axis_labels[0], ylabel=axis_labels[1])
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), title=kind)
     yield f"embedding_{method}", figure

@@ -62,7 +62,6 @@ def token_units(
   Low frequencies first, each followed by its closest inverse, which has the
   lowest cosine. Ties go to the lower index.
   """
-  kernel = np.asarray(kernel)
   if kernel.shape[:-1] != places.shape or not np.isfinite(kernel).all():
     raise UserError(
       "its hidden units don't read each token once (untied, grouped, or after "
@@ -136,7 +135,7 @@ def mixing_distances(
   that of each hidden unit, `[T]`, weighted by the map of rank 1 through it.
   Grouped channels are taken together, untied MLPs averaged.
   """
-  w1, w2 = (np.asarray(mlp[f"Dense_{k}"]["kernel"]) for k in (0, 1))
+  w1, w2 = (mlp[f"Dense_{k}"]["kernel"] for k in (0, 1))
   (inputs, t), s = w1.shape[-2:], len(distance)
   if inputs != w2.shape[-1]:
     return None
@@ -147,9 +146,8 @@ def mixing_distances(
     into = np.abs(a).reshape(g, s, t).sum(0, dtype=np.float64)
     out = np.abs(b).reshape(t, g, s).sum(1, dtype=np.float64)
     with np.errstate(invalid="ignore"):  # NaN for what has no weight.
-      units.append(
-        ((distance @ into).T * out).sum(1) / (into.sum(0) * out.sum(1))
-      )
+      reach = ((distance @ into).T * out).sum(1)
+      units.append(reach / (into.sum(0) * out.sum(1)))
       whole = (both * distance).sum(0) / both.sum(0)
       known = np.isfinite(whole)
       wholes.append(whole[known].sum() / np.float64(known.sum()))

@@ -23,6 +23,12 @@ function redraw() {
   charts.forEach(draw);
 }
 
+function set(name, value) {
+  view[name] = value;
+  if (name === "axis") view.range = null;
+  redraw();
+}
+
 // Known metrics together, each of the others alone and folded.
 function curves(runs) {
   const left = new Set(runs.flatMap((run) => Object.keys(run.curves)));
@@ -43,11 +49,6 @@ function curves(runs) {
 }
 
 function steering(runs) {
-  const set = (name, value) => {
-    view[name] = value;
-    if (name === "axis") view.range = null;
-    redraw();
-  };
   const slider = el("input", { type: "range", min: 0, max: 0.99, step: 0.01,
     value: 0, oninput: () => set("weight", Number(slider.value)) });
   const axes = ["step", "images",
@@ -95,12 +96,11 @@ function makeChart(title, metrics, runs) {
 
 // Every record, those of a step in a row.
 function recordTable({ lines }, title) {
-  const known = lines.map(({ steps, values }) =>
-    new Map(steps.map((step, i) => [step, String(values[i] ?? "not finite")])));
-  const steps = [...new Set(lines.flatMap((line) => line.steps))];
+  const rows = aligned(lines.map(({ steps, values }) =>
+    steps.map((step, i) => [step, String(values[i] ?? "not finite")])), "");
+  rows.sort(([a], [b]) => a - b);
   return table(`${title}: records`, ["step", ...lines.map(({ label }) => label)],
-    steps.sort((a, b) => a - b).map((step) =>
-      [whole(step), ...known.map((values) => values.get(step) ?? "")]));
+    rows.map(([step, ...values]) => [whole(step), ...values]));
 }
 
 // Where on the axis a run's steps are.
@@ -169,10 +169,7 @@ function draw(chart) {
       y: { distr: chart.log ? 3 : 1 } },
     // Values stay when the mouse leaves, as a finger does at once.
     cursor: { y: false, drag: { setScale: false }, bind: {
-      mouseleave: () => null, dblclick: () => () => {
-        view.range = null;
-        redraw();
-      } } },
+      mouseleave: () => null, dblclick: () => () => set("range", null) } },
     hooks: { setSelect: [zoom] }, legend: { markers: { dash: (u, i) =>
       (series[i].dash?.length ? "dashed" : "solid") } },
   }, columns.length ? uPlot.join(columns) : [[]], plot);

@@ -76,12 +76,12 @@ function bar(share) {
     percent(share)];
 }
 
-// [label, value of each run] of lists of [label, value], in their order.
-function aligned(lists) {
+// [label, value in each list] of lists of [label, value], in their order.
+function aligned(lists, missing = "–") {
   const maps = lists.map((list) => new Map(list));
   const labels = new Set(maps.flatMap((map) => [...map.keys()]));
   return [...labels].map((label) =>
-    [label, ...maps.map((map) => map.get(label) ?? "–")]);
+    [label, ...maps.map((map) => map.get(label) ?? missing)]);
 }
 
 function overview(runs, version) {
@@ -138,14 +138,15 @@ function predictions(p) {
   const classes = p.by_class.map(([label, examples, correct]) =>
     [label, examples, correct, examples ? correct / examples : 2]);
   classes.sort((a, b) => a[3] - b[3]);
+  const cards = (examples) => el("ul", { class: "cards" },
+    examples.map((example) => card(example, name)));
   return [
     el("p", null, `The split “${p.split}” with the weights of step `
       + `${whole(p.step)}: ${whole(p.examples)} examples, accuracy `
       + `${percent(p.accuracy, 2)}, top-5 ${percent(p.accuracy_top5, 2)}, `
       + `balanced ${percent(p.balanced_accuracy, 2)}, macro F1 `
       + `${percent(p.macro_f1, 2)}, mean loss ${number(p.mean_loss, 4)}.`),
-    block("Worst mistakes", "Wrong, highest loss first.",
-      cards(p.worst, name)),
+    block("Worst mistakes", "Wrong, highest loss first.", cards(p.worst)),
     confusion(p, name),
     el("div", { class: "halves" },
       block("Most frequent confusions", null,
@@ -163,13 +164,8 @@ function predictions(p) {
           p.calibration.bins.map(([low, high, count, score, accuracy]) =>
             [`${low.toFixed(3)}–${high.toFixed(3)}`, whole(count), bar(score),
               bar(accuracy)])))),
-    folded("Samples, spread evenly over the split", cards(p.samples, name)),
+    folded("Samples, spread evenly over the split", cards(p.samples)),
   ];
-}
-
-function cards(examples, name) {
-  return el("ul", { class: "cards" },
-    examples.map((example) => card(example, name)));
 }
 
 function card(example, name) {

@@ -170,13 +170,11 @@ def _figures(
       continue
     some = kernels.some_pairs(images, _UNITS)
     picture = kernels.montage(some, min(8, len(images)))
-    figure = {"title": title, "width": picture.shape[1]}
-    figure["caption"] = (
+    caption = (
       f"{len(some)} of {len(images):,} {what}. Low frequencies first, each "
       "scaled by its largest weight."
     )
-    figure["image"] = notebook.uri(
-      Image.fromarray(picture), "png", optimize=True
-    )
-    figures.append(figure)
+    image = notebook.uri(Image.fromarray(picture), "png", optimize=True)
+    figure = {"title": title, "width": picture.shape[1], "caption": caption}
+    figures.append(figure | {"image": image})
   return figures, notes

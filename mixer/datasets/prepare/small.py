@@ -75,7 +75,7 @@ def _of_arrays(
         data = _png(np.ascontiguousarray(pixels)) if number >= start else b""
         number += 1
         # Without a class, a label that no class has is reported.
-        known: str = names[label] if label < len(names) else ""
+        known = names[int(label)] if label < len(names) else ""
         yield Member(f"{split}/{i:05}.png", known, split, data), number
 
   total = sum(len(labels) for _, labels in sets.values())
