@@ -20,13 +20,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import benchmarks
 import input_pipeline
 from configs import cifar10
 from mixer import config as config_lib
-from mixer import evaluate, files, optim, sharding, train_step
+from mixer import evaluate, files, sharding, train_step
 from mixer import model as model_lib
 
 FLAGS = {
@@ -38,6 +37,7 @@ _LOOKS = {  # In the picture, of what is shuffled.
   "patches": ("patches shuffled", "C0", "--"),
   "pixels": ("pixels shuffled", "C3", "-"),
 }
+_NETS = ("Mixer", "convolutions")
 _WIDTHS = (32, 64, 128)
 
 
@@ -49,7 +49,7 @@ class ConvNet(nn.Module):
   permute_seed: int = 0
   patch_size: int = 4  # Of the permutation alone.
   dtype: Any = jnp.float32
-  layout: str = ""  # These two as evaluation sets them for a Mixer.
+  layout: str = ""  # These two as `model_lib.placed` sets a Mixer's.
   mesh: Any = None
 
   @nn.compact
@@ -68,8 +68,10 @@ class ConvNet(nn.Module):
     return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros)(x)
 
 
-def conv_macs(side: int) -> int:
-  """Multiply-accumulates of `ConvNet` for one image, without its head."""
+def macs(net: Any, side: int) -> int:
+  """Multiply-accumulates for one image, of `ConvNet` without its head."""
+  if not isinstance(net, ConvNet):
+    return model_lib.forward_macs(net, side)[0]
   total, before = 0, 3
   for width in _WIDTHS:
     side = -(-side // 2)
@@ -91,71 +93,44 @@ def recipe(args: Any, seed: int, kind: str) -> config_lib.Config:
   return c
 
 
-def train(
-  module: Any, inputs: input_pipeline.Inputs
-) -> tuple[Any, list[float]]:
-  """The parameters at the end, and the accuracy after each epoch."""
+def train(name: str, config: config_lib.Config) -> tuple[Any, list[float]]:
+  """The trainer of a net, and its accuracy after each epoch."""
+  inputs, mesh = input_pipeline.open_inputs(config), sharding.make_mesh()
   config, plan = inputs.config, inputs.plan
-  classes, mesh = len(inputs.train_split.class_names), sharding.make_mesh()
-  key = train_step.key_for(config.seed, train_step.Purpose.INIT)
-  size = (1, *config_lib.image_size(config), 3)
-  params = jax.jit(module.init)(key, jnp.zeros(size))["params"]
-  optimizer = optim.make(config, plan)
-  state, accuracies = optimizer.init(params), []
-  inference = train_step.Inference(module, config.loss.name, classes, mesh)
-
-  @jax.jit
-  def update(params: Any, state: Any, step: Any, batch: Any) -> Any:
-    losses, batch = train_step.losses_of(config, module, classes, step, batch)
-    grads = jax.grad(lambda p: losses(p, batch, None).mean())(params)
-    updates, state = optimizer.update(grads, state, params)
-    return optax.apply_updates(params, updates), state
-
+  classes, net = len(inputs.train_split.class_names), None
+  if name == "convolutions":
+    net = ConvNet(classes, config.data.permute, config.data.permute_seed)
+  trainer = train_step.Trainer(config, plan, classes, mesh, net)
+  state, accuracies = trainer.init(), []
   batches = input_pipeline.train_batches(inputs.train_split, config)
   epoch = len(inputs.train_split) / config.batch_size
   for step in range(plan.total):
-    params, state = update(params, state, step, next(batches))
+    batch = sharding.put_batch(mesh, next(batches))
+    state, _ = trainer.train_step(state, batch)
     if int((step + 1) / epoch) > int(step / epoch) or step + 1 == plan.total:
       test = input_pipeline.eval_batches(inputs.eval_split, config)
-      found = evaluate.evaluate(inference, params, test)
+      found = evaluate.evaluate(trainer.inference, state.params, test)
       accuracies.append(found["accuracy"])
-  return params, accuracies
-
-
-def modules(config: config_lib.Config, classes: int) -> dict[str, Any]:
-  """Both nets, shuffling as the config says."""
-  shuffle = config.data.permute, config.data.permute_seed
-  mixer = model_lib.from_config(config, classes).clone(layout="batch_major")
-  return {"Mixer": mixer, "convolutions": ConvNet(classes, *shuffle)}
+  return trainer, accuracies
 
 
 def measure(args: Any) -> benchmarks.Rows:
   """A row of each net and shuffle; draws the picture at the end."""
   benchmarks.start()
   curves: dict[tuple[str, str], list[list[float]]] = {}
-  for name in ("Mixer", "convolutions"):
+  for name in _NETS:
     for kind in _LOOKS:
-      runs, seeds = curves.setdefault((name, kind), []), range(args.rounds)
-      inputs: Any = None
-      module: Any = None
-      params: Any = None
-      for seed in seeds:
-        inputs = input_pipeline.open_inputs(recipe(args, seed, kind))
-        classes = len(inputs.train_split.class_names)
-        module = modules(inputs.config, classes)[name]
-        params, accuracies = train(module, inputs)
-        runs.append(accuracies)
-      size = config_lib.image_size(inputs.config)
-      macs = conv_macs(size[0])
-      if name == "Mixer":
-        macs = model_lib.forward_macs(module, size)[0]
+      configs = [recipe(args, seed, kind) for seed in range(args.rounds)]
+      trainers, runs = zip(*(train(name, c) for c in configs), strict=True)
+      curves[name, kind] = [*runs]
+      params = jax.tree.leaves(trainers[0].abstract.params)
       last = [100 * run[-1] for run in runs]
       plain = [100 * run[-1] for run in curves[name, "none"]]
       yield {
         "net": name,
         "shuffled": kind,
-        "M parameters": sum(x.size for x in jax.tree.leaves(params)) / 1e6,
-        "MMAC an image": macs / 1e6,
+        "M parameters": sum(x.size for x in params) / 1e6,
+        "MMAC an image": macs(trainers[0].model, configs[0].image_size) / 1e6,
         "accuracy, %": last,
         "points lost": [a - b for a, b in zip(plain, last, strict=True)],
         "after each epoch": " ".join(
@@ -170,11 +145,8 @@ def _draw(path: pathlib.Path, curves: Any) -> None:
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(7, 3.2), layout="constrained")
-  axes = dict(
-    zip(
-      ("Mixer", "convolutions"), figure.subplots(1, 2, sharey=True), strict=True
-    )
-  )
+  panels = figure.subplots(1, 2, sharey=True)
+  axes = dict(zip(_NETS, panels, strict=True))
   epochs = range(1, 1 + len(next(iter(curves.values()))[0]))
   for (name, kind), runs in curves.items():
     percent = 100 * np.array(runs)

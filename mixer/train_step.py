@@ -70,8 +70,10 @@ class Trainer:
     plan: durations.Plan,
     num_classes: int,
     mesh: Mesh,
+    module: Any = None,
   ):
-    module = model_lib.from_config(config, num_classes)
+    """`module`, if given, is trained in place of what the config describes."""
+    module = module or model_lib.from_config(config, num_classes)
     self.model = model_lib.placed(module, mesh)
     self.num_classes = num_classes
     self._config, self._mesh = config, mesh

@@ -112,14 +112,16 @@ def test_bias_on_shuffled_images(run, tmp_path, monkeypatch):
 def test_the_net_beside_the_mixer_costs_no_more():
   args = argparse.Namespace(epochs=1, examples=100, data_dir="")
   config = bias.recipe(args, 0, "patches")
-  mixer, net = bias.modules(config, 10).values()
+  mixer = model_lib.from_config(config, 10)
+  net = bias.ConvNet(10, config.data.permute, config.data.permute_seed)
   assert mixer.permute == net.permute == "patches"
   macs, _ = model_lib.forward_macs(mixer, 32)
-  assert 0.7 * macs < bias.conv_macs(32) < macs
+  assert bias.macs(mixer, 32) == macs
+  assert 0.7 * macs < bias.macs(net, 32) < macs
   images = step.jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
   shapes = step.jax.eval_shape(net.init, step.jax.random.key(0), images)
   flop = step.jax.jit(net.apply).lower(shapes, images).cost_analysis()["flops"]
-  assert flop == pytest.approx(2 * bias.conv_macs(32), rel=0.2)
+  assert flop == pytest.approx(2 * bias.macs(net, 32), rel=0.2)
 
 
 @pytest.mark.slow

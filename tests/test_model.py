@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +19,6 @@ from mixer import (
   durations,
   layers,
   model,
-  optim,
   planning,
   sharding,
   train_step,
@@ -524,26 +522,17 @@ def test_shuffled_patches_change_nothing_of_training(smoke_config):
   # An epsilon by which rounding can't turn the sign of what is nearly 0.
   smoke_config.optimizer.update(learning_rate=1e-2, eps=1e-2)
   smoke_config.model.update(dropout=0.0, stochastic_depth=0.0)
-  optimizer = optim.make(smoke_config, durations.Plan(9, 1, 1, 1, 1))
+  plan, mesh = durations.Plan(9, 1, 1, 1, 1), sharding.make_mesh()
   batch = {"image": np.uint8(127 * (random_images(8) + 1))}
   batch["label"] = np.arange(8) % 7
-  batch = jax.tree.map(jnp.asarray, batch)
 
   def train(module, params):
-    state = optimizer.init(params)
-
-    @jax.jit
-    def update(params, state, step):
-      losses, inputs = train_step.losses_of(
-        smoke_config, module, 7, step, batch
-      )
-      grads = jax.grad(lambda p: losses(p, inputs, None).mean())(params)
-      updates, state = optimizer.update(grads, state, params)
-      return optax.apply_updates(params, updates), state
-
-    for step in range(9):
-      params, state = update(params, state, step)
-    return params
+    trainer = train_step.Trainer(smoke_config, plan, 7, mesh, module)
+    where = jax.tree.map(lambda x: x.sharding, trainer.abstract.params)
+    state = trainer.init().replace(params=jax.device_put(params, where))
+    for _ in range(9):
+      state, _ = trainer.train_step(state, sharding.put_batch(mesh, batch))
+    return jax.device_get(state.params)
 
   orders, params = orders_seen(12, 12, 4, 7), random_params(small())
   plain = train(small(), params)
