@@ -9,7 +9,8 @@
 # on with the training.
 set -euo pipefail
 
-out=$1 archive=$2 hardware=${3:-h100-1}
+usage="benchmarks/gpu.sh OUT CIFAR_ARCHIVE [HARDWARE]"
+out=${1:?$usage} archive=${2:?$usage} hardware=${3:-h100-1}
 python=${PYTHON:-.venv/bin/python}
 limit=480 batch=512
 mkdir -p "$out"
@@ -25,8 +26,10 @@ done
   tee "$out/peers.md"
 
 "$python" -m mixer prepare cifar10 --source="$archive" --data_dir="$out/data"
-# It saves and exits with 42 where the time ends it.
-timeout --signal=TERM $((limit - SECONDS)) "$python" train.py \
+# It saves and exits with 42 where the time ends it; without any left it ends
+# as soon as it has started.
+left=$((limit > SECONDS ? limit - SECONDS : 1))
+timeout --signal=TERM "$left" "$python" train.py \
   --config=configs/cifar10.py:model=nano --workdir="$out/nano" \
   --config.data.data_dir="$out/data" --platform=gpu || [ $? = 124 ]
 "$python" -m mixer inspect "$out/nano" | tee "$out/nano.txt"

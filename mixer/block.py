@@ -150,7 +150,7 @@ def _shares(key: Any, drop_path: Any, batch: int, dtype: Any) -> Any:
 
 
 def _along(share_B: Any, y: jax.Array) -> Any:
-  """So that it broadcasts with `[., B, .]`, or with rows, B times so many."""
+  """So that it broadcasts with `[., B, .]`, or n rows an image, `[B n, .]`."""
   if share_B is None:
     return None
   if y.ndim == 3:

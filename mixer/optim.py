@@ -90,7 +90,7 @@ def decay_mask(params: Any) -> Any:
   )
 
 
-def muon_matrices(params: Any) -> Any:
+def _muon_matrices(params: Any) -> Any:
   """The axes of kernels in blocks, which Muon takes; None for what AdamW does.
 
   That is stem, head, biases and norms: Muon is for hidden matrices.
@@ -154,7 +154,7 @@ def _arguments(c: Any, function: Callable[..., Any]) -> dict[str, Any]:
     "weight_decay": c.weight_decay,
     "mask": decay_mask,
     "weight_decay_mask": decay_mask,
-    "muon_weight_dimension_numbers": muon_matrices,
+    "muon_weight_dimension_numbers": _muon_matrices,
   }
   return {key: given[key] for key in given if key in takes} | dict(c.args)
 

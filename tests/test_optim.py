@@ -154,6 +154,7 @@ def test_optimizers_equal_optax(name):
 def test_muon_takes_the_kernels_of_blocks_and_adamw_the_rest():
   args = {"ns_steps": 3, "adam_b1": 0.8, "adam_learning_rate": 2e-3}
   config = changed(name="muon", clip_norm=0.0, weight_decay=0.2, args=args)
+  validation.validate(config, 1)
   plan = make_plan(12, 3)
   rate = optim.schedule(config, plan)
   second = optim.schedule(changed(learning_rate=2e-3), plan)
@@ -170,10 +171,7 @@ def test_muon_takes_the_kernels_of_blocks_and_adamw_the_rest():
     ),
     "rest": optax.adamw(second, 0.8, weight_decay=0.0, nesterov=True),
   }
-  labels = {
-    k: k if k in groups else "rest" for k in ("stem", "norm", "head", *groups)
-  }
-  del labels["rest"]
+  labels = {k: k if k in groups else "rest" for k in make_blocks()}
   theirs = optax.multi_transform(groups, labels)
   assert_same_path(config, theirs, plan, make_blocks)
 
