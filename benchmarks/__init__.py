@@ -61,12 +61,13 @@ def main(
 
 def _report(measure: Callable[[Any], Rows], args: Any) -> None:
   """Prints and writes what is measured; `args.name` names the result."""
-  machine, rows = environment(), []
+  rows: list[dict[str, Any]] = []
   for row in measure(args):
     head = () if rows else (row, ["---"] * len(row))
     for cells in (*head, map(_cell, row.values())):
       print("| " + " | ".join(cells) + " |", flush=True)
     rows.append(row)
+  machine = start()  # Threads before JAX starts cost it memory: `runtime`.
   # Where folders are on this machine is private.
   paths = r"(?<=^--)(out|authors|scratch|data_dir)=.*"
   words = [re.sub(paths, r"\1=DIR", w) for w in sys.argv[1:]]

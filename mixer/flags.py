@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
     if has_config:
       try:
         values = dict(map(override, keys))
-        args.config = config_lib.changed(_recipe(args.config), values)
+        args.config = config_lib.changed(recipe(args.config), values)
       except UserError as e:
         self.error(str(e))
     return args
@@ -193,7 +193,7 @@ def override(word: str) -> tuple[str, Any]:
     ) from None
 
 
-def _recipe(name: str) -> config_lib.Config:
+def recipe(name: str) -> config_lib.Config:
   """What `get_config` of FILE, or of FILE:WORDS, returns."""
   path, colon, words = name.partition(":")
   checkout()  # Recipes import each other from there.

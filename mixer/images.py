@@ -164,7 +164,9 @@ def of_array(array: np.ndarray) -> np.ndarray:
     kind = f"an array of {array.dtype}, {list(array.shape)}"
     expected = "uint8, 0 to 255, and [H, W], [H, W, 1] or, of RGB, [H, W, 3]"
     raise ImageError("unsupported", f"{kind} is no image: expected {expected}")
-  return np.ascontiguousarray(np.broadcast_to(channels, (*array.shape[:2], 3)))
+  if channels.shape[2] == 1:
+    channels = np.broadcast_to(channels, (*array.shape[:2], 3))
+  return np.ascontiguousarray(channels)
 
 
 def of_pillow(image: Image.Image) -> np.ndarray:

@@ -18,7 +18,7 @@ from typing import Any
 import absl.logging
 import jax
 
-from mixer import __version__
+from mixer import __version__, stop
 from mixer.errors import UserError, first_line
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -52,6 +52,7 @@ def configure(platform: str) -> None:
   asked = platform or os.environ.get("JAX_PLATFORMS", "")
   if asked == "cpu" or not (asked or any(map(is_installed, plugins))):
     keep_freed_memory()
+  stop.listen_in_thread()  # The first one: see `keep_freed_memory`.
   if platform:
     jax.config.update("jax_platforms", {"gpu": "cuda"}.get(platform, platform))
   _keep_compiled()
@@ -92,10 +93,11 @@ def _keep_compiled() -> None:
 
 
 def keep_freed_memory() -> None:
-  """Lets glibc's malloc keep what is freed; call before JAX starts.
+  """Lets glibc's malloc keep what is freed; call before any thread starts.
 
   XLA's CPU backend allocates its temporaries anew in every step; fetching
-  those pages from the kernel takes a good part of it (docs/log.md).
+  those pages from the kernel takes a good part of it (docs/log.md). A thread
+  that is there before has an arena of its own, which later ones share.
   """
   with contextlib.suppress(OSError, AttributeError):
     mallopt = ctypes.CDLL(None).mallopt

@@ -1,9 +1,9 @@
 """Signals and exit codes: how a run stops in good order, on all processes.
 
-`listen`, the first thing that train.py does, starts a thread that hears
-SIGTERM, Ctrl-C and SIGHUP even while the program imports or compiles. Before
-there is anything to lose a signal ends the process at once; later a `Watch`
-makes all processes stop after the same update. Imports nothing heavy.
+`listen`, the first thing that train.py does, hears SIGTERM, Ctrl-C and SIGHUP;
+before JAX starts, `listen_in_thread` makes that so even while it compiles.
+Before there is anything to lose a signal ends the process at once; later a
+`Watch` makes all processes stop after the same update. Imports nothing heavy.
 """
 
 import contextlib
@@ -69,31 +69,46 @@ def _wanted() -> list[signal.Signals]:
 
 
 def _ignore(*unused: object) -> None:
-  """Python's own handler, where the thread of `listen` acts."""
+  """Python's own handler, where a thread acts."""
+
+
+def _hear(number: int, *unused: object) -> None:
+  (_watch or Watch()).heard(number)
 
 
 def listen() -> None:
-  """Hears signals in a thread; call in the main thread of a command."""
+  """Hears signals; call in the main thread of a command, first of all."""
   global _listening
   if _listening:
     return
   errors.occupy()
+  for number in _wanted():
+    signal.signal(number, _hear)
+  _listening = True
+
+
+def listen_in_thread() -> None:
+  """Lets a thread hear what `listen` does; it needs malloc to be set up.
+
+  Python's handlers never run while the main thread is inside XLA; a descriptor
+  is written to at once.
+  """
+  mine = [s for s in _SIGNALS if signal.getsignal(s) is _hear]
+  if not mine:
+    return
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
-  # Python's handlers never run while the main thread is inside XLA; this
-  # descriptor is written to at once.
-  signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-  for number in _wanted():
-    signal.signal(number, _ignore)
 
   def hear() -> None:
     while True:
-      (number,), watch = os.read(reader, 1), _watch or Watch()
+      (number,) = os.read(reader, 1)
       if number in _SIGNALS:
-        watch.heard(number)
+        _hear(number)
 
   threading.Thread(target=hear, daemon=True).start()
-  _listening = True
+  signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+  for number in mine:
+    signal.signal(number, _ignore)
 
 
 @contextlib.contextmanager

@@ -49,6 +49,7 @@ _DEAF = """
 import ctypes, os, signal, sys, threading
 from mixer import stop
 stop.listen()
+stop.listen_in_thread()
 threading.Timer(0.3, os.kill, (os.getpid(), signal.{})).start()
 watch = stop.Watch().__enter__()
 watch.leaving.append(lambda: print("released", flush=True))
@@ -71,6 +72,31 @@ def test_a_second_ctrl_c_exits_at_once():
   assert err.strip() == "second Ctrl-C: exiting at once, not saved"
 
 
+_ARENAS = """
+import ctypes, sys
+from mixer import stop
+stop.listen()
+import train
+train.runtime.start("cpu")
+x = train.jax.random.normal(train.jax.random.key(0), (999, 999))
+(x @ x).block_until_ready()
+libc = ctypes.CDLL(None)
+libc.open_memstream.restype = ctypes.c_void_p
+text, size = ctypes.c_char_p(), ctypes.c_size_t()
+stream = libc.open_memstream(ctypes.byref(text), ctypes.byref(size))
+libc.malloc_info(0, ctypes.c_void_p(stream))
+libc.fclose(ctypes.c_void_p(stream))
+print(text.value.decode())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc's malloc")
+def test_all_threads_share_one_heap_on_a_cpu():
+  """A second costs a step a third: large blocks in it come with page faults."""
+  code, out, err = run(_ARENAS)
+  assert (code, out.count("<heap nr=")) == (0, 1), err
+
+
 _WORK = """
 import signal, sys, time
 if sys.argv[2] == "nohup":
@@ -80,6 +106,7 @@ else:
   fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 from mixer import stop
 stop.listen()
+stop.listen_in_thread()
 with stop.Watch() as watch:
   watch.working = True
   try:
