@@ -46,6 +46,7 @@ class HostsError(UserError):
 def start(args: argparse.Namespace) -> str:
   """Meets the other processes, if any, and starts JAX; the kind of cluster."""
   runtime.configure(args.platform)
+  stop.listen_in_thread()
   address, count = args.coordinator_address, args.num_processes
   index, cluster = args.process_id, args.cluster
   if cluster == "auto":

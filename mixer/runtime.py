@@ -18,7 +18,7 @@ from typing import Any
 import absl.logging
 import jax
 
-from mixer import __version__, stop
+from mixer import __version__
 from mixer.errors import UserError, first_line
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -52,7 +52,6 @@ def configure(platform: str) -> None:
   asked = platform or os.environ.get("JAX_PLATFORMS", "")
   if asked == "cpu" or not (asked or any(map(is_installed, plugins))):
     keep_freed_memory()
-  stop.listen_in_thread()  # The first one: see `keep_freed_memory`.
   if platform:
     jax.config.update("jax_platforms", {"gpu": "cuda"}.get(platform, platform))
   _keep_compiled()

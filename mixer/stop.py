@@ -88,7 +88,7 @@ def listen() -> None:
 
 
 def listen_in_thread() -> None:
-  """Lets a thread hear what `listen` does; it needs malloc to be set up.
+  """Lets a thread hear what `listen` does; after `runtime.configure`.
 
   Python's handlers never run while the main thread is inside XLA; a descriptor
   is written to at once.

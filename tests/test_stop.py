@@ -77,7 +77,9 @@ import ctypes, sys
 from mixer import stop
 stop.listen()
 import train
-train.runtime.start("cpu")
+words = ["--config=configs/smoke.py", "--workdir=w", "--cluster=none"]
+args = train.cli.parser("train.py").read([*words, "--platform=cpu"])
+train.distributed.start(args)
 x = train.jax.random.normal(train.jax.random.key(0), (999, 999))
 (x @ x).block_until_ready()
 libc = ctypes.CDLL(None)

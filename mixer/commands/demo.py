@@ -47,6 +47,7 @@ def main(args: argparse.Namespace) -> int:
   flags.checkout("mixer demo")
   stop.listen()
   runtime.start()
+  stop.listen_in_thread()
   failures = demo(args.workdir)
   for failure in failures:
     print(f"not as it should be: {failure}", file=sys.stderr)
