@@ -8,7 +8,6 @@ import importlib.util
 import os
 import pathlib
 import sys
-import time
 from typing import Any, BinaryIO
 
 from etils import epy
@@ -18,6 +17,8 @@ from mixer.errors import UserError, first_line
 
 with epy.lazy_imports():
   import requests
+  import urllib3
+  from requests import adapters
 
 NAMES = {
   "imagenet1k": ("Mixer-B_16", "Mixer-L_16"),
@@ -33,11 +34,9 @@ COPIES = {
   "imagenet1k/Mixer-L_16": "timm/mixer_l16_224.goog_in21k_ft_in1k",
 }
 _URL = "https://storage.googleapis.com/mixer_models"
-_ATTEMPTS = 5
-# Before the second attempt; twice as long before each further one.
-_DELAY_SECONDS = 1.0
-_LARGEST_BYTES = 8 << 30  # Of a file; those released have 2e9 at most.
-_TIMEOUT_SECONDS = 15.0  # To connect, and for each read.
+_TIMEOUT = 15.0  # Seconds to connect, and for each read.
+_BUSY = (429, 500, 502, 503, 504)  # The statuses with which to try again.
+_DELAY = 1.0  # Seconds, before a further attempt twice as long.
 
 
 def load(path: files.Path) -> dict[str, Any]:
@@ -143,70 +142,42 @@ def _base() -> str:
 
 
 def _download(url: str, file: pathlib.Path) -> None:
-  """Downloads a file whole, or leaves what came of it in FILE.part.
-
-  The process that holds a lock on the part writes it, others wait for it.
-  """
+  """Downloads a file whole; of several processes one does, others wait."""
   part = file.with_name(f"{file.name}.part")
   with files.writing(file, "MIXER_CACHE can name another place."):
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(part, "a+b") as out:
+    with open(part, "ab") as out:
       _say(f"downloading {url} to {file}, one process at a time")
       fcntl.flock(out, fcntl.LOCK_EX)
       if file.exists():  # Another process's part has become the file.
         return
-      _receive(url, out, file)
-      os.fsync(out.fileno())
+      out.truncate(0)
       try:
+        _receive(url, out, file.name)
         weights.read(part)
+      except requests.RequestException as e:
+        raise UserError(
+          f"{url} can't be downloaded: {first_line(e)}. Give the same command "
+          f"again, or fetch that address elsewhere and put the file at {file} "
+          "yourself."
+        ) from e
       except UserError as e:
-        out.truncate(0)
         message = f"{url} gave another file; perhaps a proxy answered: {e}"
         raise UserError(message) from e
       part.rename(file)
-    files.sync_folder(file.parent)
 
 
-def _receive(url: str, out: BinaryIO, file: pathlib.Path) -> None:
-  """Appends to `out` what it lacks of the file, in several attempts."""
-  for attempt in range(_ATTEMPTS):
-    have = out.seek(0, os.SEEK_END)
-    headers = {"Accept-Encoding": "identity", "User-Agent": "mixer"}
-    headers |= {"Range": f"bytes={have}-"} if have else {}
-    how: Any = {"stream": True, "timeout": _TIMEOUT_SECONDS}
-    try:
-      with requests.get(url, headers=headers, **how) as answer:
-        return _append(answer, url, out, file.name)
-    except requests.RequestException as e:
-      code = getattr(e.response, "status_code", None)
-      # A machine without a connection should hear so at once.
-      retry = out.tell() if code is None else code in (416, 429) or code >= 500
-      if not retry or attempt + 1 == _ATTEMPTS:
-        raise UserError(
-          f"{url} can't be downloaded: {first_line(e)}. Give the same command "
-          "again, which resumes, or fetch that address elsewhere and put the "
-          f"file at {file} yourself."
-        ) from e
-      _say(f"{url}: {first_line(e)}; trying again")
-      time.sleep(_DELAY_SECONDS * 2**attempt)
-
-
-def _append(answer: Any, url: str, out: BinaryIO, name: str) -> None:
-  if answer.status_code in (200, 416):  # The whole file comes, now or next.
-    out.truncate(0)
-  answer.raise_for_status()
-  hops = [hop.url.startswith("https:") for hop in (*answer.history, answer)]
-  if url.startswith("https:") and not all(hops):
-    raise UserError(f"{url} leads to another address, which is no https.")
-  have = out.seek(0, os.SEEK_END)
-  total = have + int(answer.headers.get("Content-Length", 0))
-  with progress.Progress() as bar:
-    for block in answer.iter_content(1 << 16):
-      have += out.write(block)
-      if max(have, total) > _LARGEST_BYTES:
-        out.truncate(0)
-        raise UserError(f"{url} is no such file: it is too large.")
-      bar.show(name, have, total)
+def _receive(url: str, out: BinaryIO, name: str) -> None:
+  # A machine without a connection should hear so at once.
+  retries = urllib3.Retry(3, 1, status_forcelist=_BUSY, backoff_factor=_DELAY)
+  with requests.Session() as session, progress.Progress() as bar:
+    session.mount(url, adapters.HTTPAdapter(max_retries=retries))
+    with session.get(url, stream=True, timeout=_TIMEOUT) as answer:
+      answer.raise_for_status()
+      total, have = int(answer.headers.get("Content-Length", 0)), 0
+      for block in answer.iter_content(1 << 16):
+        have += out.write(block)
+        bar.show(name, have, total)
   out.flush()
 
 

@@ -1,9 +1,8 @@
-"""Released weights by name: found, downloaded, resumed, checked."""
+"""Released weights by name: found, downloaded, checked."""
 
 import functools
 import http.server
 import io
-import os
 import subprocess
 import sys
 import threading
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import requests
 
 from mixer import released, trained, weights
 from mixer.errors import UserError
@@ -47,10 +45,9 @@ class Server(http.server.ThreadingHTTPServer):
   def __init__(self, content):
     super().__init__(("127.0.0.1", 0), Handler)
     self.content = content
-    self.ranges, self.chunked = True, False  # Heeded; without a length.
     self.statuses: list[int] = []  # With which to answer first instead.
     self.cuts: list[int] = []  # Bytes after which to hang up, an answer each.
-    self.requests: list[str | None] = []  # Range header of each.
+    self.requests: list[str] = []
     self.stall: Any = None  # What an answer waits for in its middle.
 
   def handle_error(self, request, client_address):
@@ -62,19 +59,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
   def do_GET(self):
     s: Any = self.server
-    wanted = self.headers.get("Range")
-    s.requests.append(wanted)
+    s.requests.append(self.path)
     self.close_connection = True
-    start = 0
-    if wanted and s.ranges:
-      start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-    status = s.statuses.pop(0) if s.statuses else 206 if start else 200
-    if start >= len(s.content):
-      status = 416
-    body = s.content[start:] if status < 300 else b""
+    status = s.statuses.pop(0) if s.statuses else 200
+    body = s.content if status < 300 else b""
     self.send_response(status)
-    if not s.chunked:
-      self.send_header("Content-Length", str(len(body)))
+    self.send_header("Content-Length", str(len(body)))
+    self.send_header("Connection", "close")
     self.end_headers()
     body = body[: s.cuts.pop(0)] if s.cuts else body
     half = len(body) // 2
@@ -90,7 +81,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch, content):
   monkeypatch.setenv("no_proxy", "*")
-  monkeypatch.setattr(released, "_DELAY_SECONDS", 0)
+  monkeypatch.setattr(released, "_DELAY", 0)
   with Server(content) as s:
     threading.Thread(target=s.serve_forever, args=(0.01,)).start()
     address = f"http://127.0.0.1:{s.server_port}/"
@@ -115,7 +106,7 @@ def fetch_whole(file, content):
 def test_a_name_is_downloaded_once(server, file, content, monkeypatch, capfd):
   assert_same(released.load(NAME), FLAT)
   fetch_whole(file, content)
-  assert server.requests == [None]
+  assert server.requests == [f"/{NAME}.npz"]
   assert f"{NAME}.npz to {file}" in capfd.readouterr().err
   # From here on there is nothing to download from.
   monkeypatch.setenv("MIXER_RELEASED_URL", "http://127.0.0.1:1")
@@ -124,28 +115,29 @@ def test_a_name_is_downloaded_once(server, file, content, monkeypatch, capfd):
   assert released.name_of(NAME) == released.name_of(file) == NAME
 
 
-def test_a_connection_that_breaks_is_taken_up(server, file, content):
-  server.cuts, server.statuses = [1_000_000, 0, 2_000_000], [200, 503]
+def test_what_is_busy_is_asked_again(server, file, content):
+  server.statuses = [503, 429, 500]
   fetch_whole(file, content)
-  first, busy, *later = server.requests
-  assert first is None and busy == later[0]
-  # What came within the last block may come once more.
-  starts = [int(r[len("bytes=") : -1]) for r in later]
-  assert 900_000 < starts[0] <= 1_000_000 < 2_800_000 < starts[1] <= 3_000_000
+  assert len(server.requests) == 4
 
 
-def test_what_refuses_is_not_asked_again(server, file, content):
-  server.statuses = [503, 429]
+def test_a_connection_that_breaks_leaves_no_file(server, file, content):
+  server.cuts = [1_000_000]
+  with pytest.raises(UserError, match=r"d: .*Give the same command again"):
+    released.resolve(NAME)
+  assert not file.exists()
   fetch_whole(file, content)
-  file.unlink()
-  for server.statuses, count, why in (([503] * 9, 5, "503"), ([404], 1, "404")):
-    server.requests = []
-    with pytest.raises(UserError, match=f"d: {why}.*{file} yourself"):
-      released.resolve(NAME)
-    assert len(server.requests) == count and not file.exists()
 
 
-def test_what_is_not_the_file_does_not_get_its_name(server, file, monkeypatch):
+@pytest.mark.parametrize(("status", "count"), [(503, 4), (404, 1)])
+def test_what_refuses_says_so(server, file, status, count):
+  server.statuses = [status] * 9
+  with pytest.raises(UserError, match=f"d: .*{status}.*{file} yourself"):
+    released.resolve(NAME)
+  assert len(server.requests) == count and not file.exists()
+
+
+def test_what_is_not_the_file_does_not_get_its_name(server, file):
   good = server.content
   at = len(good) // 2
   for bad in b"<html>Please log in</html>", good[:at] + b"\1" + good[at + 1 :]:
@@ -153,44 +145,6 @@ def test_what_is_not_the_file_does_not_get_its_name(server, file, monkeypatch):
     with pytest.raises(UserError, match="perhaps a proxy .*no .npz file"):
       released.load(NAME)
     assert not file.exists()
-  monkeypatch.setattr(released, "_LARGEST_BYTES", 1000)
-  server.content = good
-  for server.chunked in (False, True):
-    with pytest.raises(UserError, match="it is too large"):
-      released.load(NAME)
-    assert not any(p.stat().st_size for p in file.parent.iterdir())
-
-
-def test_https_does_not_lead_to_http(server, file, monkeypatch):
-  base, get = os.environ["MIXER_RELEASED_URL"], requests.get
-
-  def redirected(url, **more):  # As a proxy's certificate would be needed.
-    answer = get(url.replace("https://secure/", base), **more)
-    first = requests.Response()
-    first.url, answer.history = url, [first]
-    return answer
-
-  monkeypatch.setattr(requests, "get", redirected)
-  monkeypatch.setenv("MIXER_RELEASED_URL", "https://secure")
-  with pytest.raises(UserError, match="leads to another address.* no https"):
-    released.load(NAME)
-  assert not file.exists()
-
-
-@pytest.mark.parametrize(
-  ("part", "ranges"), [(100, True), (100, False), (10**9, True), (99, True)]
-)
-def test_another_call_resumes(server, file, content, part, ranges):
-  file.parent.mkdir(parents=True)
-  partial = file.parent / f"{file.name}.part"
-  partial.write_bytes(content[:100] if part != 99 else b"x" * 99)
-  os.truncate(partial, part)
-  server.ranges, server.chunked = ranges, not ranges
-  if part == 99:  # A part of another file is discarded.
-    with pytest.raises(UserError, match="gave another file"):
-      released.resolve(NAME)
-  fetch_whole(file, content)
-  assert server.requests[0] == f"bytes={part}-"
 
 
 def test_offline(file, monkeypatch):
@@ -202,7 +156,7 @@ def test_offline(file, monkeypatch):
   assert time.monotonic() - start < 5
 
 
-def test_of_two_one_downloads_and_a_killed_one_is_resumed(
+def test_of_two_one_downloads_and_the_other_survives_its_end(
   server, file, content
 ):
   server.stall = threading.Event()
@@ -210,20 +164,18 @@ def test_of_two_one_downloads_and_a_killed_one_is_resumed(
   start = functools.partial(
     subprocess.Popen, [sys.executable, "-c", code], stdout=subprocess.PIPE
   )
-  first, part = start(), file.with_name(f"{file.name}.part")
-  end = time.monotonic() + 60
-  while not (part.exists() and part.stat().st_size > 10**7):
+  first, end = start(), time.monotonic() + 60
+  while not server.requests:
     assert time.monotonic() < end
     time.sleep(0.05)
   second = start()
-  time.sleep(1)
-  first.kill()
+  time.sleep(2)
+  assert len(server.requests) == 1
+  first.terminate()
   first.communicate()
   server.stall.set()
   assert second.communicate(timeout=60)[0].decode() == f"{file}\n"
-  assert server.requests[0] is None and server.requests[1].startswith("bytes=")
-  assert len(server.requests) == 2
-  fetch_whole(file, content)
+  assert len(server.requests) == 2 and file.read_bytes() == content
 
 
 def test_a_file_put_in_another_ones_place_is_refused(file, content):
