@@ -69,7 +69,7 @@ def _report(measure: Callable[[Any], Rows], args: Any) -> None:
     rows.append(row)
   machine = start()  # Threads before JAX starts cost it memory: `runtime`.
   # Where folders are on this machine is private.
-  paths = r"(?<=^--)(out|authors|scratch|data_dir)=.*"
+  paths = r"(?<=^--)(out|authors|scratch|data_dir|workdir)=.*"
   words = [re.sub(paths, r"\1=DIR", w) for w in sys.argv[1:]]
   record = {
     "date": datetime.date.today().isoformat(),

@@ -12,7 +12,7 @@ import pytest
 
 import benchmarks
 from benchmarks import __main__ as front
-from benchmarks import bias, peers, prepare, step, training
+from benchmarks import bias, peers, prepare, step, training, transfer
 from benchmarks import input as photographs
 from mixer import model as model_lib
 from tests import test_documents
@@ -28,7 +28,7 @@ def run(tmp_path, monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", "")  # One device, as a user has.
   # Updates that nobody waits for can wait for each other on virtual devices.
   mesh = step.sharding.make_mesh(step.jax.devices()[:1])
-  monkeypatch.setattr(step.sharding, "make_mesh", lambda: mesh)
+  monkeypatch.setattr(step.sharding, "make_mesh", lambda fsdp=1: mesh)
 
   def run(module, *flags):
     """The exit code, and what is written."""
@@ -47,13 +47,13 @@ def test_flags_of_all_are_understood(run, monkeypatch):
       module, *args = f"{words} {given}".split()
       with monkeypatch.context() as patched:
         patched.setattr(MODULES[module], "measure", lambda args: iter(()))
-        patched.setattr(benchmarks, "environment", lambda: MACHINE)
+        patched.setattr(benchmarks, "start", lambda: MACHINE)
         code, record = run(MODULES[module], *args)
       assert code == 0 and not record["rows"]
 
 
 def test_unknown_settings_are_refused(run, monkeypatch, capsys):
-  monkeypatch.setattr(benchmarks, "environment", lambda: MACHINE)
+  monkeypatch.setattr(benchmarks, "start", lambda: MACHINE)
   for flag, message in (
     ("--variants=B/17/1", "B/17/1"),
     ("--compare=model.remt=1", "no key 'model.remt'; did you mean"),
@@ -122,6 +122,42 @@ def test_the_net_beside_the_mixer_costs_no_more():
   shapes = step.jax.eval_shape(net.init, step.jax.random.key(0), images)
   flop = step.jax.jit(net.apply).lower(shapes, images).cost_analysis()["flops"]
   assert flop == pytest.approx(2 * bias.macs(net, 32), rel=0.2)
+
+
+@pytest.mark.slow
+def test_transfer_between_halves_of_the_classes(
+  run, tmp_path, monkeypatch, capsys
+):
+  recipe = transfer.recipe
+
+  def on_digits(args, seed, which):
+    c = recipe(args, seed, which)
+    c.update(image_size=16, batch_size=64)
+    c.data.update(eval_short_side=0, flip=False)
+    return c
+
+  monkeypatch.setattr(transfer, "DATA", "digits")
+  monkeypatch.setattr(transfer, "recipe", on_digits)
+  (data, names), (other, odd) = (
+    half("test", str(tmp_path)) for half in (transfer.even, transfer.odd)
+  )
+  assert (names, odd) == ([*"02468"], [*"13579"])
+  assert len(data) + len(other) == 397 and other[0]["label"] in range(5)
+  whole = transfer.split_lib.open_split("digits", "test", str(tmp_path))
+  for i, label in enumerate(x for x in whole.labels if x % 2):
+    assert other[i]["label"] == (label - 1) / 2
+  flags = ["--epochs=8", "--steps=60", "--rounds=1", f"--data_dir={tmp_path}"]
+  flags.append(f"--workdir={tmp_path / 'runs'}")
+  code, record = run(transfer, *flags)
+  assert code == 0 and len(record["rows"]) == 3
+  for row in record["rows"]:
+    assert min(min(v) for k, v in row.items() if "%" in k) > 30
+  picture = tmp_path / "runs" / "transfer.png"
+  assert picture.read_bytes()[:4] == b"\x89PNG"
+  capsys.readouterr()
+  assert run(transfer, *flags)[1]["rows"] == record["rows"]
+  again = capsys.readouterr().err
+  assert again.count("after step 60 of 60") == 6 and "step 60:" not in again
 
 
 @pytest.mark.slow

@@ -119,7 +119,7 @@ def parse(*words) -> Any:
   [
     ("mixer_jft.py:S/8", "'S/8' behind configs/mixer_jft.py: is none of S/32,"),
     ("mixer_i1k.py:sam", "is none of B/16, L/16, B/16,sam; as in"),
-    ("fashion_mnist.py:x", "is none of glyphs, gpu; as in"),
+    ("demo.py:x", "is none of glyphs, digits; as in"),
     ("experiments.py:patches,x", "'patches,x' behind configs/experiments.py:"),
     (
       "scratch.py:size=0",

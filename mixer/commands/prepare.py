@@ -28,7 +28,6 @@ _RECIPES = {
   "cifar10": "cifar10.py",
   "cifar100": "cifar10.py",
   "digits": "smoke.py",
-  "fashion_mnist": "fashion_mnist.py",
   "glyphs": "demo.py",
   "imagenet2012": "mixer_i1k.py",
   "imagenet21k": "mixer_b16_i21k.py",
