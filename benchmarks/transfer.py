@@ -30,7 +30,7 @@ FLAGS = {"epochs": 15, "steps": 300, "rounds": 3, "data_dir": ""}
 FLAGS |= {"workdir": "runs/transfer"}
 DATA, LABELS = "cifar10", (5, 25, 100)
 # Learning rates of blocks and of all else, chosen as docs/experiments.md says.
-RATES = {"fine-tuned": (5e-3, 1e-3), "from scratch": (2e-2, 5e-3)}
+RATES = {"fine-tuned": (3e-3, 1e-3), "from scratch": (1e-2, 5e-3)}
 _WAYS, _PROBE = (*RATES,), "linear probe"
 
 
