@@ -25,10 +25,13 @@ def test_two_processes_stop_together(start, tmp_path, finish):
   ):
     hit = (moment, nth, "SIGTERM", process)
     run = start(workdir, hit=hit, processes=2)
-    assert run.wait() == [stop.PREEMPTED] * 2, (hit, run.out, run.err)
+    codes = run.wait()
+    # The last one may come when all is done before both know of it.
+    late = moment == "saving" and codes == [stop.DONE] * 2
+    assert late or codes == [stop.PREEMPTED] * 2, (hit, run.out, run.err)
     assert f"at {moment}" in run.out[process]
     for text in run.err:
-      assert "SIGTERM on " in text and "Traceback" not in text
+      assert (late or "SIGTERM on " in text) and "Traceback" not in text
     steps = [r["step"] for r in metrics.read(workdir)]
     assert conftest.newest(workdir) == max(steps, default=0)
   finish(workdir, 2)
@@ -41,7 +44,7 @@ def test_one_of_two_is_lost(start, tmp_path, finish, number):
   workdir = tmp_path / "run"
   for process in (0, 1):
     run = start(workdir, processes=2)
-    run.wait_for_update(workdir, conftest.newest(workdir) + 3)
+    run.wait_for_line("step ")  # Of its own: the metrics have older ones.
     lost, left = run.processes[process], run.processes[1 - process]
     lost.send_signal(number)
     # Killed by the test's own patience, it would show as -9.
