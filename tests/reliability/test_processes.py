@@ -102,13 +102,13 @@ def test_what_fails_on_one_is_told_by_all(start, tmp_path):
 def test_any_number_of_processes_make_the_run_of_one(
   start, tmp_path, undisturbed_run
 ):
+  one = undisturbed_run(1)  # First: who prepares the data says so.
   run = start(tmp_path / "four", processes=4)
   assert run.wait() == [stop.DONE] * 4, run.err
   # Only the first one speaks, but for a library.
   for out in run.out[1:]:
     assert all(line.startswith("[Gloo]") for line in out.splitlines())
-  one = conftest.losses(undisturbed_run(1))
-  last = test_train.exact(undisturbed_run(1))[-1]
+  last, one = test_train.exact(one)[-1], conftest.losses(one)
   for workdir in (undisturbed_run(2), tmp_path / "four"):
     found = conftest.losses(workdir)
     assert found.keys() == one.keys()
