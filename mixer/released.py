@@ -37,6 +37,7 @@ _URL = "https://storage.googleapis.com/mixer_models"
 _TIMEOUT = 15.0  # Seconds to connect, and for each read.
 _BUSY = (429, 500, 502, 503, 504)  # The statuses with which to try again.
 _DELAY = 1.0  # Seconds, before a further attempt twice as long.
+_LARGEST = 8 << 30  # Bytes of a file; those released have 2e9 at most.
 
 
 def load(path: files.Path) -> dict[str, Any]:
@@ -156,29 +157,37 @@ def _download(url: str, file: pathlib.Path) -> None:
         _receive(url, out, file.name)
         weights.read(part)
       except requests.RequestException as e:
+        out.truncate(0)
         raise UserError(
           f"{url} can't be downloaded: {first_line(e)}. Give the same command "
           f"again, or fetch that address elsewhere and put the file at {file} "
           "yourself."
         ) from e
       except UserError as e:
+        out.truncate(0)
         message = f"{url} gave another file; perhaps a proxy answered: {e}"
         raise UserError(message) from e
       part.rename(file)
+    files.sync_folder(file.parent)
 
 
 def _receive(url: str, out: BinaryIO, name: str) -> None:
   # A machine without a connection should hear so at once.
   retries = urllib3.Retry(3, 1, status_forcelist=_BUSY, backoff_factor=_DELAY)
   with requests.Session() as session, progress.Progress() as bar:
-    session.mount(url, adapters.HTTPAdapter(max_retries=retries))
+    session.adapters.clear()  # So that https doesn't lead to http.
+    for scheme in {"https", url.partition(":")[0]}:
+      session.mount(f"{scheme}://", adapters.HTTPAdapter(max_retries=retries))
     with session.get(url, stream=True, timeout=_TIMEOUT) as answer:
       answer.raise_for_status()
       total, have = int(answer.headers.get("Content-Length", 0)), 0
       for block in answer.iter_content(1 << 16):
         have += out.write(block)
+        if max(have, total) > _LARGEST:
+          raise UserError("it is too large.")
         bar.show(name, have, total)
   out.flush()
+  os.fsync(out.fileno())
 
 
 def _say(message: str) -> None:

@@ -3,6 +3,7 @@
 import functools
 import http.server
 import io
+import os
 import subprocess
 import sys
 import threading
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import requests
+from requests import adapters
 
 from mixer import released, trained, weights
 from mixer.errors import UserError
@@ -45,6 +48,7 @@ class Server(http.server.ThreadingHTTPServer):
   def __init__(self, content):
     super().__init__(("127.0.0.1", 0), Handler)
     self.content = content
+    self.chunked = False  # Without a length.
     self.statuses: list[int] = []  # With which to answer first instead.
     self.cuts: list[int] = []  # Bytes after which to hang up, an answer each.
     self.requests: list[str] = []
@@ -64,7 +68,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     status = s.statuses.pop(0) if s.statuses else 200
     body = s.content if status < 300 else b""
     self.send_response(status)
-    self.send_header("Content-Length", str(len(body)))
+    if not s.chunked:
+      self.send_header("Content-Length", str(len(body)))
     self.send_header("Connection", "close")
     self.end_headers()
     body = body[: s.cuts.pop(0)] if s.cuts else body
@@ -137,7 +142,7 @@ def test_what_refuses_says_so(server, file, status, count):
   assert len(server.requests) == count and not file.exists()
 
 
-def test_what_is_not_the_file_does_not_get_its_name(server, file):
+def test_what_is_not_the_file_does_not_get_its_name(server, file, monkeypatch):
   good = server.content
   at = len(good) // 2
   for bad in b"<html>Please log in</html>", good[:at] + b"\1" + good[at + 1 :]:
@@ -145,6 +150,30 @@ def test_what_is_not_the_file_does_not_get_its_name(server, file):
     with pytest.raises(UserError, match="perhaps a proxy .*no .npz file"):
       released.load(NAME)
     assert not file.exists()
+  monkeypatch.setattr(released, "_LARGEST", 1000)
+  server.content = good
+  for server.chunked in (False, True):
+    with pytest.raises(UserError, match="it is too large"):
+      released.load(NAME)
+    assert not any(p.stat().st_size for p in file.parent.iterdir())
+
+
+def test_https_does_not_lead_to_http(server, file, monkeypatch):
+  base, send = os.environ["MIXER_RELEASED_URL"], adapters.HTTPAdapter.send
+
+  def redirected(self, request, **more):  # A certificate would be needed.
+    if not request.url.startswith("https:"):
+      return send(self, request, **more)
+    answer = requests.Response()
+    answer.status_code, answer.raw, answer.request = 302, io.BytesIO(), request
+    answer.url, answer.headers["Location"] = request.url, f"{base}{NAME}.npz"
+    return answer
+
+  monkeypatch.setattr(adapters.HTTPAdapter, "send", redirected)
+  monkeypatch.setenv("MIXER_RELEASED_URL", "https://secure")
+  with pytest.raises(UserError, match="can't be downloaded: No connection ada"):
+    released.load(NAME)
+  assert not server.requests and not file.exists()
 
 
 def test_offline(file, monkeypatch):
@@ -164,18 +193,20 @@ def test_of_two_one_downloads_and_the_other_survives_its_end(
   start = functools.partial(
     subprocess.Popen, [sys.executable, "-c", code], stdout=subprocess.PIPE
   )
-  first, end = start(), time.monotonic() + 60
-  while not server.requests:
+  first, part = start(), file.with_name(f"{file.name}.part")
+  end = time.monotonic() + 60
+  while not (part.exists() and part.stat().st_size > 10**7):
     assert time.monotonic() < end
     time.sleep(0.05)
   second = start()
   time.sleep(2)
   assert len(server.requests) == 1
-  first.terminate()
+  first.kill()
   first.communicate()
   server.stall.set()
   assert second.communicate(timeout=60)[0].decode() == f"{file}\n"
-  assert len(server.requests) == 2 and file.read_bytes() == content
+  assert len(server.requests) == 2
+  fetch_whole(file, content)
 
 
 def test_a_file_put_in_another_ones_place_is_refused(file, content):
