@@ -1,5 +1,6 @@
 """train.py on several processes of this machine, as on several hosts."""
 
+import functools
 import pathlib
 import time
 
@@ -80,16 +81,14 @@ def start(data_dir):
 
 @pytest.fixture(scope="session")
 def undisturbed_run(start, tmp_path_factory):
-  """`undisturbed_run(processes)` -> the workdir of a run that nothing hit."""
-  found: dict[int, pathlib.Path] = {}
+  """`undisturbed_run(processes, *flags)` -> workdir of one that nothing hit."""
 
-  def make(processes: int = 1) -> pathlib.Path:
-    if processes not in found:
-      workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-      run = start(workdir, processes=processes)
-      assert run.wait() == [stop.DONE] * processes, run.err
-      found[processes] = workdir
-    return found[processes]
+  @functools.cache
+  def make(processes: int, *flags: str) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    run = start(workdir, *flags, processes=processes)
+    assert run.wait() == [stop.DONE] * processes, run.err
+    return workdir
 
   return make
 
@@ -98,14 +97,17 @@ def undisturbed_run(start, tmp_path_factory):
 def finish(start, undisturbed_run):
   """The same command line again, to the end and to the same bits."""
 
-  def finish(workdir, processes=1):
-    run = start(workdir, processes=processes)
+  def finish(workdir, processes=1, *flags):
+    run = start(workdir, *flags, processes=processes)
     assert run.wait() == [stop.DONE] * processes, run.err
-    test_train.assert_same_run(workdir, undisturbed_run(processes))
-    assert test_train.page(workdir)["runs"][0]["predictions"]["step"] == 24
+    whole = undisturbed_run(processes, *flags)
+    test_train.assert_same_run(workdir, whole)
+    last = 96 if flags else 24
+    assert newest(whole) == last
+    assert test_train.page(workdir)["runs"][0]["predictions"]["step"] == last
     # Nothing is left over; the one that was gone on from may stay.
     left = {p.name for p in (workdir / "checkpoints").iterdir()}
-    assert "24" in left and all(name.isdigit() for name in left)
+    assert str(last) in left and all(name.isdigit() for name in left)
     assert 2 <= len(left) <= 3
     return run
 

@@ -126,7 +126,7 @@ def test_a_second_run_is_refused_until_the_first_hangs_and_ends(
 def test_a_clock_that_jumps_changes_nothing(start, tmp_path, undisturbed_run):
   run = start(tmp_path / "run", hit=("start", 1, "CLOCK"))
   assert run.wait() == [stop.DONE], run.err
-  test_train.assert_same_run(tmp_path / "run", undisturbed_run())
+  test_train.assert_same_run(tmp_path / "run", undisturbed_run(1))
   seconds = [
     sum(v for k, v in r.items() if k.startswith("goodput/"))
     for r in metrics.read(tmp_path / "run")
