@@ -87,6 +87,16 @@ def _report(measure: Callable[[Any], Rows], args: Any) -> None:
   print(f"written to {path}", flush=True)
 
 
+def save(path: pathlib.Path, figure: Any) -> None:
+  """Writes a picture, with its folder, and says so."""
+  from mixer import files
+
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with files.atomic_write(path) as f:
+    figure.savefig(f, dpi=150, format="png")
+  print(f"drawn: {path}", flush=True)
+
+
 def _cell(value: Any) -> str:
   if isinstance(value, list):
     middle, low, high = statistics.median(value), min(value), max(value)

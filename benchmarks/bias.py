@@ -25,7 +25,7 @@ import benchmarks
 import input_pipeline
 from configs import cifar10
 from mixer import config as config_lib
-from mixer import evaluate, files, sharding, train_step
+from mixer import evaluate, sharding, train_step
 from mixer import model as model_lib
 
 FLAGS = {
@@ -159,10 +159,7 @@ def _draw(path: pathlib.Path, curves: Any) -> None:
     axis.set(title=name, xlabel="epoch", xticks=epochs)
   axes["Mixer"].set_ylabel("accuracy on CIFAR-10's test split, %")
   axes["Mixer"].legend(frameon=False)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with files.atomic_write(path) as f:
-    figure.savefig(f, dpi=150, format="png")
-  print(f"drawn: {path}", flush=True)
+  benchmarks.save(path, figure)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ Both run `python train.py` on the shipped digits, resized to 224 px, or as a
 seconds of a step from the records of the second `--steps` steps, which are the
 second epoch of a recipe's data: small sets are in memory then. It times a bare
 jitted step on one batch before and after: what train.py adds is its own Python,
-and on a CPU the loader, which takes the model's cores.
-`startup` stops the clock when the first update's loss is printed: with an empty
-compilation cache, and then with the cache that this has filled.
+and on a CPU the loader, which takes the model's cores. `startup` stops the
+clock when the first update's loss is printed: with an empty compilation cache,
+and then with the cache that this has filled.
 """
 
 import functools
@@ -33,7 +33,6 @@ from mixer import flags, metrics
 from mixer.errors import UserError
 
 SECONDS = 3.0  # Of the bare step in a turn.
-SPEED = "train/seconds_per_step"
 PAPER = "configs/mixer_i1k.py"
 FLAGS = {"what": ("loop", "startup"), "recipe": PAPER, "data_dir": ""}
 FLAGS |= {"variant": "S/32", "batch": 32, "dtype": "float32", "steps": 15}
@@ -96,8 +95,7 @@ def loop(args: Any, folder: pathlib.Path) -> benchmarks.Rows:
   def whole() -> float:
     train(args, folder, steps)
     records = metrics.read(folder / "run")
-    (last,) = (r for r in records if r["step"] == steps and SPEED in r)
-    return last[SPEED]
+    return metrics.scores(records, "train/seconds_per_step")[steps]
 
   # Around, so that a drift of the machine cancels.
   turns = {"before": bare, "whole": whole, "after": bare}

@@ -23,7 +23,6 @@ import numpy as np
 import benchmarks
 from configs import cifar10
 from mixer import config as config_lib
-from mixer import files
 from mixer.datasets import split as split_lib
 
 FLAGS = {"epochs": 15, "steps": 300, "rounds": 3, "data_dir": ""}
@@ -31,7 +30,6 @@ FLAGS |= {"workdir": "runs/transfer"}
 DATA, LABELS = "cifar10", (5, 25, 100)
 # Learning rates of blocks and of all else, chosen as docs/experiments.md says.
 RATES = {"fine-tuned": (3e-3, 1e-3), "from scratch": (1e-2, 5e-3)}
-_WAYS, _PROBE = (*RATES,), "linear probe"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,16 +48,14 @@ class Half:
 
 
 @functools.cache
-def even(split: str, data_dir: str, odd: int = 0) -> tuple[Half, list[str]]:
-  """The data set `benchmarks.transfer:even`, to pre-train on."""
+def _half(first: int, split: str, data_dir: str) -> tuple[Half, list[str]]:
   whole = split_lib.open_split(DATA, split, data_dir)
-  places = np.flatnonzero(whole.labels % 2 == odd)
-  return Half(whole, places), [*whole.class_names[odd::2]]
+  places = np.flatnonzero(whole.labels % 2 == first)
+  return Half(whole, places), [*whole.class_names[first::2]]
 
 
-def odd(split: str, data_dir: str) -> tuple[Half, list[str]]:
-  """The data set `benchmarks.transfer:odd`, to transfer to."""
-  return even(split, data_dir, 1)
+# The data sets `benchmarks.transfer:even`, to pre-train on, and `:odd`.
+even, odd = functools.partial(_half, 0), functools.partial(_half, 1)
 
 
 def recipe(args: Any, seed: int, which: str) -> config_lib.Config:
@@ -82,16 +78,15 @@ def pretrain(args: Any, seed: int) -> tuple[pathlib.Path, dict[str, float]]:
   return place, _train(c, place)
 
 
-def tune(args: Any, seed: int, labels: int, init_from: str) -> float:
+def tune(args: Any, seed: int, labels: int, way: str, start: str = "") -> float:
   """Accuracy on the odd classes after a training with few labels."""
-  c, way = recipe(args, seed, "odd"), _WAYS[not init_from]
+  c = recipe(args, seed, "odd")
   c.data.examples_per_class = labels
-  c.batch_size, c.total, c.init_from = 32, f"{args.steps} steps", init_from
+  c.batch_size, c.total, c.init_from = 32, f"{args.steps} steps", start
   c.optimizer.learning_rate, adam = RATES[way]
   c.optimizer.args = {"adam_learning_rate": adam}
   name = f"{way.replace(' ', '_')}_{labels}_{seed}"
-  found = _train(c, pathlib.Path(args.workdir) / name)
-  return found["eval/accuracy"]
+  return _train(c, pathlib.Path(args.workdir) / name)["eval/accuracy"]
 
 
 def _train(config: config_lib.Config, place: pathlib.Path) -> dict[str, float]:
@@ -107,13 +102,12 @@ def measure(args: Any) -> benchmarks.Rows:
   benchmarks.start()
   seeds = range(args.rounds)
   places, before = zip(*(pretrain(args, s) for s in seeds), strict=True)
-  found: dict[str, list[list[float]]] = {way: [] for way in (*_WAYS, _PROBE)}
+  found: dict[str, Any] = {way: [] for way in (*RATES, "linear probe")}
   for n in LABELS:
     probe = [values[f"fewshot/{n}shot"] for values in before]
-    tuned = [tune(args, s, n, str(places[s])) for s in seeds]
-    scratch = [tune(args, s, n, "") for s in seeds]
-    row = dict(zip(found, (tuned, scratch, probe), strict=True))
-    for way, values in row.items():
+    tuned = [tune(args, s, n, "fine-tuned", str(places[s])) for s in seeds]
+    scratch = [tune(args, s, n, "from scratch") for s in seeds]
+    for way, values in zip(found, (tuned, scratch, probe), strict=True):
       found[way].append([100 * x for x in values])
     yield {"labels a class": n} | {
       f"{way}, %": runs[-1] for way, runs in found.items()
@@ -128,8 +122,7 @@ def _draw(path: pathlib.Path, found: dict[str, list[list[float]]]) -> None:
   figure = Figure(figsize=(5, 3.4), layout="constrained")
   axis = figure.subplots()
   for (way, runs), style in zip(found.items(), "os^", strict=True):
-    percent = np.array(runs)
-    mean = percent.mean(1)
+    percent, mean = np.array(runs), np.mean(runs, axis=1)
     bars = mean - percent.min(1), percent.max(1) - mean
     axis.errorbar(LABELS, mean, bars, fmt=f"{style}-", capsize=3, label=way)
   axis.set(xscale="log", xlabel="labels a class")
@@ -137,9 +130,7 @@ def _draw(path: pathlib.Path, found: dict[str, list[list[float]]]) -> None:
   axis.set_xticks(LABELS, [*map(str, LABELS)], minor=False)
   axis.minorticks_off()
   axis.legend(frameon=False)
-  with files.atomic_write(path) as f:
-    figure.savefig(f, dpi=150, format="png")
-  print(f"drawn: {path}", flush=True)
+  benchmarks.save(path, figure)
 
 
 if __name__ == "__main__":
